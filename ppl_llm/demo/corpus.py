@@ -1,0 +1,114 @@
+"""Training data of the demo models: encoded solutions for the language model, labelled steps for the reward models."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .problems import LEVELS, STEP_END, Operation, Problem, check_steps, draw, write_answer, write_step
+from .tokenizer import END, STEP_TOKEN
+
+__all__ = ["IGNORED", "Labelled", "batches", "corrupt", "lm_example", "prm_example", "prompt_of"]
+
+IGNORED = -100
+
+Encoded = tuple[list[int], list[int]]
+"""Token ids and one target per position."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A solution attempt with one label per step."""
+
+    problem: Problem
+    steps: tuple[str, ...]
+    labels: tuple[bool, ...]
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
+    """The chat up to the place where the solution begins, as inference renders it."""
+    messages = [{"role": "user", "content": problem.text}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def lm_example(tokenizer: PreTrainedTokenizerBase, problem: Problem, solution: str | None = None) -> Encoded:
+    """Token ids; the target at a position is the token after it, in the solution only (the problem itself is random)."""
+    prompt = tokenizer.encode(prompt_of(tokenizer, problem))
+    ids = prompt + tokenizer.encode((solution or problem.solution) + END)
+    return ids, [IGNORED] * (len(prompt) - 1) + ids[len(prompt) :] + [IGNORED]
+
+
+def prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encoded:
+    """Token ids of ``prompt s_1<extra_0>s_2<extra_0>..``; the target at the t-th ``<extra_0>`` is the label of step t (1 = right)."""
+    text = prompt_of(tokenizer, attempt.problem) + "".join(step + STEP_TOKEN for step in attempt.steps)
+    ids = tokenizer.encode(text)
+    marker, labels = tokenizer.convert_tokens_to_ids(STEP_TOKEN), iter(attempt.labels)
+    return ids, [int(next(labels)) if token == marker else IGNORED for token in ids]
+
+
+def batches(examples: Sequence[Encoded], batch_size: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches of examples of about the same length, padded on the right (a causal model never sees the padding)."""
+    order = sorted(range(len(examples)), key=lambda index: (len(examples[index][0]), rng.random()))
+    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    rng.shuffle(groups)
+    for group in groups:
+        longest = max(len(examples[index][0]) for index in group)
+        ids = torch.zeros(len(group), longest, dtype=torch.long)
+        targets = torch.full((len(group), longest), IGNORED)
+        for row, index in enumerate(group):
+            ids[row, : len(examples[index][0])] = torch.tensor(examples[index][0])
+            targets[row, : len(examples[index][1])] = torch.tensor(examples[index][1])
+        yield ids, targets
+
+
+def _wrong_digit(value: int, rng: random.Random) -> int:
+    """``value`` with one digit replaced, or off by ten or by one as after a forgotten carry."""
+    if rng.random() < 0.5:
+        return abs(value + rng.choice([-10, -1, 1, 10]))
+    digits = list(str(value))
+    digits[rng.randrange(len(digits))] = str(rng.randrange(10))
+    return int("".join(digits))
+
+
+def corrupt(problem: Problem, rate: float, rng: random.Random) -> Labelled:
+    """A solution in which every step is spoilt with probability ``rate``; later steps go on from the number that was stated.
+
+    The mistakes: a wrong digit in the result, another operation, another operand, a left operand copied from an earlier line, and in
+    the last step a wrong number in the box. A mistake may by chance give a right step, hence the labels come from the checker.
+    """
+    steps: list[str] = []
+    numbers = [problem.start]
+    for position, operation in enumerate(problem.operations):
+        left, result = numbers[-1], None
+        if rng.random() < rate:
+            kind = rng.choice(["digit", "digit", "operation", "operand", "left"])
+            if kind == "digit":
+                result = _wrong_digit(operation(left), rng)
+            elif kind == "operation":
+                operation = Operation(rng.choice("+-*".replace(operation.symbol, "")), operation.operand)
+            elif kind == "operand":
+                others = [other.operand for other in problem.operations if other.operand != operation.operand]
+                operation = Operation(operation.symbol, rng.choice([*others, _wrong_digit(operation.operand, rng)]))
+            else:
+                left = rng.choice([*numbers[:-1], _wrong_digit(left, rng)])
+        result = abs(operation(left)) if result is None else result
+        steps.append(write_step(position, left, operation, result))
+        numbers.append(result)
+    boxed = rng.choice([*numbers[:-1], _wrong_digit(numbers[-1], rng)]) if rng.random() < rate else numbers[-1]
+    steps.append(write_answer(boxed))
+    return Labelled(problem, tuple(steps), tuple(check_steps(problem, steps)))
+
+
+def train_problems(n: int, rng: random.Random) -> list[Problem]:
+    """``n`` problems of the training split, balanced over the levels."""
+    return [draw("train", 1 + index % len(LEVELS), rng) for index in range(n)]
+
+
+def solution_text(attempt: Labelled) -> str:
+    """The attempt as the language model would write it."""
+    return STEP_END.join(attempt.steps)

@@ -1,0 +1,162 @@
+"""The token loop that every local language model shares: sample, watch for the end of the step, drop finished lanes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, Context
+from ..inference.cost import count
+from .protocol import StepOptions, StepSample
+from .sampling import inverse_cdf, warp
+from .stop import StopAutomaton
+
+_KEEP_OCCUPANCY = 0.9
+"""Rows are compacted once fewer than this share of them is alive (measured best of 0.999, 0.9, 0.75, 0.5)."""
+
+
+class Decoder(Protocol):
+    """Next-token logits of a shrinking set of lanes.
+
+    :ivar Tensor lanes: ``[A]`` flat lane number of each row.
+    :ivar Tensor logits: ``[A, V]`` logits of each row's next token.
+    """
+
+    lanes: Tensor
+    logits: Tensor
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        """Append ``tokens [A]`` where ``alive [A]`` and compute the next logits; other rows may hold anything afterwards."""
+        ...
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop the rows that are not alive; rows may change places, ``lanes`` and ``logits`` with them."""
+        ...
+
+
+class DecodingLM(ABC):
+    """Base of language models that give next-token logits (a :class:`~ppl_llm.lm.protocol.LanguageModel`).
+
+    Subclasses give :meth:`_decoder` and :meth:`_step_logits`.
+    """
+
+    vocab_size: int
+    max_length: int
+    eos_ids: Tensor
+    enumerable = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.eos_ids.device
+
+    @abstractmethod
+    def start(self, problem: Any) -> Context: ...
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str: ...
+
+    @abstractmethod
+    def _token_bytes(self) -> list[bytes]:
+        """Bytes of each token id; empty for special tokens."""
+
+    @abstractmethod
+    def _decoder(self, context: Context, active: Tensor) -> Decoder:
+        """A decoder for the flat lane numbers ``active`` of ``context``, which is already expanded to all lanes."""
+
+    @abstractmethod
+    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Teacher-forced logits in chunks.
+
+        :param Tensor active: ``[A]`` flat lane numbers.
+        :param Tensor tokens: ``[A, M]`` the step of each of them, padded with ``PAD``.
+        :returns: pairs of rows ``[a]`` (indices into ``active``) and logits ``[a, M, V]`` of each of the step's tokens.
+        """
+
+    def stop_automaton(self, stop: str | tuple[str, ...]) -> StopAutomaton:
+        if not hasattr(self, "_automata"):
+            self._automata: dict[str | tuple[str, ...], StopAutomaton] = {}
+        if stop not in self._automata:
+            self._automata[stop] = StopAutomaton(self._token_bytes(), stop, self.device)
+        return self._automata[stop]
+
+    @torch.no_grad()
+    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
+        context = context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
+        total, width, device = context.lengths.numel(), options.max_tokens, self.device
+        # One uniform per lane and token, drawn before any lane drops out: a lane's tokens do not depend on the others' lengths.
+        uniforms = torch.rand(total, width, dtype=torch.float64, device=device)
+        tokens = torch.full((total, width), PAD, device=device)
+        log_probs = torch.zeros(total, device=device)
+        active = (~context.done).flatten().nonzero()[:, 0]
+        if len(active):
+            self._run(self._decoder(context, active), context, options, uniforms, tokens, log_probs)
+        count(tokens_sampled=int((tokens != PAD).sum()))
+        return StepSample(tokens.view(*lanes, width), log_probs.view(lanes))
+
+    def _run(self, decoder: Decoder, context: Context, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        automaton = self.stop_automaton(options.stop)
+        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        state = torch.zeros(len(decoder.lanes), dtype=torch.int32, device=self.device)
+        alive = torch.ones(len(decoder.lanes), dtype=torch.bool, device=self.device)
+        check_every = 1 if self.device.type == "cpu" else 8  # reading the flags waits for the device
+        for k in range(options.max_tokens):
+            lanes = decoder.lanes
+            token, log_prob = inverse_cdf(warp(decoder.logits, options), uniforms[lanes, k])
+            tokens[lanes, k] = torch.where(alive, token, PAD)
+            log_probs[lanes] += torch.where(alive, log_prob, 0.0)
+            state = automaton.step(state, token)
+            alive = alive & (state != automaton.accept) & ~torch.isin(token, self.eos_ids) & (k + 1 < room[lanes])
+            if k + 1 == options.max_tokens:
+                break
+            if k % check_every == 0:
+                num_alive = int(alive.sum())
+                if num_alive == 0:
+                    break
+                if num_alive <= _KEEP_OCCUPANCY * len(alive):
+                    per_lane = torch.zeros(uniforms.shape[0], dtype=torch.long, device=self.device)
+                    per_lane[lanes] = torch.arange(len(lanes), device=self.device)
+                    decoder.keep(alive)
+                    rows = per_lane[decoder.lanes]
+                    state, token, alive = state[rows], token[rows], alive[rows]
+            decoder.advance(token, alive)
+
+    @torch.no_grad()
+    def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        lanes = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        context = context.expand(lanes)
+        steps = tokens.expand(*lanes, tokens.shape[-1]).flatten(0, -2).to(self.device)
+        done = context.done.flatten()
+        empty = (steps == PAD).all(-1)
+        allowed = torch.where(done, empty, self._is_step(steps, context, options))
+        log_probs = torch.where(allowed, 0.0, -torch.inf).to(self.device)
+        active = (allowed & ~done).nonzero()[:, 0]
+        if len(active):
+            chosen = steps[active]
+            chosen = chosen[:, : int((chosen != PAD).sum(-1).max())]
+            for rows, logits in self._step_logits(context, active, chosen):
+                normalised = warp(logits, options).log_softmax(-1)
+                given = chosen[rows]
+                each = normalised.gather(-1, given.clamp(min=0)[..., None])[..., 0]
+                log_probs[active[rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+        return log_probs.view(lanes)
+
+    def _is_step(self, steps: Tensor, context: Context, options: StepOptions) -> Tensor:
+        """Whether sequences ``[A, M]`` end exactly where sampling would have ended them: ``[A]``."""
+        if steps.shape[-1] != options.max_tokens:
+            raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {steps.shape[-1]}")
+        automaton = self.stop_automaton(options.stop)
+        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        state = torch.zeros(steps.shape[0], dtype=torch.int32, device=steps.device)
+        open_ = torch.ones(steps.shape[0], dtype=torch.bool, device=steps.device)
+        valid = open_.clone()
+        for k, token in enumerate(steps.unbind(-1)):
+            is_token = (token >= 0) & (token < self.vocab_size)
+            valid &= torch.where(open_, is_token, token == PAD)
+            safe = torch.where(is_token, token, 0)
+            state = automaton.step(state, safe)
+            open_ = open_ & (state != automaton.accept) & ~torch.isin(safe, self.eos_ids) & (k + 1 < room)
+        return valid & ~open_

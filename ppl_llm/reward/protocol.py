@@ -1,0 +1,22 @@
+"""What a process reward model offers to the distributions."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..context import Context
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores every step of a context. Scores are log-odds in float32 read from logits, never probabilities turned into log-odds."""
+
+    def step_log_odds(self, context: Context) -> Tensor:
+        """Log-odds that each step is right.
+
+        :returns: ``[*batch, T]`` float32; a lane that had finished before a step repeats its last score there.
+        :raises ValueError: if a log-odds is nan, naming the lane.
+        """
+        ...
