@@ -1,7 +1,62 @@
-"""Answers: extraction from text, and votes over weighted candidates."""
+"""Answers: extraction from text, and votes over candidates."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
+from .inference.discrete_marginal import DiscreteMarginal
+
+Answer = Hashable | None
+
+_BOX = "\\boxed"
+
 
 def extract_answer(text: str) -> str | None:
+    r"""The content of the last complete ``\boxed{...}`` (braces nest; ``\boxed 7`` without braces is read up to a space or ``$``).
+
+    White space at both ends, a final full stop and enclosing ``$`` signs are dropped.
+
+    :returns: ``None`` where there is no box.
+    """
+    start = len(text)
+    while (start := text.rfind(_BOX, 0, start)) >= 0:
+        content = _content(text[start + len(_BOX) :])
+        if content is not None:
+            return content.strip().strip("$").removesuffix(".").strip()
     return None
+
+
+def _content(rest: str) -> str | None:
+    stripped = rest.lstrip()
+    if not stripped.startswith("{"):
+        word = stripped.split("$")[0].split()
+        return word[0] if word and rest != stripped else None
+    depth = 0
+    escaped = False
+    for i, character in enumerate(stripped):
+        if not escaped:
+            depth += (character == "{") - (character == "}")
+            if depth == 0:
+                return stripped[1:i]
+        escaped = character == "\\" and not escaped
+    return None
+
+
+def weighted_majority(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
+    """The answer with the largest total weight; lanes without an answer have no vote. Ties go to the first.
+
+    :returns: ``None`` if no lane of positive weight has an answer.
+    """
+    votes = [(answer, weight) for answer, weight in zip(answers, weights, strict=True) if answer is not None and weight > 0]
+    return DiscreteMarginal(votes).mode if votes else None
+
+
+def majority(answers: Sequence[Answer]) -> Answer:
+    """The most frequent answer (self-consistency)."""
+    return weighted_majority(answers, [1.0] * len(answers))
+
+
+def argmax(answers: Sequence[Answer], scores: Sequence[float]) -> Answer:
+    """The answer of the lane with the highest score (best-of-N); lanes without an answer are passed over."""
+    given = [(score, -i, answer) for i, (answer, score) in enumerate(zip(answers, scores, strict=True)) if answer is not None]
+    return max(given, key=lambda item: item[:2])[2] if given else None

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .problems import LEVELS, STEP_END, Operation, Problem, check_steps, draw, write_answer, write_step
 from .tokenizer import END, STEP_TOKEN
 
-__all__ = ["IGNORED", "Labelled", "batches", "corrupt", "lm_example", "prm_example", "prompt_of"]
+__all__ = ["IGNORED", "Labelled", "batches", "batches_in_order", "corrupt", "lm_example", "prm_example", "prompt_of"]
 
 IGNORED = -100
 
@@ -51,19 +51,27 @@ def prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encode
     return ids, [int(next(labels)) if token == marker else IGNORED for token in ids]
 
 
-def batches(examples: Sequence[Encoded], batch_size: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches of examples of about the same length, padded on the right (a causal model never sees the padding)."""
-    order = sorted(range(len(examples)), key=lambda index: (len(examples[index][0]), rng.random()))
-    groups = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    rng.shuffle(groups)
-    for group in groups:
-        longest = max(len(examples[index][0]) for index in group)
+def batches_in_order(examples: Sequence[Encoded], batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Indices, token ids and targets of examples of about the same length, padded on the right (a causal model never sees the padding)."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index][0]))
+    for first in range(0, len(order), batch_size):
+        group = order[first : first + batch_size]
+        longest = len(examples[group[-1]][0])
         ids = torch.zeros(len(group), longest, dtype=torch.long)
         targets = torch.full((len(group), longest), IGNORED)
         for row, index in enumerate(group):
             ids[row, : len(examples[index][0])] = torch.tensor(examples[index][0])
             targets[row, : len(examples[index][1])] = torch.tensor(examples[index][1])
-        yield ids, targets
+        yield group, ids, targets
+
+
+def batches(examples: Sequence[Encoded], batch_size: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, shuffled."""
+    shuffled = list(examples)
+    rng.shuffle(shuffled)  # the sort by length keeps this order among equals
+    groups = [(ids, targets) for _, ids, targets in batches_in_order(shuffled, batch_size)]
+    rng.shuffle(groups)
+    yield from groups
 
 
 def _wrong_digit(value: int, rng: random.Random) -> int:

@@ -1,1 +1,1 @@
-
+"""Reward models."""

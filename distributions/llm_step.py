@@ -1,0 +1,83 @@
+"""One reasoning step as a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from ..context import DEFAULT_STOP, PAD, Context
+from ..lm.protocol import StepOptions
+
+
+class LLMStep(TorchDistribution):
+    """The next step of a context: tokens from a language model up to a delimiter, the end of the text or ``max_tokens``.
+
+    A value is a long tensor ``[*batch_shape, max_tokens]`` padded with -1. A lane that is done emits only padding, with log-probability
+    exactly 0. :meth:`log_prob` is that of the warped distribution that :meth:`sample` draws from, the end of the step included. The
+    constructor does no work and :meth:`expand` is O(1).
+
+    :param Context context: where the step starts; ``batch_shape`` is its own until a plate expands it.
+    :param stop: delimiter string(s); the delimiter belongs to the step.
+    :param int max_tokens: longest step; a longer one goes on in the next step.
+    :param float temperature: divides the logits.
+    :param float top_p: nucleus sampling, after ``top_k``.
+    :param int top_k: sampling from the most probable tokens only.
+    :raises ValueError: for options out of range.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        context: Context,
+        stop: str | tuple[str, ...] = DEFAULT_STOP,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+    ) -> None:
+        self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k), context.batch_shape)
+
+    def _init(self, context: Context, options: StepOptions, batch_shape: torch.Size) -> None:
+        self.context, self.options = context, options
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(batch_shape, torch.Size([options.max_tokens]), validate_args=False)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.integer_interval(PAD, self.context.lm.vocab_size - 1), 1)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return self.context.lm.enumerable
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> LLMStep:
+        new = LLMStep.__new__(LLMStep)
+        new._init(self.context, self.options, torch.Size(batch_shape))
+        return new
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        lanes = torch.Size(sample_shape) + self.batch_shape
+        tokens, log_probs = self.context.lm.sample_step(self.context, lanes, self.options)
+        self._drawn = tokens, log_probs
+        return tokens
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        lanes = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return self.context.lm.step_log_prob(self.context, value.expand(*lanes, value.shape[-1]), self.options)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Every step that is possible in some lane: ``[K, *batch_shape or 1s, max_tokens]``; for enumerable models only."""
+        lm = self.context.lm
+        if not lm.enumerable:
+            raise NotImplementedError(f"the steps of {type(lm).__name__} cannot be listed; use a TabularLM for exact enumeration")
+        values = lm.enumerate_steps(self.context, self.options)  # type: ignore[attr-defined]
+        values = values.view(-1, *(1,) * len(self.batch_shape), self.options.max_tokens)
+        return values.expand(-1, *self.batch_shape, -1) if expand else values

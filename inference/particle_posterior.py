@@ -1,0 +1,212 @@
+"""What a particle algorithm returns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.abstract_infer import EmpiricalMarginal, TracePosterior
+from pyro.infer.importance import LogWeightsMixin
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from .discrete_marginal import DiscreteMarginal
+from .state import lane, take
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .audit_messenger import AuditReport
+
+
+class Site(NamedTuple):
+    """A site as it was met: ``generation`` barriers came before it."""
+
+    name: str
+    value: Tensor | None
+    log_prob: Tensor | None
+    generation: int
+
+
+class Step(NamedTuple):
+    """What happened at a barrier: ESS before it ``[*plates]``, ancestors ``[N, *plates]``, which populations were resampled."""
+
+    ess: Tensor
+    ancestors: Tensor
+    resampled: Tensor
+
+
+class ParticlePosterior(TracePosterior, LogWeightsMixin):
+    """Weighted particles with their genealogy.
+
+    N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
+    ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where the model
+    has no independent plates.
+
+    :ivar value: what the model returned.
+    :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
+    :ivar AuditReport audit: the replay audit's report, where one was asked for.
+    """
+
+    def __init__(self, weights: Weights, plate_dims: tuple[int, ...], sites: tuple[Site, ...], steps: tuple[Step, ...], value: Any) -> None:
+        self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
+        self.value = value
+        self.cost: dict[str, float] = {}
+        self.audit: AuditReport | None = None
+        self.num_chains = 1
+
+    def _public(self, tensor: Tensor) -> Tensor:
+        """Without the batch dimensions that are not independent plates."""
+        nesting = self._weights.log_weights.dim() - 1
+        for dim in range(-nesting, 0):
+            if dim not in self._plate_dims:
+                tensor = tensor.select(dim, 0).unsqueeze(dim)
+        keep = [slice(None)] * (tensor.dim() - nesting) + [slice(None) if dim in self._plate_dims else 0 for dim in range(-nesting, 0)]
+        return tensor[tuple(keep)]
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self._weights.num_particles
+
+    @property
+    def log_weights(self) -> Tensor:
+        """``[N, *P]`` float64, unnormalised; their log mean is :attr:`log_evidence`."""
+        return self._public(self._weights.log_weights)
+
+    @property
+    def weights(self) -> Tensor:
+        """``[N, *P]`` float64, normalised over particles."""
+        return self._public(self._weights.normalized)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """``[*P]``: log of the unbiased estimate of the evidence."""
+        return self._public(self._weights.log_mean)
+
+    @property
+    def ess(self) -> Tensor:
+        """``[T, *P]``: effective sample size at each barrier, before resampling."""
+        return self._stacked([self._public(step.ess) for step in self._steps])
+
+    @property
+    def ancestors(self) -> Tensor:
+        """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
+        return self._stacked([self._public(step.ancestors) for step in self._steps])
+
+    @property
+    def resampled(self) -> Tensor:
+        """``[T, *P]``: whether each barrier resampled."""
+        return self._stacked([self._public(step.resampled) for step in self._steps])
+
+    def _stacked(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors) if tensors else torch.zeros(0)
+
+    def _lineages(self) -> list[Tensor]:
+        """For each generation, the lane ``[N, *plates]`` where the ancestor of each final lane lived."""
+        like = self._weights.log_weights
+        lanes = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
+        lineages = [lanes]
+        for step in reversed(self._steps):
+            lineages.append(step.ancestors.gather(0, lineages[-1]) if step.resampled.any() else lineages[-1])
+        return lineages[::-1]
+
+    @cached_property
+    def sites(self) -> dict[str, Tensor]:
+        """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
+        lineages = self._lineages()
+        return {site.name: take(site.value, lineages[site.generation]) for site in self._sites if site.value is not None}
+
+    @cached_property
+    def site_log_probs(self) -> dict[str, Tensor]:
+        """``{name: [N, *P]}`` along the surviving lineages; only where the algorithm recorded them (``audit=True``)."""
+        lineages = self._lineages()
+        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
+
+    def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
+        """The posterior of a function of the model's return value, or Pyro's marginal of sites.
+
+        :param fn: called with what the model returned for one lane; its values must be hashable. A site name (or list, or ``None`` for
+            the return value) gives Pyro's ``EmpiricalMarginal`` instead.
+        :returns: a :class:`DiscreteMarginal`; with independent plates, nested lists of them, one per plate index.
+        """
+        if fn is None or isinstance(fn, str | list):
+            return EmpiricalMarginal(self, fn)
+        weights = self.weights.cpu()
+        plates = weights.shape[1:]
+        where = [(slice(None) if dim in self._plate_dims else 0) for dim in range(1 - self._weights.log_weights.dim(), 0)]
+
+        def one(plate: tuple[int, ...]) -> DiscreteMarginal:
+            picked = iter(plate)
+            index = tuple(next(picked) if isinstance(place, slice) else 0 for place in where)
+            mass = weights[(slice(None), *plate)].tolist()
+            return DiscreteMarginal((fn(lane(self.value, (n, *index))), w) for n, w in enumerate(mass))
+
+        def nest(plate: tuple[int, ...]) -> Any:
+            return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
+
+        return nest(())
+
+    def answers(self) -> Any:
+        """The posterior over answers: :meth:`marginal` of the return value's ``answers()`` method.
+
+        :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
+        """
+        if not callable(getattr(self.value, "answers", None)):
+            raise TypeError(
+                f"answers() needs a model that returns its context, this one returned {type(self.value).__name__}; use marginal(fn) instead"
+            )
+        return self.marginal(lambda value: value.answers())
+
+    # Pyro's TracePosterior and LogWeightsMixin -----------------------------------------------------------------------------------------
+
+    def get_log_normalizer(self) -> Tensor:
+        return self.log_evidence
+
+    @cached_property
+    def exec_traces(self) -> list[Trace]:
+        """One Pyro trace per particle, built on first use."""
+        return [trace for trace, _ in self._traces()]
+
+    @property
+    def chain_ids(self) -> list[int]:
+        return [0] * self.num_particles
+
+    @property
+    def _idx_by_chain(self) -> list[list[int]]:
+        return [list(range(self.num_particles))]
+
+    @property
+    def _categorical(self) -> dist.Categorical:
+        return dist.Categorical(logits=self.log_weights)
+
+    def _traces(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]:
+        if self._plate_dims:
+            raise ValueError(
+                "Pyro's EmpiricalMarginal and traces hold one population; this posterior has one for each of "
+                f"{tuple(self.log_weights.shape[1:])} plate indices. Use marginal(fn), or sites with weights."
+            )
+        for n in range(self.num_particles):
+            trace = Trace()
+            for name, value in self.sites.items():
+                fn = dist.Delta(value[n], event_dim=value[n].dim()).mask(False)
+                trace.add_node(name, name=name, type="sample", fn=fn, value=value[n], is_observed=False, infer={}, cond_indep_stack=())
+            index = (n, *itertools.repeat(0, self._weights.log_weights.dim() - 1))
+            trace.add_node("_RETURN", name="_RETURN", type="return", value=lane(self.value, index))
+            yield trace, self.log_weights[n]
+
+    def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        raise TypeError("a posterior is a result; run the algorithm again: SMC(model, ...).run(...)")
+
+    def __repr__(self) -> str:
+        plates = tuple(self.log_weights.shape[1:])
+        evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
+        now = self._public(self._weights.ess)
+        ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
+        return (
+            f"ParticlePosterior({self.num_particles} particles, {len(self._steps)} barriers, "
+            f"{sum(int(step.resampled.any()) for step in self._steps)} resampled, log evidence {evidence}, ESS {ess})"
+        )

@@ -1,0 +1,44 @@
+"""Per-site proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+Proposal = Any
+"""A distribution, or a function of the site's message that returns one (or ``None`` for the prior)."""
+
+Proposals = Mapping[str, Proposal] | Callable[[Any], Any]
+
+
+class ProposalMessenger(Messenger):
+    """Draws latent sites from proposals q instead of the prior p; the particle filter then weighs them with ``log p - log q``.
+
+    Enter it between :class:`~ppl_llm.inference.ParticleMessenger` and the particle plate, so that it sees the broadcast prior.
+
+    :param proposals: a mapping from site name to a distribution or to a function ``site -> distribution``, or one such function for all
+        sites; ``None`` means the prior. A function reads the prior as ``site["fn"]`` and the site's name as ``site["name"]``.
+    """
+
+    def __init__(self, proposals: Proposals) -> None:
+        super().__init__()
+        self.proposals = proposals
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        proposal = self.proposals(msg) if callable(self.proposals) else self.proposals.get(msg["name"])
+        if proposal is not None and not hasattr(proposal, "log_prob"):
+            proposal = proposal(msg)
+        if proposal is None:
+            return
+        if proposal.event_shape != msg["fn"].event_shape:
+            raise ValueError(
+                f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, the prior {tuple(msg['fn'].event_shape)}"
+            )
+        proposal = proposal.expand(msg["fn"].batch_shape)
+        msg["value"] = proposal.sample()
+        msg["infer"] = {**msg["infer"], "proposal": proposal}

@@ -1,0 +1,55 @@
+"""What a resampling scheme is, and the pieces that schemes share."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Resampler(Protocol):
+    """A resampling scheme as a pure function of weights and uniforms.
+
+    Unbiased: the expected number of copies of particle i is ``N W_i``.
+    """
+
+    @property
+    def __name__(self) -> str: ...
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        """
+        :param Tensor log_weights: ``[N, *plates]``, unnormalised; each plate index is resampled on its own.
+        :param Tensor u: ``[num_uniforms(N), *plates]`` in [0, 1).
+        :returns: ancestors ``[N, *plates]``; never a particle of zero weight.
+        """
+        ...
+
+    def num_uniforms(self, num_particles: int) -> int:
+        """How many uniforms one population needs."""
+        ...
+
+
+def scaled_weights(log_weights: Tensor) -> Tensor:
+    """``N W_i`` in float64 with particles last: ``[*plates, N]``."""
+    return log_weights.to(torch.float64).softmax(0).movedim(0, -1).contiguous() * log_weights.shape[0]
+
+
+def invert_cdf(mass: Tensor, quantiles: Tensor) -> Tensor:
+    """Index of the particle whose stretch of the cumulative mass holds each quantile in [0, 1).
+
+    Safe against rounding: the index is never out of range and never that of a particle without mass.
+
+    :param Tensor mass: ``[*plates, N]``, unnormalised.
+    :param Tensor quantiles: ``[*plates, K]``.
+    """
+    cdf = mass.cumsum(-1)
+    index = torch.searchsorted(cdf, quantiles.to(cdf.dtype).contiguous() * cdf[..., -1:], right=True)
+    last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())
+    return torch.minimum(index, last)
+
+
+def ancestors_from_counts(counts: Tensor) -> Tensor:
+    """Ancestors ``[N, *plates]`` in order from offspring counts ``[*plates, N]`` that sum to N."""
+    slots = torch.arange(counts.shape[-1], device=counts.device).expand_as(counts).contiguous()
+    return torch.searchsorted(counts.cumsum(-1), slots, right=True).movedim(-1, 0)

@@ -1,0 +1,25 @@
+"""Stratified resampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .protocol import invert_cdf, scaled_weights
+
+
+class Stratified:
+    """One uniform point in each of N strata of equal mass (Kitagawa, 1996)."""
+
+    __name__ = "stratified"
+
+    def num_uniforms(self, num_particles: int) -> int:
+        return num_particles
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        n = log_weights.shape[0]
+        points = (torch.arange(n, device=u.device) + u.movedim(0, -1).to(torch.float64)) / n
+        return invert_cdf(scaled_weights(log_weights), points).movedim(-1, 0)
+
+
+stratified = Stratified()

@@ -1,0 +1,25 @@
+"""Systematic resampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .protocol import invert_cdf, scaled_weights
+
+
+class Systematic:
+    """A comb of N equidistant points with one common offset (Carpenter, Clifford & Fearnhead, 1999)."""
+
+    __name__ = "systematic"
+
+    def num_uniforms(self, num_particles: int) -> int:
+        return 1
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        n = log_weights.shape[0]
+        comb = (torch.arange(n, device=u.device) + u.movedim(0, -1).to(torch.float64)) / n
+        return invert_cdf(scaled_weights(log_weights), comb).movedim(-1, 0)
+
+
+systematic = Systematic()

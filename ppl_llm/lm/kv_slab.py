@@ -1,0 +1,195 @@
+"""Keys and values of many lanes in one block of memory, with a write position of its own for each lane."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_ALIGN = 64
+
+
+class _Writes:
+    """Where the next forward pass writes and how much it reads; shared by all layers of a slab.
+
+    :ivar rows: the slab row of each lane, ``None`` for rows ``0 .. A-1``, which are read as a view.
+    :ivar Tensor row_index: ``[A]``, the same as a tensor.
+    :ivar Tensor columns: ``[A, q]`` column that each token is written to.
+    :ivar int stop: columns read.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.capacity = 0
+        self.rows: Tensor | None = None
+        self.row_index = torch.empty(0, dtype=torch.long)
+        self.columns = torch.empty(0, 0, dtype=torch.long)
+        self.stop = 0
+
+
+class SlabLayer(CacheLayerMixin):
+    """One layer of a :class:`KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity + 1, head_dim]``."""
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, writes: _Writes) -> None:
+        super().__init__()
+        self._writes = writes  # not the slab itself: a reference cycle would keep its memory until the next garbage collection
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
+            torch.zeros(self._writes.num_rows, states.shape[1], self._writes.capacity + 1, states.shape[3], dtype=self.dtype, device=self.device)
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        writes, device = self._writes, key_states.device
+        lanes, _, length, _ = key_states.shape
+        rows, columns = writes.row_index.to(device), writes.columns.to(device)
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            if length == 1:
+                store[rows, :, columns[:, 0]] = states[:, :, 0]
+            else:
+                store[rows[:, None], :, columns] = states.transpose(1, 2)
+        keys, values = self.keys[:, :, : writes.stop], self.values[:, :, : writes.stop]
+        if writes.rows is None:
+            return keys[:lanes], values[:lanes]
+        return keys.index_select(0, rows), values.index_select(0, rows)
+
+    def resize(self, num_rows: int, capacity: int) -> None:
+        if self.is_initialized:
+            for name in ("keys", "values"):
+                old = getattr(self, name)
+                new = old.new_zeros(num_rows, old.shape[1], capacity + 1, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2] - 1] = old[:, :, :-1]
+                setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._writes.stop, 0
+
+    def get_seq_length(self) -> int:
+        return self._writes.stop
+
+    def get_max_length(self) -> int:
+        return self._writes.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """The same under its name in transformers 5.17."""
+        return self._writes.capacity
+
+
+class KVSlab:
+    """Keys and values of lanes, and the tokens that they belong to.
+
+    A row's keys depend on its tokens only; hence rows are found, shared and copied by comparing tokens.
+
+    :param int num_layers: layers of the model.
+    :param int max_length: longest lane.
+    :ivar Tensor tokens: ``[rows, capacity]`` token ids of each row.
+    :ivar Tensor lengths: ``[rows]`` how many of them are valid.
+    :ivar Cache cache: what the model's forward is given as ``past_key_values``.
+    """
+
+    def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:
+        self.max_length = max_length
+        self._writes = _Writes()
+        self._layers = [SlabLayer(self._writes) for _ in range(num_layers)]
+        self.cache = Cache(layers=self._layers)
+        self.tokens = torch.zeros(0, 0, dtype=torch.long, device=device)
+        self.lengths = torch.zeros(0, dtype=torch.long, device=device)
+        self._column = torch.arange(0, device=device)
+        self._row = torch.arange(0, device=device)
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """Columns for tokens; one more is a scratch column for padding."""
+        return self.tokens.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        stores = [store for layer in self._layers if layer.is_initialized for store in (layer.keys, layer.values)]
+        return sum(store.numel() * store.element_size() for store in [*stores, self.tokens, self.lengths])
+
+    def reserve(self, num_rows: int, columns: int) -> None:
+        """Make room for at least so many rows and columns; columns grow geometrically up to ``max_length``."""
+        rows, capacity = max(num_rows, self.num_rows), self.capacity
+        if columns > capacity:
+            capacity = min(self.max_length, -(-(columns + columns // 2) // _ALIGN) * _ALIGN)
+        if (rows, capacity) == (self.num_rows, self.capacity):
+            return
+        for layer in self._layers:
+            layer.resize(rows, capacity)
+        grown = self.tokens.new_zeros(rows, capacity)
+        grown[: self.num_rows, : self.capacity] = self.tokens
+        self.lengths = torch.nn.functional.pad(self.lengths, (0, rows - self.num_rows))
+        self.tokens = grown
+        self._column = torch.arange(capacity, device=grown.device)
+        self._row = torch.arange(rows, device=grown.device)
+        self._writes.num_rows, self._writes.capacity = rows, capacity
+
+    def place(self, rows: Tensor | None, positions: Tensor, valid: Tensor | None, stop: int) -> Tensor:
+        """Prepare the next forward pass.
+
+        :param rows: ``[A]`` rows of the lanes; ``None`` for the first A rows, which needs no copy.
+        :param Tensor positions: ``[A, q]`` column of each token.
+        :param valid: ``[A, q]`` which tokens are real; the others are written to the scratch column. ``None`` for all.
+        :param int stop: one more than the largest position.
+        :returns: the attention mask ``[A, 1, q, stop]``.
+        """
+        writes = self._writes
+        writes.rows, writes.stop = rows, stop
+        writes.row_index = self._row[: positions.shape[0]] if rows is None else rows
+        writes.columns = positions if valid is None else torch.where(valid, positions, self.capacity)
+        return (self._column[:stop] <= positions[..., None])[:, None]
+
+    def common_prefix(self, rows: Tensor, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Number of leading tokens that row ``rows[i]`` shares with ``tokens[i]``.
+
+        :param Tensor rows: ``[...]``.
+        :param Tensor tokens: ``[..., L]``, padded with negative ids, or valid up to ``lengths [...]``.
+        """
+        width = min(tokens.shape[-1], self.capacity)
+        valid = self.lengths[rows] if lengths is None else torch.minimum(self.lengths[rows], lengths)
+        equal = (self.tokens[rows, :width] == tokens[..., :width]) & (self._column[:width] < valid[..., None])
+        return equal.cumprod(-1, dtype=torch.int32).sum(-1)
+
+    def copy(self, source: Tensor, target: Tensor, counts: Tensor) -> None:
+        """Give rows ``target [K]`` the first ``counts [K]`` tokens of rows ``source [K]``; no target may be a source.
+
+        Columns that all pairs already share, such as a common prompt, are left alone.
+        """
+        if len(target):
+            shared = self.common_prefix(target, self.tokens[source], counts)
+            self._move([(source, target)], int(shared.min()), int(counts.max()))
+            self.lengths[target] = counts
+
+    def swap(self, first: Tensor, second: Tensor) -> None:
+        """Exchange rows ``first [K]`` and ``second [K]``, which have no row in common."""
+        if len(first):
+            shared = self.common_prefix(first, self.tokens[second], self.lengths[second])
+            stop = torch.maximum(self.lengths[first], self.lengths[second])
+            self._move([(first, second), (second, first)], int(shared.min()), int(stop.max()))
+            self.lengths[torch.cat([first, second])] = self.lengths[torch.cat([second, first])]
+
+    def _move(self, pairs: list[tuple[Tensor, Tensor]], start: int, stop: int) -> None:
+        source = torch.cat([pair[0] for pair in pairs])
+        target = torch.cat([pair[1] for pair in pairs])
+        if start >= stop:
+            return
+        self.tokens[target, start:stop] = self.tokens[source, start:stop]
+        for layer in self._layers:
+            if layer.is_initialized:
+                from_, to = source.to(layer.device), target.to(layer.device)
+                for store in (layer.keys, layer.values):
+                    store[to, :, start:stop] = store[from_, :, start:stop]
