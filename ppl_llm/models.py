@@ -1,0 +1,236 @@
+"""Ready models: step-by-step reasoning under the targets that people use."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from .answers import Answer, argmax, weighted_majority
+from .context import DEFAULT_STOP, Context, StopReason
+from .distributions import LLMStep, StepReward, prefix_log_odds
+from .inference import barrier
+from .inference.particle_posterior import ParticlePosterior
+from .lm.protocol import LanguageModel, StepOptions
+from .reward.protocol import RewardModel
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Potential, resampler and trigger, treatment of finished particles, and choice of the answer.
+
+    :ivar str potential: see :class:`~ppl_llm.distributions.StepReward`.
+    :ivar str aggregation: score of a prefix from those of its steps.
+    :ivar str finished: ``neutral`` or ``repeat``.
+    :ivar bool last_factor: whether the factor of the round in which the last particle finishes counts.
+    :ivar str finish: regular expression; a particle whose step matches is finished.
+    :ivar str vote: ``weighted_majority`` of the posterior, or ``argmax`` of the last prefix score.
+    :ivar dict smc: keywords for :class:`~ppl_llm.inference.SMC`.
+    """
+
+    name: str
+    target: str
+    potential: str
+    aggregation: str = "last"
+    finished: str = "neutral"
+    last_factor: bool = True
+    finish: str | None = None
+    vote: str = "weighted_majority"
+    resampler: str = "systematic"
+    ess_threshold: float = 0.5
+    resample_finished: bool = False
+
+    @property
+    def smc(self) -> dict[str, Any]:
+        return {"resampler": self.resampler, "ess_threshold": self.ess_threshold, "resample_finished": self.resample_finished}
+
+
+_BOXED = r"\\boxed"
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("exact", "p(x) prod_t r_t", "likelihood"),
+        Preset("twisted", "p(x) s_T with s the least r_t: no penalty for length", "ratio", aggregation="min"),
+        Preset(
+            "as_paper",
+            "the released code of the paper: odds of the prefix score, memoryless, every round, finished particles again each round",
+            "odds",
+            aggregation="prod",
+            finished="repeat",
+            last_factor=False,
+            finish=_BOXED,
+            vote="argmax",
+            resampler="multinomial",
+            ess_threshold=1.0,
+        ),
+        Preset(
+            "its_hub",
+            "the authors' library: as_paper, and resampled once more at the end",
+            "odds",
+            aggregation="prod",
+            finished="repeat",
+            finish=_BOXED,
+            vote="argmax",
+            resampler="multinomial",
+            ess_threshold=1.0,
+            resample_finished=True,
+        ),
+    )
+}
+
+
+def get_preset(preset: str | Preset) -> Preset:
+    """A preset by name, or the preset itself.
+
+    :raises ValueError: for an unknown name, with the nearest known one.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown preset {preset!r}{hint} Known: {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+class ReasoningModel:
+    """The Pyro model of a problem solved step by step; call it, or hand it to any inference algorithm. Made by :func:`reasoning`."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prm: RewardModel,
+        preset: Preset,
+        max_steps: int,
+        options: StepOptions,
+        aggregation: str,
+        score_temperature: float,
+        finish: str | None,
+    ) -> None:
+        self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
+        self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
+
+    def __call__(self, problem: Any) -> Context:
+        """
+        :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
+        """
+        context = self.lm.start(problem)
+        if not context.batch_shape:
+            return self._solve(context)
+        with pyro.plate("problems", len(context), dim=-1):
+            return self._solve(context)
+
+    def _solve(self, ctx: Context) -> Context:
+        o = self.options
+        for t in range(self.max_steps):
+            step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
+            ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
+            pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
+            ctx = barrier(ctx)
+            if ctx.done.all():
+                break
+        return ctx
+
+    def _factor(self, ctx: Context, last_round: bool) -> Any:
+        preset = self.preset
+        reward = StepReward(
+            self.prm,
+            ctx,
+            preset.potential,
+            temperature=self.score_temperature,
+            aggregation=self.aggregation,
+            finished=preset.finished,
+        )
+        if preset.finished == "neutral":
+            return reward
+        # The rounds of a population end with its last particle: a statement about all particles, which no per-particle model can make.
+        if preset.last_factor:
+            in_play = _population(ctx, ctx.advanced.any)
+        else:
+            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_round, device=ctx.done.device)
+        return reward.mask(in_play.expand(ctx.batch_shape))
+
+    def prefix_scores(self, context: Context) -> Tensor:
+        """``[*batch]``: log-odds of the aggregated score of each lane, by which ``argmax`` chooses."""
+        real = context.reasons != StopReason.FINISHED
+        return prefix_log_odds(self.prm.step_log_odds(context), real, self.aggregation)
+
+    def choose(self, posterior: ParticlePosterior) -> Any:
+        """The answer that the preset gives; for a list of problems, one per problem.
+
+        :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
+        """
+        context: Context = posterior.value
+        answers, scores, weights = context.answers(), self.prefix_scores(context).cpu(), posterior.weights.cpu()
+
+        def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
+            if self.preset.vote == "argmax":
+                return argmax(given, score.tolist())
+            return weighted_majority(given, weight.tolist())
+
+        if len(context.batch_shape) == 1:
+            return one(answers, scores, weights)
+        return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
+
+
+def _population(ctx: Context, any_lane: Callable[..., Tensor]) -> Tensor:
+    """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
+    return any_lane(0, keepdim=True) if ctx.batch_shape else any_lane()
+
+
+def reasoning(
+    lm: LanguageModel,
+    prm: RewardModel,
+    preset: str | Preset = "exact",
+    *,
+    max_steps: int = 40,
+    stop: str | tuple[str, ...] = DEFAULT_STOP,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    aggregation: str | None = None,
+    score_temperature: float = 1.0,
+    finish: str | None = None,
+) -> ReasoningModel:
+    """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
+
+    Example::
+
+        model = reasoning(lm, prm, preset="exact")
+        posterior = SMC(model, num_particles=16, **model.preset.smc).run("Start with 3. ...")
+        model.choose(posterior), posterior.answers(), posterior.log_evidence
+
+    :param LanguageModel lm: writes the steps.
+    :param RewardModel prm: scores them.
+    :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, or a :class:`Preset`.
+    :param int max_steps: rounds at most; longer solutions stay unfinished.
+    :param stop: delimiter(s) of steps.
+    :param int max_tokens: longest step.
+    :param float temperature: of the language model; p is the tempered model.
+    :param float top_p: nucleus sampling.
+    :param int top_k: sampling from the most probable tokens only.
+    :param str aggregation: replaces the preset's.
+    :param float score_temperature: T_s of the ``odds`` potential.
+    :param str finish: replaces the preset's regular expression that finishes a particle.
+    :raises ValueError: for an unknown preset or options out of range.
+    """
+    chosen = get_preset(preset)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
+    return ReasoningModel(
+        lm,
+        prm,
+        chosen,
+        max_steps,
+        StepOptions(stop, max_tokens, temperature, top_p, top_k),
+        aggregation if aggregation is not None else chosen.aggregation,
+        score_temperature,
+        finish if finish is not None else chosen.finish,
+    )
