@@ -34,14 +34,14 @@ class Decoder(Protocol):
         ...
 
     def keep(self, alive: Tensor) -> None:
-        """Drop the rows that are not alive; rows may change places, ``lanes`` and ``logits`` with them."""
+        """Drop the rows that are not alive; rows may change places, ``lanes`` with them. :meth:`advance` comes next: ``logits`` are void."""
         ...
 
 
 class DecodingLM(ABC):
     """Base of language models that give next-token logits (a :class:`~ppl_llm.lm.protocol.LanguageModel`).
 
-    Subclasses give :meth:`_decoder` and :meth:`_step_logits`.
+    Subclasses give :meth:`_decoder` and :meth:`_step_logits`. What these note in ``context.memo`` reaches the context that the user extends.
     """
 
     vocab_size: int
@@ -85,7 +85,7 @@ class DecodingLM(ABC):
 
     @torch.no_grad()
     def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
-        context = context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
+        original, context = context, context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         # One uniform per lane and token, drawn before any lane drops out: a lane's tokens do not depend on the others' lengths.
         uniforms = torch.rand(total, width, dtype=torch.float64, device=device)
@@ -94,6 +94,7 @@ class DecodingLM(ABC):
         active = (~context.done).flatten().nonzero()[:, 0]
         if len(active):
             self._run(self._decoder(context, active), context, options, uniforms, tokens, log_probs)
+            original.memo.update(context.memo)
         count(tokens_sampled=int((tokens != PAD).sum()))
         return StepSample(tokens.view(*lanes, width), log_probs.view(lanes))
 
@@ -127,8 +128,8 @@ class DecodingLM(ABC):
     @torch.no_grad()
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         lanes = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
-        context = context.expand(lanes)
-        steps = tokens.expand(*lanes, tokens.shape[-1]).flatten(0, -2).to(self.device)
+        original, context = context, context.expand(lanes)
+        steps = tokens.expand(*lanes, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
         allowed = torch.where(done, empty, self._is_step(steps, context, options))
@@ -142,6 +143,7 @@ class DecodingLM(ABC):
                 given = chosen[rows]
                 each = normalised.gather(-1, given.clamp(min=0)[..., None])[..., 0]
                 log_probs[active[rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+            original.memo.update(context.memo)
         return log_probs.view(lanes)
 
     def _is_step(self, steps: Tensor, context: Context, options: StepOptions) -> Tensor:

@@ -1,0 +1,109 @@
+"""Finding and loading models: safetensors only, never code from a model's directory, and errors that say what to do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from .packed_attention import PACKED
+
+_DEMO = Path(__file__).parents[1] / "demo"
+_DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}}
+
+
+def locate(name_or_path: str | Path, kind: str) -> str:
+    """A directory that holds a model, or a name on the Hugging Face Hub.
+
+    :param name_or_path: a directory, a hub name, or the name of a model inside this package.
+    :param str kind: ``lm`` or ``prm``.
+    :raises OSError: if there is no such directory, or it holds no model in safetensors format.
+    """
+    name = str(name_or_path)
+    packaged = _DEMO_DIRECTORIES[kind].get(name)
+    path = Path(name).expanduser() if packaged is None else _DEMO / packaged
+    if not path.is_dir():
+        if packaged is not None:
+            raise OSError(f"the demo model {name!r} is missing from this installation: no directory {path}")
+        if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise OSError(f"no model directory {name!r}: give a directory that holds config.json and *.safetensors, or a hub name")
+        return name
+    if not (path / "config.json").is_file():
+        raise OSError(f"the directory {str(path)!r} holds no config.json, hence no transformers model")
+    if not any(path.glob("*.safetensors")):
+        raise OSError(
+            f"the directory {str(path)!r} holds no *.safetensors file, and other formats can run code when they are loaded; convert it: "
+            "load it with transformers where you trust it and call save_pretrained(directory)"
+        )
+    return str(path)
+
+
+def load(cls: Any, source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A model in evaluation mode with our attention, and what transformers reports about missing and unexpected keys.
+
+    :param cls: a transformers model class or auto class.
+    :raises OSError: if ``source`` cannot be read, neither here nor from the hub.
+    :raises ValueError: if its weights do not have the shapes that its config asks for.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    kwargs |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": PACKED}
+    try:
+        model, report = cls.from_pretrained(source, **kwargs)
+    except OSError as error:
+        raise unreachable(source, error) from error
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {source!r} do not fit its config.json: {error}") from error
+    return model.eval(), report
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside a model.
+
+    :raises OSError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise unreachable(source, error) from error
+
+
+def unreachable(source: str, error: Exception) -> OSError:
+    """The error for a model that cannot be read."""
+    if Path(source).is_dir():
+        return OSError(f"cannot load the model directory {source!r}: {error}")
+    return OSError(
+        f"{source!r} is neither a directory here nor a model that could be fetched from the Hugging Face Hub (wrong name, no access, or no "
+        f"network); without a network give the directory of a downloaded model. The hub said: {error}"
+    )
+
+
+def require_supported(model: Any) -> None:
+    """Check that a model keeps plain keys and values for every token.
+
+    :raises ValueError: if its layers slide, recur or otherwise need another cache.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    problem = None
+    if kinds != {"full_attention"}:
+        problem = f"has layers of the kinds {sorted(kinds)}"
+    elif getattr(config, "layer_types", None) is None and window is not None and window < config.max_position_embeddings:
+        problem = f"attends to a window of {window} tokens"
+    elif getattr(config, "is_encoder_decoder", False):
+        problem = "is an encoder-decoder model"
+    elif not getattr(model, "_supports_attention_backend", False):
+        problem = "does not take an attention function"
+    if problem is not None:
+        raise ValueError(f"{type(model).__name__} {problem}, which is not supported yet: only full attention in every layer is")
+
+
+def with_chat_template(tokenizer: Any, chat_template: str | None) -> Any:
+    """The tokenizer, or a copy of it with another chat template."""
+    if chat_template is None:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = chat_template
+    return tokenizer

@@ -1,0 +1,242 @@
+"""Runs what is missing of a batch of token sequences, and nothing else.
+
+Sequences are compared with what the rows of a slab hold: shared prefixes are reused, identical sequences are run once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, LaneMemo
+from ..inference.cost import count
+from .kv_slab import KVSlab
+from .slab_pool import SlabPool
+
+_FORWARD_TOKENS = 8192
+"""Tokens of one forward pass, padding included; bounds the memory of its activations."""
+
+_MASK_ELEMENTS = 2**25
+"""Entries of one attention mask."""
+
+_SEARCH_ELEMENTS = 2**24
+"""Tokens compared at a time where rows are searched for."""
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass
+class Seating:
+    """Distinct sequences in the first rows of a slab.
+
+    :ivar Tensor tokens: ``[U, L]``, row ``u`` of the slab is for sequence ``u``; padded with ``PAD``.
+    :ivar Tensor lengths: ``[U]``.
+    :ivar Tensor reused: ``[U]`` leading tokens that the row held already.
+    :ivar Tensor row_of: ``[A]`` the row of each sequence asked for.
+    :ivar Tensor repeated: ``[A]`` whether an earlier one is identical.
+    """
+
+    slab: KVSlab
+    tokens: Tensor
+    lengths: Tensor
+    reused: Tensor
+    row_of: Tensor
+    repeated: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lengths)
+
+
+class PrefixEngine:
+    """Slabs and forward passes of one model.
+
+    :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``past_key_values``, ``use_cache`` and
+        ``logits_to_keep``; gives outputs ``[A, logits_to_keep, V]``.
+    :param str name: prefix of the counters, e.g. ``lm`` for ``lm_forwards`` and ``lm_seconds``.
+    :param str tokens_counter: counter of the tokens run by :meth:`complete`.
+    :param int num_layers: layers of the model.
+    :param int max_length: longest sequence.
+    :param int cache_bytes: bound on the memory of all slabs; the one in use may exceed it.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        name: str,
+        tokens_counter: str,
+        num_layers: int,
+        max_length: int,
+        cache_bytes: int,
+        device: torch.device,
+    ) -> None:
+        self._forward = forward
+        self._tokens_counter = tokens_counter
+        self._counters = (f"{name}_forwards", f"{name}_seconds")
+        self.device = device
+        self.pool = SlabPool(lambda: KVSlab(num_layers, max_length, device), cache_bytes)
+
+    def run(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
+        """One forward pass over tokens ``[A, q]`` that ``slab.place`` has made room for: outputs ``[A, keep, V]``."""
+        began = time.perf_counter()
+        output = self._forward(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slab.cache, use_cache=True, logits_to_keep=keep
+        ).to(self.device)
+        # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
+        count(**{self._counters[0]: 1, self._counters[1]: time.perf_counter() - began})
+        return output
+
+    def seat(
+        self, memo: LaneMemo | None, lanes: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, stems: Tensor, num_rows: int = 0
+    ) -> Seating:
+        """Find or make room for sequences; at most ``known`` leading tokens of each are reused.
+
+        :param memo: a note that leads to a slab, and the rows of it that each flat lane may be found in, negative for none.
+        :param Tensor lanes: ``[A]`` the flat lane of each sequence.
+        :param Tensor tokens: ``[A, L]`` padded with ``PAD``, no wider than the longest.
+        :param Tensor lengths: ``[A]``.
+        :param Tensor known: ``[A]`` less than ``lengths``: outputs are wanted from there on.
+        :param Tensor stems: ``[A]`` length of the part (the prompt) that many sequences may share.
+        :param int num_rows: rows that the caller needs in the end.
+        """
+        slab = self.pool.take(memo)
+        hints = memo.lanes["rows"].flatten()[lanes] if memo is not None and memo.owner.slab is slab else None
+        distinct, group = torch.unique(tokens, dim=0, return_inverse=True)
+        order = torch.arange(len(tokens), device=self.device)
+        first = order.new_full((len(distinct),), len(tokens)).scatter_reduce(0, group, order, "amin")
+        slab.reserve(max(len(distinct), num_rows), tokens.shape[1])
+        hint = torch.full_like(first, -1) if hints is None else hints[first]
+        hint = torch.where(hint < slab.num_rows, hint, -1)
+        known = known[first]
+        hint = self._search(slab, hint, distinct)
+        held = torch.minimum(slab.common_prefix(hint.clamp(min=0), distinct), known)
+        held = torch.where(hint < 0, 0, held)
+        hint, held = self._share_stems(slab, hint, held, distinct, torch.minimum(stems[first], known))
+        row = self._settle(slab, hint, held)
+        by_row = row.argsort()
+        return Seating(
+            slab, distinct[by_row], lengths[first][by_row], held[by_row], row_of=row[group], repeated=first[group] != order
+        )
+
+    def _search(self, slab: KVSlab, hint: Tensor, tokens: Tensor) -> Tensor:
+        """Give sequences without a hint the row that shares the longest prefix, if any does."""
+        lost = (hint < 0).nonzero()[:, 0]
+        rows = torch.arange(slab.num_rows, device=self.device)
+        for part in lost.split(max(1, _SEARCH_ELEMENTS // max(1, slab.tokens.numel()))):
+            shared = slab.common_prefix(rows[None].expand(len(part), -1), tokens[part][:, None])
+            longest, row = shared.max(-1)
+            hint = hint.index_put((part,), torch.where(longest > 0, row, -1))
+        return hint
+
+    def _share_stems(self, slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the prompts of sequences that start from nothing, each distinct one once."""
+        cold = (held < stems).nonzero()[:, 0]
+        if len(cold) < 2:
+            return hint, held
+        column = torch.arange(tokens.shape[1], device=self.device)
+        prompts, which = torch.unique(torch.where(column < stems[cold, None], tokens[cold], PAD), dim=0, return_inverse=True)
+        if len(prompts) == len(cold):
+            return hint, held
+        in_use = torch.zeros(slab.num_rows, dtype=torch.bool, device=self.device)
+        warm = (held >= stems) & (hint >= 0)
+        in_use[hint[warm]] = True
+        free = (~in_use).nonzero()[:, 0]
+        if len(free) < len(prompts):
+            added = torch.arange(slab.num_rows, slab.num_rows + len(prompts) - len(free), device=self.device)
+            slab.reserve(slab.num_rows + len(added), tokens.shape[1])
+            free = torch.cat([free, added])
+        # A prompt that a row holds in part already stays where it is.
+        rows = free[: len(prompts)]
+        lengths = (prompts != PAD).sum(-1)
+        for _ in self._complete(slab, rows, prompts, lengths, slab.common_prefix(rows, prompts), keep=1):
+            pass
+        return hint.index_put((cold,), rows[which]), held.index_put((cold,), stems[cold])
+
+    def _settle(self, slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
+        """A row below U for each of U sequences, with its first ``held`` tokens in place: ``[U]``.
+
+        Sequences stay where they are if they can; of several that start from one row, the first keeps it.
+        """
+        total = len(hint)
+        order = torch.arange(total, device=self.device)
+        owner = order.new_full((slab.num_rows,), total)
+        owner = owner.scatter_reduce(0, hint.clamp(min=0), torch.where(hint < 0, total, order), "amin")
+        stays = (hint >= 0) & (hint < total) & (owner[hint.clamp(min=0)] == order)
+        vacant = torch.ones(total, dtype=torch.bool, device=self.device)
+        vacant[hint[stays]] = False
+        row = torch.where(stays, hint, -1)
+        row[~stays] = vacant.nonzero()[:, 0]
+        moved = (~stays & (held > 0)).nonzero()[:, 0]
+        slab.copy(hint[moved], row[moved], held[moved])
+        slab.lengths[row] = held
+        return row
+
+    def complete(self, seating: Seating, keep: int | None = None, max_rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run the missing tokens.
+
+        :param keep: outputs wanted of each sequence, counted from its end; ``None`` for those of all tokens run.
+        :param max_rows: sequences run at a time.
+        :returns: pairs of rows ``[u]`` and outputs ``[u, k, V]``, the last of them that of the sequence's last token.
+        """
+        rows = torch.arange(seating.num_rows, device=self.device)
+        yield from self._complete(seating.slab, rows, seating.tokens, seating.lengths, seating.reused, keep, max_rows)
+        self.pool.trim()
+
+    def _complete(
+        self, slab: KVSlab, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, keep: int | None, max_rows: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        missing, ends, places = (lengths - held).tolist(), lengths.tolist(), rows.tolist()
+        count(**{self._tokens_counter: sum(missing)})
+        for members in _groups(missing, max_rows):
+            index = torch.tensor(members, device=self.device)
+            whole = [places[i] for i in members] == list(range(len(members)))
+            width, stop = max(missing[i] for i in members), max(ends[i] for i in members)
+            outputs = self._append(slab, None if whole else rows[index], tokens[index], lengths[index], held[index], width, stop, keep or width)
+            yield rows[index], outputs
+
+    def _append(
+        self, slab: KVSlab, rows: Tensor | None, tokens: Tensor, lengths: Tensor, held: Tensor, width: int, stop: int, keep: int
+    ) -> Tensor:
+        """Run the last ``width`` columns of right-aligned sequences, in pieces if they are many: outputs ``[u, keep, V]``.
+
+        Padding comes first, so that the last column holds the last token of each; it is written to a column that is never read.
+        """
+        lanes = len(tokens)
+        piece = max(1, min(_FORWARD_TOKENS // lanes, _MASK_ELEMENTS // (lanes * stop)))
+        keep = min(keep, width)
+        outputs = []
+        for begin in range(0, width, piece):
+            end = min(begin + piece, width)
+            positions = lengths[:, None] - width + torch.arange(begin, end, device=self.device)
+            valid = positions >= held[:, None]
+            positions = torch.where(valid, positions, 0)
+            ids = tokens.gather(1, positions)
+            mask = slab.place(rows, positions, valid, stop - width + end)
+            wanted = min(end - begin, end - (width - keep))
+            output = self.run(slab, ids, positions, mask, max(1, wanted))
+            if wanted > 0:
+                outputs.append(output)
+        target = torch.arange(lanes, device=self.device) if rows is None else rows
+        slab.tokens[target, : tokens.shape[1]] = tokens
+        slab.lengths[target] = lengths
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def _groups(missing: list[int], max_rows: int | None) -> list[list[int]]:
+    """Sequences that are run together: of similar length, so that at most half of a forward pass is padding."""
+    shortest, longest = min(missing), max(missing)
+    if max_rows is None and 2 * shortest >= longest and len(missing) <= _FORWARD_TOKENS:
+        return [list(range(len(missing)))]
+    groups: list[list[int]] = []
+    for i in sorted(range(len(missing)), key=lambda i: -missing[i]):
+        group = groups[-1] if groups else []
+        if not group or 2 * missing[i] < missing[group[0]] or len(group) == (max_rows or _FORWARD_TOKENS):
+            groups.append([i])
+        else:
+            group.append(i)
+    return groups

@@ -1,0 +1,58 @@
+"""Next-token logits of lanes that live in the first rows of a slab."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .prefix_engine import PrefixEngine, Seating
+
+
+class SlabDecoder:
+    """A :class:`~ppl_llm.lm.decoding.Decoder` whose lanes always occupy the first rows: attention reads a view of the slab.
+
+    :param Seating seating: the lanes' contexts.
+    :param Tensor lanes: ``[A]`` flat lane numbers.
+    :param Tensor rows: ``[total]`` a note of the row of each flat lane, kept up to date in place.
+    """
+
+    def __init__(self, engine: PrefixEngine, seating: Seating, lanes: Tensor, rows: Tensor) -> None:
+        self._engine, self._slab, self._rows = engine, seating.slab, rows
+        parts = list(engine.complete(seating, keep=1))
+        logits = parts[0][1][:, -1]
+        if len(parts) > 1:
+            logits = torch.cat([part[:, -1] for _, part in parts])
+            logits = logits[torch.cat([row for row, _ in parts]).argsort()]
+        source = seating.row_of
+        row_of = torch.where(seating.repeated, seating.num_rows - 1 + seating.repeated.cumsum(0), source)
+        copies = seating.repeated.nonzero()[:, 0]
+        self._slab.copy(source[copies], row_of[copies], seating.lengths[source[copies]])
+        by_row = row_of.argsort()
+        rows[lanes] = row_of
+        self._order = lanes[by_row]
+        self.lanes = self._order
+        self.logits = logits if len(copies) == 0 else logits[source[by_row]]
+        self._longest = int(seating.lengths.max())
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        slab, lanes = self._slab, len(tokens)
+        # An upper bound that needs no reading back from the device: every row may have grown by one.
+        self._longest = min(self._longest + 1, slab.max_length)
+        slab.reserve(lanes, self._longest)
+        at = slab.lengths[:lanes]
+        positions = at[:, None].clone()
+        slab.tokens.scatter_(1, positions, tokens[:, None])
+        mask = slab.place(None, positions, None, self._longest)
+        self.logits = self._engine.run(slab, tokens[:, None], positions, mask, 1)[:, -1]
+        at += alive
+
+    def keep(self, alive: Tensor) -> None:
+        number = int(alive.sum())
+        holes = (~alive[:number]).nonzero()[:, 0]
+        movers = number + alive[number:].nonzero()[:, 0]
+        self._slab.swap(holes, movers)
+        places, moved = torch.cat([holes, movers]), torch.cat([movers, holes])
+        self._order = self._order.index_copy(0, places, self._order[moved])
+        self._rows[self._order[places]] = places
+        self.lanes = self._order[:number]
+        self._longest = int(self._slab.lengths[:number].max())

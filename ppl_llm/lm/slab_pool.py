@@ -1,0 +1,83 @@
+"""A bounded set of slabs, found again through notes on contexts that never keep them alive."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..context import LaneMemo
+from .kv_slab import KVSlab
+
+
+class Lease:
+    """What a context holds of a slab: enough to find it while it exists, and to tell that somebody may come back for it."""
+
+    def __init__(self, slab: KVSlab | None) -> None:
+        self._slab = None if slab is None else weakref.ref(slab)
+
+    @property
+    def slab(self) -> KVSlab | None:
+        """The slab, or ``None`` if its memory has been released."""
+        return None if self._slab is None else self._slab()
+
+    def __deepcopy__(self, memo: object) -> Lease:
+        return self
+
+    def __reduce__(self) -> tuple[type[Lease], tuple[None]]:
+        return Lease, (None,)  # caches do not travel to other processes
+
+
+class SlabPool:
+    """Slabs in order of use, the oldest released once they exceed ``cache_bytes`` together; the one in use always stays.
+
+    :param make: makes an empty slab.
+    :param int cache_bytes: bound on the memory of all slabs.
+    """
+
+    def __init__(self, make: Callable[[], KVSlab], cache_bytes: int) -> None:
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must not be negative, got {cache_bytes!r}")
+        self._make = make
+        self.cache_bytes = cache_bytes
+        self.slabs: list[KVSlab] = []  # least recently used first
+        self._leases: dict[int, weakref.ref[Lease]] = {}
+
+    def take(self, memo: LaneMemo | None) -> KVSlab:
+        """The slab that a note leads to, else one that no context refers to, else a new one."""
+        slab = memo.owner.slab if memo is not None else None
+        if slab is None:
+            slab = next((free for free in reversed(self.slabs) if self._lease(free) is None), None)
+        if slab is None:
+            slab = self._make()
+        else:
+            self.slabs.remove(slab)
+        self.slabs.append(slab)
+        return slab
+
+    def note(self, slab: KVSlab, rows: Tensor, batch_shape: torch.Size) -> LaneMemo:
+        """A note that leads from a context's lanes to their rows; ``rows`` ``[lanes]`` is seen, not copied."""
+        lease = self._lease(slab)
+        if lease is None:
+            lease = Lease(slab)
+            self._leases[id(slab)] = weakref.ref(lease)
+        return LaneMemo(lease, {"rows": rows.view(batch_shape)})
+
+    def trim(self) -> None:
+        """Release the least recently used slabs until the bound holds."""
+        total = sum(slab.num_bytes for slab in self.slabs)
+        while total > self.cache_bytes and len(self.slabs) > 1:
+            oldest = self.slabs.pop(0)
+            self._leases.pop(id(oldest), None)
+            total -= oldest.num_bytes
+
+    def clear(self) -> None:
+        """Release all slabs; contexts stay valid."""
+        self.slabs.clear()
+        self._leases.clear()
+
+    def _lease(self, slab: KVSlab) -> Lease | None:
+        reference = self._leases.get(id(slab))
+        return None if reference is None else reference()

@@ -1,0 +1,207 @@
+"""Local language models: any transformers causal language model with full attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, Context, LaneMemo
+from .decoding import DecodingLM
+from .loading import load, load_tokenizer, locate, require_supported, with_chat_template
+from .packed_attention import PACKED
+from .prefix_engine import PrefixEngine, Seating
+from .slab_decoder import SlabDecoder
+from .token_bytes import token_bytes
+
+_LOGITS_ELEMENTS = 2**24
+"""Logits ``[a, M, V]`` made at a time when given steps are scored (64 MiB); a single step may exceed it."""
+
+DEFAULT_CACHE_BYTES = 2 * 2**30
+
+
+class TransformersLM(DecodingLM):
+    """A transformers causal language model as a source of reasoning steps.
+
+    Keys and values of live contexts are kept between steps and found again by comparing tokens, so that every token is run once: a prompt is
+    run once for all of its lanes, and lanes that resampling made equal share a forward pass until they differ.
+
+    :param model: a causal language model; its attention implementation is replaced by one of this package.
+    :param tokenizer: its fast tokenizer.
+    :param str system_prompt: system turn before a problem given as a string; the chat template's own by default.
+    :param str chat_template: Jinja template to use in place of the tokenizer's. A tokenizer that has none continues the problem's plain text.
+    :param int max_length: longest context in tokens; by default, and at most, what the model was made for.
+    :param int cache_bytes: memory for keys and values; the lanes of one step may exceed it.
+    :raises ValueError: if the model needs a cache of another kind.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        require_supported(model)
+        if model.config._attn_implementation != PACKED:
+            model.set_attn_implementation(PACKED)
+        self.model = model.eval()
+        self.tokenizer = with_chat_template(tokenizer, chat_template)
+        self.system_prompt = system_prompt
+        config = model.config.get_text_config()
+        limit = config.max_position_embeddings
+        if max_length is not None and not 1 < max_length <= limit:
+            raise ValueError(f"max_length must lie in 2 .. {limit} (the model's max_position_embeddings), got {max_length!r}")
+        self.max_length = limit if max_length is None else max_length
+        self.vocab_size = model.get_output_embeddings().weight.shape[0]
+        device = model.get_input_embeddings().weight.device
+        self.eos_ids = torch.tensor(sorted(_eos_ids(model, tokenizer)), dtype=torch.long, device=device)
+        self._key = object()  # of our notes on contexts; not self, which a kept trace would then keep in memory
+        self._engine = PrefixEngine(
+            lambda **inputs: self.model(**inputs).logits,
+            name="lm",
+            tokens_counter="tokens_prefilled",
+            num_layers=config.num_hidden_layers,
+            max_length=self.max_length,
+            cache_bytes=cache_bytes,
+            device=device,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        device_map: Any = None,
+        dtype: Any = None,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        **kwargs: Any,
+    ) -> TransformersLM:
+        """Load a directory, a model of the Hugging Face Hub, or ``"demo"``, the small model inside this package.
+
+        Only safetensors are read and no code of the model's directory is run.
+
+        :param device_map: where to put the model, see transformers; e.g. ``"auto"`` or ``"cuda"``.
+        :param dtype: e.g. ``torch.bfloat16``; by default that of the checkpoint.
+        :param kwargs: passed to transformers' ``from_pretrained``.
+        :raises OSError: if there is no such model, or not in safetensors format.
+        :raises ValueError: if the weights are incomplete or the architecture is not supported.
+        """
+        from transformers import AutoModelForCausalLM
+
+        source = locate(name_or_path, "lm")
+        model, report = load(AutoModelForCausalLM, source, device_map=device_map, dtype=dtype, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys"):
+            if report[problem]:
+                raise ValueError(
+                    f"{source!r} is not a complete {type(model).__name__}: {problem.replace('_', ' ')} {sorted(report[problem])[:6]}; "
+                    "a reward model or a bare backbone cannot be used as a language model"
+                )
+        return cls(
+            model,
+            load_tokenizer(source),
+            system_prompt=system_prompt,
+            chat_template=chat_template,
+            max_length=max_length,
+            cache_bytes=cache_bytes,
+        )
+
+    def start(self, problem: Any) -> Context:
+        """The context of a problem, before any step.
+
+        :param problem: a string, a list of chat messages ``{"role": ..., "content": ...}``, or a list of problems (a batch dimension).
+        :raises ValueError: if a problem is empty or its prompt fills the model's context.
+        """
+        batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
+        problems = list(problem) if batched else [problem]
+        if not problems:
+            raise ValueError("start() got an empty list; give at least one problem")
+        texts, prompts = zip(*(self._prompt(each) for each in problems), strict=True)
+        return Context.root(self, texts, list(prompts), batched)
+
+    def _prompt(self, problem: Any) -> tuple[str, list[int]]:
+        """A problem's text and the token ids of its prompt."""
+        chat = problem if isinstance(problem, (list, tuple)) else [{"role": "user", "content": problem}]
+        if isinstance(problem, str) and self.system_prompt is not None:
+            chat = [{"role": "system", "content": self.system_prompt}, *chat]
+        text = next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"a problem must be a non-empty string or a list of chat messages with a user turn, got {problem!r}")
+        if self.tokenizer.chat_template is not None:
+            prompt = self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        elif isinstance(problem, str):
+            ids = self.tokenizer(problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}")["input_ids"]
+        else:
+            raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
+        if len(ids) >= self.max_length:
+            raise ValueError(f"the prompt has {len(ids)} tokens, which leaves no room in the model's context of {self.max_length} tokens")
+        return text, list(ids)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def release_caches(self) -> None:
+        """Free the memory of all keys and values; contexts stay valid."""
+        self._engine.pool.clear()
+
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes(self.tokenizer, self.vocab_size)
+
+    def _decoder(self, context: Context, active: Tensor) -> SlabDecoder:
+        tokens = context.tokens.flatten(0, -2)[active]
+        lengths = context.lengths.flatten()[active]
+        seating, rows = self._seat(context, active, tokens, lengths, lengths - 1, len(active))
+        return SlabDecoder(self._engine, seating, active, rows)
+
+    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        before = context.lengths.flatten()[active]
+        # The step's last token is not run: its logits are of no interest.
+        ends = before + (tokens != PAD).sum(-1) - 1
+        whole = torch.nn.functional.pad(context.tokens.flatten(0, -2)[active], (0, tokens.shape[1] + 1), value=PAD)
+        column = torch.arange(tokens.shape[1], device=tokens.device)
+        whole.scatter_(1, torch.where(tokens == PAD, whole.shape[1] - 1, before[:, None] + column), tokens)
+        whole = torch.where(torch.arange(whole.shape[1], device=whole.device) < ends[:, None], whole, PAD)
+        seating, rows = self._seat(context, active, whole, ends, before - 1, 0)
+        rows[active] = seating.row_of
+        width = tokens.shape[1]
+        at_once = max(1, _LOGITS_ELEMENTS // (width * self.vocab_size))
+        place = torch.zeros(seating.num_rows, dtype=torch.long, device=self.device)
+        first_logit = ends - before  # the step's first logits stand this far before the last
+        for members, logits in self._engine.complete(seating, keep=width, max_rows=at_once):
+            place[members] = torch.arange(len(members), device=self.device)
+            wanted = torch.isin(seating.row_of, members).nonzero()[:, 0]
+            for lanes in wanted.split(at_once):
+                at = (logits.shape[1] - 1 - first_logit[lanes])[:, None] + column
+                mine = logits[place[seating.row_of[lanes]]]
+                yield lanes, mine.gather(1, at.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2]))
+
+    def _seat(
+        self, context: Context, active: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, num_rows: int
+    ) -> tuple[Seating, Tensor]:
+        """Seat sequences, and note on the context where they are: a table of rows for the caller to fill."""
+        tokens = tokens[:, : int(lengths.max())]
+        stems = context.prompt_lengths.flatten()[active]
+        note: LaneMemo | None = context.memo.get(self._key)
+        seating = self._engine.seat(note, active, tokens, lengths, known, stems, num_rows)
+        rows = torch.full((context.lengths.numel(),), -1, device=self.device)
+        context.memo[self._key] = self._engine.pool.note(seating.slab, rows, context.batch_shape)
+        return seating, rows
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end the text: what the model's generation config and config and the tokenizer name, one or several each."""
+    ids: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        eos = getattr(source, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return ids
