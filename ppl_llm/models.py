@@ -112,9 +112,11 @@ class ReasoningModel:
         aggregation: str,
         score_temperature: float,
         finish: str | None,
+        early_exit: bool,
     ) -> None:
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
+        self.early_exit = early_exit
 
     def __call__(self, problem: Any) -> Context:
         """
@@ -133,7 +135,7 @@ class ReasoningModel:
             ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
             pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
             ctx = barrier(ctx)
-            if ctx.done.all():
+            if self.early_exit and ctx.done.all():
                 break
         return ctx
 
@@ -198,6 +200,7 @@ def reasoning(
     aggregation: str | None = None,
     score_temperature: float = 1.0,
     finish: str | None = None,
+    early_exit: bool = True,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -219,6 +222,8 @@ def reasoning(
     :param str aggregation: replaces the preset's.
     :param float score_temperature: T_s of the ``odds`` potential.
     :param str finish: replaces the preset's regular expression that finishes a particle.
+    :param bool early_exit: stop when every lane is done. ``False`` always makes ``max_steps`` rounds, the last ones empty and free, for
+        algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
     :raises ValueError: for an unknown preset or options out of range.
     """
     chosen = get_preset(preset)
@@ -233,4 +238,5 @@ def reasoning(
         aggregation if aggregation is not None else chosen.aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
+        early_exit,
     )
