@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -167,7 +168,9 @@ class Context:
             return self  # not yet spread over particles: every lane is the same
         shape = torch.broadcast_shapes(self.batch_shape, index.shape)
         lanes = torch.broadcast_to(index, shape)
-        return self.expand(shape)._map(lambda t: t.gather(0, lanes.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t)))
+        return self.expand(shape)._map(
+            lambda t: t.gather(0, lanes.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t).to(t.device))
+        )
 
     def expand(self, batch_shape: torch.Size | tuple[int, ...]) -> Context:
         """Broadcast to a larger batch of lanes; notes that do not fit are forgotten."""
@@ -188,7 +191,9 @@ class Context:
         """One index of the leftmost batch dimension."""
         if not self.batch_shape:
             raise IndexError("this context holds a single lane; there is no batch dimension to index")
-        fitting = {k: m for k, m in self.memo.items() if all(t.shape[: len(self.batch_shape)] == self.batch_shape for t in m.lanes.values())}
+        fitting = {
+            k: m for k, m in self.memo.items() if all(t.shape[: len(self.batch_shape)] == self.batch_shape for t in m.lanes.values())
+        }
         return replace(self, memo=fitting)._map(lambda tensor: tensor[lane])
 
     def __len__(self) -> int:
@@ -225,7 +230,7 @@ class Context:
         def split(lane: Context) -> list[str]:
             bounds = [int(lane.prompt_lengths), *lane.ends.tolist()]
             tokens = lane.tokens.tolist()
-            return [self.lm.decode(tokens[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+            return [self.lm.decode(tokens[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
 
         return self._nested(split)
 

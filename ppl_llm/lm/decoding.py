@@ -34,14 +34,15 @@ class Decoder(Protocol):
         ...
 
     def keep(self, alive: Tensor) -> None:
-        """Drop the rows that are not alive; rows may change places, ``lanes`` with them. :meth:`advance` comes next: ``logits`` are void."""
+        """Drop the rows that are not alive; rows may change places, ``lanes`` with them. ``logits`` are void until :meth:`advance`."""
         ...
 
 
 class DecodingLM(ABC):
     """Base of language models that give next-token logits (a :class:`~ppl_llm.lm.protocol.LanguageModel`).
 
-    Subclasses give :meth:`_decoder` and :meth:`_step_logits`. What these note in ``context.memo`` reaches the context that the user extends.
+    Subclasses give :meth:`_decoder` and :meth:`_step_logits`. What these note in ``context.memo`` reaches the context that the user
+    extends.
     """
 
     vocab_size: int

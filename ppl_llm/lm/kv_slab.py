@@ -42,7 +42,9 @@ class SlabLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
             # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
-            torch.zeros(self._writes.num_rows, states.shape[1], self._writes.capacity + 1, states.shape[3], dtype=self.dtype, device=self.device)
+            torch.zeros(
+                self._writes.num_rows, states.shape[1], self._writes.capacity + 1, states.shape[3], dtype=self.dtype, device=self.device
+            )
             for states in (key_states, value_states)
         )
         self.is_initialized = True

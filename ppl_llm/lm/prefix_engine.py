@@ -119,9 +119,7 @@ class PrefixEngine:
         hint, held = self._share_stems(slab, hint, held, distinct, torch.minimum(stems[first], known))
         row = self._settle(slab, hint, held)
         by_row = row.argsort()
-        return Seating(
-            slab, distinct[by_row], lengths[first][by_row], held[by_row], row_of=row[group], repeated=first[group] != order
-        )
+        return Seating(slab, distinct[by_row], lengths[first][by_row], held[by_row], row_of=row[group], repeated=first[group] != order)
 
     def _search(self, slab: KVSlab, hint: Tensor, tokens: Tensor) -> Tensor:
         """Give sequences without a hint the row that shares the longest prefix, if any does."""
@@ -196,7 +194,9 @@ class PrefixEngine:
             index = torch.tensor(members, device=self.device)
             whole = [places[i] for i in members] == list(range(len(members)))
             width, stop = max(missing[i] for i in members), max(ends[i] for i in members)
-            outputs = self._append(slab, None if whole else rows[index], tokens[index], lengths[index], held[index], width, stop, keep or width)
+            outputs = self._append(
+                slab, None if whole else rows[index], tokens[index], lengths[index], held[index], width, stop, keep or width
+            )
             yield rows[index], outputs
 
     def _append(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from ..context import LaneMemo
 from .kv_slab import KVSlab
 
@@ -57,13 +54,13 @@ class SlabPool:
         self.slabs.append(slab)
         return slab
 
-    def note(self, slab: KVSlab, rows: Tensor, batch_shape: torch.Size) -> LaneMemo:
-        """A note that leads from a context's lanes to their rows; ``rows`` ``[lanes]`` is seen, not copied."""
+    def lease(self, slab: KVSlab) -> Lease:
+        """What a context notes of a slab."""
         lease = self._lease(slab)
         if lease is None:
             lease = Lease(slab)
             self._leases[id(slab)] = weakref.ref(lease)
-        return LaneMemo(lease, {"rows": rows.view(batch_shape)})
+        return lease
 
     def trim(self) -> None:
         """Release the least recently used slabs until the bound holds."""

@@ -26,13 +26,14 @@ DEFAULT_CACHE_BYTES = 2 * 2**30
 class TransformersLM(DecodingLM):
     """A transformers causal language model as a source of reasoning steps.
 
-    Keys and values of live contexts are kept between steps and found again by comparing tokens, so that every token is run once: a prompt is
-    run once for all of its lanes, and lanes that resampling made equal share a forward pass until they differ.
+    Keys and values of live contexts are kept between steps and found again by comparing tokens, so that every token is run once: a prompt
+    is run once for all of its lanes, and lanes that resampling made equal share a forward pass until they differ.
 
     :param model: a causal language model; its attention implementation is replaced by one of this package.
     :param tokenizer: its fast tokenizer.
     :param str system_prompt: system turn before a problem given as a string; the chat template's own by default.
-    :param str chat_template: Jinja template to use in place of the tokenizer's. A tokenizer that has none continues the problem's plain text.
+    :param str chat_template: Jinja template to use in place of the tokenizer's. With a tokenizer that has none, the model continues the
+        problem's plain text.
     :param int max_length: longest context in tokens; by default, and at most, what the model was made for.
     :param int cache_bytes: memory for keys and values; the lanes of one step may exceed it.
     :raises ValueError: if the model needs a cache of another kind.
@@ -148,7 +149,7 @@ class TransformersLM(DecodingLM):
         return text, list(ids)
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def release_caches(self) -> None:
         """Free the memory of all keys and values; contexts stay valid."""
@@ -158,7 +159,7 @@ class TransformersLM(DecodingLM):
         return token_bytes(self.tokenizer, self.vocab_size)
 
     def _decoder(self, context: Context, active: Tensor) -> SlabDecoder:
-        tokens = context.tokens.flatten(0, -2)[active]
+        tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[active]
         lengths = context.lengths.flatten()[active]
         seating, rows = self._seat(context, active, tokens, lengths, lengths - 1, len(active))
         return SlabDecoder(self._engine, seating, active, rows)
@@ -167,7 +168,7 @@ class TransformersLM(DecodingLM):
         before = context.lengths.flatten()[active]
         # The step's last token is not run: its logits are of no interest.
         ends = before + (tokens != PAD).sum(-1) - 1
-        whole = torch.nn.functional.pad(context.tokens.flatten(0, -2)[active], (0, tokens.shape[1] + 1), value=PAD)
+        whole = torch.nn.functional.pad(context.tokens.reshape(-1, context.tokens.shape[-1])[active], (0, tokens.shape[1] + 1), value=PAD)
         column = torch.arange(tokens.shape[1], device=tokens.device)
         whole.scatter_(1, torch.where(tokens == PAD, whole.shape[1] - 1, before[:, None] + column), tokens)
         whole = torch.where(torch.arange(whole.shape[1], device=whole.device) < ends[:, None], whole, PAD)
@@ -194,7 +195,7 @@ class TransformersLM(DecodingLM):
         note: LaneMemo | None = context.memo.get(self._key)
         seating = self._engine.seat(note, active, tokens, lengths, known, stems, num_rows)
         rows = torch.full((context.lengths.numel(),), -1, device=self.device)
-        context.memo[self._key] = self._engine.pool.note(seating.slab, rows, context.batch_shape)
+        context.memo[self._key] = LaneMemo(self._engine.pool.lease(seating.slab), {"rows": rows.view(context.batch_shape)})
         return seating, rows
 
 
