@@ -7,7 +7,7 @@ from typing import Any
 
 
 class DiscreteMarginal:
-    """Probabilities of hashable values, most probable first; ties keep the order of first appearance.
+    """Probabilities of hashable values, most probable first; ties keep the order of first appearance. Values of zero weight are left out.
 
     :param pairs: (value, weight) pairs; the weights of equal values are added, then all are normalised.
     """
@@ -15,7 +15,8 @@ class DiscreteMarginal:
     def __init__(self, pairs: Iterable[tuple[Hashable, float]]) -> None:
         mass: dict[Hashable, float] = {}
         for value, weight in pairs:
-            mass[value] = mass.get(value, 0.0) + float(weight)
+            if weight > 0:
+                mass[value] = mass.get(value, 0.0) + float(weight)
         total = sum(mass.values())
         if not total > 0:
             raise ValueError(f"the weights must have a positive sum, got {total}")
