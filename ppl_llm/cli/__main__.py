@@ -1,0 +1,5 @@
+"""``python -m ppl_llm.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,158 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..demo import example, looks_like_demo
+from . import loading
+from .errors import INTERRUPTED, reported
+from .methods import METHODS
+from .settings import Settings
+
+_PROBLEM = example(1).text
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Examples:\n\nppl-llm demo\n\nppl-llm solve '{_PROBLEM}'",
+)
+
+_WIDTH = 120
+_METHOD_HELP = "How to infer. " + ". ".join(f"[bold]{name}[/]: {method.line}" for name, method in METHODS.items()) + "."
+_PRESET_HELP = (
+    "What to infer. [bold]exact[/]: p(solution) times the probability that every step is right. [bold]twisted[/]: times that of the worst "
+    "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released."
+)
+_SOLVE_EXAMPLES = (
+    f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
+    "\n\nppl-llm solve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda 'How many primes are below 60?'"
+)
+
+
+def main() -> None:
+    """Entry point of ``ppl-llm``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the run
+    app(prog_name="ppl-llm")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"ppl-llm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Solve problems step by step: a language model writes, a process reward model scores, Pyro infers."""
+
+
+@app.command(epilog=_SOLVE_EXAMPLES)
+def solve(
+    problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
+    lm: Annotated[str, typer.Option(help="Language model: demo, a directory, or a name on the Hugging Face Hub.")] = "demo",
+    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name.")] = "demo",
+    method: Annotated[str, typer.Option(help=_METHOD_HELP)] = "smc",
+    particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
+    preset: Annotated[str, typer.Option(help=_PRESET_HELP)] = "exact",
+    ess_threshold: Annotated[
+        float | None,
+        typer.Option(help="Resample where the effective sample size is at most this share of the particles; by default the preset's."),
+    ] = None,
+    resampler: Annotated[
+        str | None, typer.Option(help="systematic, stratified, residual, ssp or multinomial; by default the preset's.")
+    ] = None,
+    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Replay the solutions and compare every log-probability.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
+) -> None:
+    """Solve a problem and show the posterior over answers, the best solution with its scores, and the cost.
+
+    Ctrl-C shows the posterior so far.
+    """
+    settings = Settings(lm, prm, method, particles, preset, ess_threshold, resampler, max_steps, max_tokens, temperature, seed, audit)
+    with reported(verbose):
+        text = (sys.stdin.read() if problem == "-" else problem).strip()
+        if not text:
+            raise ValueError("the problem is empty; give its text, or - to read it from standard input")
+        settings.check()
+        loading.check_device(device)
+        if lm == "demo" and not force:
+            _require_demo_problem(text)
+    from .progress import Progress
+    from .report import Report
+    from .run import sweep
+
+    with loading.quiet(verbose):
+        with reported(verbose):
+            models = loading.load_lm(lm, device), loading.load_prm(prm, device)
+            title = f"{method} with {particles} particles"
+            outcome = sweep(settings, *models, text, Progress(Console(stderr=True), title, verbose))
+            if outcome.posterior is None:
+                raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
+        report = Report.of(outcome.model, outcome.posterior, text, settings.describe(), outcome.partial)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
+    else:
+        report.print(_stdout())
+    if outcome.partial:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _stdout() -> Console:
+    """A console as wide as the terminal, or wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH)
+
+
+def _require_demo_problem(text: str) -> None:
+    if not looks_like_demo(text):
+        raise ValueError(
+            "the demo language model knows only its own kind of problem, and this does not look like one. "
+            f"Try: ppl-llm solve '{example().text}' (--force goes on all the same, --lm takes another model)"
+        )
+
+
+@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 4,5,6 --seed 7")
+def demo(
+    particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
+    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "1,2,3,4,5,6",
+    seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,
+    prm: Annotated[str, typer.Option(help="Process reward model: demo or demo-weak.")] = "demo",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """Make up a problem per level and solve each by importance sampling and by SMC, side by side, with the models in this package."""
+    from .side_by_side import SideBySide, parse_levels
+
+    settings = Settings(prm=prm, particles=particles, seed=seed)
+    with reported(verbose):
+        settings.check()
+        chosen = parse_levels(levels)
+    with loading.quiet(verbose):
+        table = SideBySide(settings, _stdout(), Console(stderr=True))
+        with reported(verbose):
+            models = loading.load_lm(settings.lm), loading.load_prm(prm)
+            complete = table.run(*models, chosen)
+    table.print()
+    if not complete:
+        raise typer.Exit(INTERRUPTED)

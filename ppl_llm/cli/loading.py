@@ -1,0 +1,73 @@
+"""Models by name, and quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..lm.protocol import LanguageModel
+    from ..reward.protocol import RewardModel
+
+
+def load_lm(name: str, device: str | None = None) -> LanguageModel:
+    """A language model.
+
+    :param str name: ``demo``, a directory, or a name on the Hugging Face Hub.
+    :param str device: where to put it, e.g. ``cuda`` or ``auto``.
+    :raises OSError: if it cannot be found or read.
+    :raises ValueError: if it cannot be used.
+    """
+    from ..lm.transformers_lm import TransformersLM
+
+    return TransformersLM.from_pretrained(name, device_map=device)
+
+
+def load_prm(name: str, device: str | None = None) -> RewardModel:
+    """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
+    from ..reward.transformers_prm import TransformersPRM
+
+    return TransformersPRM.from_pretrained(name, device_map=device)
+
+
+def check_device(device: str | None) -> None:
+    """
+    :raises ValueError: for a device that does not exist here.
+    """
+    import torch
+
+    if device is None or device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); known: cpu, cuda, auto") from error
+
+
+@contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keep warnings and progress bars of the libraries off the terminal, but for downloads that a person is waiting for.
+
+    :param bool verbose: leave the warnings on.
+    """
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity(), logging.getLogger("huggingface_hub").level
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+            transformers_logging.set_verbosity_error()
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        if sys.stderr.isatty():
+            enable_progress_bars()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(before[0])
+            logging.getLogger("huggingface_hub").setLevel(before[1])

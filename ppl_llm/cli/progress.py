@@ -1,0 +1,87 @@
+"""What happens while a run is under way, on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..inference import ParticlePosterior
+
+_ROWS = 12
+"""Steps shown at a time."""
+
+
+class Row(NamedTuple):
+    """One step of a run."""
+
+    step: int
+    ess: float
+    particles: int
+    resampled: bool
+    finished: int
+    rate: float
+
+    def __str__(self) -> str:
+        resampled = "resampled, " if self.resampled else ""
+        return (
+            f"step {self.step}: ESS {self.ess:.1f} of {self.particles}, {resampled}"
+            f"{self.finished} of {self.particles} finished, {self.rate:,.0f} tokens/s"
+        )
+
+
+class Progress:
+    """A live table where stderr is a terminal; lines with ``verbose``; silence otherwise. Use it as a context and as ``callback``.
+
+    :param Console console: of stderr.
+    :param str title: of the table.
+    :param bool verbose: print a line per step where there is no terminal.
+    """
+
+    def __init__(self, console: Console, title: str, verbose: bool = False) -> None:
+        from ..inference import CostMeter
+
+        self.console, self.title = console, title
+        self.lines = verbose and not console.is_terminal
+        self.rows: deque[Row] = deque(maxlen=_ROWS)
+        self._meter = CostMeter()
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        self._meter.__enter__()
+        self._start = time.perf_counter()
+        if self._live is not None:
+            self._live.start()
+            self._live.update(self._table(), refresh=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._meter.__exit__(kind, error, trace)
+
+    def __call__(self, posterior: ParticlePosterior) -> None:
+        """:param ParticlePosterior posterior: after a barrier, of a model that returns its context."""
+        rate = self._meter.totals["tokens_sampled"] / max(time.perf_counter() - self._start, 1e-9)
+        ess, resampled = posterior.ess, posterior.resampled
+        done = int(posterior.value.done.sum())
+        self.rows.append(Row(len(ess), float(ess[-1]), posterior.num_particles, bool(resampled[-1]), done, rate))
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        if self.lines:
+            self.console.print(str(self.rows[-1]), markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for name in ("step", "ESS", "resampled", "finished", "tokens/s"):
+            table.add_column(name, justify="right", style="dim" if name == "resampled" else "")
+        for row in self.rows:
+            finished = f"{row.finished} of {row.particles}"
+            table.add_row(str(row.step), f"{row.ess:.1f}", "yes" if row.resampled else "", finished, f"{row.rate:,.0f}")
+        return table

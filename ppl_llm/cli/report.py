@@ -1,0 +1,192 @@
+"""The outcome of a run, for people and for programs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..answers import Answer
+    from ..inference import ParticlePosterior
+    from ..models import ReasoningModel
+
+_SHOWN = 8
+"""Answers shown in the table; JSON has all."""
+_BAR = 24
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One lane: its steps with the reward model's probability that each is right.
+
+    :ivar float weight: its posterior weight.
+    :ivar float score: aggregated score of the whole solution.
+    :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min`` or ``mean``.
+    """
+
+    steps: list[str]
+    step_scores: list[float]
+    weight: float
+    score: float
+    aggregation: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``solve`` tells about a posterior. Made by :meth:`of`."""
+
+    problem: str
+    partial: bool
+    answer: Answer
+    answers: list[tuple[Answer, float]]
+    log_evidence: float
+    ess: list[float]
+    resampled: list[bool]
+    particles: int
+    finished: int
+    best: Solution
+    cost: dict[str, float]
+    audit: dict[str, float] | None
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: ReasoningModel, posterior: ParticlePosterior, problem: str, settings: dict[str, Any], partial: bool) -> Report:
+        """
+        :param ReasoningModel model: that was run.
+        :param ParticlePosterior posterior: of a single problem.
+        :param bool partial: whether the run was interrupted.
+        """
+        answer = model.choose(posterior)
+        audit = posterior.audit
+        return cls(
+            problem=problem,
+            partial=partial,
+            answer=answer,
+            answers=list(posterior.answers().probs.items()),
+            log_evidence=float(posterior.log_evidence),
+            ess=posterior.ess.tolist(),
+            resampled=posterior.resampled.tolist(),
+            particles=posterior.num_particles,
+            finished=int(posterior.value.done.sum()),
+            best=best_solution(model, posterior, answer),
+            cost=dict(posterior.cost),
+            audit=None if audit is None else {"error": audit.error, "rounding": audit.rounding, "sites": audit.num_sites},
+            settings=settings,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; numbers are finite or ``None``."""
+        values: dict[str, Any] = _finite(
+            {
+                "problem": self.problem,
+                "partial": self.partial,
+                "answer": self.answer,
+                "answers": [{"answer": answer, "probability": probability} for answer, probability in self.answers],
+                "log_evidence": self.log_evidence,
+                "ess": self.ess,
+                "resampled": self.resampled,
+                "finished": self.finished,
+                "best": {
+                    "steps": self.best.steps,
+                    "step_scores": self.best.step_scores,
+                    "weight": self.best.weight,
+                    "score": self.best.score,
+                    "aggregation": self.best.aggregation,
+                },
+                "cost": self.cost,
+                "audit": self.audit,
+                "settings": self.settings,
+            }
+        )
+        return values
+
+    def print(self, console: Console) -> None:
+        """For people."""
+        title = "Posterior over answers"
+        if self.partial:
+            title = f"Partial posterior over answers: interrupted after {len(self.ess)} steps"
+        _heading(console, title, style="bold yellow" if self.partial else "bold")
+        console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
+        finished = f"{self.finished} of {self.particles} finished"
+        resampled = f"resampled {sum(self.resampled)} of {len(self.resampled)} times"
+        console.print(Text(f"log evidence {self.log_evidence:.3f}, {finished}, {resampled}"))
+        console.print(Text("ESS per step " + " ".join(f"{ess:.1f}" for ess in self.ess), style="dim"))
+        best = self.best
+        _heading(console, f"Best solution (weight {best.weight:.3f}, {best.aggregation} score {best.score:.3f})")
+        console.print(self._best_table())
+        _heading(console, "Cost")
+        console.print(Text(_cost_line(self.cost)))
+        if self.audit is not None:
+            console.print(Text(f"audit passed: {self.audit['sites']} sites replayed, error {self.audit['error']:.3g}"))
+
+    def _answers_table(self, bar: str) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for name, justify in (("answer", "left"), ("probability", "right"), ("", "left")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for answer, probability in self.answers[:_SHOWN]:
+            style = "bold green" if answer == self.answer and answer is not None else ""
+            shown = Text("none yet" if answer is None else plain(str(answer)), style=style or "dim")
+            table.add_row(shown, Text(f"{probability:.3f}", style=style), Text(bar * round(_BAR * probability), style=style or "dim"))
+        if len(self.answers) > _SHOWN:
+            rest = self.answers[_SHOWN:]
+            table.add_row(Text(f"{len(rest)} more", style="dim"), Text(f"{sum(p for _, p in rest):.3f}", style="dim"), "")
+        return table
+
+    def _best_table(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("score", justify="right", vertical="top")
+        table.add_column("step")
+        for step, score in zip(self.best.steps, self.best.step_scores, strict=True):
+            style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
+            table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
+        return table
+
+
+def best_solution(model: ReasoningModel, posterior: ParticlePosterior, answer: Answer) -> Solution:
+    """The lane of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
+
+    :param answer: that the preset chose; ``None`` where no lane has one.
+    """
+    import torch
+
+    from ..context import StopReason
+
+    context = posterior.value
+    with torch.no_grad():
+        log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
+    weights, scores = posterior.weights.tolist(), prefix.tolist()
+    lanes = [n for n, given in enumerate(context.answers()) if given == answer]
+    by_score = model.preset.vote == "argmax"
+    n = max(lanes, key=lambda lane: (scores[lane], weights[lane]) if by_score else (weights[lane], scores[lane]))
+    real = (context.reasons[n] != StopReason.FINISHED).cpu()
+    return Solution(context[n].steps, log_odds[n][real].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
+
+
+def _heading(console: Console, text: str, style: str = "bold") -> None:
+    console.print()
+    console.print(Text(text, style=style))
+
+
+def plain(text: str) -> str:
+    """Text without control characters: a language model must not drive the terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def _cost_line(cost: dict[str, float]) -> str:
+    seconds = cost.get("seconds", 0.0)
+    work = [f"{value:,.0f} {name.replace('_', ' ')}" for name, value in cost.items() if not name.endswith("seconds")]
+    parts = [f"{value:.1f} {name.replace('_', ' ')}" for name, value in cost.items() if name.endswith("_seconds")]
+    return ", ".join([*work, f"{seconds:.1f} seconds"]) + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
