@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .problems import LEVELS, STEP_END, Operation, Problem, check_steps, draw, write_answer, write_step
+from .checker import check_steps
+from .problems import LEVELS, Operation, Problem, draw, write_answer, write_step
 from .tokenizer import END, STEP_TOKEN
 
-__all__ = ["IGNORED", "Labelled", "batches", "batches_in_order", "corrupt", "lm_example", "prm_example", "prompt_of"]
+__all__ = ["IGNORED", "Labelled", "batches", "batches_in_order", "corrupt", "lm_example", "prm_example", "prompt_of", "train_problems"]
 
 IGNORED = -100
 
@@ -112,11 +113,6 @@ def corrupt(problem: Problem, rate: float, rng: random.Random) -> Labelled:
     return Labelled(problem, tuple(steps), tuple(check_steps(problem, steps)))
 
 
-def train_problems(n: int, rng: random.Random) -> list[Problem]:
-    """``n`` problems of the training split, balanced over the levels."""
-    return [draw("train", 1 + index % len(LEVELS), rng) for index in range(n)]
-
-
-def solution_text(attempt: Labelled) -> str:
-    """The attempt as the language model would write it."""
-    return STEP_END.join(attempt.steps)
+def train_problems(n: int, rng: random.Random, hardest: int = max(LEVELS)) -> list[Problem]:
+    """``n`` problems of the training split, balanced over the levels 1 .. ``hardest``."""
+    return [draw("train", 1 + index % hardest, rng) for index in range(n)]

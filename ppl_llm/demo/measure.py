@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .checker import check_steps, split_solution
 from .corpus import IGNORED, Labelled, batches_in_order, prm_example, prompt_of
-from .problems import LEVELS, Problem, check_steps, split_solution
+from .problems import LEVELS, Problem
 
 __all__ = ["auroc", "by_level", "calibration_error", "fit_temperature", "pass_at_1", "sample_attempts", "step_log_odds"]
 
@@ -31,30 +31,34 @@ def sample_attempts(
     :return: the attempts, those of one problem next to each other.
     """
     generator = torch.Generator().manual_seed(seed)
-    by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-    for index in range(len(problems) * num_samples):
-        prompt = tokenizer.encode(prompt_of(tokenizer, problems[index // num_samples]))
-        by_length[len(prompt)].append((index, prompt))
-    texts: dict[int, str] = {}
-    for same_length in by_length.values():  # prompts of one length need no padding
-        for first in range(0, len(same_length), batch_size):
-            indices, prompts = zip(*same_length[first : first + batch_size], strict=True)
-            rows = _sample(model, torch.tensor(prompts), tokenizer.eos_token_id, max_new_tokens, generator)
-            texts.update(zip(indices, tokenizer.batch_decode(rows), strict=True))
+    prompts = [tokenizer.encode(prompt_of(tokenizer, problem)) for problem in problems for _ in range(num_samples)]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        indices = order[first : first + batch_size]
+        rows = _sample(model, [prompts[index] for index in indices], tokenizer.eos_token_id, max_new_tokens, generator)
+        for index, text in zip(indices, tokenizer.batch_decode(rows), strict=True):
+            texts[index] = text
     attempts = []
-    for index in range(len(texts)):
-        problem, steps = problems[index // num_samples], split_solution(texts[index])
+    for index, text in enumerate(texts):
+        problem, steps = problems[index // num_samples], split_solution(text)
         attempts.append(Labelled(problem, tuple(steps), tuple(check_steps(problem, steps))))
     return attempts
 
 
-def _sample(model: PreTrainedModel, ids: Tensor, end: int, max_new_tokens: int, generator: torch.Generator) -> list[list[int]]:
-    rows: list[list[int]] = [[] for _ in range(len(ids))]
+def _sample(
+    model: PreTrainedModel, prompts: Sequence[list[int]], end: int, max_new_tokens: int, generator: torch.Generator
+) -> list[list[int]]:
+    longest = max(map(len, prompts))  # padded on the left: rotary positions are relative, so the shift does not matter
+    ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    rows: list[list[int]] = [[] for _ in prompts]
     running, cache = torch.ones(len(ids), dtype=torch.bool), None
     for _ in range(max_new_tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         ids = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         running &= ids[:, 0] != end
         if not running.any():
             break
@@ -64,7 +68,9 @@ def _sample(model: PreTrainedModel, ids: Tensor, end: int, max_new_tokens: int, 
 
 
 @torch.no_grad()
-def step_log_odds(prm: nn.Module, tokenizer: PreTrainedTokenizerBase, attempts: Sequence[Labelled], batch_size: int = 128) -> list[list[float]]:
+def step_log_odds(
+    prm: nn.Module, tokenizer: PreTrainedTokenizerBase, attempts: Sequence[Labelled], batch_size: int = 128
+) -> list[list[float]]:
     """Log-odds that a step is right, one list per attempt."""
     examples = [prm_example(tokenizer, attempt) for attempt in attempts]
     scores: list[list[float]] = [[] for _ in examples]
@@ -86,7 +92,7 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
 
 
 def calibration_error(log_odds: Tensor, labels: Tensor, num_bins: int = 15) -> float:
-    """Expected calibration error of ``sigmoid(log_odds)``: mean over steps of |share of right steps in the bin - mean probability in the bin|."""
+    """Expected calibration error of ``sigmoid(log_odds)``: mean over steps of |share of right steps - mean probability| in their bin."""
     probability = log_odds.double().sigmoid()
     bins = (probability * num_bins).long().clamp(max=num_bins - 1)
     gap = torch.zeros(num_bins, dtype=torch.double).index_add_(0, bins, labels.double() - probability)
@@ -130,3 +136,15 @@ def pass_at_1(attempts: Sequence[Labelled]) -> float:
 def by_level(attempts: Sequence[Labelled], figure: Callable[[Sequence[int]], float]) -> dict[int, float]:
     """``figure`` of the indices of the attempts of each level."""
     return {level: figure([i for i, attempt in enumerate(attempts) if attempt.problem.level == level]) for level in LEVELS}
+
+
+def step_error_rate(attempts: Sequence[Labelled]) -> float:
+    """Share of the steps that are wrong."""
+    _, labels = flat(attempts)
+    return float((~labels).double().mean())
+
+
+def level_aurocs(prm: nn.Module, tokenizer: PreTrainedTokenizerBase, attempts: Sequence[Labelled]) -> dict[int, float]:
+    """Step AUROC per level."""
+    scores = step_log_odds(prm, tokenizer, attempts)
+    return by_level(attempts, lambda indices: auroc(*flat([attempts[i] for i in indices], [scores[i] for i in indices])))

@@ -1,15 +1,14 @@
 r"""Problems of the demo models: a number goes through a list of operations, one per step of the solution.
 
-A problem reads ``Start with 12. Step 1: add 5. Step 2: double it. What is the final number?`` and its solution
-``Step 1: 12 + 5 = 17``, ``Step 2: 17 * 2 = 34``, ``The final answer is $\boxed{34}$.``, the steps being separated by an empty line.
-The truth of every step is decided by :func:`check_steps`, without a model, so that language model and reward model can both be measured.
+A problem reads ``Start with 12. First: add 5. Second: double it. What is the final number?`` and its solution
+``First: 12 + 5 = 17``, ``Second: 17 * 2 = 34``, ``The final answer is $\boxed{34}$.``, the steps being separated by an empty line.
+The truth of every step is decided by :mod:`ppl_llm.demo.checker`, without a model, so that both models can be measured.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +17,10 @@ __all__ = [
     "STEP_END",
     "Operation",
     "Problem",
-    "check_steps",
     "example",
     "held_out",
-    "looks_like_demo",
     "make_problem",
-    "parse",
     "split_of",
-    "split_solution",
 ]
 
 STEP_END = "\n\n"
@@ -47,22 +42,26 @@ class Level:
 
 LEVELS: dict[int, Level] = {
     1: Level(2, 20, 9),
-    2: Level(3, 50, 9),
-    3: Level(4, 99, 20),
-    4: Level(5, 99, 50),
-    5: Level(6, 150, 99),
-    6: Level(7, 199, 99),
+    2: Level(3, 30, 9),
+    3: Level(4, 50, 9),
+    4: Level(5, 70, 20),
+    5: Level(6, 99, 30),
+    6: Level(7, 99, 50),
 }
 MAX_FACTOR = 9
 
-_INTROS = ("Start with {}.", "Begin with {}.", "Take the number {}.")
-_QUESTIONS = ("What is the final number?", "What number do you get?")
-_PHRASES: dict[str, tuple[str, ...]] = {
+# A word of its own per position: a small network finds the operation of a step by this one token, while the digits of "Step 1" occur
+# all over the problem.
+ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh")
+
+INTROS = ("Start with {}.", "Begin with {}.", "Take the number {}.")
+QUESTIONS = ("What is the final number?", "What number do you get?")
+PHRASES: dict[str, tuple[str, ...]] = {
     "+": ("add {}", "increase it by {}"),
     "-": ("subtract {}", "take away {}"),
     "*": ("multiply by {}",),
 }
-_SHORT_PHRASES = {2: "double it", 3: "triple it"}
+SHORT_PHRASES = {2: "double it", 3: "triple it"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Problem:
 
 def write_step(position: int, left: int, operation: Operation, result: int) -> str:
     """Text of the step at ``position`` (from 0); the arithmetic is the caller's, so that mistakes can be written too."""
-    return f"Step {position + 1}: {left} {operation.symbol} {operation.operand} = {result}"
+    return f"{ORDINALS[position]}: {left} {operation.symbol} {operation.operand} = {result}"
 
 
 def write_answer(value: int | str) -> str:
@@ -113,7 +112,8 @@ def write_answer(value: int | str) -> str:
     return f"The final answer is $\\boxed{{{value}}}$."
 
 
-def _solved(text: str, level: int, start: int, operations: Sequence[Operation]) -> Problem:
+def solved(text: str, level: int, start: int, operations: Sequence[Operation]) -> Problem:
+    """The problem with its right solution."""
     value, steps = start, []
     for position, operation in enumerate(operations):
         steps.append(write_step(position, value, operation, operation(value)))
@@ -135,9 +135,9 @@ def _draw_operation(value: int, size: Level, rng: random.Random) -> Operation:
 
 
 def _phrase(operation: Operation, rng: random.Random) -> str:
-    if operation.symbol == "*" and operation.operand in _SHORT_PHRASES and rng.random() < 0.5:
-        return _SHORT_PHRASES[operation.operand]
-    return rng.choice(_PHRASES[operation.symbol]).format(operation.operand)
+    if operation.symbol == "*" and operation.operand in SHORT_PHRASES and rng.random() < 0.5:
+        return SHORT_PHRASES[operation.operand]
+    return rng.choice(PHRASES[operation.symbol]).format(operation.operand)
 
 
 def make_problem(level: int, rng: random.Random) -> Problem:
@@ -155,121 +155,9 @@ def make_problem(level: int, rng: random.Random) -> Problem:
     for _ in range(size.num_steps):
         operations.append(_draw_operation(value, size, rng))
         value = operations[-1](value)
-    parts = [rng.choice(_INTROS).format(start)]
-    parts += [f"Step {position + 1}: {_phrase(operation, rng)}." for position, operation in enumerate(operations)]
-    return _solved(" ".join([*parts, rng.choice(_QUESTIONS)]), level, start, operations)
-
-
-_NUMBER = r"(0|[1-9]\d{0,3})"
-
-
-def _pattern(templates: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(template).replace(r"\{\}", _NUMBER) for template in templates), re.ASCII)
-
-
-_INTRO_PATTERN = _pattern(_INTROS)
-_PHRASE_PATTERNS = {symbol: _pattern(phrases) for symbol, phrases in _PHRASES.items()}
-_STEP_PATTERN = re.compile(rf"Step (\d): {_NUMBER} ([-+*]) {_NUMBER} = {_NUMBER}", re.ASCII)
-_ANSWER_PATTERN = re.compile(rf"The final answer is \$\\boxed\{{{_NUMBER}\}}\$\.", re.ASCII)
-
-
-def _number(match: re.Match[str]) -> int:
-    return int(next(group for group in match.groups() if group is not None))
-
-
-def _parse_phrase(phrase: str) -> Operation:
-    for factor, short in _SHORT_PHRASES.items():
-        if phrase == short:
-            return Operation("*", factor)
-    for symbol, pattern in _PHRASE_PATTERNS.items():
-        if match := pattern.fullmatch(phrase):
-            return Operation(symbol, _number(match))
-    raise ValueError(f"not an operation of the demo: {phrase!r}")
-
-
-def parse(text: str) -> Problem:
-    """Read a problem back from its text.
-
-    :param str text: the text of a demo problem; white space around it is ignored.
-    :raises ValueError: if the text is not a problem that :func:`make_problem` could have drawn (wording, number of steps, size of numbers).
-    """
-    text = text.strip()
-    question = next((question for question in _QUESTIONS if text.endswith(f". {question}")), None)
-    intro = _INTRO_PATTERN.match(text)
-    if question is None or intro is None:
-        raise ValueError("not a demo problem: unknown opening or question")
-    start = _number(intro)
-    operations = []
-    for position, part in enumerate(text[intro.end() : -len(question) - 2].split(".")):
-        head = f" Step {position + 1}: "
-        if not part.startswith(head):
-            raise ValueError(f"not a demo problem: expected {head.strip()!r} in {part!r}")
-        operations.append(_parse_phrase(part.removeprefix(head)))
-    level = next((level for level, size in LEVELS.items() if size.num_steps == len(operations)), None)
-    if level is None:
-        raise ValueError(f"not a demo problem: {len(operations)} steps")
-    _require_in_range(start, operations, LEVELS[level])
-    return _solved(text, level, start, operations)
-
-
-def _require_in_range(start: int, operations: Sequence[Operation], size: Level) -> None:
-    value = start
-    for operation in operations:
-        low, high = (2, MAX_FACTOR) if operation.symbol == "*" else (1, size.max_operand)
-        value = operation(value)
-        if not low <= operation.operand <= high or not 0 <= value <= size.max_value:
-            raise ValueError(f"not a demo problem: {operation} leaves the range of its level")
-    if not 1 <= start <= size.max_value:
-        raise ValueError(f"not a demo problem: start {start} is outside the range of its level")
-
-
-def looks_like_demo(text: str) -> bool:
-    """Whether the text is a problem of the kind that the demo models were trained on."""
-    try:
-        parse(text)
-    except ValueError:
-        return False
-    return True
-
-
-def split_solution(text: str, end_token: str = "<|im_end|>") -> list[str]:
-    """Cut a solution into steps, without separators and without the end token."""
-    text = text.removesuffix(end_token).rstrip()
-    return text.split(STEP_END) if text else []
-
-
-def check_steps(problem: Problem | str, steps: Sequence[str], end_token: str = "<|im_end|>") -> list[bool]:
-    """Label every step by itself: an error does not make the steps after it wrong.
-
-    A step is right iff its number, operation and operand are the problem's at that position, its left operand is the result that the
-    step before states (the start value at first) and its arithmetic holds. The answer is right iff it repeats the last stated result
-    after all operations. After a malformed step nothing is stated, hence the step that follows it is wrong as well.
-
-    :param problem: a problem or its text.
-    :param steps: texts of the steps; trailing white space and the end token are ignored.
-    :return: one label per step.
-    :raises ValueError: if ``problem`` is a text that :func:`parse` refuses.
-    """
-    problem = parse(problem) if isinstance(problem, str) else problem
-    labels: list[bool] = []
-    stated: int | None = problem.start
-    for position, step in enumerate(steps):
-        step = step.rstrip().removesuffix(end_token).rstrip()
-        if position == len(problem.operations):
-            answer = _ANSWER_PATTERN.fullmatch(step)
-            labels.append(answer is not None and int(answer[1]) == stated)
-            stated = None
-            continue
-        match = _STEP_PATTERN.fullmatch(step)
-        if match is None or position > len(problem.operations):
-            labels.append(False)
-            stated = None
-            continue
-        number, left, operation, result = int(match[1]), int(match[2]), Operation(match[3], int(match[4])), int(match[5])
-        wanted = (position + 1, problem.operations[position], stated)
-        labels.append((number, operation, left) == wanted and operation(left) == result)
-        stated = result
-    return labels
+    parts = [rng.choice(INTROS).format(start)]
+    parts += [f"{ordinal}: {_phrase(operation, rng)}." for ordinal, operation in zip(ORDINALS, operations, strict=False)]
+    return solved(" ".join([*parts, rng.choice(QUESTIONS)]), level, start, operations)
 
 
 def split_of(text: str) -> str:

@@ -1,0 +1,90 @@
+"""The demo's process reward models: data, training until a wished quality, calibration."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
+
+from ..reward.qwen_prm import Qwen2PRM
+from .corpus import Encoded, Labelled, corrupt, prm_example, train_problems
+from .fit import fit
+from .measure import fit_temperature, flat, level_aurocs, sample_attempts, step_log_odds
+
+__all__ = ["calibrate", "reward_pools", "train_prm"]
+
+log = logging.getLogger(__name__)
+
+
+def reward_pools(
+    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_samples: int, rate: float, seed: int
+) -> Iterator[list[Encoded]]:
+    """Pools with the language model's own samples (drawn once) and as many spoilt solutions (fresh ones each time)."""
+    rng = random.Random(seed)
+    own = [prm_example(tokenizer, attempt) for attempt in sample_attempts(lm, tokenizer, train_problems(num_samples, rng), 1, seed)]
+    while True:
+        spoilt = [prm_example(tokenizer, corrupt(problem, rate, rng)) for problem in train_problems(num_samples, rng)]
+        yield [*own, *spoilt]
+
+
+def train_prm(
+    backbone: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    pools: Iterator[list[Encoded]],
+    validation: Sequence[Labelled],
+    steps: int,
+    seed: int,
+    rate: float,
+    enough: float,
+    check_every: int = 25,
+) -> tuple[Qwen2PRM, int]:
+    """Fine-tune a reward model from ``backbone`` and stop as soon as it is good enough.
+
+    :param pools: pools of encoded labelled solutions.
+    :param validation: attempts that decide when to stop.
+    :param int steps: upper bound of the optimiser steps.
+    :param float enough: lowest step AUROC over the levels at which training stops: the demo wants a fallible judge.
+    :return: the model and the number of steps taken.
+    """
+    config = deepcopy(backbone.config)
+    config.num_labels, config.tie_word_embeddings = 2, False
+    torch.manual_seed(seed)
+    prm = Qwen2PRM(config)
+    prm.model.load_state_dict(backbone.model.state_dict())
+
+    taken = 0
+
+    def good_enough(done: int) -> bool:
+        nonlocal taken
+        taken = done
+        if done % check_every:
+            return False
+        prm.eval()
+        levels = level_aurocs(prm, tokenizer, validation)
+        prm.train()
+        log.info("reward model, %d steps: AUROC %s", done, {level: round(value, 3) for level, value in levels.items()})
+        return min(levels.values()) >= enough
+
+    fit(prm, lambda ids: prm(input_ids=ids), pools, steps, seed, rate, warmup=20, on_step=good_enough)
+    return prm, taken
+
+
+@torch.no_grad()
+def _divide_log_odds(prm: Qwen2PRM, temperature: float) -> None:
+    prm.score[2].weight.div_(temperature)
+    prm.score[2].bias.div_(temperature)
+
+
+def calibrate(prm: Qwen2PRM, tokenizer: PreTrainedTokenizerBase, attempts: Sequence[Labelled]) -> float:
+    """Fold the temperature that fits ``attempts`` best into the last layer.
+
+    :return: the temperature.
+    """
+    scores, labels = flat(attempts, step_log_odds(prm, tokenizer, attempts))
+    temperature = fit_temperature(scores, labels)
+    _divide_log_odds(prm, temperature)
+    return temperature
