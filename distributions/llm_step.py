@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -29,7 +29,7 @@ class LLMStep(TorchDistribution):
     :raises ValueError: for options out of range.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
     def __init__(
@@ -53,7 +53,7 @@ class LLMStep(TorchDistribution):
         return constraints.independent(constraints.integer_interval(PAD, self.context.lm.vocab_size - 1), 1)
 
     @property
-    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+    def has_enumerate_support(self) -> bool:
         return self.context.lm.enumerable
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> LLMStep:

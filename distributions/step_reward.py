@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -42,7 +42,7 @@ class StepReward(TorchDistribution):
     :raises ValueError: for unknown names or a temperature that is not positive.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.boolean
     has_rsample = False
 

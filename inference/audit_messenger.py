@@ -49,13 +49,16 @@ class AuditMessenger(Messenger):
         self.remaining = dict(self.log_probs)
         self.error = self.rounding = 0.0
         self.num_sites = 0
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["is_observed"]:
             return
         if msg["name"] not in self.values:
-            raise AuditError(f"site {msg['name']!r} is met in the replay but was not in the sweep: the model's control flow depends on stale state")
+            raise AuditError(
+                f"site {msg['name']!r} is met in the replay but was not in the sweep: the model's control flow depends on stale state"
+            )
         msg["value"] = self.values[msg["name"]]
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -70,7 +70,8 @@ class ParticleMessenger(Messenger):
         self.steps: list[Step] = []
         self.unchecked: list[tuple[str, Tensor]] = []  # log mean weight after each factor since the last check
         self.partial: ParticlePosterior | None = None
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     # propose ------------------------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,13 @@ class Step(NamedTuple):
     resampled: Tensor
 
 
+def _flat(index: tuple[int, ...], shape: torch.Size) -> int:
+    flat = 0
+    for i, size in zip(index, shape, strict=True):
+        flat = flat * size + i
+    return flat
+
+
 class ParticlePosterior(TracePosterior, LogWeightsMixin):
     """Weighted particles with their genealogy.
 
@@ -137,12 +144,12 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
             return EmpiricalMarginal(self, fn)
         weights = self.weights.cpu()
         plates = weights.shape[1:]
-        where = [(slice(None) if dim in self._plate_dims else 0) for dim in range(1 - self._weights.log_weights.dim(), 0)]
+        is_plate = [dim in self._plate_dims for dim in range(1 - self._weights.log_weights.dim(), 0)]
 
         def one(plate: tuple[int, ...]) -> DiscreteMarginal:
             picked = iter(plate)
-            index = tuple(next(picked) if isinstance(place, slice) else 0 for place in where)
-            mass = weights[(slice(None), *plate)].tolist()
+            index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
+            mass = weights.flatten(1)[:, _flat(plate, plates)].tolist()
             return DiscreteMarginal((fn(lane(self.value, (n, *index))), w) for n, w in enumerate(mass))
 
         def nest(plate: tuple[int, ...]) -> Any:

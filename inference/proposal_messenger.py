@@ -37,7 +37,8 @@ class ProposalMessenger(Messenger):
             return
         if proposal.event_shape != msg["fn"].event_shape:
             raise ValueError(
-                f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, the prior {tuple(msg['fn'].event_shape)}"
+                f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, "
+                f"the prior {tuple(msg['fn'].event_shape)}"
             )
         proposal = proposal.expand(msg["fn"].batch_shape)
         msg["value"] = proposal.sample()

@@ -54,8 +54,8 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     if isinstance(state, _SCALARS):
         return state
     raise TypeError(
-        f"barrier leaf {path} is of type {type(state).__name__}, which the particle filter cannot permute; pass tensors, containers of them, "
-        "or objects with a reorder(index) method"
+        f"barrier leaf {path} is of type {type(state).__name__}, which the particle filter cannot permute; "
+        "pass tensors, containers of them, or objects with a reorder(index) method"
     )
 
 

@@ -22,7 +22,7 @@ def extract_answer(text: str) -> str | None:
     while (start := text.rfind(_BOX, 0, start)) >= 0:
         content = _content(text[start + len(_BOX) :])
         if content is not None:
-            return content.strip().strip("$").removesuffix(".").strip()
+            return content.strip().removesuffix(".").strip("$ ")
     return None
 
 

@@ -203,15 +203,24 @@ class Context:
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Context:
         memo = {key: replace(m, lanes={name: fn(tensor) for name, tensor in m.lanes.items()}) for key, m in self.memo.items()}
-        names = ("problem_index", "tokens", "lengths", "prompt_lengths", "ends", "reasons", "done")
-        return replace(self, memo=memo, **{name: fn(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            memo=memo,
+            problem_index=fn(self.problem_index),
+            tokens=fn(self.tokens),
+            lengths=fn(self.lengths),
+            prompt_lengths=fn(self.prompt_lengths),
+            ends=fn(self.ends),
+            reasons=fn(self.reasons),
+            done=fn(self.done),
+        )
 
     def _lane_ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
         lanes = [tuple(lane) for lane in torch.ones(self.batch_shape).nonzero().tolist()]
         return list(zip(lanes, start.flatten().tolist(), end.flatten().tolist(), strict=True))
 
     def _nested(self, fn: Callable[[Context], Any]) -> Any:
-        return [lane._nested(fn) for lane in self] if self.batch_shape else fn(self)
+        return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)
 
     @property
     def problem(self) -> Any:

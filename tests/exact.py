@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -29,7 +29,7 @@ END, PAD = 0, -1
 class AbsorbingCategorical(TorchDistribution):
     """Categorical on active lanes; ``PAD`` with probability one on the others."""
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.integer
 
     def __init__(self, probs: Tensor, active: Tensor) -> None:
@@ -275,7 +275,7 @@ def enumerate_sweep(
 
 
 def estimator_error(model: Chain, probs: Tensor, posterior: ParticlePosterior) -> float:
-    """Largest error of ``E[1] = 1`` and ``E[Z-hat sum_i W_i 1[x_i = path]] = unnormalised posterior(path)`` over all paths, relative to Z."""
+    """Largest error of ``E[1] = 1`` and ``E[Z-hat sum_i W_i 1[x_i = path]] = unnormalised posterior(path)`` over paths, relative to Z."""
     exact = model.paths()
     total = sum(exact.values())
     codes = sum((posterior.sites[f"x_{t}"] + 1) * (model.num_symbols + 1) ** t for t in range(model.length))

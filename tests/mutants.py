@@ -14,7 +14,7 @@ from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_
 from tests.exact import Chain
 
 
-# Row 1: resamplers that are not unbiased -------------------------------------------------------------------------------------------------
+# Row 1: resamplers that are not unbiased
 class _Wrong:
     def __init__(self, name: str, uniforms: Callable[[int], int], fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.__name__, self.num_uniforms, self.fn = name, uniforms, fn
@@ -53,7 +53,7 @@ WRONG_RESAMPLERS: dict[str, tuple[str, _Wrong]] = {
 }
 
 
-# Row 2: indices ----------------------------------------------------------------------------------------------------------------------------
+# Row 2: indices
 def pyro_style_systematic(log_weights: Tensor, u: Tensor) -> Tensor:
     """float32 cumulative sum, no clamp: index N where the sum rounds below 1 (pyro.infer.SMCFilter)."""
     n = log_weights.shape[0]
@@ -66,7 +66,7 @@ def left_search_multinomial(log_weights: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(scaled_weights(log_weights).cumsum(-1), u.movedim(0, -1).contiguous() * log_weights.shape[0]).movedim(-1, 0)
 
 
-# Row 3: bookkeeping of weights --------------------------------------------------------------------------------------------------------------
+# Row 3: bookkeeping of weights
 class SubtractMax(ParticleMessenger):
     """Weights rescaled by their maximum for numerical comfort: the evidence is lost (pyro.infer.SMCFilter)."""
 
@@ -111,12 +111,14 @@ def score_finished_again(model: Chain) -> Chain:
     class Repeating(Chain):
         def log_factor(self, t: int, code: Tensor, done: Tensor) -> Tensor:
             last = torch.where(code % (self.num_symbols + 1) == 0, code // (self.num_symbols + 1), code)
-            return torch.where(done, self.potentials[t][last.clamp(max=len(self.potentials[t]) - 1)].log(), super().log_factor(t, code, done))
+            return torch.where(
+                done, self.potentials[t][last.clamp(max=len(self.potentials[t]) - 1)].log(), super().log_factor(t, code, done)
+            )
 
     return Repeating(**vars(model))
 
 
-# Row 4: populations ------------------------------------------------------------------------------------------------------------------------
+# Row 4: populations
 class SharedAncestors(ParticleMessenger):
     """One set of ancestors for all problems."""
 
@@ -144,7 +146,7 @@ class SummedPlates(ParticleMessenger):
         return super()._per_population(log_prob, msg).mean(-1, keepdim=True).expand(-1, log_prob.shape[-1])
 
 
-# Row 5: proposals --------------------------------------------------------------------------------------------------------------------------
+# Row 5: proposals
 class SwappedRatio(ParticleMessenger):
     """q / p instead of p / q."""
 
@@ -193,5 +195,3 @@ def forget_lane_state(model: Chain) -> Chain:
         return barrier(x), code, done
 
     return replace(model, barriers=partial)
-
-

@@ -49,7 +49,11 @@ logs = st.floats(-6, 6)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(z=st.lists(logs, min_size=3, max_size=3), how=st.sampled_from(["last", "prod", "min", "mean"]), temperature=st.sampled_from([0.5, 1.0, 3.0]))
+@given(
+    z=st.lists(logs, min_size=3, max_size=3),
+    how=st.sampled_from(["last", "prod", "min", "mean"]),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+)
 def test_formulas(z: list[float], how: str, temperature: float) -> None:
     """Likelihood, odds and ratio against plain arithmetic; the ratios of all steps telescope to the last score."""
     prm = GivenScores(torch.tensor([z]))

@@ -62,7 +62,11 @@ def test_evidence_by_monte_carlo(ess_threshold: float) -> None:
 def test_monte_carlo_has_the_power_to_reject() -> None:
     pyro.set_rng_seed(0)
     model = spiky()
-    for name in ("subtract max", "no reset", "reset to one"):  # "overwrite" moves expectations more than the evidence; the exact test has it
+    for name in (
+        "subtract max",
+        "no reset",
+        "reset to one",
+    ):  # "overwrite" moves expectations more than the evidence; the exact test has it
         smc = SMC(model, 4, ess_threshold=0.9, max_plate_nesting=1)
         with_messenger(WRONG_WEIGHTS[name])(smc)
         assert abs(evidence_z(smc, model, 20_000)) > FALSE_ALARM_Z
@@ -299,7 +303,9 @@ def test_sites_without_the_particle_dimension() -> None:
         pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.sample("y", Stubborn(0.0, 1.0), obs=torch.tensor(0.0))
 
-    with pytest.raises(ValueError, match=r"site 'y' has a log_prob of shape \(\), which lacks the particle dimension: expected 8 at dim -1"):
+    with pytest.raises(
+        ValueError, match=r"site 'y' has a log_prob of shape \(\), which lacks the particle dimension: expected 8 at dim -1"
+    ):
         SMC(model, 8).run()
 
 

@@ -100,7 +100,7 @@ def tv(p: dict[Any, float], q: dict[Any, float]) -> float:
 
 
 def tv_bound(probs: dict[Any, float], ess: float, z: float = 6.0) -> float:
-    """What the total variation of an empirical law of ``ess`` draws stays below: its mean (Cauchy-Schwarz) plus z deviations (McDiarmid)."""
+    """Bound of the total variation of an empirical law of ``ess`` draws: its mean (Cauchy-Schwarz) plus z deviations (McDiarmid)."""
     return 0.5 * sum(math.sqrt(p * (1 - p) / ess) for p in probs.values()) + z / (2 * math.sqrt(ess))
 
 

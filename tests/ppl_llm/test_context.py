@@ -1,0 +1,122 @@
+"""Context against a plain-Python model: a list of token tuples per lane."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from ppl_llm import PAD, StopReason, TabularLM
+from ppl_llm.context import LaneMemo
+
+LM = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
+WIDTH = 3
+STEPS = [(2,), (3,), (0, 2), (1, 2), (0, 3), (0, 1, 2), (1, 1, 3), (0, 0, 0), (1, 0, 1)]
+
+
+def reason_of(step: tuple[int, ...]) -> StopReason:
+    if not step:
+        return StopReason.FINISHED
+    return StopReason.END_OF_TEXT if step[-1] == 3 else StopReason.DELIMITER if step[-1] == 2 else StopReason.LENGTH
+
+
+class ContextMachine(RuleBasedStateMachine):
+    """Random extend / reorder / index operations on particles times problems."""
+
+    @initialize(lanes=st.integers(1, 4), problems=st.lists(st.sampled_from(["a", "ba", "bba"]), min_size=1, max_size=3))
+    def start(self, lanes: int, problems: list[str]) -> None:
+        root = LM.start(problems)
+        self.context = root.expand((lanes, len(problems)))
+        self.lanes = [[(LM.start(p).tokens.tolist(), [], p) for p in problems] for _ in range(lanes)]
+        self.context.memo["mark"] = LaneMemo(None, {"number": torch.arange(lanes * len(problems)).view(lanes, -1)})
+        self.marks = self.context.memo["mark"].lanes["number"].tolist()
+
+    @rule(data=st.data())
+    def extend(self, data: st.DataObject) -> None:
+        rows = []
+        for line in self.lanes:
+            for tokens, steps, _ in line:
+                finished = any(reason_of(s) == StopReason.END_OF_TEXT for s in steps)
+                step = () if finished else data.draw(st.sampled_from(STEPS))
+                rows.append(list(step) + [PAD] * (WIDTH - len(step)))
+                tokens += step
+                steps.append(step)
+        value = torch.tensor(rows).view(*self.context.batch_shape, WIDTH)
+        before = self.context
+        self.context = before.extend(value, stop=";")
+        assert before.num_steps == self.context.num_steps - 1  # the old one is as it was
+
+    @rule(data=st.data())
+    def reorder(self, data: st.DataObject) -> None:
+        n, p = self.context.batch_shape
+        index = torch.tensor([[data.draw(st.integers(0, n - 1)) for _ in range(p)] for _ in range(n)])
+        self.context = self.context.reorder(index)
+
+        def copy(i: int, j: int) -> tuple[list[int], list[tuple[int, ...]], str]:
+            tokens, steps, problem = self.lanes[int(index[i, j])][j]
+            return list(tokens), list(steps), problem
+
+        self.marks = [[self.marks[int(index[i, j])][j] for j in range(p)] for i in range(n)]
+        self.lanes = [[copy(i, j) for j in range(p)] for i in range(n)]
+
+    @invariant()
+    def equals_the_lists(self) -> None:
+        context = self.context
+        assert context.problem == [[problem for *_, problem in line] for line in self.lanes]
+        assert context.memo["mark"].lanes["number"].tolist() == self.marks
+        for i, line in enumerate(self.lanes):
+            for j, (tokens, steps, problem) in enumerate(line):
+                lane = context[i][j]
+                assert lane.tokens[: int(lane.lengths)].tolist() == tokens
+                assert (lane.tokens[int(lane.lengths) :] == PAD).all()
+                assert lane.reasons.tolist() == [reason_of(s) for s in steps]
+                assert bool(lane.done) == any(reason_of(s) == StopReason.END_OF_TEXT for s in steps)
+                assert bool(lane.advanced) == bool(steps and steps[-1])
+                assert lane.steps == [LM.decode(list(s)) for s in steps if s]
+                assert lane.text == LM.decode(tokens[len(problem) :])
+                assert (lane.ends - lane.step_starts).tolist() == [len(s) for s in steps]
+
+
+TestContext = ContextMachine.TestCase
+TestContext.settings = settings(max_examples=25, stateful_step_count=8, deadline=None, derandomize=True)
+
+
+def test_a_single_lane_spreads_over_particles() -> None:
+    root = LM.start("ba")
+    assert root.batch_shape == () and root.reorder(torch.tensor([1, 0])) is root
+    grown = root.extend(torch.tensor([[0, 2, PAD], [3, PAD, PAD]]), stop=";")
+    assert grown.batch_shape == (2,) and len(grown) == 2
+    assert grown.text == ["a;", ""] and grown.done.tolist() == [False, True]
+    with pytest.raises(TypeError, match="single lane"):
+        len(root)
+    with pytest.raises(IndexError, match="no batch dimension"):
+        root[0]
+    assert repr(grown) == "Context(lanes (2,), 1 steps, 1 of 2 done)"
+
+
+def test_a_full_context_finishes_the_lane() -> None:
+    lm = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
+    lm.max_length = 3
+    grown = lm.start("a").extend(torch.tensor([[0, 0, PAD], [0, 2, PAD], [0, 3, PAD], [2, PAD, PAD]]), stop=";")
+    assert grown.reasons[:, 0].tolist() == [StopReason.CONTEXT_FULL, StopReason.CONTEXT_FULL, StopReason.END_OF_TEXT, StopReason.DELIMITER]
+    assert grown.done.tolist() == [True, True, True, False]
+
+
+def test_a_pattern_finishes_the_lane() -> None:
+    grown = LM.start("a").extend(torch.tensor([[1, 1, 2], [0, 1, 2], [1, 1, 3]]), stop=";", finish="bb")
+    assert grown.reasons[:, 0].tolist() == [StopReason.PATTERN, StopReason.DELIMITER, StopReason.END_OF_TEXT]
+    assert grown.done.tolist() == [True, False, True]
+
+
+def test_a_delimiter_at_the_last_place_is_no_length_stop() -> None:
+    grown = LM.start("a").extend(torch.tensor([[0, 0, 2], [0, 0, 0]]), stop=";")
+    assert grown.reasons[:, 0].tolist() == [StopReason.DELIMITER, StopReason.LENGTH]
+
+
+def test_memos_that_do_not_fit_are_forgotten() -> None:
+    root = LM.start("a")
+    root.memo["mark"] = LaneMemo(None, {"row": torch.zeros(5, dtype=torch.long)})
+    assert "mark" in root.extend(torch.tensor([[2]] * 5), stop=";").memo
+    assert "mark" not in root.extend(torch.tensor([[2]] * 4), stop=";").memo
