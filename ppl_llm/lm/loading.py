@@ -9,6 +9,7 @@ from typing import Any
 from .packed_attention import PACKED
 
 _DEMO = Path(__file__).parents[1] / "demo"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}}
 
 
@@ -63,6 +64,12 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    path = Path(source)
+    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would silently make an empty tokenizer of the model's usual class.
+        raise OSError(
+            f"the directory {source!r} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}): copy the model's tokenizer there"
+        )
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except OSError as error:

@@ -1,0 +1,276 @@
+"""The KV engine against uncached forward passes of transformers, under random sequences of operations."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor
+
+from ppl_llm.context import PAD, Context
+from ppl_llm.inference.cost import CostMeter
+from ppl_llm.lm.decoding import Decoder
+from ppl_llm.lm.protocol import StepOptions
+from ppl_llm.lm.transformers_lm import TransformersLM
+from tests.ppl_llm.tiny_models import causal_lm, language_model, last_logits, tokenizer
+
+TOLERANCE = 1e-5  # logits are of order 3; a wrong key or position shows as 1e-2 or more
+
+
+@lru_cache
+def reference() -> Any:
+    return causal_lm()
+
+
+class CheckedDecoder:
+    """Compares every logit that the sampler sees with an uncached forward pass."""
+
+    def __init__(self, inner: Decoder, context: Context, active: Tensor) -> None:
+        self.inner = inner
+        tokens, lengths = context.tokens.reshape(-1, context.tokens.shape[-1]), context.lengths.flatten().tolist()
+        self.texts = {lane: tokens[lane, : lengths[lane]].tolist() for lane in active.tolist()}
+        assert sorted(inner.lanes.tolist()) == active.tolist()
+        self.check(torch.ones(len(active), dtype=torch.bool))
+
+    @property
+    def lanes(self) -> Tensor:
+        return self.inner.lanes
+
+    @property
+    def logits(self) -> Tensor:
+        return self.inner.logits
+
+    def check(self, alive: Tensor) -> None:
+        texts = [self.texts[lane] for lane in self.lanes[alive].tolist()]
+        if texts:
+            torch.testing.assert_close(self.logits[alive], last_logits(reference(), texts), atol=TOLERANCE, rtol=TOLERANCE)
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        for lane, token, lives in zip(self.lanes.tolist(), tokens.tolist(), alive.tolist(), strict=True):
+            if lives:
+                self.texts[lane].append(token)
+        self.inner.advance(tokens, alive)
+        self.check(alive)
+
+    def keep(self, alive: Tensor) -> None:
+        kept = set(self.lanes[alive].tolist())
+        self.inner.keep(alive)
+        assert set(self.lanes.tolist()) == kept
+
+
+class CheckedLM(TransformersLM):
+    def _decoder(self, context: Context, active: Tensor) -> Any:
+        return CheckedDecoder(super()._decoder(context, active), context, active)
+
+
+class Filters(RuleBasedStateMachine):
+    """Two particle filters that share one language model, and a list of older contexts that are used again."""
+
+    LANES = 5
+    STOPS = ("\n\n", "a", "e")
+
+    @initialize()
+    def begin(self) -> None:
+        torch.manual_seed(0)
+        self.lm = CheckedLM(causal_lm(), tokenizer(), max_length=64)
+        self.lm.eos_ids = torch.tensor([0, 1, 2, 3, 4, 5])
+        self.filters = [self.lm.start("12 + 30"), self.lm.start("7 * 6")]
+        self.older = list(self.filters)
+
+    def options(self, width: int) -> StepOptions:
+        return StepOptions(stop=self.STOPS, max_tokens=width, temperature=1.3, top_k=200)
+
+    def proceed(self, which: int, step: Tensor) -> None:
+        self.older.append(self.filters[which])
+        self.filters[which] = self.filters[which].extend(step, self.STOPS)
+
+    @rule(which=st.integers(0, 1), width=st.integers(1, 6), seed=st.integers(0, 99))
+    def sample(self, which: int, width: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        step, _ = self.lm.sample_step(self.filters[which], torch.Size((self.LANES,)), self.options(width))
+        self.proceed(which, step)
+
+    @rule(which=st.integers(0, 1), seed=st.integers(0, 99))
+    def resample(self, which: int, seed: int) -> None:
+        index = torch.randint(0, self.LANES, (self.LANES,), generator=torch.Generator().manual_seed(seed))
+        self.filters[which] = self.filters[which].reorder(index)
+
+    @rule(which=st.integers(0, 1), seed=st.integers(0, 99), shared=st.booleans())
+    def extend_with_given_tokens(self, which: int, seed: int, shared: bool) -> None:
+        """Ragged steps that the model has never seen; with ``shared``, all lanes get the same one."""
+        context = self.filters[which].expand((self.LANES,))
+        generator = torch.Generator().manual_seed(seed)
+        step = torch.randint(6, 320, (self.LANES, 6), generator=generator)
+        counts = torch.randint(1, 7, (self.LANES,), generator=generator)
+        if shared:
+            step, counts = step[:1].expand(self.LANES, -1), counts[:1].expand(self.LANES)
+        counts = torch.minimum(counts, self.lm.max_length - context.lengths).masked_fill(context.done, 0)
+        self.proceed(which, torch.where(torch.arange(6) < counts[:, None], step, PAD))
+
+    @rule(which=st.integers(0, 1), width=st.integers(1, 6), seed=st.integers(0, 99))
+    def score(self, which: int, width: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        context, options = self.filters[which], self.options(width)
+        step, sampled = self.lm.sample_step(context, torch.Size((self.LANES,)), options)
+        torch.testing.assert_close(self.lm.step_log_prob(context, step, options), sampled, atol=1e-4, rtol=1e-5)
+
+    @rule(which=st.integers(0, 1), back=st.integers(0, 5))
+    def return_to_an_older_context(self, which: int, back: int) -> None:
+        self.filters[which] = self.older[-1 - back % len(self.older)]
+
+    @rule()
+    def evict(self) -> None:
+        self.lm.release_caches()
+
+    @rule(megabytes=st.sampled_from([0, 2048]))
+    def bound(self, megabytes: int) -> None:
+        self.lm._engine.pool.cache_bytes = megabytes * 2**20
+
+    @rule(which=st.integers(0, 1))
+    def restart(self, which: int) -> None:
+        self.older.clear()
+        self.filters[which] = self.lm.start("12 + 30")
+        self.older.append(self.filters[which])
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        if hasattr(self, "lm"):
+            pool = self.lm._engine.pool
+            assert len(pool.slabs) <= 3
+            assert all(slab.capacity <= self.lm.max_length for slab in pool.slabs)
+
+
+TestFilters = Filters.TestCase
+TestFilters.settings = settings(
+    max_examples=30, stateful_step_count=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def never_ending(**options: Any) -> TransformersLM:
+    """A model whose steps always have ``max_tokens`` tokens."""
+    lm = language_model(**options)
+    lm.eos_ids = torch.tensor([], dtype=torch.long)
+    return lm
+
+
+OPTIONS = StepOptions(stop="\x00\x00\x00", max_tokens=5)
+
+
+class TokensRun:
+    """Counts the tokens that the model is really run on."""
+
+    def __init__(self, lm: TransformersLM) -> None:
+        self.total = 0
+        lm.model.register_forward_pre_hook(self._add, with_kwargs=True)
+
+    def _add(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.total += kwargs["input_ids"].numel()
+
+
+def advance(lm: TransformersLM, context: Context, lanes: int) -> Context:
+    step, _ = lm.sample_step(context, torch.Size((lanes,)), OPTIONS)
+    return context.extend(step, OPTIONS.stop)
+
+
+def test_every_token_is_run_once():
+    torch.manual_seed(0)
+    lm, lanes = never_ending(), 8
+    run = TokensRun(lm)
+    context = lm.start("What is 12 + 30?")
+    prompt = int(context.lengths)
+    with CostMeter() as meter:
+        context = advance(lm, context, lanes)
+    assert run.total == prompt + lanes * 4  # the prompt once for all lanes; a step's last token is left to the next step
+    assert meter.totals["tokens_prefilled"] == prompt
+    assert meter.totals["tokens_sampled"] == lanes * 5
+    assert meter.totals["lm_forwards"] == 5
+    assert meter.totals["lm_seconds"] > 0
+    for _ in range(3):
+        before = run.total
+        context = advance(lm, context, lanes)
+        assert run.total - before == lanes * 5
+
+
+def test_equal_lanes_share_their_first_token():
+    torch.manual_seed(0)
+    lm, lanes = never_ending(), 8
+    run = TokensRun(lm)
+    context = advance(lm, lm.start("What is 12 + 30?"), lanes)
+    for ancestors in ([0, 0, 0, 3, 3, 5, 6, 7], [7, 7, 7, 7, 7, 7, 7, 7], [3, 2, 1, 0, 7, 6, 5, 4]):
+        context = context.reorder(torch.tensor(ancestors))
+        before = run.total
+        context = advance(lm, context, lanes)
+        assert run.total - before == len(set(ancestors)) + lanes * 4
+
+
+def test_a_prompt_is_run_once_for_each_problem():
+    torch.manual_seed(0)
+    lm = never_ending()
+    context = lm.start(["What is 12 + 30?", "Then add the ones: 40 + 2", "7 * 6"])
+    with CostMeter() as meter:
+        step, _ = lm.sample_step(context, torch.Size((4, 3)), OPTIONS)
+    assert meter.totals["tokens_prefilled"] == int(context.lengths.sum())
+    context = context.extend(step, OPTIONS.stop).reorder(torch.tensor([[0, 1, 2], [0, 1, 3], [0, 0, 2], [3, 0, 1]]))
+    with CostMeter() as meter:
+        lm.sample_step(context, torch.Size((4, 3)), OPTIONS)
+    assert meter.totals["tokens_prefilled"] == 2 + 2 + 3
+
+
+def test_a_lost_cache_costs_the_prompt_once_and_changes_nothing():
+    torch.manual_seed(0)
+    lm = never_ending()
+    context = advance(lm, lm.start("What is 12 + 30?"), 6)
+    torch.manual_seed(1)
+    expected = lm.sample_step(context, torch.Size((6,)), OPTIONS)
+    lm.release_caches()
+    torch.manual_seed(1)
+    with CostMeter() as meter:
+        again = lm.sample_step(context, torch.Size((6,)), OPTIONS)
+    assert torch.equal(again.tokens, expected.tokens)
+    torch.testing.assert_close(again.log_probs, expected.log_probs, atol=1e-4, rtol=1e-5)
+    assert meter.totals["tokens_prefilled"] == int(context.prompt_lengths[0]) + 6 * 5
+
+
+def test_a_new_run_reuses_the_memory_of_a_finished_one():
+    lm = never_ending()
+    advance(lm, lm.start("What is 12 + 30?"), 4)
+    gc.collect()
+    with CostMeter() as meter:
+        advance(lm, lm.start("What is 12 + 30?"), 4)
+    assert len(lm._engine.pool.slabs) == 1
+    assert meter.totals["tokens_prefilled"] == 1  # the prompt is still there; its last token is run for its logits
+
+
+def test_contexts_do_not_keep_keys_and_values_alive():
+    lm = never_ending(cache_bytes=0)
+    contexts = [advance(lm, lm.start(problem), 4) for problem in ("What is 12 + 30?", "7 * 6")]
+    assert len(lm._engine.pool.slabs) == 1  # at least the one in use, and no more under a bound of 0
+    owners = [next(iter(context.memo.values())).owner for context in contexts]
+    assert owners[0].slab is None
+    assert owners[1].slab is lm._engine.pool.slabs[0]
+    assert copy.deepcopy(owners[1]) is owners[1]
+    assert pickle.loads(pickle.dumps(owners[1])).slab is None
+
+
+def test_two_filters_have_their_own_memory():
+    torch.manual_seed(0)
+    lm = never_ending()
+    contexts = [advance(lm, lm.start(problem), 4) for problem in ("What is 12 + 30?", "7 * 6")]
+    for _ in range(3):
+        with CostMeter() as meter:
+            contexts = [advance(lm, context, 4) for context in contexts]
+        assert meter.totals["tokens_prefilled"] == 8
+    assert len(lm._engine.pool.slabs) == 2
+
+
+def test_cache_bytes_must_not_be_negative():
+    with pytest.raises(ValueError, match="cache_bytes must not be negative, got -1"):
+        language_model(cache_bytes=-1)
