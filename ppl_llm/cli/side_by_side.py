@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from ..demo.problems import LEVELS, Problem, held_out
 from .progress import Progress
+from .report import plain
 from .run import sweep
 from .settings import Settings
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from ..lm.protocol import LanguageModel
     from ..models import ReasoningModel
     from ..reward.protocol import RewardModel
+
+_OTHER_COLUMNS, _SHORTEST = 88, 20
+"""Width of all columns but the problem's, and the least that is left for that one."""
 
 
 def parse_levels(text: str) -> list[int]:
@@ -106,25 +111,29 @@ class SideBySide:
             self.out.print(Text(self._next(), style="dim"), soft_wrap=True)
 
     def _table(self) -> Table:
-        n = self.settings.particles
-        title = f"{n} particles; IS: importance sampling, SMC: particle filter"
-        table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+        title = f"{self.settings.particles} particles; IS: importance sampling, SMC: particle filter"
+        table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("level", justify="right")
-        table.add_column("problem", no_wrap=True, overflow="ellipsis", ratio=1, min_width=12)
-        table.add_column("right", justify="right", style="bold")
-        for name in ("vote", "IS", "SMC", "P(answer)\nIS / SMC", "ESS\nIS / SMC", "tokens\nIS / SMC"):
+        table.add_column("problem")
+        for name in ("right", "vote", "IS", "SMC", "P(answer)\nIS / SMC", "ESS\nIS / SMC", "tokens\nIS / SMC"):
             table.add_column(name, justify="right", no_wrap=True)
         for problem, importance, smc in self.rows:
             table.add_row(
                 str(problem.level),
-                Text(problem.text),
-                problem.answer,
-                *(_marked(answer, problem) for answer in (importance.majority, importance.answer, smc.answer)),
+                Text(textwrap.shorten(problem.text, max(_SHORTEST, self.out.width - _OTHER_COLUMNS), placeholder=" ...")),
+                Text(problem.answer, style="bold"),
+                *(self._marked(answer, problem) for answer in (importance.majority, importance.answer, smc.answer)),
                 f"{importance.probability:.2f} / {smc.probability:.2f}",
                 f"{importance.ess:.1f} / {smc.ess:.1f}",
                 f"{importance.tokens:,} / {smc.tokens:,}",
             )
         return table
+
+    def _marked(self, answer: Answer, problem: Problem) -> Text:
+        right, wrong = ("+", " ") if self.out.options.ascii_only else ("✓", "✗")
+        if answer is None:
+            return Text("none", style="dim")
+        return Text(f"{answer} {right}", style="green") if answer == problem.answer else Text(f"{plain(str(answer))} {wrong}", style="red")
 
     def _totals(self) -> str:
         def right(answers: list[Answer]) -> str:
@@ -147,9 +156,3 @@ class SideBySide:
             f"Next: ppl-llm solve '{hardest.text}'   another draw: ppl-llm demo --seed {self.settings.seed + 1}   "
             "a weaker reward model: ppl-llm demo --prm demo-weak"
         )
-
-
-def _marked(answer: Answer, problem: Problem) -> Text:
-    if answer is None:
-        return Text("-", style="dim")
-    return Text(f"{answer} ok", style="green") if answer == problem.answer else Text(f"{answer}   ", style="red")
