@@ -158,9 +158,8 @@ def main() -> None:
     ):
         print(f"{name:38}{done:8d}{spent:9.2f}{done / spent:10.0f}{spent / done / (seconds / tokens):28.2f}")
     counts = meter.totals
-    print(
-        f"engine: {counts['lm_forwards']} forward passes, {counts['tokens_prefilled']} tokens prefilled, ratio to bare {seconds / tokens / (bare_seconds / bare_tokens):.2f}"
-    )
+    ratio = seconds / tokens / (bare_seconds / bare_tokens)
+    print(f"engine: {counts['lm_forwards']} forward passes, {counts['tokens_prefilled']} tokens prefilled, {ratio:.2f} x bare")
 
 
 if __name__ == "__main__":
