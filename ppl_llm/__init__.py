@@ -6,9 +6,11 @@ from .distributions import LLMStep, StepReward
 from .inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier
 from .lm.protocol import LanguageModel
 from .lm.tabular import TabularLM
+from .lm.transformers_lm import TransformersLM
 from .models import PRESETS, Preset, ReasoningModel, reasoning
 from .reward.protocol import RewardModel
 from .reward.tabular import TabularReward
+from .reward.transformers_prm import TransformersPRM
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ __all__ = [
     "StopReason",
     "TabularLM",
     "TabularReward",
+    "TransformersLM",
+    "TransformersPRM",
     "argmax",
     "barrier",
     "extract_answer",
