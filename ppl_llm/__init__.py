@@ -1,18 +1,50 @@
 """Language models and process reward models as parts of an ordinary Pyro program."""
 
-from .answers import argmax, extract_answer, majority, weighted_majority
-from .context import PAD, Context, StopReason
-from .distributions import LLMStep, StepReward
-from .inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier
-from .lm.protocol import LanguageModel
-from .lm.tabular import TabularLM
-from .lm.transformers_lm import TransformersLM
-from .models import PRESETS, Preset, ReasoningModel, reasoning
-from .reward.protocol import RewardModel
-from .reward.tabular import TabularReward
-from .reward.transformers_prm import TransformersPRM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .answers import argmax, extract_answer, majority, weighted_majority
+    from .context import PAD, Context, StopReason
+    from .distributions import LLMStep, StepReward
+    from .inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier
+    from .lm.protocol import LanguageModel
+    from .lm.tabular import TabularLM
+    from .lm.transformers_lm import TransformersLM
+    from .models import PRESETS, Preset, ReasoningModel, reasoning
+    from .reward.protocol import RewardModel
+    from .reward.tabular import TabularReward
+    from .reward.transformers_prm import TransformersPRM
 
 __version__ = "0.1.0"
+
+# Imported on first use: torch, Pyro and transformers take seconds, which `ppl-llm --help` need not wait for.
+_HOME = {
+    "PAD": "context",
+    "PRESETS": "models",
+    "SMC": "inference",
+    "Context": "context",
+    "Importance": "inference",
+    "LLMStep": "distributions",
+    "LanguageModel": "lm.protocol",
+    "ParticlePosterior": "inference",
+    "Preset": "models",
+    "ReasoningModel": "models",
+    "RewardModel": "reward.protocol",
+    "SMCFailed": "inference",
+    "StepReward": "distributions",
+    "StopReason": "context",
+    "TabularLM": "lm.tabular",
+    "TabularReward": "reward.tabular",
+    "TransformersLM": "lm.transformers_lm",
+    "TransformersPRM": "reward.transformers_prm",
+    "argmax": "answers",
+    "barrier": "inference",
+    "extract_answer": "answers",
+    "majority": "answers",
+    "reasoning": "models",
+    "weighted_majority": "answers",
+}
 
 __all__ = [
     "PAD",
@@ -40,3 +72,14 @@ __all__ = [
     "reasoning",
     "weighted_majority",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
