@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from ..models import ReasoningModel
     from ..reward.protocol import RewardModel
 
-_OTHER_COLUMNS, _SHORTEST = 88, 20
-"""Width of all columns but the problem's, and the least that is left for that one."""
+_OTHER_COLUMNS, _SHORTEST = 80, 16
+"""Width of all columns but the problem's, and the least that is worth showing of that one."""
 
 
 def parse_levels(text: str) -> list[int]:
@@ -112,15 +113,17 @@ class SideBySide:
 
     def _table(self) -> Table:
         title = f"{self.settings.particles} particles; IS: importance sampling, SMC: particle filter"
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        room = self.out.width - _OTHER_COLUMNS
         table.add_column("level", justify="right")
-        table.add_column("problem")
+        if room >= _SHORTEST:
+            table.add_column("problem", no_wrap=True)
         for name in ("right", "vote", "IS", "SMC", "P(answer)\nIS / SMC", "ESS\nIS / SMC", "tokens\nIS / SMC"):
             table.add_column(name, justify="right", no_wrap=True)
         for problem, importance, smc in self.rows:
             table.add_row(
                 str(problem.level),
-                Text(textwrap.shorten(problem.text, max(_SHORTEST, self.out.width - _OTHER_COLUMNS), placeholder=" ...")),
+                *([Text(textwrap.shorten(problem.text, room, placeholder=" ..."))] if room >= _SHORTEST else []),
                 Text(problem.answer, style="bold"),
                 *(self._marked(answer, problem) for answer in (importance.majority, importance.answer, smc.answer)),
                 f"{importance.probability:.2f} / {smc.probability:.2f}",
