@@ -156,6 +156,7 @@ class SideBySide:
     def _next(self) -> str:
         hardest = max((problem for problem, _, _ in self.rows), key=lambda problem: problem.level)
         return (
-            f"Next: ppl-llm solve '{hardest.text}'   another draw: ppl-llm demo --seed {self.settings.seed + 1}   "
-            "a weaker reward model: ppl-llm demo --prm demo-weak"
+            f"Next: ppl-llm solve '{hardest.text}' --particles {4 * self.settings.particles}\n"
+            f"      ppl-llm demo --seed {self.settings.seed + 1}          other problems\n"
+            "      ppl-llm demo --prm demo-weak   a weaker reward model"
         )

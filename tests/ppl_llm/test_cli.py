@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,17 @@ def test_a_language_model_is_no_reward_model():
     assert str(LM_DIR) in result.stderr
 
 
+def test_reward_model_whose_tokenizer_lacks_the_step_token(tmp_path):
+    from ppl_llm.demo import PRM_DIR
+
+    shutil.copytree(PRM_DIR, tmp_path / "prm")
+    for file in (tmp_path / "prm").glob("*.json"):
+        file.write_text(file.read_text().replace("<extra_0>", "<other_0>"))
+    result = run("solve", example(1).text, "--prm", str(tmp_path / "prm"))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "<extra_0>" in result.stderr
+
+
 def test_demo_solves_side_by_side():
     result = run("demo", "--levels", "1,2", "--particles", "4")
     assert result.exit_code == 0, result.output
@@ -347,6 +359,11 @@ def test_version_and_examples_in_help():
     assert re.fullmatch(r"ppl-llm \d+\.\d+\.\d+\n", run("--version").stdout)
     for command in ([], ["solve"], ["demo"]):
         assert "Examples" in run(*command, "--help").stdout
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, ppl_llm.cli; sys.exit('torch' in sys.modules or 'pyro' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_demo_problem_is_recognised_at_every_level(tables):
