@@ -5,6 +5,7 @@ from pyro import barrier
 from .audit_messenger import AuditMessenger, AuditReport
 from .cost import CostMeter, count
 from .discrete_marginal import DiscreteMarginal
+from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
 from .importance import Importance
 from .particle_messenger import ParticleMessenger
@@ -22,6 +23,7 @@ __all__ = [
     "AuditReport",
     "CostMeter",
     "DiscreteMarginal",
+    "Enumeration",
     "Importance",
     "ParticleMessenger",
     "ParticlePosterior",

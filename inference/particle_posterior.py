@@ -149,7 +149,7 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
         def one(plate: tuple[int, ...]) -> DiscreteMarginal:
             picked = iter(plate)
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
-            mass = weights.flatten(1)[:, _flat(plate, plates)].tolist()
+            mass = weights.reshape(len(weights), -1)[:, _flat(plate, plates)].tolist()
             return DiscreteMarginal((fn(lane(self.value, (n, *index))), w) for n, w in enumerate(mass))
 
         def nest(plate: tuple[int, ...]) -> Any:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .answers import argmax, extract_answer, majority, weighted_majority
     from .context import PAD, Context, StopReason
     from .distributions import LLMStep, StepReward
-    from .inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier
+    from .inference import SMC, Enumeration, Importance, ParticlePosterior, SMCFailed, barrier
     from .lm.protocol import LanguageModel
     from .lm.tabular import TabularLM
     from .lm.transformers_lm import TransformersLM
@@ -24,6 +24,7 @@ _HOME = {
     "PRESETS": "models",
     "SMC": "inference",
     "Context": "context",
+    "Enumeration": "inference",
     "Importance": "inference",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
@@ -51,6 +52,7 @@ __all__ = [
     "PRESETS",
     "SMC",
     "Context",
+    "Enumeration",
     "Importance",
     "LLMStep",
     "LanguageModel",

@@ -37,7 +37,11 @@ class Population:
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return draw(st.integers(1, 4)), tuple(draw(st.lists(st.integers(1, 3), max_size=2))), tuple(draw(st.lists(st.integers(1, 2), max_size=2)))
+    return (
+        draw(st.integers(1, 4)),
+        tuple(draw(st.lists(st.integers(1, 3), max_size=2))),
+        tuple(draw(st.lists(st.integers(1, 2), max_size=2))),
+    )
 
 
 @exactly

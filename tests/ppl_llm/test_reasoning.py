@@ -17,7 +17,7 @@ from pyro.infer.enum import iter_discrete_traces
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ppl_llm import PAD, PRESETS, SMC, Context, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
+from ppl_llm import PAD, PRESETS, SMC, Context, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
 from ppl_llm.inference import AuditError, ParticlePosterior
 
 SYMBOLS = ["a", "b", ";", "$"]
@@ -318,3 +318,11 @@ def test_proposing_at_another_temperature_keeps_the_target() -> None:
     z_hat = SMC(TabularPlate(2000), 8, max_plate_nesting=1, proposals=hotter).run("a").log_evidence.exp()
     assert abs(z_hat.mean() - evidence) < 4.9 * z_hat.std() / math.sqrt(len(z_hat))
     assert z_hat.std() / math.sqrt(len(z_hat)) < 0.03 * evidence
+
+
+def test_our_enumeration_agrees() -> None:
+    total, posterior = exact()
+    result = Enumeration(solve).run("a")
+    assert result.num_particles == len(posterior)
+    assert float(result.log_evidence.exp()) == pytest.approx(total, rel=1e-5)
+    assert tv(empirical(result), posterior) < 1e-5

@@ -1,0 +1,112 @@
+"""Exact inference by enumeration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .particle_messenger import PLATE
+from .particle_posterior import ParticlePosterior, Site
+from .weights import Weights
+
+
+class Enumeration:
+    """The exact posterior and evidence of a model whose latent sites can be enumerated: the oracle for every other algorithm.
+
+    The paths of the program grow breadth first, one execution of the model per latent site with all paths so far as lanes. The result is
+    an ordinary :class:`ParticlePosterior` with one particle per path of positive prior probability, whose weights are exact.
+
+    :param model: as for :class:`SMC`; every latent site's distribution must have ``enumerate_support``, and no plates.
+    :param int max_paths: more paths than this are an error.
+    :raises ValueError: for a site that cannot be enumerated, or too many paths.
+    """
+
+    def __init__(self, model: Callable[..., Any], *, max_paths: int = 1_000_000) -> None:
+        if isinstance(max_paths, bool) or not isinstance(max_paths, int) or max_paths < 1:
+            raise ValueError(f"max_paths must be an integer of at least 1, got {max_paths!r}")
+        self.model = model
+        self.max_paths = max_paths
+
+    @torch.no_grad()
+    def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """Enumerate ``model(*args, **kwargs)``.
+
+        :raises ValueError: see above.
+        """
+        values: dict[str, Tensor] = {}
+        num_paths = 1
+        while True:
+            lanes = _PathMessenger(values, num_paths)
+            with poutine.block(), lanes, pyro.plate(PLATE, num_paths, dim=-1):
+                try:
+                    value = self.model(*args, **kwargs)
+                except _Branch as branch:
+                    open_site = branch
+                else:
+                    break
+            values, num_paths = self._branch(values, open_site)
+        # One particle per path: the mean weight is the evidence.
+        weights = Weights(lanes.log_joint.expand(num_paths) + math.log(num_paths))
+        sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
+        return ParticlePosterior(weights, (), sites, (), value)
+
+    def _branch(self, values: dict[str, Tensor], site: _Branch) -> tuple[dict[str, Tensor], int]:
+        """Every path with every value of positive probability."""
+        support = site.fn.enumerate_support(expand=True)
+        value, path = (site.fn.log_prob(support) > -torch.inf).nonzero(as_tuple=True)
+        if len(path) > self.max_paths:
+            raise ValueError(
+                f"{len(path)} paths at site {site.name!r} exceed max_paths={self.max_paths}; the model is too large to enumerate"
+            )
+        grown = {name: known[path] for name, known in values.items()}
+        grown[site.name] = support[value, path]
+        return grown, len(path)
+
+
+class _Branch(Exception):  # noqa: N818 - a jump, not an error
+    """The first site without a value."""
+
+    def __init__(self, name: str, fn: Any) -> None:
+        super().__init__(name)
+        self.name, self.fn = name, fn
+
+
+class _PathMessenger(Messenger):
+    """Gives sites the values of the paths so far, adds up the log joint, and leaves the model at the first site without values."""
+
+    def __init__(self, values: dict[str, Tensor], num_paths: int) -> None:
+        super().__init__()
+        self.values, self.num_paths = values, num_paths
+        self.log_joint = torch.zeros((), dtype=torch.float64)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+            return
+        fn = msg["fn"]
+        if not getattr(fn, "has_enumerate_support", False):
+            raise ValueError(f"site {msg['name']!r} ({type(fn).__name__}) has no finite support to enumerate; use SMC or Importance")
+        if fn.batch_shape != (self.num_paths,):
+            raise ValueError(
+                f"site {msg['name']!r} has batch shape {tuple(fn.batch_shape[1:])}; enumeration takes models without plates, "
+                "one problem at a time"
+            )
+        raise _Branch(msg["name"], fn)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic", False):
+            return
+        log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
+        # Plates of observed sites are to the left of the paths.
+        self.log_joint = self.log_joint + log_prob.to(torch.float64).reshape(-1, self.num_paths).sum(0)
