@@ -72,8 +72,8 @@ class Enumeration:
         return grown, len(path)
 
 
-class _Branch(Exception):  # noqa: N818 - a jump, not an error
-    """The first site without a value."""
+class _Branch(Exception):
+    """A jump out of the model at the first site without a value."""
 
     def __init__(self, name: str, fn: Any) -> None:
         super().__init__(name)
