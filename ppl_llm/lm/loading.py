@@ -44,10 +44,14 @@ def load(cls: Any, source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
 
     :param cls: a transformers model class or auto class.
     :raises OSError: if ``source`` cannot be read, neither here nor from the hub.
-    :raises ValueError: if its weights do not have the shapes that its config asks for.
+    :raises ValueError: if its weights do not have the shapes that its config asks for, or an option is not for the caller to set.
     """
-    kwargs = {name: value for name, value in kwargs.items() if value is not None}
-    kwargs |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": PACKED}
+    fixed = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": PACKED}
+    for name in fixed.keys() & kwargs.keys():
+        raise ValueError(
+            f"{name} is always {fixed[name]!r} here, got {kwargs[name]!r}; load the model yourself and pass it to the constructor"
+        )
+    kwargs = fixed | {name: value for name, value in kwargs.items() if value is not None}
     try:
         model, report = cls.from_pretrained(source, **kwargs)
     except OSError as error:

@@ -150,7 +150,7 @@ class Filters(RuleBasedStateMachine):
 
 TestFilters = Filters.TestCase
 TestFilters.settings = settings(
-    max_examples=20, stateful_step_count=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

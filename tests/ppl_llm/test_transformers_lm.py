@@ -206,7 +206,7 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         load(write_prm(tmp_path / "prm"))
     write_lm(tmp_path / "mismatched")
     write_lm(tmp_path / "other", hidden_size=64)
-    (tmp_path / "other/config.json").rename(tmp_path / "mismatched/config.json")
+    (tmp_path / "mismatched/config.json").write_text((tmp_path / "other/config.json").read_text())
     with pytest.raises(ValueError, match=r"the weights in .* do not fit its config\.json"):
         load(tmp_path / "mismatched")
     (tmp_path / "pickled/pytorch_model.bin").rename(tmp_path / "pickled/model.safetensors")
@@ -214,6 +214,8 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "pickled/tokenizer_config.json").unlink()
     with pytest.raises((OSError, ValueError), match="tokenizer"):
         load(tmp_path / "pickled")
+    with pytest.raises(ValueError, match="trust_remote_code is always False here, got True"):
+        load(tmp_path / "other", trust_remote_code=True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=r"neither a directory here nor a model that could be fetched .* no network"):
         load("nobody/no-such-model")
