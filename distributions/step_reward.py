@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context, StopReason
+from ..inference.names import unknown_name
 from ..reward.protocol import RewardModel
 
 POTENTIALS = ("likelihood", "odds", "ratio")
@@ -62,7 +63,7 @@ class StepReward(TorchDistribution):
             ("finished", finished, FINISHED),
         ):
             if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+                raise unknown_name(name, value, known)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         if potential == "likelihood" and (aggregation != "last" or temperature != 1.0):

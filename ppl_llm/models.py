@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from .answers import Answer, argmax, weighted_majority
 from .context import DEFAULT_STOP, Context, StopReason
 from .distributions import LLMStep, StepReward, prefix_log_odds
 from .inference import barrier
+from .inference.names import unknown_name
 from .inference.particle_posterior import ParticlePosterior
 from .lm.protocol import LanguageModel, StepOptions
 from .reward.protocol import RewardModel
@@ -93,9 +93,7 @@ def get_preset(preset: str | Preset) -> Preset:
     if isinstance(preset, Preset):
         return preset
     if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown preset {preset!r}{hint} Known: {', '.join(PRESETS)}")
+        raise unknown_name("preset", preset, PRESETS)
     return PRESETS[preset]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from ..names import unknown_name
 from .multinomial import Multinomial, multinomial
 from .protocol import Resampler
 from .residual import Residual, residual
@@ -22,9 +21,7 @@ def get_resampler(resampler: str | Resampler) -> Resampler:
     if not isinstance(resampler, str):
         return resampler
     if resampler not in RESAMPLERS:
-        near = difflib.get_close_matches(resampler, RESAMPLERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown resampler {resampler!r}{hint} Known: {', '.join(RESAMPLERS)}")
+        raise unknown_name("resampler", resampler, RESAMPLERS)
     return RESAMPLERS[resampler]
 
 

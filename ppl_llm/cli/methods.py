@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ def get_method(name: str) -> Method:
     :raises ValueError: for an unknown name, with the nearest known one.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown method {name!r}; {hint}Known: {', '.join(METHODS)}")
+        from ..inference.names import unknown_name
+
+        raise unknown_name("method", name, METHODS)
     return METHODS[name]

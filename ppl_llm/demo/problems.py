@@ -43,12 +43,12 @@ class Level:
 LEVELS: dict[int, Level] = {
     1: Level(2, 20, 9),
     2: Level(3, 30, 9),
-    3: Level(4, 50, 9),
-    4: Level(5, 70, 20),
-    5: Level(6, 99, 30),
-    6: Level(7, 99, 50),
+    3: Level(4, 40, 9),
+    4: Level(5, 50, 9),
+    5: Level(6, 70, 9),
+    6: Level(7, 99, 9),
 }
-MAX_FACTOR = 9
+MAX_FACTOR = 5
 
 # A word of its own per position: a small network finds the operation of a step by this one token, while the digits of "Step 1" occur
 # all over the problem.

@@ -26,28 +26,35 @@ from .tokenizer import train_tokenizer
 log = logging.getLogger("ppl_llm.demo.train")
 
 CHECKPOINT_EVERY = 100
+LOOK_UP_STEPS = 900
 WISHED_PASS_AT_1 = {1: 0.70, 2: 0.50, 3: 0.35, 4: 0.20, 5: 0.10, 6: 0.04}
 
 
-def train_backbone(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, steps: int, seed: int) -> Qwen2ForCausalLM:
+def train_backbone(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, steps: int, seed: int) -> None:
     """Train the language model on right solutions, keeping a checkpoint every hundred steps."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(demo_config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id))
     checkpoints.mkdir(parents=True, exist_ok=True)
 
-    def pools() -> Iterator[list[Encoded]]:
-        rng, hardest = random.Random(seed), 3.0
-        while True:  # short problems first: the look-up of an operation is learnt on them at half the cost
+    def pools(seed: int, hardest: float) -> Iterator[list[Encoded]]:
+        rng = random.Random(seed)
+        while True:
             yield [lm_example(tokenizer, problem) for problem in train_problems(1536, rng, int(hardest))]
             hardest = min(6.0, hardest + 0.25)
 
-    def keep(done: int) -> bool:
-        if done % CHECKPOINT_EVERY == 0:
-            torch.save(model.state_dict(), checkpoints / f"{done:05d}.pt")
-        return False
+    def phase(pools: Iterator[list[Encoded]], before: int, steps: int, rate: float, decay: float) -> None:
+        def keep(done: int) -> bool:
+            if done % CHECKPOINT_EVERY == 0:
+                torch.save(model.state_dict(), checkpoints / f"{before + done:05d}.pt")
+            return False
 
-    fit(model, lambda ids: model(input_ids=ids, use_cache=False).logits, pools(), steps, seed, rate=0.012, on_step=keep)
-    return model
+        fit(model, lambda ids: model(input_ids=ids, use_cache=False).logits, pools, steps, seed, rate, decay=decay, on_step=keep)
+
+    # Short problems and large steps first: the look-up of an operation is learnt on them at half the cost. Then arithmetic.
+    if not (checkpoints / f"{LOOK_UP_STEPS:05d}.pt").exists():
+        phase(pools(seed, 3.0), 0, LOOK_UP_STEPS, rate=0.012, decay=0.0)
+    model.load_state_dict(torch.load(checkpoints / f"{LOOK_UP_STEPS:05d}.pt", weights_only=True))
+    phase(pools(seed + 1, 6.0), LOOK_UP_STEPS, steps - LOOK_UP_STEPS, rate=0.004, decay=1.0)
 
 
 def load_checkpoint(tokenizer: PreTrainedTokenizerBase, path: Path) -> Qwen2ForCausalLM:
@@ -122,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for lm, prm, weak_prm, MODEL_CARD.md and the checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4500, help="optimiser steps of the backbone")
+    parser.add_argument("--steps", type=int, default=2500, help="optimiser steps of the backbone")
     parser.add_argument("--resume", action="store_true", help="use the checkpoints that an earlier run left in DIR")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

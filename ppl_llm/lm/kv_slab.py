@@ -28,7 +28,7 @@ class _Writes:
 
 
 class SlabLayer(CacheLayerMixin):
-    """One layer of a :class:`KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity + 1, head_dim]``."""
+    """One layer of a :class:`KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
 
     is_sliding = False
     is_compileable = False
@@ -43,7 +43,7 @@ class SlabLayer(CacheLayerMixin):
         self.keys, self.values = (
             # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
             torch.zeros(
-                self._writes.num_rows, states.shape[1], self._writes.capacity + 1, states.shape[3], dtype=self.dtype, device=self.device
+                self._writes.num_rows, states.shape[1], self._writes.capacity, states.shape[3], dtype=self.dtype, device=self.device
             )
             for states in (key_states, value_states)
         )
@@ -69,8 +69,8 @@ class SlabLayer(CacheLayerMixin):
         if self.is_initialized:
             for name in ("keys", "values"):
                 old = getattr(self, name)
-                new = old.new_zeros(num_rows, old.shape[1], capacity + 1, old.shape[3])
-                new[: old.shape[0], :, : old.shape[2] - 1] = old[:, :, :-1]
+                new = old.new_zeros(num_rows, old.shape[1], capacity, old.shape[3])
+                new[: old.shape[0], :, : old.shape[2]] = old
                 setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -115,7 +115,7 @@ class KVSlab:
 
     @property
     def capacity(self) -> int:
-        """Columns for tokens; one more is a scratch column for padding."""
+        """Columns of each row."""
         return self.tokens.shape[1]
 
     @property
@@ -140,19 +140,18 @@ class KVSlab:
         self._row = torch.arange(rows, device=grown.device)
         self._writes.num_rows, self._writes.capacity = rows, capacity
 
-    def place(self, rows: Tensor | None, positions: Tensor, valid: Tensor | None, stop: int) -> Tensor:
+    def place(self, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
         """Prepare the next forward pass.
 
         :param rows: ``[A]`` rows of the lanes; ``None`` for the first A rows, which needs no copy.
         :param Tensor positions: ``[A, q]`` column of each token.
-        :param valid: ``[A, q]`` which tokens are real; the others are written to the scratch column. ``None`` for all.
         :param int stop: one more than the largest position.
         :returns: the attention mask ``[A, 1, q, stop]``.
         """
         writes = self._writes
         writes.rows, writes.stop = rows, stop
         writes.row_index = self._row[: positions.shape[0]] if rows is None else rows
-        writes.columns = positions if valid is None else torch.where(valid, positions, self.capacity)
+        writes.columns = positions
         return (self._column[:stop] <= positions[..., None])[:, None]
 
     def common_prefix(self, rows: Tensor, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:

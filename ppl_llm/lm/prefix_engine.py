@@ -113,23 +113,24 @@ class PrefixEngine:
         hint = torch.full_like(first, -1) if hints is None else hints[first]
         hint = torch.where(hint < slab.num_rows, hint, -1)
         known = known[first]
-        hint = self._search(slab, hint, distinct)
-        held = torch.minimum(slab.common_prefix(hint.clamp(min=0), distinct), known)
-        held = torch.where(hint < 0, 0, held)
-        hint, held = self._share_stems(slab, hint, held, distinct, torch.minimum(stems[first], known))
+        stem = torch.minimum(stems[first], known)
+        held = torch.where(hint < 0, 0, slab.common_prefix(hint.clamp(min=0), distinct))
+        hint, held = self._search(slab, hint, held, distinct, stem)
+        held = torch.minimum(held, known)
+        hint, held = self._share_stems(slab, hint, held, distinct, stem)
         row = self._settle(slab, hint, held)
         by_row = row.argsort()
         return Seating(slab, distinct[by_row], lengths[first][by_row], held[by_row], row_of=row[group], repeated=first[group] != order)
 
-    def _search(self, slab: KVSlab, hint: Tensor, tokens: Tensor) -> Tensor:
-        """Give sequences without a hint the row that shares the longest prefix, if any does."""
-        lost = (hint < 0).nonzero()[:, 0]
+    def _search(self, slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> tuple[Tensor, Tensor]:
+        """Look through all rows for sequences that were not found with their stem where the hint says."""
+        lost = (held < stems).nonzero()[:, 0]
         rows = torch.arange(slab.num_rows, device=self.device)
         for part in lost.split(max(1, _SEARCH_ELEMENTS // max(1, slab.tokens.numel()))):
-            shared = slab.common_prefix(rows[None].expand(len(part), -1), tokens[part][:, None])
-            longest, row = shared.max(-1)
-            hint = hint.index_put((part,), torch.where(longest > 0, row, -1))
-        return hint
+            longest, row = slab.common_prefix(rows[None].expand(len(part), -1), tokens[part][:, None]).max(-1)
+            hint = hint.index_put((part,), torch.where(longest > held[part], row, hint[part]))
+            held = held.index_put((part,), torch.maximum(longest, held[part]))
+        return hint, held
 
     def _share_stems(self, slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> tuple[Tensor, Tensor]:
         """Run the prompts of sequences that start from nothing, each distinct one once."""
@@ -194,17 +195,14 @@ class PrefixEngine:
             index = torch.tensor(members, device=self.device)
             whole = [places[i] for i in members] == list(range(len(members)))
             width, stop = max(missing[i] for i in members), max(ends[i] for i in members)
-            outputs = self._append(
-                slab, None if whole else rows[index], tokens[index], lengths[index], held[index], width, stop, keep or width
-            )
+            outputs = self._append(slab, None if whole else rows[index], tokens[index], lengths[index], width, stop, keep or width)
             yield rows[index], outputs
 
-    def _append(
-        self, slab: KVSlab, rows: Tensor | None, tokens: Tensor, lengths: Tensor, held: Tensor, width: int, stop: int, keep: int
-    ) -> Tensor:
+    def _append(self, slab: KVSlab, rows: Tensor | None, tokens: Tensor, lengths: Tensor, width: int, stop: int, keep: int) -> Tensor:
         """Run the last ``width`` columns of right-aligned sequences, in pieces if they are many: outputs ``[u, keep, V]``.
 
-        Padding comes first, so that the last column holds the last token of each; it is written to a column that is never read.
+        The last column holds the last token of each. Where a sequence misses fewer, the columns before run tokens again that are there
+        already, which writes the same keys once more: no other padding is needed.
         """
         lanes = len(tokens)
         piece = max(1, min(_FORWARD_TOKENS // lanes, _MASK_ELEMENTS // (lanes * stop)))
@@ -212,11 +210,9 @@ class PrefixEngine:
         outputs = []
         for begin in range(0, width, piece):
             end = min(begin + piece, width)
-            positions = lengths[:, None] - width + torch.arange(begin, end, device=self.device)
-            valid = positions >= held[:, None]
-            positions = torch.where(valid, positions, 0)
+            positions = (lengths[:, None] - width + torch.arange(begin, end, device=self.device)).clamp(min=0)
             ids = tokens.gather(1, positions)
-            mask = slab.place(rows, positions, valid, stop - width + end)
+            mask = slab.place(rows, positions, stop - width + end)
             wanted = min(end - begin, end - (width - keep))
             output = self.run(slab, ids, positions, mask, max(1, wanted))
             if wanted > 0:

@@ -42,7 +42,7 @@ class SlabDecoder:
         at = slab.lengths[:lanes]
         positions = at[:, None].clone()
         slab.tokens.scatter_(1, positions, tokens[:, None])
-        mask = slab.place(None, positions, None, self._longest)
+        mask = slab.place(None, positions, self._longest)
         self.logits = self._engine.run(slab, tokens[:, None], positions, mask, 1)[:, -1]
         at += alive
 

@@ -61,7 +61,10 @@ class TabularLM(DecodingLM):
         return self.logits[tuple(last.unbind(-1))]
 
     def _last_tokens(self, context: Context, active: Tensor) -> Tensor:
-        tokens, lengths = context.tokens.flatten(0, -2)[active] if context.batch_shape else context.tokens[None], context.lengths.flatten()[active]
+        tokens, lengths = (
+            context.tokens.flatten(0, -2)[active] if context.batch_shape else context.tokens[None],
+            context.lengths.flatten()[active],
+        )
         return tokens.gather(-1, lengths[:, None] + torch.arange(-self.order, 0, device=self.device))
 
     def _decoder(self, context: Context, active: Tensor) -> TabularDecoder:

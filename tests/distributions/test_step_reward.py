@@ -118,7 +118,7 @@ def test_sampling() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        (("likelyhood",), {}, "unknown potential 'likelyhood'; known: likelihood, odds, ratio"),
+        (("likelyhood",), {}, "unknown potential 'likelyhood'; did you mean 'likelihood'"),
         (("odds",), {"aggregation": "median"}, "unknown aggregation 'median'"),
         (("odds",), {"finished": "drop"}, "unknown finished 'drop'"),
         (("odds",), {"temperature": 0.0}, "temperature must be positive, got 0.0"),
