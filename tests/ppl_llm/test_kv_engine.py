@@ -239,6 +239,52 @@ def test_a_lost_cache_costs_the_prompt_once_and_changes_nothing():
     assert meter.totals["tokens_prefilled"] == int(context.prompt_lengths[0]) + 6 * 5
 
 
+def checked(lm_class: type[TransformersLM] = CheckedLM) -> TransformersLM:
+    lm = lm_class(causal_lm(), tokenizer())
+    lm.eos_ids = torch.tensor([], dtype=torch.long)
+    return lm
+
+
+def test_keys_left_behind_by_another_prefix_are_not_reused():
+    """The row first holds ``prompt, s, t``, then ``prompt, u`` with ``t`` still in memory behind it, then is asked for ``prompt, u, t``."""
+    torch.manual_seed(0)
+    lm = checked()
+    s, u, t = (torch.tensor([[token] * 4]) for token in (50, 60, 70))
+    context = lm.start("What is 12 + 30?").expand((1,))
+    lm.sample_step(context, torch.Size((1,)), OPTIONS)
+    lm.sample_step(context.extend(s, OPTIONS.stop).extend(t, OPTIONS.stop), torch.Size((1,)), StepOptions(max_tokens=1))
+    other = context.extend(u, OPTIONS.stop)
+    lm.sample_step(other, torch.Size((1,)), StepOptions(max_tokens=1))
+    lm.sample_step(other.extend(t, OPTIONS.stop), torch.Size((1,)), OPTIONS)
+
+
+@pytest.mark.parametrize("lost", [[1, 2, 3], [0, 3, 4], [0, 1, 2, 3, 4], [4]])
+def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(lost: list[int]):
+    torch.manual_seed(0)
+    lm = checked()
+    context = advance(lm, lm.start("What is 12 + 30?"), 5)
+    prompt = int(context.prompt_lengths[0])
+    lm._engine.pool.slabs[0].lengths[lost] = 3
+    with CostMeter() as meter:
+        advance(lm, context, 5)
+    again = (prompt - 3 if len(lost) == 5 else 0) + 5 * len(lost)
+    assert meter.totals["tokens_prefilled"] == again + 5 - len(lost)
+
+
+def test_new_problems_do_not_disturb_lanes_that_are_found():
+    """Cold lanes with shared prompts beside warm ones: the prompts are run in rows that no warm lane needs."""
+    torch.manual_seed(0)
+    lm = checked()
+    context = lm.start(["What is 12 + 30?", "7 * 6"])
+    context = context.extend(lm.sample_step(context, torch.Size((3, 2)), OPTIONS).tokens, OPTIONS.stop)
+    slab = lm._engine.pool.slabs[0]
+    rows = next(iter(context.memo.values())).lanes["rows"]
+    slab.lengths[rows[:, 1]] = 0
+    with CostMeter() as meter:
+        lm.sample_step(context, torch.Size((3, 2)), OPTIONS)
+    assert meter.totals["tokens_prefilled"] == 3 + int(context.prompt_lengths[0, 1]) + 3 * 5
+
+
 def test_a_new_run_reuses_the_memory_of_a_finished_one():
     lm = never_ending()
     advance(lm, lm.start("What is 12 + 30?"), 4)

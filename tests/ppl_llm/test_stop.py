@@ -21,7 +21,19 @@ ALMOST_ONE = 1 - 2.0**-53
 @settings(max_examples=400, derandomize=True, deadline=None)
 @given(
     st.lists(st.integers(0, len(TOKENS) - 1), max_size=12),
-    st.sampled_from(["\n\n", ("\n\n",), "aab", ("abab", "bb"), ("a", "aab"), ("\n\n", "é"), ("ba", "aba", "abab", "\n")]),
+    st.sampled_from(
+        [
+            "\n\n",
+            ("\n\n",),
+            "aab",
+            ("abab", "bb"),
+            ("abab", "ba"),
+            ("aab.", "ab", "x\n\ny"),
+            ("a", "aab"),
+            ("\n\n", "é"),
+            ("ba", "aba", "abab", "\n"),
+        ]
+    ),
 )
 def test_accepts_exactly_when_the_text_contains_a_stop_string(ids: list[int], stops: str | tuple[str, ...]):
     automaton = StopAutomaton([token.encode() for token in TOKENS], stops)
