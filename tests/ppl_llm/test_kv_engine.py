@@ -211,6 +211,20 @@ def test_equal_lanes_share_their_first_token():
         assert run.total - before == len(set(ancestors)) + lanes * 4
 
 
+def test_ragged_steps_leave_every_lane_where_it_is_found():
+    torch.manual_seed(0)
+    lm, lanes = never_ending(), 12
+    options = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
+    context = lm.start("What is 12 + 30?")
+    for number in range(4):
+        with CostMeter() as meter:
+            step, _ = lm.sample_step(context, torch.Size((lanes,)), options)
+        assert (step == PAD).any()  # some lanes stopped before others: rows changed places
+        if number > 0:
+            assert meter.totals["tokens_prefilled"] == len(torch.unique(context.tokens, dim=0))
+        context = context.extend(step, options.stop).reorder(torch.randint(0, lanes, (lanes,)))
+
+
 def test_a_prompt_is_run_once_for_each_problem():
     torch.manual_seed(0)
     lm = never_ending()
@@ -271,7 +285,8 @@ def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(
     assert meter.totals["tokens_prefilled"] == again + 5 - len(lost)
 
 
-def test_new_problems_do_not_disturb_lanes_that_are_found():
+@pytest.mark.parametrize("lost", [0, 1])
+def test_new_problems_do_not_disturb_lanes_that_are_found(lost: int):
     """Cold lanes with shared prompts beside warm ones: the prompts are run in rows that no warm lane needs."""
     torch.manual_seed(0)
     lm = checked()
@@ -279,10 +294,10 @@ def test_new_problems_do_not_disturb_lanes_that_are_found():
     context = context.extend(lm.sample_step(context, torch.Size((3, 2)), OPTIONS).tokens, OPTIONS.stop)
     slab = lm._engine.pool.slabs[0]
     rows = next(iter(context.memo.values())).lanes["rows"]
-    slab.lengths[rows[:, 1]] = 0
+    slab.lengths[rows[:, lost]] = 0
     with CostMeter() as meter:
         lm.sample_step(context, torch.Size((3, 2)), OPTIONS)
-    assert meter.totals["tokens_prefilled"] == 3 + int(context.prompt_lengths[0, 1]) + 3 * 5
+    assert meter.totals["tokens_prefilled"] == 3 + int(context.prompt_lengths[0, lost]) + 3 * 5
 
 
 def test_a_new_run_reuses_the_memory_of_a_finished_one():
