@@ -3,15 +3,18 @@
 from pyro import barrier
 
 from .audit_messenger import AuditMessenger, AuditReport
+from .chain_posterior import ChainPosterior
 from .cost import CostMeter, count
 from .discrete_marginal import DiscreteMarginal
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
 from .importance import Importance
+from .particle_gibbs import ParticleGibbs
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import ProposalMessenger
-from .resampling import RESAMPLERS, Resampler, multinomial, residual, ssp, stratified, systematic
+from .reference_messenger import ReferenceMessenger
+from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .smc import SMC
 from .weights import Weights
 
@@ -21,13 +24,17 @@ __all__ = [
     "AuditError",
     "AuditMessenger",
     "AuditReport",
+    "ChainPosterior",
+    "ConditionalResampler",
     "CostMeter",
     "DiscreteMarginal",
     "Enumeration",
     "Importance",
+    "ParticleGibbs",
     "ParticleMessenger",
     "ParticlePosterior",
     "ProposalMessenger",
+    "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
     "Weights",

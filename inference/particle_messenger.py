@@ -182,8 +182,7 @@ class ParticleMessenger(Messenger):
             done = all_done(state)
             chosen = chosen if done is None else chosen & ~done.expand_as(chosen)
         if chosen.any():
-            u = self.draw_uniforms(ess)
-            ancestors = torch.where(chosen, self.resampler(self.weights.log_weights, u), ancestors)
+            ancestors = torch.where(chosen, self.draw_ancestors(chosen), ancestors)
             self.weights = self.weights.set_to_mean(chosen)
             state = reorder(state, ancestors)
         self.steps.append(Step(ess, ancestors, chosen))
@@ -193,9 +192,16 @@ class ParticleMessenger(Messenger):
         """``[*plates]``: populations to resample. The rounding of the ESS must not undo a threshold of 1."""
         return ess <= self.ess_threshold * self.num_particles * (1 + 1e-9)
 
-    def draw_uniforms(self, like: Tensor) -> Tensor:
-        shape = (self.resampler.num_uniforms(self.num_particles), *like.shape)
-        return torch.rand(shape, dtype=torch.float64, device=like.device)
+    def draw_ancestors(self, chosen: Tensor) -> Tensor:
+        """Ancestors ``[N, *plates]`` of all populations, of which those in ``chosen [*plates]`` are used."""
+        assert self.weights is not None
+        u = self.draw_uniforms(self.resampler.num_uniforms(self.num_particles))
+        return self.resampler(self.weights.log_weights, u)
+
+    def draw_uniforms(self, count: int) -> Tensor:
+        assert self.weights is not None
+        like = self.weights.log_weights
+        return torch.rand(count, *like.shape[1:], dtype=torch.float64, device=like.device)
 
     def check_alive(self) -> None:
         """

@@ -15,7 +15,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .discrete_marginal import DiscreteMarginal
-from .state import lane, take
+from .state import lane as lane_of
+from .state import take, take_one
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -133,6 +134,19 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
         lineages = self._lineages()
         return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
 
+    def lane(self, index: tuple[int, ...]) -> Any:
+        """What the model returned for one lane.
+
+        :param tuple index: particle, then an index for each level of ``max_plate_nesting``.
+        """
+        return lane_of(self.value, index)
+
+    def draw(self) -> dict[str, Tensor]:
+        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
+        log_w = self._weights.log_weights
+        picked = dist.Categorical(logits=log_w.movedim(0, -1)).sample()[None]
+        return {name: take_one(value, picked) for name, value in self.sites.items()}
+
     def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
         """The posterior of a function of the model's return value, or Pyro's marginal of sites.
 
@@ -150,7 +164,7 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
             picked = iter(plate)
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
             mass = weights.reshape(len(weights), -1)[:, _flat(plate, plates)].tolist()
-            return DiscreteMarginal((fn(lane(self.value, (n, *index))), w) for n, w in enumerate(mass))
+            return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
 
         def nest(plate: tuple[int, ...]) -> Any:
             return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
@@ -162,9 +176,10 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
 
         :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
         """
-        if not callable(getattr(self.value, "answers", None)):
+        first = self.lane((0,) * self._weights.log_weights.dim())
+        if not callable(getattr(first, "answers", None)):
             raise TypeError(
-                f"answers() needs a model that returns its context, this one returned {type(self.value).__name__}; use marginal(fn) instead"
+                f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
             )
         return self.marginal(lambda value: value.answers())
 
@@ -202,7 +217,7 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
                 fn = dist.Delta(value[n], event_dim=value[n].dim()).mask(False)
                 trace.add_node(name, name=name, type="sample", fn=fn, value=value[n], is_observed=False, infer={}, cond_indep_stack=())
             index = (n, *itertools.repeat(0, self._weights.log_weights.dim() - 1))
-            trace.add_node("_RETURN", name="_RETURN", type="return", value=lane(self.value, index))
+            trace.add_node("_RETURN", name="_RETURN", type="return", value=self.lane(index))
             yield trace, self.log_weights[n]
 
     def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:

@@ -18,6 +18,21 @@ from .proposal_messenger import ProposalMessenger, Proposals
 from .resampling import Resampler, get_resampler
 
 
+def check_particles(model: Any, num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
+    """The arguments that all particle algorithms share.
+
+    :raises ValueError: for one out of range, naming its value.
+    """
+    if not callable(model):
+        raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"num_particles must be an integer of at least 1, got {num_particles!r}")
+    if not 0.0 <= ess_threshold <= 1.0:
+        raise ValueError(f"ess_threshold must lie in [0, 1] (0 never resamples, 1 at every barrier), got {ess_threshold!r}")
+    if isinstance(max_plate_nesting, bool) or not isinstance(max_plate_nesting, int) or max_plate_nesting < 0:
+        raise ValueError(f"max_plate_nesting must be an integer of at least 0, got {max_plate_nesting!r}")
+
+
 class SMC:
     """A particle filter over any Pyro model that marks its time steps with ``barrier``.
 
@@ -68,14 +83,7 @@ class SMC:
         resample_finished: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles must be an integer of at least 1, got {num_particles!r}")
-        if not 0.0 <= ess_threshold <= 1.0:
-            raise ValueError(f"ess_threshold must lie in [0, 1] (0 never resamples, 1 at every barrier), got {ess_threshold!r}")
-        if isinstance(max_plate_nesting, bool) or not isinstance(max_plate_nesting, int) or max_plate_nesting < 0:
-            raise ValueError(f"max_plate_nesting must be an integer of at least 0, got {max_plate_nesting!r}")
+        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
         self.model = model
         self.num_particles = num_particles
         self.max_plate_nesting = max_plate_nesting

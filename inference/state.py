@@ -24,6 +24,15 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.expand(*batch, *event).gather(0, index.reshape(*index.shape, *(1 for _ in event)).expand(*batch, *event))
 
 
+def take_one(tensor: Tensor, index: Tensor) -> Tensor:
+    """The lane ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
+    ndim = index.dim()
+    batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
+    event = tensor.shape[ndim:]
+    where = index.reshape(*index.shape, *(1 for _ in event)).expand(1, *batch, *event)
+    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, where)[0]
+
+
 def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     """Permute the lanes of a state.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..names import unknown_name
 from .multinomial import Multinomial, multinomial
-from .protocol import Resampler
+from .protocol import ConditionalResampler, Resampler
 from .residual import Residual, residual
 from .ssp import SSP, ssp
 from .stratified import Stratified, stratified
@@ -25,14 +25,35 @@ def get_resampler(resampler: str | Resampler) -> Resampler:
     return RESAMPLERS[resampler]
 
 
+CONDITIONAL_RESAMPLERS: dict[str, ConditionalResampler] = {r.__name__: r for r in (multinomial, systematic, stratified, residual)}
+
+
+def get_conditional_resampler(resampler: str | ConditionalResampler) -> ConditionalResampler:
+    """A scheme with a conditional form by name, or the scheme itself.
+
+    :raises ValueError: for an unknown name, or a scheme without a conditional form.
+    """
+    if isinstance(resampler, str):
+        if resampler not in CONDITIONAL_RESAMPLERS:
+            raise unknown_name("conditional resampler", resampler, CONDITIONAL_RESAMPLERS)
+        return CONDITIONAL_RESAMPLERS[resampler]
+    if not callable(getattr(resampler, "conditional", None)):
+        known = ", ".join(CONDITIONAL_RESAMPLERS)
+        raise ValueError(f"resampler {resampler.__name__!r} has no conditional form, which particle Gibbs needs; known: {known}")
+    return resampler
+
+
 __all__ = [
+    "CONDITIONAL_RESAMPLERS",
     "RESAMPLERS",
     "SSP",
+    "ConditionalResampler",
     "Multinomial",
     "Resampler",
     "Residual",
     "Stratified",
     "Systematic",
+    "get_conditional_resampler",
     "get_resampler",
     "multinomial",
     "residual",

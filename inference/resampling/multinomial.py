@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, scaled_weights
+from .protocol import invert_cdf, pin, scaled_weights
 
 
 class Multinomial:
@@ -17,6 +18,14 @@ class Multinomial:
 
     def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
         return invert_cdf(scaled_weights(log_weights), u.movedim(0, -1)).movedim(-1, 0)
+
+    def num_conditional_uniforms(self, num_particles: int) -> int:
+        return num_particles
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots are exchangeable, so the reference may as well go on in the first (Andrieu, Doucet & Holenstein, 2010)."""
+        slot = torch.zeros_like(reference)
+        return pin(self(log_weights, u), slot, reference), slot
 
 
 multinomial = Multinomial()

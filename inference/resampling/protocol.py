@@ -30,6 +30,42 @@ class Resampler(Protocol):
         ...
 
 
+class ConditionalResampler(Resampler, Protocol):
+    """A scheme that can also resample around a reference that must survive, for conditional SMC.
+
+    Not resampling with one slot overwritten, which is biased: the law of ancestors A and slot k is the scheme's own law tilted to
+    ``A_k = reference``, i.e. ``r(A | W) 1[A_k = b] / (N W_b)``.
+    """
+
+    def num_conditional_uniforms(self, num_particles: int) -> int:
+        """How many uniforms :meth:`conditional` needs for one population."""
+        ...
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param Tensor log_weights: ``[N, *plates]``, unnormalised.
+        :param Tensor reference: ``[*plates]``, the particle that must survive; its weight is positive.
+        :param Tensor u: ``[num_conditional_uniforms(N), *plates]`` in [0, 1).
+        :returns: ancestors ``[N, *plates]``, and the slot ``[*plates]`` in which the reference goes on.
+        """
+        ...
+
+
+def pin(ancestors: Tensor, slot: Tensor, reference: Tensor) -> Tensor:
+    """Ancestors with ``reference`` in ``slot``, where it is already but for rounding (or where the slot's own draw is not used)."""
+    return ancestors.scatter(0, slot[None], reference[None])
+
+
+def reference_quantile(log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """``N v`` for v uniform on the reference's stretch of the cumulative weights: its slot ``floor(N v)`` and the offset within it."""
+    expected = scaled_weights(log_weights)
+    top = expected.cumsum(-1).gather(-1, reference[..., None])[..., 0]
+    mass = expected.gather(-1, reference[..., None])[..., 0]
+    scaled = (top - mass + u * mass).clamp(0, log_weights.shape[0] * (1 - 2.0**-52))
+    slot = scaled.floor()
+    return slot.long(), scaled - slot
+
+
 def scaled_weights(log_weights: Tensor) -> Tensor:
     """``N W_i`` in float64 with particles last: ``[*plates, N]``."""
     return log_weights.to(torch.float64).softmax(0).movedim(0, -1).contiguous() * log_weights.shape[0]

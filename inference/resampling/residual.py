@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import ancestors_from_counts, invert_cdf, scaled_weights
+from .protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
 
 
 class Residual:
@@ -24,6 +24,24 @@ class Residual:
         slots = torch.arange(expected.shape[-1], device=expected.device).expand_as(expected).contiguous()
         fixed = ancestors_from_counts(certain).movedim(0, -1)
         return torch.where(slots < num_certain, fixed, drawn).movedim(-1, 0)
+
+    def num_conditional_uniforms(self, num_particles: int) -> int:
+        return num_particles + 1
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference goes on in one of its certain copies, or in one of the drawn slots, in proportion to its expected copies."""
+        expected = scaled_weights(log_weights)
+        certain = expected.floor()
+        where = reference[..., None]
+        copies = certain.gather(-1, where)[..., 0]
+        rest = (expected - certain).gather(-1, where)[..., 0]
+        first = certain.cumsum(-1).gather(-1, where)[..., 0] - copies
+        num_certain = certain.sum(-1)
+        num_drawn = expected.shape[-1] - num_certain
+        choice = u[-1] * (copies + rest)
+        drawn_slot = num_certain + ((choice - copies) / rest.clamp(min=1e-300) * num_drawn).floor().clamp(min=0).minimum(num_drawn - 1)
+        slot = torch.where((choice < copies) | (num_drawn == 0), first + choice.floor().minimum(copies - 1), drawn_slot).long()
+        return pin(self(log_weights, u[:-1]), slot, reference), slot
 
 
 residual = Residual()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, scaled_weights
+from .protocol import invert_cdf, pin, reference_quantile, scaled_weights
 
 
 class Stratified:
@@ -20,6 +20,14 @@ class Stratified:
         n = log_weights.shape[0]
         points = (torch.arange(n, device=u.device) + u.movedim(0, -1).to(torch.float64)) / n
         return invert_cdf(scaled_weights(log_weights), points).movedim(-1, 0)
+
+    def num_conditional_uniforms(self, num_particles: int) -> int:
+        return num_particles + 1
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A point uniform on the reference's stretch tells its stratum; the other strata draw as always."""
+        slot, _ = reference_quantile(log_weights, reference, u[-1])
+        return pin(self(log_weights, u[:-1]), slot, reference), slot
 
 
 stratified = Stratified()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, scaled_weights
+from .protocol import invert_cdf, pin, reference_quantile, scaled_weights
 
 
 class Systematic:
@@ -20,6 +20,14 @@ class Systematic:
         n = log_weights.shape[0]
         comb = (torch.arange(n, device=u.device) + u.movedim(0, -1).to(torch.float64)) / n
         return invert_cdf(scaled_weights(log_weights), comb).movedim(-1, 0)
+
+    def num_conditional_uniforms(self, num_particles: int) -> int:
+        return 1
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A tooth of the comb falls uniformly on the reference's stretch and tells the offset of all (Chopin & Singh, 2015)."""
+        slot, offset = reference_quantile(log_weights, reference, u[0])
+        return pin(self(log_weights, offset[None]), slot, reference), slot
 
 
 systematic = Systematic()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_llm import PAD, PRESETS, SMC, Context, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
-from ppl_llm.inference import AuditError, ParticlePosterior
+from ppl_llm.inference import AuditError, ParticleGibbs, ParticlePosterior
 
 SYMBOLS = ["a", "b", ";", "$"]
 MAX_STEPS, MAX_TOKENS = 3, 2
@@ -326,3 +326,16 @@ def test_our_enumeration_agrees() -> None:
     assert result.num_particles == len(posterior)
     assert float(result.log_evidence.exp()) == pytest.approx(total, rel=1e-5)
     assert tv(empirical(result), posterior) < 1e-5
+
+
+def test_particle_gibbs_on_the_same_program() -> None:
+    """300 iterations of 16 particles; references finish at different steps. The chain mixes fast, so a tenth of its lanes is a safe ESS."""
+    pyro.set_rng_seed(10)
+    _, posterior = exact()
+    chain = ParticleGibbs(solve, 16, resampler="systematic").run(300, "a")
+    by_first: dict[int, float] = defaultdict(float)
+    for x, mass in posterior.items():
+        by_first[x[0]] += mass
+    found = dict(chain.marginal(lambda lane: key(lane)[0]).probs)
+    assert tv(found, by_first) < tv_bound(by_first, 480, z=3.0)
+    assert tv(found, dict(Enumeration(solve).run("b").marginal(lambda lane: key(lane)[0]).probs)) > tv_bound(by_first, 480, z=3.0)
