@@ -16,6 +16,7 @@ from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .smc import SMC
+from .temper_messenger import TemperMessenger
 from .weights import Weights
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
+    "TemperMessenger",
     "Weights",
     "barrier",
     "count",

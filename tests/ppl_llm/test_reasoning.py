@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_llm import PAD, PRESETS, SMC, Context, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
-from ppl_llm.inference import AuditError, ParticleGibbs, ParticlePosterior
+from ppl_llm.inference import AuditError, ParticleGibbs, ParticlePosterior, TemperMessenger
 
 SYMBOLS = ["a", "b", ";", "$"]
 MAX_STEPS, MAX_TOKENS = 3, 2
@@ -339,3 +339,16 @@ def test_particle_gibbs_on_the_same_program() -> None:
     found = dict(chain.marginal(lambda lane: key(lane)[0]).probs)
     assert tv(found, by_first) < tv_bound(by_first, 480, z=3.0)
     assert tv(found, dict(Enumeration(solve).run("b").marginal(lambda lane: key(lane)[0]).probs)) > tv_bound(by_first, 480, z=3.0)
+
+
+@pytest.mark.parametrize(("likelihood", "prior"), [(0.0, 1.0), (0.3, 1.0), (2.0, 1.0), (1.0, 2.0), (0.5, 0.5)])
+def test_tempered_targets(likelihood: float, prior: float) -> None:
+    """Enumeration to rounding, SMC by Monte Carlo (false alarm 1e-6); beta = 0 gives the prior, whose evidence is 1."""
+    pyro.set_rng_seed(11)
+    tempered = TemperMessenger(likelihood, prior)(solve)
+    expected = sum(p**prior * math.prod(1 / (1 + math.exp(-s)) for s in z) ** likelihood for _, _, p, z, _ in trajectories())
+    assert float(Enumeration(tempered).run("a").log_evidence.exp()) == pytest.approx(expected, rel=1e-5)
+    plate = TemperMessenger(likelihood, prior)(TabularPlate(500))
+    z_hat = SMC(plate, 16, max_plate_nesting=1).run("a").log_evidence.exp()
+    assert abs(z_hat.mean() - expected) <= 4.9 * z_hat.std() / math.sqrt(len(z_hat)) + 1e-6
+    assert z_hat.std() / math.sqrt(len(z_hat)) < 0.05 * expected
