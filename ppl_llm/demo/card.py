@@ -42,7 +42,7 @@ validation samples and folded into `score.2`.
 ## Training
 `{command}`: seed {seed}, {steps} optimiser steps, {minutes}.
 1. A byte-level BPE tokenizer (digits one by one) on training problems.
-2. A backbone on right solutions, loss on the solution only, levels 1 to 3 first, then all of them.
+2. A backbone on right solutions (loss on the solution only; levels 1 to 3 first, then all) and on unconnected right steps.
 3. The language model is an early checkpoint of it (step {checkpoint}), so that it makes mistakes: the one whose pass@1 on validation
    problems comes nearest to a curve falling from 0.7 at level 1 to 0.04 at level 6.
 4. The PRM starts from the last checkpoint and is fine-tuned for {prm_steps} steps on {prm_samples} samples of the language model and as

@@ -18,9 +18,11 @@ from .problems import (
     Operation,
     Problem,
     solved,
+    write_answer,
+    write_step,
 )
 
-__all__ = ["check_steps", "looks_like_demo", "parse", "split_solution"]
+__all__ = ["check_steps", "looks_like_demo", "parse", "right_steps", "split_solution"]
 
 _NUMBER = r"(0|[1-9]\d{0,3})"  # as people write numbers: no sign, no leading zero
 
@@ -31,8 +33,8 @@ def _pattern(templates: Sequence[str]) -> re.Pattern[str]:
 
 _INTRO_PATTERN = _pattern(INTROS)
 _PHRASE_PATTERNS = {symbol: _pattern(phrases) for symbol, phrases in PHRASES.items()}
-_STEP_PATTERN = re.compile(rf"({'|'.join(ORDINALS)}): {_NUMBER} ([-+*]) {_NUMBER} = {_NUMBER}", re.ASCII)
-_ANSWER_PATTERN = re.compile(rf"The final answer is \$\\boxed\{{{_NUMBER}\}}\$\.", re.ASCII)
+_SIGNED = r"(?:0|-?[1-9]\d{0,8})"  # a mistake may lead below zero
+_STEP_PATTERN = re.compile(rf"(?:{'|'.join(ORDINALS)}): {_SIGNED} [-+*] {_SIGNED} = ({_SIGNED})", re.ASCII)
 
 
 def _number(match: re.Match[str]) -> int:
@@ -102,6 +104,26 @@ def split_solution(text: str, end_token: str = "<|im_end|>") -> list[str]:
     return text.split(STEP_END) if text else []
 
 
+def right_steps(problem: Problem, steps: Sequence[str]) -> list[str | None]:
+    """The one right step at each position, given the number that the step before it states; None where there is none.
+
+    :param steps: texts of the steps, without trailing white space and end token.
+    """
+    rights: list[str | None] = []
+    stated: int | None = problem.start
+    for position, step in enumerate(steps):
+        if stated is None:
+            rights.append(None)
+        elif position < len(problem.operations):
+            operation = problem.operations[position]
+            rights.append(write_step(position, stated, operation, operation(stated)))
+        else:
+            rights.append(write_answer(stated))
+        match = _STEP_PATTERN.fullmatch(step)
+        stated = int(match[1]) if match and position < len(problem.operations) else None
+    return rights
+
+
 def check_steps(problem: Problem | str, steps: Sequence[str], end_token: str = "<|im_end|>") -> list[bool]:
     """Label every step by itself: an error does not make the steps after it wrong.
 
@@ -115,22 +137,5 @@ def check_steps(problem: Problem | str, steps: Sequence[str], end_token: str = "
     :raises ValueError: if ``problem`` is a text that :func:`parse` refuses.
     """
     problem = parse(problem) if isinstance(problem, str) else problem
-    labels: list[bool] = []
-    stated: int | None = problem.start
-    for position, step in enumerate(steps):
-        step = step.rstrip().removesuffix(end_token).rstrip()
-        if position == len(problem.operations):
-            answer = _ANSWER_PATTERN.fullmatch(step)
-            labels.append(answer is not None and int(answer[1]) == stated)
-            stated = None
-            continue
-        match = _STEP_PATTERN.fullmatch(step)
-        if match is None or position > len(problem.operations):
-            labels.append(False)
-            stated = None
-            continue
-        left, operation, result = int(match[2]), Operation(match[3], int(match[4])), int(match[5])
-        wanted = (ORDINALS[position], problem.operations[position], stated)
-        labels.append((match[1], operation, left) == wanted and operation(left) == result)
-        stated = result
-    return labels
+    steps = [step.rstrip().removesuffix(end_token).rstrip() for step in steps]
+    return [step == right for step, right in zip(steps, right_steps(problem, steps), strict=True)]

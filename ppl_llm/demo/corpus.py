@@ -10,11 +10,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .checker import check_steps
-from .problems import LEVELS, Operation, Problem, draw, write_answer, write_step
+from .checker import check_steps, right_steps
+from .problems import LEVELS, STEP_END, Operation, Problem, draw, draw_operation, write_answer, write_step
 from .tokenizer import END, STEP_TOKEN
 
-__all__ = ["IGNORED", "Labelled", "batches", "batches_in_order", "corrupt", "lm_example", "prm_example", "prompt_of", "train_problems"]
+__all__ = [
+    "IGNORED",
+    "Labelled",
+    "batches",
+    "batches_in_order",
+    "corrupt",
+    "dense_prm_example",
+    "drill_example",
+    "lm_example",
+    "prm_example",
+    "prompt_of",
+    "train_problems",
+]
 
 IGNORED = -100
 
@@ -44,12 +56,41 @@ def lm_example(tokenizer: PreTrainedTokenizerBase, problem: Problem, solution: s
     return ids, [IGNORED] * (len(prompt) - 1) + ids[len(prompt) :] + [IGNORED]
 
 
+def drill_example(tokenizer: PreTrainedTokenizerBase, rng: random.Random, num_steps: int = 12) -> Encoded:
+    """Unconnected right steps, with targets in their results only: arithmetic at three times the density of whole problems."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for _ in range(num_steps):
+        size = LEVELS[rng.choice(sorted(LEVELS))]
+        left = rng.randint(1, size.max_value)
+        operation = draw_operation(left, size, rng)
+        question, result = write_step(rng.randrange(size.num_steps), left, operation, operation(left)).split("=")
+        asked, told = tokenizer.encode(f"{question}="), tokenizer.encode(f"{result}{STEP_END}")
+        ids += asked + told
+        targets += [IGNORED] * (len(asked) - 1) + told + [IGNORED]
+    return ids, targets
+
+
 def prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encoded:
     """Token ids of ``prompt s_1<extra_0>s_2<extra_0>..``; the target at the t-th ``<extra_0>`` is the label of step t (1 = right)."""
     text = prompt_of(tokenizer, attempt.problem) + "".join(step + STEP_TOKEN for step in attempt.steps)
     ids = tokenizer.encode(text)
     marker, labels = tokenizer.convert_tokens_to_ids(STEP_TOKEN), iter(attempt.labels)
     return ids, [int(next(labels)) if token == marker else IGNORED for token in ids]
+
+
+def dense_prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encoded:
+    """The same for training: inside a step, each token is labelled by whether the step is right up to that token.
+
+    A judge that must find the mistake from one bit per step learns slowly; this tells it where the mistake is.
+    """
+    ids = tokenizer.encode(prompt_of(tokenizer, attempt.problem))
+    targets, marker = [IGNORED] * len(ids), tokenizer.convert_tokens_to_ids(STEP_TOKEN)
+    for step, right, label in zip(attempt.steps, right_steps(attempt.problem, attempt.steps), attempt.labels, strict=True):
+        tokens, wanted = tokenizer.encode(step), tokenizer.encode(right or "")
+        ids += [*tokens, marker]
+        targets += [int(tokens[:end] == wanted[:end]) for end in range(1, len(tokens) + 1)] + [int(label)]
+    return ids, targets
 
 
 def batches_in_order(examples: Sequence[Encoded], batch_size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:

@@ -122,7 +122,7 @@ def solved(text: str, level: int, start: int, operations: Sequence[Operation]) -
     return Problem(text, str(value), level, tuple(steps), start, tuple(operations))
 
 
-def _draw_operation(value: int, size: Level, rng: random.Random) -> Operation:
+def draw_operation(value: int, size: Level, rng: random.Random) -> Operation:
     """An operation whose result stays in the level's range."""
     largest = {
         "+": min(size.max_operand, size.max_value - value),
@@ -153,7 +153,7 @@ def make_problem(level: int, rng: random.Random) -> Problem:
     start = value = rng.randint(1, size.max_value)
     operations = []
     for _ in range(size.num_steps):
-        operations.append(_draw_operation(value, size, rng))
+        operations.append(draw_operation(value, size, rng))
         value = operations[-1](value)
     parts = [rng.choice(INTROS).format(start)]
     parts += [f"{ordinal}: {_phrase(operation, rng)}." for ordinal, operation in zip(ORDINALS, operations, strict=False)]

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from ..reward.qwen_prm import Qwen2PRM
-from .corpus import Encoded, Labelled, corrupt, prm_example, train_problems
+from .corpus import Encoded, Labelled, corrupt, dense_prm_example, train_problems
 from .fit import fit
 from .measure import fit_temperature, flat, level_aurocs, sample_attempts, step_log_odds
 
@@ -25,9 +25,9 @@ def reward_pools(
 ) -> Iterator[list[Encoded]]:
     """Pools with the language model's own samples (drawn once) and as many spoilt solutions (fresh ones each time)."""
     rng = random.Random(seed)
-    own = [prm_example(tokenizer, attempt) for attempt in sample_attempts(lm, tokenizer, train_problems(num_samples, rng), 1, seed)]
+    own = [dense_prm_example(tokenizer, attempt) for attempt in sample_attempts(lm, tokenizer, train_problems(num_samples, rng), 1, seed)]
     while True:
-        spoilt = [prm_example(tokenizer, corrupt(problem, rate, rng)) for problem in train_problems(num_samples, rng)]
+        spoilt = [dense_prm_example(tokenizer, corrupt(problem, rate, rng)) for problem in train_problems(num_samples, rng)]
         yield [*own, *spoilt]
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from .card import write_card
-from .corpus import Encoded, Labelled, lm_example, train_problems
+from .corpus import Encoded, Labelled, drill_example, lm_example, train_problems
 from .fit import demo_config, fit
 from .measure import by_level, calibration_error, flat, level_aurocs, pass_at_1, sample_attempts, step_error_rate, step_log_odds
 from .problems import held_out
@@ -25,36 +25,29 @@ from .tokenizer import train_tokenizer
 
 log = logging.getLogger("ppl_llm.demo.train")
 
-CHECKPOINT_EVERY = 100
-LOOK_UP_STEPS = 900
+CHECKPOINT_EVERY = 50
 WISHED_PASS_AT_1 = {1: 0.70, 2: 0.50, 3: 0.35, 4: 0.20, 5: 0.10, 6: 0.04}
 
 
 def train_backbone(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, steps: int, seed: int) -> None:
-    """Train the language model on right solutions, keeping a checkpoint every hundred steps."""
+    """Train the language model on right solutions and on arithmetic drills, keeping a checkpoint every fifty steps."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(demo_config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id))
     checkpoints.mkdir(parents=True, exist_ok=True)
 
-    def pools(seed: int, hardest: float) -> Iterator[list[Encoded]]:
-        rng = random.Random(seed)
-        while True:
-            yield [lm_example(tokenizer, problem) for problem in train_problems(1536, rng, int(hardest))]
+    def pools() -> Iterator[list[Encoded]]:
+        rng, hardest = random.Random(seed), 3.0
+        while True:  # short problems first: the look-up of an operation is learnt on them at half the cost
+            problems = [lm_example(tokenizer, problem) for problem in train_problems(768, rng, int(hardest))]
+            yield problems + [drill_example(tokenizer, rng) for _ in problems]
             hardest = min(6.0, hardest + 0.25)
 
-    def phase(pools: Iterator[list[Encoded]], before: int, steps: int, rate: float, decay: float) -> None:
-        def keep(done: int) -> bool:
-            if done % CHECKPOINT_EVERY == 0:
-                torch.save(model.state_dict(), checkpoints / f"{before + done:05d}.pt")
-            return False
+    def keep(done: int) -> bool:
+        if done % CHECKPOINT_EVERY == 0:
+            torch.save(model.state_dict(), checkpoints / f"{done:05d}.pt")
+        return False
 
-        fit(model, lambda ids: model(input_ids=ids, use_cache=False).logits, pools, steps, seed, rate, decay=decay, on_step=keep)
-
-    # Short problems and large steps first: the look-up of an operation is learnt on them at half the cost. Then arithmetic.
-    if not (checkpoints / f"{LOOK_UP_STEPS:05d}.pt").exists():
-        phase(pools(seed, 3.0), 0, LOOK_UP_STEPS, rate=0.012, decay=0.0)
-    model.load_state_dict(torch.load(checkpoints / f"{LOOK_UP_STEPS:05d}.pt", weights_only=True))
-    phase(pools(seed + 1, 6.0), LOOK_UP_STEPS, steps - LOOK_UP_STEPS, rate=0.004, decay=1.0)
+    fit(model, lambda ids: model(input_ids=ids, use_cache=False).logits, pools(), steps, seed, rate=0.01, decay=1.0, on_step=keep)
 
 
 def load_checkpoint(tokenizer: PreTrainedTokenizerBase, path: Path) -> Qwen2ForCausalLM:
@@ -79,14 +72,14 @@ def distance(measured: dict[int, float]) -> float:
     return sum((log_odds(measured[level]) - log_odds(wish)) ** 2 for level, wish in WISHED_PASS_AT_1.items()) / len(WISHED_PASS_AT_1)
 
 
-def choose_lm(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, seed: int, neighbours: int = 3) -> Path:
+def choose_lm(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, seed: int, neighbours: int = 2) -> Path:
     """The early checkpoint whose pass@1 comes closest to the wished one: bisection on the mean, then a look at the neighbours."""
     paths, problems = sorted(checkpoints.glob("*.pt")), held_out(120, seed, "validation")
     seen: dict[int, dict[int, float]] = {}
 
     def look(index: int) -> dict[int, float]:
         if index not in seen:
-            seen[index] = level_pass_at_1(sample_attempts(load_checkpoint(tokenizer, paths[index]), tokenizer, problems, 2, seed))
+            seen[index] = level_pass_at_1(sample_attempts(load_checkpoint(tokenizer, paths[index]), tokenizer, problems, 4, seed))
             log.info("%s: pass@1 %s, distance %.2f", paths[index].stem, seen[index], distance(seen[index]))
         return seen[index]
 
@@ -125,19 +118,8 @@ def reward_figures(prm: Qwen2PRM, tokenizer: PreTrainedTokenizerBase, validation
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for lm, prm, weak_prm, MODEL_CARD.md and the checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2500, help="optimiser steps of the backbone")
-    parser.add_argument("--resume", action="store_true", help="use the checkpoints that an earlier run left in DIR")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(2)
-    out, seed, began = arguments.out, arguments.seed, time.monotonic()
-    tokenizer, checkpoints = train_tokenizer(seed=seed), out / "checkpoints"
-    if not arguments.resume:
-        train_backbone(tokenizer, checkpoints, arguments.steps, seed)
+def finish(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, out: Path, seed: int) -> dict[str, Any]:
+    """From the backbone's checkpoints to the three model directories and their figures."""
     backbone = load_checkpoint(tokenizer, max(checkpoints.glob("*.pt")))
     chosen = choose_lm(tokenizer, checkpoints, seed)
     lm = load_checkpoint(tokenizer, chosen)
@@ -155,14 +137,32 @@ def main() -> None:
             "problems": len(test_problems),
             "samples": len(test),
         },
-        "backbone": {"pass_at_1": level_pass_at_1(sample_attempts(backbone, tokenizer, held_out(240, seed), 1, seed))},
+        "backbone": {"pass_at_1": level_pass_at_1(sample_attempts(backbone, tokenizer, test_problems, 1, seed))},
     }
-    recipes = {"prm": (backbone, 3072, 800, 0.92), "weak_prm": (lm, 384, 400, 0.75)}
+    log.info("%s", json.dumps(figures))
+    recipes = {"prm": (backbone, 3072, 600, 0.92), "weak_prm": (lm, 384, 300, 0.75)}
     for name, (start, samples, steps, enough) in recipes.items():
         pools = reward_pools(lm, tokenizer, samples, 0.25, seed)
         prm, taken = train_prm(start, tokenizer, pools, validation, steps, seed, rate=0.003, enough=enough)
         figures[name] = reward_figures(prm, tokenizer, validation, test) | {"steps": taken, "samples": samples}
         export(prm, tokenizer, out / name)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory for lm, prm, weak_prm, MODEL_CARD.md and the checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps of the backbone")
+    parser.add_argument("--resume", action="store_true", help="use the checkpoints that an earlier run left in DIR")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.set_num_threads(2)
+    out, seed, began = arguments.out, arguments.seed, time.monotonic()
+    tokenizer, checkpoints = train_tokenizer(seed=seed), out / "checkpoints"
+    if not arguments.resume:
+        train_backbone(tokenizer, checkpoints, arguments.steps, seed)
+    figures = finish(tokenizer, checkpoints, out, seed)
     minutes = f"{(time.monotonic() - began) / 60:.0f} minutes on two shared CPU cores" + (" after the backbone" if arguments.resume else "")
     figures["run"] = {"seed": seed, "steps": arguments.steps, "time": minutes}
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
