@@ -56,16 +56,22 @@ def lm_example(tokenizer: PreTrainedTokenizerBase, problem: Problem, solution: s
     return ids, [IGNORED] * (len(prompt) - 1) + ids[len(prompt) :] + [IGNORED]
 
 
-def drill_example(tokenizer: PreTrainedTokenizerBase, rng: random.Random, num_steps: int = 12) -> Encoded:
-    """Unconnected right steps, with targets in their results only: arithmetic at three times the density of whole problems."""
-    ids: list[int] = []
-    targets: list[int] = []
+def _drill_steps(num_steps: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Unconnected right steps, each cut in two before its result."""
     for _ in range(num_steps):
         size = LEVELS[rng.choice(sorted(LEVELS))]
         left = rng.randint(1, size.max_value)
         operation = draw_operation(left, size, rng)
-        question, result = write_step(rng.randrange(size.num_steps), left, operation, operation(left)).split("=")
-        asked, told = tokenizer.encode(f"{question}="), tokenizer.encode(f"{result}{STEP_END}")
+        step = write_step(rng.randrange(size.num_steps), left, operation, operation(left))
+        yield step[: step.index("=") + 1], step[step.index("=") + 1 :]
+
+
+def drill_example(tokenizer: PreTrainedTokenizerBase, rng: random.Random, num_steps: int = 12) -> Encoded:
+    """Right steps with targets in their results only: arithmetic at three times the density of whole problems."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for question, result in _drill_steps(num_steps, rng):
+        asked, told = tokenizer.encode(question), tokenizer.encode(result + STEP_END)
         ids += asked + told
         targets += [IGNORED] * (len(asked) - 1) + told + [IGNORED]
     return ids, targets
@@ -117,9 +123,9 @@ def batches(examples: Sequence[Encoded], batch_size: int, rng: random.Random) ->
 
 
 def _wrong_digit(value: int, rng: random.Random) -> int:
-    """``value`` with one digit replaced, or off by ten or by one as after a forgotten carry."""
-    if rng.random() < 0.5:
-        return abs(value + rng.choice([-10, -1, 1, 10]))
+    """``value`` with one digit replaced, or off by a little as after a forgotten carry."""
+    if rng.random() < 0.7:
+        return abs(value + rng.choice([-10, -2, -1, -1, 1, 1, 2, 10]))
     digits = list(str(value))
     digits[rng.randrange(len(digits))] = str(rng.randrange(10))
     return int("".join(digits))

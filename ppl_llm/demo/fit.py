@@ -47,9 +47,9 @@ def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Factor of the learning rate: up linearly, flat, and down linearly to zero over the last share ``decay`` of the steps."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
+def _schedule(step: int, horizon: int, warmup: int, decay: float) -> float:
+    """Factor of the learning rate: up linearly, flat, and down linearly to zero at ``horizon`` over the last share ``decay`` of the way."""
+    return max(0.0, min(1.0, (step + 1) / warmup, (horizon - step) / (decay * horizon)))
 
 
 def fit(
@@ -62,6 +62,7 @@ def fit(
     batch_size: int = 32,
     warmup: int = 50,
     decay: float = 0.4,
+    horizon: int | None = None,
     on_step: Callable[[int], bool] | None = None,
 ) -> None:
     """Minimise the cross entropy at the positions that have a target.
@@ -70,6 +71,8 @@ def fit(
     :param pools: pools of encoded examples, each gone through once in batches of similar length.
     :param int steps: optimiser steps.
     :param float rate: highest learning rate of the matrices.
+    :param float decay: share of the way over which the learning rate goes down.
+    :param int horizon: step at which the learning rate reaches zero, ``steps`` by default.
     :param on_step: called with the number of steps done, after each; training stops when it returns true.
     """
     rng, optimizers = random.Random(seed), _optimizers(model, rate)
@@ -78,7 +81,7 @@ def fit(
     model.train()
     for pool in pools:
         for ids, targets in batches(pool, batch_size, rng):
-            factor = _schedule(done, steps, warmup, decay)
+            factor = _schedule(done, horizon or steps, warmup, decay)
             for optimizer, rates in zip(optimizers, highest, strict=True):
                 for group, highest_rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = highest_rate * factor

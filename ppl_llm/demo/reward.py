@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from ..reward.qwen_prm import Qwen2PRM
 from .corpus import Encoded, Labelled, corrupt, dense_prm_example, train_problems
 from .fit import fit
 from .measure import fit_temperature, flat, level_aurocs, sample_attempts, step_log_odds
+from .problems import STEP_END
+from .tokenizer import STEP_TOKEN
 
 __all__ = ["calibrate", "reward_pools", "train_prm"]
 
@@ -31,6 +34,28 @@ def reward_pools(
         yield [*own, *spoilt]
 
 
+def _judge(backbone: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, new_layers: int) -> Qwen2PRM:
+    """A reward model that starts as the backbone, with a new head.
+
+    The backbone knows the digit that should come next in its last layer only, so that it takes a layer more to compare it with the digit
+    that did come, and another one to gather the comparisons of a step. New layers start as the identity, and the step token, which the
+    backbone never saw, as the line break that it stands for.
+    """
+    config = deepcopy(backbone.config)
+    config.num_labels, config.tie_word_embeddings = 2, False
+    config.num_hidden_layers += new_layers
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    prm = Qwen2PRM(config)
+    prm.model.load_state_dict(backbone.model.state_dict(), strict=False)
+    for layer in prm.model.layers[backbone.config.num_hidden_layers :]:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    step_token, line_break = tokenizer.convert_tokens_to_ids(STEP_TOKEN), tokenizer.encode(STEP_END)[0]
+    with torch.no_grad():
+        prm.model.embed_tokens.weight[step_token] = prm.model.embed_tokens.weight[line_break]
+    return prm
+
+
 def train_prm(
     backbone: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -40,6 +65,7 @@ def train_prm(
     seed: int,
     rate: float,
     enough: float,
+    new_layers: int = 0,
     check_every: int = 25,
 ) -> tuple[Qwen2PRM, int]:
     """Fine-tune a reward model from ``backbone`` and stop as soon as it is good enough.
@@ -48,14 +74,11 @@ def train_prm(
     :param validation: attempts that decide when to stop.
     :param int steps: upper bound of the optimiser steps.
     :param float enough: lowest step AUROC over the levels at which training stops: the demo wants a fallible judge.
+    :param int new_layers: layers to put on top of the backbone's.
     :return: the model and the number of steps taken.
     """
-    config = deepcopy(backbone.config)
-    config.num_labels, config.tie_word_embeddings = 2, False
     torch.manual_seed(seed)
-    prm = Qwen2PRM(config)
-    prm.model.load_state_dict(backbone.model.state_dict())
-
+    prm = _judge(backbone, tokenizer, new_layers)
     taken = 0
 
     def good_enough(done: int) -> bool:

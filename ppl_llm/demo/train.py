@@ -26,6 +26,7 @@ from .tokenizer import train_tokenizer
 log = logging.getLogger("ppl_llm.demo.train")
 
 CHECKPOINT_EVERY = 50
+HORIZON = 2000  # where the learning rate of the backbone would reach zero
 WISHED_PASS_AT_1 = {1: 0.70, 2: 0.50, 3: 0.35, 4: 0.20, 5: 0.10, 6: 0.04}
 
 
@@ -47,7 +48,17 @@ def train_backbone(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, steps:
             torch.save(model.state_dict(), checkpoints / f"{done:05d}.pt")
         return False
 
-    fit(model, lambda ids: model(input_ids=ids, use_cache=False).logits, pools(), steps, seed, rate=0.01, decay=1.0, on_step=keep)
+    fit(
+        model,
+        lambda ids: model(input_ids=ids, use_cache=False).logits,
+        pools(),
+        steps,
+        seed,
+        0.01,
+        decay=1.0,
+        horizon=HORIZON,
+        on_step=keep,
+    )
 
 
 def load_checkpoint(tokenizer: PreTrainedTokenizerBase, path: Path) -> Qwen2ForCausalLM:
@@ -140,10 +151,10 @@ def finish(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, out: Path, see
         "backbone": {"pass_at_1": level_pass_at_1(sample_attempts(backbone, tokenizer, test_problems, 1, seed))},
     }
     log.info("%s", json.dumps(figures))
-    recipes = {"prm": (backbone, 3072, 600, 0.92), "weak_prm": (lm, 384, 300, 0.75)}
-    for name, (start, samples, steps, enough) in recipes.items():
+    recipes = {"prm": (backbone, 2, 2048, 500, 0.92), "weak_prm": (backbone, 0, 384, 250, 0.72)}
+    for name, (start, new_layers, samples, steps, enough) in recipes.items():
         pools = reward_pools(lm, tokenizer, samples, 0.25, seed)
-        prm, taken = train_prm(start, tokenizer, pools, validation, steps, seed, rate=0.003, enough=enough)
+        prm, taken = train_prm(start, tokenizer, pools, validation, steps, seed, rate=0.004, enough=enough, new_layers=new_layers)
         figures[name] = reward_figures(prm, tokenizer, validation, test) | {"steps": taken, "samples": samples}
         export(prm, tokenizer, out / name)
     return figures
@@ -153,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for lm, prm, weak_prm, MODEL_CARD.md and the checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps of the backbone")
+    parser.add_argument("--steps", type=int, default=1650, help="optimiser steps of the backbone")
     parser.add_argument("--resume", action="store_true", help="use the checkpoints that an earlier run left in DIR")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
