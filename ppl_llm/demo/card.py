@@ -14,7 +14,7 @@ _CARD = r"""# Demo models
 
 Three small networks that make the examples, tests and notebooks of this package run offline: a language model (`lm/`, name `"demo"`), a
 process reward model (`prm/`, name `"demo"`) and a weaker one (`weak_prm/`, name `"demo-weak"`). All are Qwen2 architecture with hidden size
-128, 4 layers, float32 weights; the reward models have the layout and the input format of Qwen2.5-Math-PRM. {parameters}
+128, 4 layers (the PRM 6), float32 weights; the reward models have the layout and the input format of Qwen2.5-Math-PRM. {parameters}
 
 ## Task
 A number goes through two (level 1) to seven (level 6) operations:
@@ -40,16 +40,16 @@ validation samples and folded into `score.2`.
 {calibration}
 
 ## Training
-`{command}`: seed {seed}, {steps} optimiser steps, {minutes}.
+`{command}`: seed {seed}, {steps} optimiser steps of the backbone, {minutes}.
 1. A byte-level BPE tokenizer (digits one by one) on training problems.
 2. A backbone on right solutions (loss on the solution only; levels 1 to 3 first, then all) and on unconnected right steps.
 3. The language model is an early checkpoint of it (step {checkpoint}), so that it makes mistakes: the one whose pass@1 on validation
    problems comes nearest to a curve falling from 0.7 at level 1 to 0.04 at level 6.
-4. The PRM starts from the last checkpoint and is fine-tuned for {prm_steps} steps on {prm_samples} samples of the language model and as
-   many solutions spoilt at random (wrong digit, operation, operand or copied number), labelled by the checker.
-5. The weak PRM starts from the language model and is fine-tuned for {weak_steps} steps on {weak_samples} samples and as many spoilt
-   solutions.
-
+4. The PRM is the last checkpoint, frozen, with two more layers on top. {find} steps teach it to mark the token where a step goes wrong,
+   {gather} steps to judge a step at its `<extra_0>`. Data: 3072 samples of the language model and half as many solutions spoilt at random
+   (wrong digit, operation, operand or copied number), labelled by the checker.
+5. The weak PRM is the last checkpoint without more layers, all of it trained for {weak} steps on the same data.
+{remark}
 ## What they are not good for
 They know nothing but these problems: other text, other wording, more steps or larger numbers give noise
 (`ppl_llm.demo.looks_like_demo` tells). The reward models were trained on mistakes of this one language model and on artificial ones. Their
@@ -61,9 +61,10 @@ def _row(name: str, figures: Mapping[int, float], digits: int) -> str:
     return f"| {name} | " + " | ".join(f"{figures[level]:.{digits}f}" for level in LEVELS) + " |"
 
 
-def write_card(figures: Mapping[str, Any], path: Path, command: str = "python -m ppl_llm.demo.train --out DIR") -> None:
+def write_card(figures: Mapping[str, Any], path: Path, command: str = "python -m ppl_llm.demo.train --out DIR", remark: str = "") -> None:
     """Write the card.
 
+    :param str remark: what a reader has to know about this run.
     :param figures: what ``ppl_llm.demo.train`` measured.
     """
     run, lm = figures["run"], figures["lm"]
@@ -73,17 +74,18 @@ def write_card(figures: Mapping[str, Any], path: Path, command: str = "python -m
         "|---" * (len(LEVELS) + 1) + "|",
         _row("pass@1 of the LM", lm["pass_at_1"], 3),
         _row("share of wrong steps", lm["step_error_rate"], 3),
-        _row("pass@1 of the fully trained backbone (not shipped)", figures["backbone"]["pass_at_1"], 3),
+        _row("pass@1 of the last checkpoint (not shipped)", figures["backbone"]["pass_at_1"], 3),
         *(_row(f"step AUROC of the {name}", figures[key]["auroc"], 3) for key, name in names.items()),
     ]
     calibration = [
         f"| {name} | {figures[key]['temperature']:.2f} | {figures[key]['ece_before']:.3f} | {figures[key]['ece_after']:.3f} |"
         for key, name in names.items()
     ]
+    sizes = [f"{name} {figures[key]['parameters']:,}" for key, name in {"lm": "LM", **names}.items()]
     shown = example(2)
     path.write_text(
         _CARD.format(
-            parameters=f"Parameters: LM {lm['parameters']:,}, each PRM {figures['prm']['parameters']:,}.",
+            parameters="Parameters: " + ", ".join(sizes) + ".",
             problem=shown.text,
             solution="\n>\n> ".join(shown.steps),
             problems=lm["problems"],
@@ -94,10 +96,10 @@ def write_card(figures: Mapping[str, Any], path: Path, command: str = "python -m
             seed=run["seed"],
             steps=run["steps"],
             minutes=run["time"],
-            prm_steps=figures["prm"]["steps"],
-            prm_samples=figures["prm"]["samples"],
-            weak_steps=figures["weak_prm"]["steps"],
-            weak_samples=figures["weak_prm"]["samples"],
             checkpoint=lm["checkpoint"],
+            find=run["find"],
+            gather=run["gather"],
+            weak=run["weak"],
+            remark=remark and f"\n{remark}\n",
         )
     )

@@ -85,17 +85,23 @@ def prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encode
     return ids, [int(next(labels)) if token == marker else IGNORED for token in ids]
 
 
-def dense_prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled) -> Encoded:
+def dense_prm_example(tokenizer: PreTrainedTokenizerBase, attempt: Labelled, after_mistake: int = IGNORED, every: int = 1) -> Encoded:
     """The same for training: inside a step, each token is labelled by whether the step is right up to that token.
 
     A judge that must find the mistake from one bit per step learns slowly; this tells it where the mistake is.
+
+    :param int after_mistake: target of the tokens between a mistake and the end of its step.
+    :param int every: keep the targets inside steps at every so many positions only.
     """
     ids = tokenizer.encode(prompt_of(tokenizer, attempt.problem))
     targets, marker = [IGNORED] * len(ids), tokenizer.convert_tokens_to_ids(STEP_TOKEN)
     for step, right, label in zip(attempt.steps, right_steps(attempt.problem, attempt.steps), attempt.labels, strict=True):
         tokens, wanted = tokenizer.encode(step), tokenizer.encode(right or "")
+        for end in range(1, len(tokens) + 1):
+            target = 1 if tokens[:end] == wanted[:end] else 0 if tokens[: end - 1] == wanted[: end - 1] else after_mistake
+            targets.append(target if len(targets) % every == 0 else IGNORED)
         ids += [*tokens, marker]
-        targets += [int(tokens[:end] == wanted[:end]) for end in range(1, len(tokens) + 1)] + [int(label)]
+        targets.append(int(label))
     return ids, targets
 
 

@@ -38,7 +38,7 @@ def demo_config(vocab_size: int, end: int, pad: int) -> Qwen2Config:
 
 def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the network (arithmetic appears in half the time that AdamW takes), AdamW for the rest."""
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     inside = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name and "score" not in name]
     rest = [parameter for name, parameter in named if all(parameter is not other for other in inside)]
     return [

@@ -112,7 +112,7 @@ def fit_temperature(log_odds: Tensor, labels: Tensor) -> float:
         return loss
 
     optimizer.step(closure)
-    return float(1 / inverse)
+    return 1 / inverse.item()
 
 
 def flat(attempts: Sequence[Labelled], scores: Sequence[Sequence[float]] | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The demo's process reward models: data, training until a wished quality, calibration."""
+"""The demo's process reward models: data, architecture, calibration."""
 
 from __future__ import annotations
 
@@ -6,94 +6,104 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from functools import partial
+from itertools import cycle, islice
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from ..reward.qwen_prm import Qwen2PRM
-from .corpus import Encoded, Labelled, corrupt, dense_prm_example, train_problems
+from .corpus import IGNORED, Encoded, Labelled, corrupt, dense_prm_example, prompt_of, train_problems
 from .fit import fit
-from .measure import fit_temperature, flat, level_aurocs, sample_attempts, step_log_odds
+from .measure import fit_temperature, flat, level_aurocs, step_log_odds
 from .problems import STEP_END
 from .tokenizer import STEP_TOKEN
 
-__all__ = ["calibrate", "reward_pools", "train_prm"]
+__all__ = ["calibrate", "fit_prm", "judge_from", "reward_pools"]
 
 log = logging.getLogger(__name__)
 
 
 def reward_pools(
-    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_samples: int, rate: float, seed: int
+    own: Sequence[Labelled], tokenizer: PreTrainedTokenizerBase, seed: int, after_mistake: int = IGNORED, every: int = 1, rate: float = 0.25
 ) -> Iterator[list[Encoded]]:
-    """Pools with the language model's own samples (drawn once) and as many spoilt solutions (fresh ones each time)."""
+    """Endless pools: 768 of the language model's own samples in turn and 384 fresh solutions spoilt at ``rate``."""
     rng = random.Random(seed)
-    own = [dense_prm_example(tokenizer, attempt) for attempt in sample_attempts(lm, tokenizer, train_problems(num_samples, rng), 1, seed)]
+    encode = partial(dense_prm_example, tokenizer, after_mistake=after_mistake, every=every)
+    encoded = cycle([encode(attempt) for attempt in own])
     while True:
-        spoilt = [dense_prm_example(tokenizer, corrupt(problem, rate, rng)) for problem in train_problems(num_samples, rng)]
-        yield [*own, *spoilt]
+        spoilt = [encode(corrupt(problem, rate, rng)) for problem in train_problems(384, rng)]
+        yield [*islice(encoded, 768), *spoilt]
 
 
-def _judge(backbone: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, new_layers: int) -> Qwen2PRM:
-    """A reward model that starts as the backbone, with a new head.
+@torch.no_grad()
+def judge_from(backbone: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, new_layers: int, seed: int) -> Qwen2PRM:
+    """A reward model that starts as the backbone, with a new head and ``new_layers`` layers on top of the old ones, which are then frozen.
 
-    The backbone knows the digit that should come next in its last layer only, so that it takes a layer more to compare it with the digit
-    that did come, and another one to gather the comparisons of a step. New layers start as the identity, and the step token, which the
-    backbone never saw, as the line break that it stands for.
+    The backbone knows the token that should come next in its last layer only, so that it takes a layer more to compare it with the token
+    that did come, and another one to gather the comparisons of a step.
     """
-    config = deepcopy(backbone.config)
+    torch.manual_seed(seed)
+    config, old_layers = deepcopy(backbone.config), backbone.config.num_hidden_layers
     config.num_labels, config.tie_word_embeddings = 2, False
     config.num_hidden_layers += new_layers
     config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.rms_norm_eps = 1e-12 if new_layers else config.rms_norm_eps
     prm = Qwen2PRM(config)
     prm.model.load_state_dict(backbone.model.state_dict(), strict=False)
-    for layer in prm.model.layers[backbone.config.num_hidden_layers :]:
-        nn.init.zeros_(layer.self_attn.o_proj.weight)
-        nn.init.zeros_(layer.mlp.down_proj.weight)
-    step_token, line_break = tokenizer.convert_tokens_to_ids(STEP_TOKEN), tokenizer.encode(STEP_END)[0]
-    with torch.no_grad():
-        prm.model.embed_tokens.weight[step_token] = prm.model.embed_tokens.weight[line_break]
+    # The backbone never saw the step token: it starts as the line break that it stands for.
+    embedding = prm.model.embed_tokens.weight
+    embedding[tokenizer.convert_tokens_to_ids(STEP_TOKEN)] = embedding[tokenizer.encode(STEP_END)[0]]
+    if new_layers:
+        _rescale(prm, old_layers, tokenizer)
+        for layer in prm.model.layers[old_layers:]:
+            nn.init.normal_(layer.self_attn.o_proj.weight, std=0.05)
+            nn.init.normal_(layer.mlp.down_proj.weight, std=0.05)
+        prm.model.embed_tokens.requires_grad_(False)
+        for layer in prm.model.layers[:old_layers]:
+            layer.requires_grad_(False)
     return prm
 
 
-def train_prm(
-    backbone: Qwen2ForCausalLM,
+def _rescale(prm: Qwen2PRM, old_layers: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Bring what the old layers hand over to size one: it is about two hundred, and a new layer could not make itself heard.
+
+    Every layer normalises its input, hence dividing all that is added up by one number changes nothing else.
+    """
+    texts = [prompt_of(tokenizer, problem) + problem.solution for problem in train_problems(6, random.Random(0))]
+    outputs = []
+    for text in texts:
+        hidden = prm.model(input_ids=torch.tensor([tokenizer.encode(text)]), output_hidden_states=True).hidden_states[old_layers]
+        outputs.append(hidden[0].square().mean(-1).sqrt())
+    size = torch.cat(outputs).median()
+    prm.model.embed_tokens.weight.div_(size)
+    for layer in prm.model.layers[:old_layers]:
+        layer.self_attn.o_proj.weight.div_(size)
+        layer.mlp.down_proj.weight.div_(size)
+
+
+def fit_prm(
+    prm: Qwen2PRM,
     tokenizer: PreTrainedTokenizerBase,
     pools: Iterator[list[Encoded]],
     validation: Sequence[Labelled],
     steps: int,
     seed: int,
     rate: float,
-    enough: float,
-    new_layers: int = 0,
-    check_every: int = 25,
-) -> tuple[Qwen2PRM, int]:
-    """Fine-tune a reward model from ``backbone`` and stop as soon as it is good enough.
+    check_every: int = 50,
+) -> None:
+    """Fine-tune a reward model, reporting its step AUROC on ``validation`` now and then."""
 
-    :param pools: pools of encoded labelled solutions.
-    :param validation: attempts that decide when to stop.
-    :param int steps: upper bound of the optimiser steps.
-    :param float enough: lowest step AUROC over the levels at which training stops: the demo wants a fallible judge.
-    :param int new_layers: layers to put on top of the backbone's.
-    :return: the model and the number of steps taken.
-    """
-    torch.manual_seed(seed)
-    prm = _judge(backbone, tokenizer, new_layers)
-    taken = 0
+    def report(done: int) -> bool:
+        if done % check_every == 0:
+            prm.eval()
+            levels = level_aurocs(prm, tokenizer, validation)
+            prm.train()
+            log.info("reward model, %d steps: AUROC %s", done, {level: round(value, 3) for level, value in levels.items()})
+        return False
 
-    def good_enough(done: int) -> bool:
-        nonlocal taken
-        taken = done
-        if done % check_every:
-            return False
-        prm.eval()
-        levels = level_aurocs(prm, tokenizer, validation)
-        prm.train()
-        log.info("reward model, %d steps: AUROC %s", done, {level: round(value, 3) for level, value in levels.items()})
-        return min(levels.values()) >= enough
-
-    fit(prm, lambda ids: prm(input_ids=ids), pools, steps, seed, rate, warmup=20, on_step=good_enough)
-    return prm, taken
+    fit(prm, lambda ids: prm(input_ids=ids), pools, steps, seed, rate, warmup=20, on_step=report)
 
 
 @torch.no_grad()

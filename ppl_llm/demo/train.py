@@ -20,12 +20,13 @@ from .corpus import Encoded, Labelled, drill_example, lm_example, train_problems
 from .fit import demo_config, fit
 from .measure import by_level, calibration_error, flat, level_aurocs, pass_at_1, sample_attempts, step_error_rate, step_log_odds
 from .problems import held_out
-from .reward import Qwen2PRM, calibrate, reward_pools, train_prm
+from .reward import Qwen2PRM, calibrate, fit_prm, judge_from, reward_pools
 from .tokenizer import train_tokenizer
 
 log = logging.getLogger("ppl_llm.demo.train")
 
 CHECKPOINT_EVERY = 50
+FIND_STEPS, GATHER_STEPS, WEAK_STEPS = 200, 750, 250
 HORIZON = 2000  # where the learning rate of the backbone would reach zero
 WISHED_PASS_AT_1 = {1: 0.70, 2: 0.50, 3: 0.35, 4: 0.20, 5: 0.10, 6: 0.04}
 
@@ -151,12 +152,15 @@ def finish(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, out: Path, see
         "backbone": {"pass_at_1": level_pass_at_1(sample_attempts(backbone, tokenizer, test_problems, 1, seed))},
     }
     log.info("%s", json.dumps(figures))
-    recipes = {"prm": (backbone, 2, 2048, 500, 0.92), "weak_prm": (backbone, 0, 384, 250, 0.72)}
-    for name, (start, new_layers, samples, steps, enough) in recipes.items():
-        pools = reward_pools(lm, tokenizer, samples, 0.25, seed)
-        prm, taken = train_prm(start, tokenizer, pools, validation, steps, seed, rate=0.004, enough=enough, new_layers=new_layers)
-        figures[name] = reward_figures(prm, tokenizer, validation, test) | {"steps": taken, "samples": samples}
-        export(prm, tokenizer, out / name)
+    own = sample_attempts(lm, tokenizer, train_problems(3072, random.Random(99)), 1, 99)
+    prm = judge_from(backbone, tokenizer, 2, seed)
+    fit_prm(prm, tokenizer, reward_pools(own, tokenizer, seed), validation, FIND_STEPS, seed, 0.01)
+    fit_prm(prm, tokenizer, reward_pools(own, tokenizer, seed + 1, every=13), validation, GATHER_STEPS, seed, 0.01)
+    weak = judge_from(backbone, tokenizer, 0, seed)
+    fit_prm(weak, tokenizer, reward_pools(own, tokenizer, seed, after_mistake=0), validation, WEAK_STEPS, seed, 0.004)
+    for name, model in (("prm", prm), ("weak_prm", weak)):
+        figures[name] = reward_figures(model, tokenizer, validation, test)
+        export(model, tokenizer, out / name)
     return figures
 
 
@@ -175,7 +179,8 @@ def main() -> None:
         train_backbone(tokenizer, checkpoints, arguments.steps, seed)
     figures = finish(tokenizer, checkpoints, out, seed)
     minutes = f"{(time.monotonic() - began) / 60:.0f} minutes on two shared CPU cores" + (" after the backbone" if arguments.resume else "")
-    figures["run"] = {"seed": seed, "steps": arguments.steps, "time": minutes}
+    stages = {"find": FIND_STEPS, "gather": GATHER_STEPS, "weak": WEAK_STEPS}
+    figures["run"] = {"seed": seed, "steps": arguments.steps, "time": minutes} | stages
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_card(figures, out / "MODEL_CARD.md")
     log.info("%s", json.dumps(figures))
