@@ -108,8 +108,8 @@ def fit_prm(
 
 @torch.no_grad()
 def _divide_log_odds(prm: Qwen2PRM, temperature: float) -> None:
-    prm.score[2].weight.div_(temperature)
-    prm.score[2].bias.div_(temperature)
+    for parameter in prm.score[2].parameters():
+        parameter.div_(temperature)
 
 
 def calibrate(prm: Qwen2PRM, tokenizer: PreTrainedTokenizerBase, attempts: Sequence[Labelled]) -> float:
