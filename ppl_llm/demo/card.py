@@ -46,7 +46,7 @@ validation samples and folded into `score.2`.
 3. The language model is an early checkpoint of it (step {checkpoint}), so that it makes mistakes: the one whose pass@1 on validation
    problems comes nearest to a curve falling from 0.7 at level 1 to 0.04 at level 6.
 4. The PRM is the last checkpoint, frozen, with two more layers on top. {find} steps teach it to mark the token where a step goes wrong,
-   {gather} steps to judge a step at its `<extra_0>`. Data: 3072 samples of the language model and half as many solutions spoilt at random
+   {gather} steps to judge a step at its `<extra_0>`. Data: {own} samples of the language model and half as many solutions spoilt at random
    (wrong digit, operation, operand or copied number), labelled by the checker.
 5. The weak PRM is the last checkpoint without more layers, all of it trained for {weak} steps on the same data.
 {remark}
@@ -100,6 +100,7 @@ def write_card(figures: Mapping[str, Any], path: Path, command: str = "python -m
             find=run["find"],
             gather=run["gather"],
             weak=run["weak"],
+            own=run["own"],
             remark=remark and f"\n{remark}\n",
         )
     )

@@ -26,7 +26,8 @@ from .tokenizer import train_tokenizer
 log = logging.getLogger("ppl_llm.demo.train")
 
 CHECKPOINT_EVERY = 50
-FIND_STEPS, GATHER_STEPS, WEAK_STEPS = 200, 750, 250
+FIND_STEPS, GATHER_STEPS, WEAK_STEPS = 200, 1750, 250
+NUM_SAMPLES = 7680  # solutions of the language model that the reward models learn from
 HORIZON = 2000  # where the learning rate of the backbone would reach zero
 WISHED_PASS_AT_1 = {1: 0.70, 2: 0.50, 3: 0.35, 4: 0.20, 5: 0.10, 6: 0.04}
 
@@ -152,7 +153,7 @@ def finish(tokenizer: PreTrainedTokenizerBase, checkpoints: Path, out: Path, see
         "backbone": {"pass_at_1": level_pass_at_1(sample_attempts(backbone, tokenizer, test_problems, 1, seed))},
     }
     log.info("%s", json.dumps(figures))
-    own = sample_attempts(lm, tokenizer, train_problems(3072, random.Random(99)), 1, 99)
+    own = sample_attempts(lm, tokenizer, train_problems(NUM_SAMPLES, random.Random(99)), 1, 99)
     prm = judge_from(backbone, tokenizer, 2, seed)
     fit_prm(prm, tokenizer, reward_pools(own, tokenizer, seed), validation, FIND_STEPS, seed, 0.01)
     fit_prm(prm, tokenizer, reward_pools(own, tokenizer, seed + 1, every=13), validation, GATHER_STEPS, seed, 0.01)
@@ -179,7 +180,7 @@ def main() -> None:
         train_backbone(tokenizer, checkpoints, arguments.steps, seed)
     figures = finish(tokenizer, checkpoints, out, seed)
     minutes = f"{(time.monotonic() - began) / 60:.0f} minutes on two shared CPU cores" + (" after the backbone" if arguments.resume else "")
-    stages = {"find": FIND_STEPS, "gather": GATHER_STEPS, "weak": WEAK_STEPS}
+    stages = {"find": FIND_STEPS, "gather": GATHER_STEPS, "weak": WEAK_STEPS, "own": NUM_SAMPLES}
     figures["run"] = {"seed": seed, "steps": arguments.steps, "time": minutes} | stages
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_card(figures, out / "MODEL_CARD.md")
