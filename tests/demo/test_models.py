@@ -87,8 +87,8 @@ def test_reward_models_tell_right_steps_from_wrong_ones(attempts, tokenizer):
     for directory in (PRM_DIR, WEAK_PRM_DIR):
         log_odds, labels = flat(attempts, step_log_odds(Qwen2PRM.from_pretrained(directory).eval(), tokenizer, attempts))
         found[directory] = auroc(log_odds, labels)
-        assert calibration_error(log_odds, labels) < 0.12
-    assert found[PRM_DIR] > 0.84
+        assert calibration_error(log_odds, labels) < 0.1
+    assert found[PRM_DIR] > 0.9
     assert 0.65 < found[WEAK_PRM_DIR] < found[PRM_DIR] - 0.04
 
 
