@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -14,8 +13,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .particle_messenger import PLATE
 from .particle_posterior import ParticlePosterior, Site
+from .sweep import particle_plate
 from .weights import Weights
 
 
@@ -46,7 +45,7 @@ class Enumeration:
         num_paths = 1
         while True:
             lanes = _PathMessenger(values, num_paths)
-            with poutine.block(), lanes, pyro.plate(PLATE, num_paths, dim=-1):
+            with poutine.block(), lanes, particle_plate(num_paths, 0):
                 try:
                     value = self.model(*args, **kwargs)
                 except _Branch as branch:

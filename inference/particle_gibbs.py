@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from .chain_posterior import ChainPosterior
 from .cost import CostMeter
-from .particle_messenger import PLATE, ParticleMessenger
+from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
-from .proposal_messenger import ProposalMessenger, Proposals
+from .proposal_messenger import Proposals
 from .reference_messenger import ReferenceMessenger
 from .resampling import ConditionalResampler, get_conditional_resampler
 from .smc import check_particles
+from .sweep import sweep
 
 
 class ParticleGibbs(MCMCKernel):
@@ -98,12 +97,7 @@ class ParticleGibbs(MCMCKernel):
         """One filter, conditioned on a reference or free."""
         size = self.num_particles, self.max_plate_nesting, self.resampler, self.ess_threshold
         messenger = ParticleMessenger(*size) if reference is None else ReferenceMessenger(*size, reference=reference)
-        proposals = ProposalMessenger(self.proposals if self.proposals is not None else {})
-        plate = pyro.plate(PLATE, self.num_particles, dim=-1 - self.max_plate_nesting)
-        with poutine.block(), messenger, proposals, plate:
-            value = self.model(*args, **kwargs)
-            messenger.check_alive()
-        return messenger.posterior(value)
+        return sweep(self.model, messenger, self.proposals, args, kwargs)
 
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 import torch
 
 from .audit_messenger import AuditMessenger, AuditReport
 from .cost import CostMeter
-from .particle_messenger import PLATE, ParticleMessenger
+from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
-from .proposal_messenger import ProposalMessenger, Proposals
+from .proposal_messenger import Proposals
 from .resampling import Resampler, get_resampler
+from .sweep import particle_plate, sweep
 
 
 def check_particles(model: Any, num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
@@ -112,7 +112,7 @@ class SMC:
         messenger = self._messenger
         with CostMeter() as meter:
             try:
-                posterior = self._sweep(messenger, args, kwargs)
+                posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
                 posterior.audit = self._audit(posterior, args, kwargs) if self.audit else None
             except BaseException as error:
                 error.partial_posterior = messenger.partial  # type: ignore[attr-defined]
@@ -122,19 +122,8 @@ class SMC:
         posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}
         return posterior
 
-    def _sweep(self, messenger: ParticleMessenger, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticlePosterior:
-        # Handlers that rewrite values sit outside the plate: they must see the broadcast distributions.
-        proposals = ProposalMessenger(self.proposals if self.proposals is not None else {})
-        with poutine.block(), messenger, proposals, self._plate():
-            value = self.model(*args, **kwargs)
-            messenger.check_alive()
-        return messenger.posterior(value)
-
     def _audit(self, posterior: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AuditReport:
         auditor = AuditMessenger(posterior.sites, posterior.site_log_probs)
-        with poutine.block(), auditor, self._plate():
+        with poutine.block(), auditor, particle_plate(self.num_particles, self.max_plate_nesting):
             self.model(*args, **kwargs)
         return auditor.report()
-
-    def _plate(self) -> Any:
-        return pyro.plate(PLATE, self.num_particles, dim=-1 - self.max_plate_nesting)

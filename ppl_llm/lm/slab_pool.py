@@ -8,6 +8,9 @@ from collections.abc import Callable
 from ..context import LaneMemo
 from .kv_slab import KVSlab
 
+DEFAULT_CACHE_BYTES = 2 * 2**30
+"""Memory for the keys and values of one model."""
+
 
 class Lease:
     """What a context holds of a slab: enough to find it while it exists, and to tell that somebody may come back for it."""

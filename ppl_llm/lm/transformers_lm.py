@@ -15,12 +15,11 @@ from .loading import load, load_tokenizer, locate, require_supported, with_chat_
 from .packed_attention import PACKED
 from .prefix_engine import PrefixEngine, Seating
 from .slab_decoder import SlabDecoder
+from .slab_pool import DEFAULT_CACHE_BYTES
 from .token_bytes import token_bytes
 
 _LOGITS_ELEMENTS = 2**24
 """Logits ``[a, M, V]`` made at a time when given steps are scored (64 MiB); a single step may exceed it."""
-
-DEFAULT_CACHE_BYTES = 2 * 2**30
 
 
 class TransformersLM(DecodingLM):

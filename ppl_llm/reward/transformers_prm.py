@@ -13,10 +13,9 @@ from ..inference.cost import count
 from ..lm.loading import load, load_tokenizer, locate, require_supported
 from ..lm.packed_attention import PACKED
 from ..lm.prefix_engine import PrefixEngine
+from ..lm.slab_pool import DEFAULT_CACHE_BYTES
 from .qwen_prm import Qwen2PRM
 from .step_format import DEFAULT_SYSTEM_PROMPT, StepFormat
-
-DEFAULT_CACHE_BYTES = 2 * 2**30
 
 
 class TransformersPRM:
