@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +67,12 @@ class LLMStep(TorchDistribution):
         tokens, log_probs = self.context.lm.sample_step(self.context, lanes, self.options)
         self._drawn = tokens, log_probs
         return tokens
+
+    def sample_where(self, lanes: Tensor) -> Tensor:
+        """A step for each of some lanes ``[*batch_shape]``; the others cost nothing and get padding."""
+        context = self.context.expand(torch.broadcast_shapes(self.batch_shape, self.context.batch_shape))
+        skipping = replace(context, done=context.done | ~lanes.to(context.done.device).expand_as(context.done))
+        return context.lm.sample_step(skipping, self.batch_shape, self.options).tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._drawn is not None and value is self._drawn[0]:

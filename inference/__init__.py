@@ -3,7 +3,7 @@
 from pyro import barrier
 
 from .audit_messenger import AuditMessenger, AuditReport
-from .chain_posterior import ChainPosterior
+from .chain_posterior import ChainPosterior, PooledPosterior
 from .cost import CostMeter, count
 from .discrete_marginal import DiscreteMarginal
 from .enumeration import Enumeration
@@ -15,8 +15,12 @@ from .particle_posterior import ParticlePosterior
 from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
+from .selection import Selection
 from .smc import SMC
+from .suffix_mh import SuffixMH
 from .temper_messenger import TemperMessenger
+from .trajectory import Trajectory
+from .trajectory_kernel import TrajectoryKernel
 from .weights import Weights
 
 __all__ = [
@@ -34,11 +38,16 @@ __all__ = [
     "ParticleGibbs",
     "ParticleMessenger",
     "ParticlePosterior",
+    "PooledPosterior",
     "ProposalMessenger",
     "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
+    "Selection",
+    "SuffixMH",
     "TemperMessenger",
+    "Trajectory",
+    "TrajectoryKernel",
     "Weights",
     "barrier",
     "count",

@@ -1,56 +1,66 @@
-"""What a chain of particle filters returns."""
+"""Posteriors that pool the particles of several."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .particle_posterior import ParticlePosterior, Site
+from .state import concatenate
 from .weights import Weights
 
 
-class _Pooled:
-    """Return values of several sweeps as one value whose lanes are all of theirs."""
+class PooledPosterior(ParticlePosterior):
+    """The particles of several posteriors of the same model as one population.
 
-    def __init__(self, posteriors: list[ParticlePosterior]) -> None:
-        self.posteriors = posteriors
-        self.num_particles = posteriors[0].num_particles
+    :param list parts: posteriors with the same plates.
+    :param list log_weights: ``[N_i, *plates]`` for each part, on a common scale.
+    :ivar list parts: the posteriors. :attr:`sites` has those that all of them have.
+    """
 
-    def lane(self, index: tuple[int, ...]) -> Any:
-        sweep, particle = divmod(index[0], self.num_particles)
-        return self.posteriors[sweep].lane((particle, *index[1:]))
+    def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
+        self.parts = parts
+        first = parts[0]
+
+        def everywhere(name: str) -> bool:
+            return all(name in part.sites and part.sites[name].shape[1:] == first.sites[name].shape[1:] for part in parts)
+
+        sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
+        super().__init__(
+            Weights(torch.cat(log_weights)),
+            first._plate_dims,
+            sites,
+            (),
+            concatenate([part.value for part in parts]),
+            lengths=_joined([part._lengths for part in parts]),
+            log_likelihood=_joined([part._log_likelihood for part in parts]),
+        )
+        self.cost = cost
 
 
-class ChainPosterior(ParticlePosterior):
+def _joined(tensors: list[Tensor | None]) -> Tensor | None:
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(known) if len(known) == len(tensors) else None
+
+
+class ChainPosterior(PooledPosterior):
     """All particles of all iterations of a particle chain; every iteration has the same total weight.
 
     There is no evidence estimate: a conditional filter's is not unbiased.
 
-    :ivar list iterations: the :class:`ParticlePosterior` of each iteration. :attr:`sites` has those that every iteration met.
+    :ivar list iterations: the :class:`ParticlePosterior` of each iteration.
     """
 
     def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
         self.iterations = iterations
-        first = iterations[0]
-        log_w = torch.cat([i._weights.normalized.log() for i in iterations])
-
-        def everywhere(name: str) -> bool:
-            return all(name in i.sites and i.sites[name].shape == first.sites[name].shape for i in iterations)
-
-        names = filter(everywhere, first.sites)
-        sites = tuple(Site(name, torch.cat([i.sites[name] for i in iterations]), None, 0) for name in names)
-        super().__init__(Weights(log_w + math.log(first.num_particles)), first._plate_dims, sites, (), _Pooled(iterations))
-        self.cost = cost
-
-    def lane(self, index: tuple[int, ...]) -> Any:
-        return self.value.lane(index)
+        scale = math.log(sum(i.num_particles for i in iterations) / len(iterations))
+        super().__init__(iterations, [i._weights.normalized.log() + scale for i in iterations], cost)
 
     @property
     def log_evidence(self) -> Tensor:
-        raise ValueError("a particle Gibbs chain gives no evidence; run SMC or Importance on the model")
+        raise ValueError("a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model")
 
     def __repr__(self) -> str:
-        return f"ChainPosterior({len(self.iterations)} iterations of {self.iterations[0].num_particles} particles)"
+        return f"ChainPosterior({len(self.iterations)} iterations, {self.num_particles} particles in all)"

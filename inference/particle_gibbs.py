@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from torch import Tensor
 
-from .chain_posterior import ChainPosterior
-from .cost import CostMeter
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import Proposals
@@ -18,9 +14,11 @@ from .reference_messenger import ReferenceMessenger
 from .resampling import ConditionalResampler, get_conditional_resampler
 from .smc import check_particles
 from .sweep import sweep
+from .trajectory import Trajectory
+from .trajectory_kernel import TrajectoryKernel
 
 
-class ParticleGibbs(MCMCKernel):
+class ParticleGibbs(TrajectoryKernel):
     """Markov chain over trajectories: each iteration is a particle filter conditioned on the trajectory before it.
 
     Leaves the posterior invariant for any number of particles, every conditional resampling scheme and ESS threshold. One iteration of
@@ -47,8 +45,6 @@ class ParticleGibbs(MCMCKernel):
     [2] *On particle Gibbs sampling*, Nicolas Chopin, Sumeetpal Singh (2015).
     """
 
-    transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -60,68 +56,19 @@ class ParticleGibbs(MCMCKernel):
         max_plate_nesting: int = 0,
     ) -> None:
         check_particles(model, num_particles, ess_threshold, max_plate_nesting)
-        self.model = model
+        super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
         self.num_particles = num_particles
         self.resampler = get_conditional_resampler(resampler)
         self.ess_threshold = ess_threshold
-        self.proposals = proposals
-        self.max_plate_nesting = max_plate_nesting
-        self._initial_params: dict[str, Tensor] | None = None
-
-    def run(self, num_samples: int, *args: Any, warmup_steps: int = 0, **kwargs: Any) -> ChainPosterior:
-        """A chain of ``num_samples`` iterations over ``model(*args, **kwargs)``.
-
-        :param int warmup_steps: iterations before those that are kept; the first starts from an unconditional filter.
-        :returns: all particles of all kept iterations, each iteration with the same total weight (Rao-Blackwellised). An exception in the
-            middle, Ctrl-C included, carries those so far as ``partial_posterior``.
-        :raises ValueError: if ``num_samples`` is less than 1.
-        """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
-        kept: list[ParticlePosterior] = []
-        with CostMeter() as meter:
-            try:
-                reference = self.sweep(None, *args, **kwargs).draw()
-                for i in range(warmup_steps + num_samples):
-                    posterior = self.sweep(reference, *args, **kwargs)
-                    reference = posterior.draw()
-                    if i >= warmup_steps:
-                        kept.append(posterior)
-            except BaseException as error:
-                error.partial_posterior = ChainPosterior(kept, dict(meter.totals)) if kept else None  # type: ignore[attr-defined]
-                raise
-        return ChainPosterior(kept, dict(meter.totals))
 
     @torch.no_grad()
-    def sweep(self, reference: dict[str, Tensor] | None, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """One filter, conditioned on a reference or free."""
-        size = self.num_particles, self.max_plate_nesting, self.resampler, self.ess_threshold
-        messenger = ParticleMessenger(*size) if reference is None else ReferenceMessenger(*size, reference=reference)
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A draw from an unconditional filter."""
+        messenger = ParticleMessenger(self.num_particles, self.max_plate_nesting, self.resampler, self.ess_threshold)
+        return sweep(self.model, messenger, self.proposals, args, kwargs).draw()
+
+    @torch.no_grad()
+    def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """One filter conditioned on a reference."""
+        messenger = ReferenceMessenger(self.num_particles, self.max_plate_nesting, self.resampler, self.ess_threshold, reference=reference)
         return sweep(self.model, messenger, self.proposals, args, kwargs)
-
-    # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
-
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        self._args, self._kwargs = args, kwargs
-        if self._initial_params is None:
-            self._initial_params = self.sweep(None, *args, **kwargs).draw()
-
-    @property
-    def initial_params(self) -> dict[str, Tensor] | None:
-        return self._initial_params
-
-    @initial_params.setter
-    def initial_params(self, params: dict[str, Tensor]) -> None:
-        self._initial_params = params
-
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.sweep(params, *self._args, **self._kwargs).draw()
-
-    def logging(self) -> dict[str, str]:
-        return {}
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {}
-
-    def cleanup(self) -> None:
-        self._args, self._kwargs = (), {}

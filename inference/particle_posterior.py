@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .discrete_marginal import DiscreteMarginal
 from .state import lane as lane_of
-from .state import take, take_one
+from .state import pick, take, take_one
+from .trajectory import Trajectory
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -59,8 +60,20 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
     :ivar AuditReport audit: the replay audit's report, where one was asked for.
     """
 
-    def __init__(self, weights: Weights, plate_dims: tuple[int, ...], sites: tuple[Site, ...], steps: tuple[Step, ...], value: Any) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        plate_dims: tuple[int, ...],
+        sites: tuple[Site, ...],
+        steps: tuple[Step, ...],
+        value: Any,
+        *,
+        lengths: Tensor | None = None,
+        log_likelihood: Tensor | None = None,
+    ) -> None:
         self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
+        self._lengths = None if lengths is None else lengths.expand_as(weights.log_weights)
+        self._log_likelihood = None if log_likelihood is None else log_likelihood.expand_as(weights.log_weights)
         self.value = value
         self.cost: dict[str, float] = {}
         self.audit: AuditReport | None = None
@@ -141,11 +154,35 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
         """
         return lane_of(self.value, index)
 
-    def draw(self) -> dict[str, Tensor]:
+    @property
+    def lengths(self) -> Tensor:
+        """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
+        assert self._lengths is not None, "lengths are noted by sweeps only"
+        return self._public(self._lengths)
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
+        assert self._log_likelihood is not None, "log-likelihoods are noted by sweeps only"
+        return self._public(self._log_likelihood)
+
+    def draw(self) -> Trajectory:
         """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
         log_w = self._weights.log_weights
-        picked = dist.Categorical(logits=log_w.movedim(0, -1)).sample()[None]
-        return {name: take_one(value, picked) for name, value in self.sites.items()}
+        return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
+
+    def take(self, lanes: Tensor) -> Trajectory:
+        """The trajectories of given lanes.
+
+        :param Tensor lanes: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
+        """
+        picked = lanes[None]
+        return Trajectory(
+            {name: take_one(value, picked) for name, value in self.sites.items()},
+            length=None if self._lengths is None else self._lengths.gather(0, picked)[0],
+            log_likelihood=None if self._log_likelihood is None else self._log_likelihood.gather(0, picked)[0],
+            value=pick(self.value, picked),
+        )
 
     def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
         """The posterior of a function of the model's return value, or Pyro's marginal of sites.

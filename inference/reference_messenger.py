@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .resampling import ConditionalResampler
+from .selection import Selection
+from .weights import Weights
 
 
 class ReferenceMessenger(ParticleMessenger):
@@ -20,7 +21,7 @@ class ReferenceMessenger(ParticleMessenger):
     The reference may be longer or shorter than the other lanes: at a site that it does not have its lane is done, and a done lane has one
     value only. The slot it lives in is tracked, since conditional resampling may move it.
 
-    :param dict reference: ``{name: [*plates, *event]}`` values of latent sites.
+    :param reference: ``{name: [*plates, *event]}`` values of latent sites.
     """
 
     def __init__(
@@ -30,11 +31,20 @@ class ReferenceMessenger(ParticleMessenger):
         resampler: ConditionalResampler,
         ess_threshold: float = 0.5,
         *,
-        reference: dict[str, Tensor],
+        reference: Mapping[str, Tensor],
         resample_finished: bool = False,
+        selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__(num_particles, max_plate_nesting, resampler, ess_threshold, resample_finished=resample_finished, callback=callback)
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            resampler,
+            ess_threshold,
+            resample_finished=resample_finished,
+            selection=selection,
+            callback=callback,
+        )
         self.conditional = resampler
         self.reference = reference
 
@@ -43,21 +53,38 @@ class ReferenceMessenger(ParticleMessenger):
         super().__enter__()
         return self
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["name"] not in self.reference or site_is_subsample(msg):
+    def propose(self, msg: Any) -> None:
+        """``x ~ q`` on the free lanes, the reference's value on the others."""
+        if msg["name"] not in self.reference:
+            super().propose(msg)
             return
-        value = msg["fn"].sample() if msg["value"] is None else msg["value"]
-        event = value.shape[value.dim() - msg["fn"].event_dim :]
-        plates = value.shape[1 : value.dim() - msg["fn"].event_dim]
-        pinned = self.reference[msg["name"]].to(value).expand(*plates, *event)
-        slot = self.slot.to(value.device).expand(plates).reshape(*plates, *(1 for _ in event)).expand(*plates, *event)
-        msg["value"] = value.scatter(0, slot[None], pinned[None])
+        fn = msg["infer"].get("proposal", msg["fn"])
+        batch = fn.batch_shape
+        event = fn.event_shape
+        reference = self.reference[msg["name"]]
+        pinned = self.pinned(reference.device).expand(batch)
+        fixed = reference.expand(*batch[1:], *event).expand(*batch, *event)
+        if bool(pinned.all()):
+            msg["value"] = fixed
+            return
+        free = draw_where(fn, ~pinned) if msg["value"] is None else msg["value"]
+        msg["value"] = torch.where(pinned.reshape(*batch, *(1 for _ in event)), fixed.to(free), free)
 
-    def draw_ancestors(self, chosen: Tensor) -> Tensor:
-        assert self.weights is not None
-        log_weights = self.weights.log_weights
+    def pinned(self, device: torch.device) -> Tensor:
+        """``[N, *plates]``: lanes that follow the reference in the present segment."""
+        lanes = torch.arange(self.num_particles, device=device).view(-1, *(1,) * self.max_plate_nesting)
+        return lanes == self.slot.to(device)
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        log_weights = selection.log_weights
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(self.num_particles))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
         ancestors, slot = self.conditional.conditional(log_weights, here, u)
         self.slot = torch.where(chosen, slot, here)
         return ancestors
+
+
+def draw_where(fn: Any, lanes: Tensor) -> Tensor:
+    """A sample of which only ``lanes [*batch]`` are used; a distribution may offer ``sample_where(lanes)`` to spare the others' work."""
+    value: Tensor = fn.sample_where(lanes) if callable(getattr(fn, "sample_where", None)) else fn.sample()
+    return value

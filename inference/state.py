@@ -68,13 +68,13 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     )
 
 
-def all_done(state: Any) -> Tensor | None:
-    """``[*plates]``: populations whose every lane is done, for states with objects that carry ``done``; ``None`` if nobody tells."""
+def lanes_done(state: Any) -> Tensor | None:
+    """``[N, *plates]``: lanes that are done, for states with objects that carry ``done``; ``None`` if nobody tells."""
     if callable(getattr(state, "reorder", None)):
         done = getattr(state, "done", None)
-        return done.all(0) if isinstance(done, Tensor) and done.dim() > 0 else None
+        return done if isinstance(done, Tensor) and done.dim() > 0 else None
     children = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    known = [done for done in map(all_done, children) if done is not None]
+    known = [done for done in map(lanes_done, children) if done is not None]
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 
@@ -99,4 +99,60 @@ def lane(value: Any, index: tuple[int, ...]) -> Any:
         return type(value)(*(lane(getattr(value, name), index) for name in value._fields))
     if isinstance(value, list | tuple):
         return type(value)(lane(item, index) for item in value)
+    return value
+
+
+def pick(value: Any, index: Tensor) -> Any:
+    """The lane ``index [1, *plates]`` of each population of what a model returned, without the particle dimension.
+
+    As lenient as :func:`lane`: what has no lanes is returned as it is.
+    """
+    if callable(getattr(value, "reorder", None)):
+        if getattr(value, "batch_shape", None) == ():
+            return value
+        return value.reorder(index.expand(len(value), *index.shape[1:]))[0]
+    if isinstance(value, Tensor):
+        return take_one(value, index) if value.dim() >= index.dim() else value
+    if isinstance(value, dict):
+        return type(value)((key, pick(item, index)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(pick(getattr(value, name), index) for name in value._fields))
+    if isinstance(value, list | tuple):
+        return type(value)(pick(item, index) for item in value)
+    return value
+
+
+def concatenate(values: list[Any]) -> Any:
+    """What several runs returned as one value with the lanes of all.
+
+    :raises TypeError: for an object with lanes but without ``concatenate(others)``.
+    """
+    first = values[0]
+    if callable(getattr(first, "reorder", None)):
+        if not callable(getattr(first, "concatenate", None)):
+            raise TypeError(f"values of type {type(first).__name__} cannot be joined; give the class a concatenate(others) method")
+        return first.concatenate(values[1:])
+    if isinstance(first, Tensor):
+        return torch.cat(values) if first.dim() > 0 else first
+    if isinstance(first, dict):
+        return type(first)((key, concatenate([value[key] for value in values])) for key in first)
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(concatenate([getattr(value, name) for value in values]) for name in first._fields))
+    if isinstance(first, list | tuple):
+        return type(first)(concatenate(list(items)) for items in zip(*values, strict=True))
+    return first
+
+
+def select_plate(value: Any, dim: int, i: int) -> Any:
+    """Index ``i`` of the batch dimension ``dim`` (counted from the particles, which are 0) of what a model returned."""
+    if callable(getattr(value, "reorder", None)):
+        return value.select_plate(dim, i) if len(value.batch_shape) > dim else value
+    if isinstance(value, Tensor):
+        return value.select(dim, i if value.shape[dim] > 1 else 0) if value.dim() > dim else value
+    if isinstance(value, dict):
+        return type(value)((key, select_plate(item, dim, i)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(select_plate(getattr(value, name), dim, i) for name in value._fields))
+    if isinstance(value, list | tuple):
+        return type(value)(select_plate(item, dim, i) for item in value)
     return value

@@ -31,4 +31,5 @@ class TemperMessenger(Messenger):
             return
         power = self.likelihood if msg["is_observed"] else self.prior
         if isinstance(power, Tensor) or power != 1:
+            msg["infer"] = {**msg["infer"], "untempered_scale": msg["scale"]}
             msg["scale"] = msg["scale"] * power

@@ -46,8 +46,16 @@ class Weights:
         return Weights(self.log_weights + log_increment)
 
     def set_to_mean(self, where: Tensor) -> Weights:
-        """Weights after resampling the populations ``where [*plates]``."""
+        """Weights after resampling the populations ``where [*plates]`` in proportion to them."""
         return Weights(torch.where(where, self.log_mean.expand_as(self.log_weights), self.log_weights))
+
+    def divided_by(self, selection: Weights, ancestors: Tensor, where: Tensor) -> Weights:
+        """Weights after resampling the populations ``where`` in proportion to other weights V: ``w_a / (N V_a)``.
+
+        :param Weights selection: in proportion to which the ancestors ``[N, *plates]`` were drawn.
+        """
+        log_ratio = self.log_weights - selection.log_weights + selection.log_mean
+        return Weights(torch.where(where, log_ratio.gather(0, ancestors), self.log_weights))
 
     def __repr__(self) -> str:
         return f"Weights({self.num_particles} particles, plates {tuple(self.log_weights.shape[1:])})"

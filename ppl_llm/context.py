@@ -172,6 +172,44 @@ class Context:
             lambda t: t.gather(0, lanes.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t).to(t.device))
         )
 
+    def select_plate(self, dim: int, i: int) -> Context:
+        """Index ``i`` of the batch dimension ``dim``."""
+        return replace(self, memo={})._map(lambda tensor: tensor.select(dim, i if self.batch_shape[dim] > 1 else 0))
+
+    def concatenate(self, others: list[Context]) -> Context:
+        """Lanes of several contexts of the same problems, along the leftmost batch dimension; a shorter run is padded with empty steps.
+
+        :raises ValueError: for contexts of other problems.
+        """
+        contexts = [self, *others]
+        if any(other.problems != self.problems for other in others):
+            raise ValueError("contexts of different problems cannot be joined")
+        width, rounds = max(c.tokens.shape[-1] for c in contexts), max(c.num_steps for c in contexts)
+
+        def widened(context: Context) -> Context:
+            missing = rounds - context.num_steps
+            last = context.lengths[..., None].expand(*context.batch_shape, missing)
+            pad = torch.nn.functional.pad
+            return replace(
+                context,
+                memo={},
+                tokens=pad(context.tokens, (0, width - context.tokens.shape[-1]), value=PAD),
+                ends=torch.cat([context.ends, last], -1),
+                reasons=pad(context.reasons, (0, missing), value=StopReason.FINISHED),
+            )
+
+        wide = [widened(context) for context in contexts]
+        return replace(
+            wide[0],
+            problem_index=torch.cat([c.problem_index for c in wide]),
+            tokens=torch.cat([c.tokens for c in wide]),
+            lengths=torch.cat([c.lengths for c in wide]),
+            prompt_lengths=torch.cat([c.prompt_lengths for c in wide]),
+            ends=torch.cat([c.ends for c in wide]),
+            reasons=torch.cat([c.reasons for c in wide]),
+            done=torch.cat([c.done for c in wide]),
+        )
+
     def expand(self, batch_shape: torch.Size | tuple[int, ...]) -> Context:
         """Broadcast to a larger batch of lanes; notes that do not fit are forgotten."""
         batch_shape = torch.Size(batch_shape)

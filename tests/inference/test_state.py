@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm.inference import CostMeter, DiscreteMarginal, Weights, count
-from ppl_llm.inference.state import all_done, lane, reorder, take
+from ppl_llm.inference.state import concatenate, lane, lanes_done, pick, reorder, select_plate, take
 
 exactly = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -30,6 +30,9 @@ class Population:
 
     def reorder(self, index: Tensor) -> Population:
         return Population(take(self.values, index), take(self.done, index))
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def __getitem__(self, i: int) -> Population:
         return Population(self.values[i], self.done[i])
@@ -71,10 +74,25 @@ def test_containers_are_permuted_recursively_and_scalars_left_alone() -> None:
     assert x.tolist() == [10, 11, 12]
 
 
-def test_populations_are_done_when_every_object_says_so() -> None:
+def test_lanes_are_done_when_every_object_says_so() -> None:
     done = Population(torch.zeros(2, 3), torch.tensor([[True, True, False], [True, False, False]]))
-    assert all_done([done, 1, torch.zeros(2)]).tolist() == [True, False, False]  # type: ignore[union-attr]
-    assert all_done((torch.zeros(2), {"x": 1})) is None
+    other = Population(torch.zeros(2, 3), torch.tensor([[True, True, True], [False, False, True]]))
+    assert lanes_done([done, 1, torch.zeros(2)]).tolist() == done.done.tolist()  # type: ignore[union-attr]
+    assert lanes_done([done, {"x": other}]).tolist() == [[True, True, False], [False, False, False]]  # type: ignore[union-attr]
+    assert lanes_done((torch.zeros(2), {"x": 1})) is None
+
+
+def test_lanes_are_picked_joined_and_taken_out_of_plates() -> None:
+    x = torch.arange(6).view(3, 2)
+    value = {"x": x, "pair": Pair(x[:, :1], "same"), "scalar": torch.tensor(7), "object": Population(x, x > 2)}
+    one = pick(value, torch.tensor([[2, 0]]))
+    assert one["x"].tolist() == one["object"].values.tolist() == [4, 1] and int(one["scalar"]) == 7
+    assert one["pair"].left.tolist() == [4, 0] and one["pair"].right == "same"
+    joined = concatenate([{"x": x, "y": Pair(x, "same")}, {"x": x + 10, "y": Pair(x, "same")}])
+    assert joined["x"][:, 0].tolist() == [0, 2, 4, 10, 12, 14] and joined["y"].right == "same" and len(joined["y"].left) == 6
+    assert select_plate(value["x"], 1, 1).tolist() == [1, 3, 5] and select_plate(value["pair"], 1, 1).left.tolist() == [0, 2, 4]
+    with pytest.raises(TypeError, match="Population cannot be joined"):
+        concatenate([value["object"], value["object"]])
 
 
 def test_lanes_of_return_values() -> None:

@@ -1,0 +1,115 @@
+"""What Markov chains over trajectories share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+
+from .chain_posterior import ChainPosterior
+from .cost import CostMeter
+from .particle_messenger import ParticleMessenger
+from .particle_posterior import ParticlePosterior
+from .proposal_messenger import Proposals
+from .resampling import multinomial
+from .sweep import sweep
+from .temper_messenger import TemperMessenger
+from .trajectory import Trajectory
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """
+    :raises ValueError: if ``value`` is not an integer of at least ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+class TrajectoryKernel(MCMCKernel, ABC):
+    """A Markov kernel over executions of a model that leaves its posterior invariant; also a kernel of ``pyro.infer.MCMC``.
+
+    A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
+    replicas (:func:`~ppl_llm.inference.replicate.replicate`) makes any kernel move a population in one batch.
+
+    :param model: as for :class:`SMC`.
+    :param proposals: per-site proposals; the prior where there is none.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    """
+
+    transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
+
+    def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
+        if not callable(model):
+            raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
+        check_count("max_plate_nesting", max_plate_nesting, 0)
+        self.model = model
+        self.proposals = proposals
+        self.max_plate_nesting = max_plate_nesting
+        self._initial_params: Trajectory | None = None
+
+    @abstractmethod
+    def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """Weighted trajectories of which one drawn by weight is the next state, given the present one.
+
+        :param Trajectory reference: the present state, with plates of every level of ``max_plate_nesting``.
+        """
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A first state: a draw from the prior, perhaps of posterior density zero."""
+        messenger = ParticleMessenger(1, self.max_plate_nesting, multinomial, 0.0)
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, None, args, kwargs).draw()
+
+    def run(self, num_samples: int, *args: Any, warmup_steps: int = 0, **kwargs: Any) -> ChainPosterior:
+        """A chain of ``num_samples`` iterations over ``model(*args, **kwargs)``.
+
+        :param int warmup_steps: iterations before those that are kept.
+        :returns: all trajectories of all kept iterations, each iteration with the same total weight (Rao-Blackwellised). An exception in
+            the middle, Ctrl-C included, carries those so far as ``partial_posterior``.
+        :raises ValueError: if ``num_samples`` is less than 1.
+        """
+        check_count("num_samples", num_samples)
+        check_count("warmup_steps", warmup_steps, 0)
+        kept: list[ParticlePosterior] = []
+        with CostMeter() as meter:
+            try:
+                state = self.start(*args, **kwargs)
+                for i in range(warmup_steps + num_samples):
+                    posterior = self.sweep(state, *args, **kwargs)
+                    state = posterior.draw()
+                    if i >= warmup_steps:
+                        kept.append(posterior)
+            except BaseException as error:
+                error.partial_posterior = ChainPosterior(kept, dict(meter.totals)) if kept else None  # type: ignore[attr-defined]
+                raise
+        return ChainPosterior(kept, dict(meter.totals))
+
+    # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self._args, self._kwargs = args, kwargs
+        if self._initial_params is None:
+            self._initial_params = self.start(*args, **kwargs)
+
+    @property
+    def initial_params(self) -> Trajectory | None:
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: Trajectory) -> None:
+        self._initial_params = params
+
+    def sample(self, params: Trajectory) -> Trajectory:
+        return self.sweep(params, *self._args, **self._kwargs).draw()
+
+    def logging(self) -> dict[str, str]:
+        return {}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {}
+
+    def cleanup(self) -> None:
+        self._args, self._kwargs = (), {}
