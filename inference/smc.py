@@ -15,6 +15,7 @@ from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import Proposals
 from .resampling import Resampler, get_resampler
+from .selection import Selection
 from .sweep import particle_plate, sweep
 
 
@@ -60,6 +61,8 @@ class SMC:
         with its own weights, ESS and ancestors.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
     :param bool resample_finished: resample also where the state says that every lane is done.
+    :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
+        residual weights keep every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.
     :raises ValueError: for arguments out of range.
 
@@ -81,6 +84,7 @@ class SMC:
         max_plate_nesting: int = 0,
         audit: bool = False,
         resample_finished: bool = False,
+        selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_particles(model, num_particles, ess_threshold, max_plate_nesting)
@@ -96,6 +100,7 @@ class SMC:
             ess_threshold,
             resample_finished=resample_finished,
             record_log_probs=audit,
+            selection=selection,
             callback=callback,
         )
 
