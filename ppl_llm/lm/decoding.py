@@ -94,12 +94,14 @@ class DecodingLM(ABC):
         log_probs = torch.zeros(total, device=device)
         active = (~context.done).flatten().nonzero()[:, 0]
         if len(active):
-            self._run(self._decoder(context, active), context, options, uniforms, tokens, log_probs)
+            self._run(context, active, options, uniforms, tokens, log_probs)
             original.memo.update(context.memo)
         count(tokens_sampled=int((tokens != PAD).sum()))
         return StepSample(tokens.view(*lanes, width), log_probs.view(lanes))
 
-    def _run(self, decoder: Decoder, context: Context, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+    def _run(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        """Fill in the tokens and log-probabilities of the flat lanes ``active``."""
+        decoder = self._decoder(context, active)
         automaton = self.stop_automaton(options.stop)
         room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
         state = torch.zeros(len(decoder.lanes), dtype=torch.int32, device=self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +38,19 @@ def locate(name_or_path: str | Path, kind: str) -> str:
     return str(path)
 
 
-def load(cls: Any, source: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """A model in evaluation mode with our attention, and what transformers reports about missing and unexpected keys.
+def load(cls: Any, source: str, attention: str | None = PACKED, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A model in evaluation mode, and what transformers reports about missing and unexpected keys.
 
     :param cls: a transformers model class or auto class.
+    :param str attention: name of its attention function, ours by default; ``None`` leaves the choice to transformers.
     :raises OSError: if ``source`` cannot be read, neither here nor from the hub.
     :raises ValueError: if its weights do not have the shapes that its config asks for, or an option is not for the caller to set.
     """
-    fixed = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": PACKED}
+    fixed = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": attention}
     for name in fixed.keys() & kwargs.keys():
-        raise ValueError(
-            f"{name} is always {fixed[name]!r} here, got {kwargs[name]!r}; load the model yourself and pass it to the constructor"
-        )
-    kwargs = fixed | {name: value for name, value in kwargs.items() if value is not None}
+        always = "chosen for the model" if fixed[name] is None else f"always {fixed[name]!r}"
+        raise ValueError(f"{name} is {always} here, got {kwargs[name]!r}; load the model yourself and pass it to the constructor")
+    kwargs = {name: value for name, value in (fixed | kwargs).items() if value is not None}
     try:
         model, report = cls.from_pretrained(source, **kwargs)
     except OSError as error:
@@ -109,12 +108,3 @@ def require_supported(model: Any) -> None:
         problem = "does not take an attention function"
     if problem is not None:
         raise ValueError(f"{type(model).__name__} {problem}, which is not supported yet: only full attention in every layer is")
-
-
-def with_chat_template(tokenizer: Any, chat_template: str | None) -> Any:
-    """The tokenizer, or a copy of it with another chat template."""
-    if chat_template is None:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = chat_template
-    return tokenizer

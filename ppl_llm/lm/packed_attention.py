@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -22,6 +23,8 @@ def packed_sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention in which the query heads of one key head are folded into the query length.
@@ -30,14 +33,18 @@ def packed_sdpa(
 
     :param Tensor query: ``[A, heads, q, D]``.
     :param Tensor key: ``[A, kv_heads, T, D]``; ``value`` likewise.
-    :param Tensor attention_mask: ``[A, 1, q, T]``, shared by all heads; without one, causal where ``q == T``.
+    :param Tensor attention_mask: ``[A, 1, q, T]`` bool, shared by all heads; without one, causal where ``q == T``.
+    :param float softcap: c of the scores c tanh(s / c) (Gemma 2).
+    :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
     :returns: ``[A, q, heads, D]`` and no weights.
     :raises ValueError: if the model asks for a feature that this function lacks.
     """
-    for feature in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(feature) is not None:
-            raise ValueError(f"the attention of {type(module).__name__} uses {feature!r}, which is not supported yet")
+    if kwargs.get("position_bias") is not None:
+        raise ValueError(f"the attention of {type(module).__name__} uses 'position_bias', which is not supported")
     lanes, heads, length, _ = query.shape
+    special = softcap is not None or s_aux is not None
+    if special and attention_mask is None:
+        attention_mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)[None, None]
     kv_heads = key.shape[1]
     group = heads // kv_heads
     if attention_mask is None:
@@ -47,8 +54,25 @@ def packed_sdpa(
     folded = query.reshape(lanes, kv_heads, group * length, -1)
     if length > 1 and group > 1:
         attention_mask = attention_mask.repeat(1, 1, group, 1)
-    output = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    if special:
+        sinks = None if s_aux is None else s_aux.view(kv_heads, group, 1).repeat(1, 1, length).view(1, kv_heads, -1, 1)
+        output = _plain(folded, key, value, attention_mask, scaling, softcap, sinks)
+    else:
+        output = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(lanes, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention with capped scores or sinks ``[1, kv_heads, q, 1]``, which the fused function does not know."""
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).float()
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().expand(*scores.shape[:-1], 1)], -1)
+    return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value
 
 
 AttentionInterface.register(PACKED, packed_sdpa)

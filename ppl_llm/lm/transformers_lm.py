@@ -1,8 +1,9 @@
-"""Local language models: any transformers causal language model with full attention."""
+"""Local language models: any causal language model that transformers loads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context, LaneMemo
+from .architecture import context_limit, slab_engine
 from .decoding import DecodingLM
-from .loading import load, load_tokenizer, locate, require_supported, with_chat_template
-from .packed_attention import PACKED
+from .loading import load, load_tokenizer, locate
+from .plain_decoding import PlainDecoding
 from .prefix_engine import PrefixEngine, Seating
+from .prompts import PromptBuilder
+from .protocol import StepOptions
 from .slab_decoder import SlabDecoder
 from .slab_pool import DEFAULT_CACHE_BYTES
 from .token_bytes import token_bytes
+
+_log = logging.getLogger(__name__)
 
 _LOGITS_ELEMENTS = 2**24
 """Logits ``[a, M, V]`` made at a time when given steps are scored (64 MiB); a single step may exceed it."""
@@ -26,16 +32,20 @@ class TransformersLM(DecodingLM):
     """A transformers causal language model as a source of reasoning steps.
 
     Keys and values of live contexts are kept between steps and found again by comparing tokens, so that every token is run once: a prompt
-    is run once for all of its lanes, and lanes that resampling made equal share a forward pass until they differ.
+    is run once for all of its lanes, and lanes that resampling made equal share a forward pass until they differ. Models whose state is not
+    keys and values, such as recurrent ones, run their prefixes anew at each step, and a logged warning says so.
 
-    :param model: a causal language model; its attention implementation is replaced by one of this package.
+    :param model: a causal language model; its attention implementation is replaced by one of this package where that is possible.
     :param tokenizer: its fast tokenizer.
-    :param str system_prompt: system turn before a problem given as a string; the chat template's own by default.
+    :param str system_prompt: system turn before a problem given as a string; the chat template's own by default. A template that knows no
+        system turn gets it at the beginning of the user turn.
     :param str chat_template: Jinja template to use in place of the tokenizer's. With a tokenizer that has none, the model continues the
         problem's plain text.
+    :param dict template_options: further variables of the chat template, e.g. ``{"enable_thinking": False}`` for Qwen3.
     :param int max_length: longest context in tokens; by default, and at most, what the model was made for.
     :param int cache_bytes: memory for keys and values; the lanes of one step may exceed it.
-    :raises ValueError: if the model needs a cache of another kind.
+    :ivar str fallback: why the model does without the cache of this package; empty if it does not.
+    :raises ValueError: for an encoder-decoder model.
     """
 
     def __init__(
@@ -45,33 +55,27 @@ class TransformersLM(DecodingLM):
         *,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        require_supported(model)
-        if model.config._attn_implementation != PACKED:
-            model.set_attn_implementation(PACKED)
         self.model = model.eval()
-        self.tokenizer = with_chat_template(tokenizer, chat_template)
-        self.system_prompt = system_prompt
-        config = model.config.get_text_config()
-        limit = config.max_position_embeddings
+        self._prompt = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
+        self.tokenizer = self._prompt.tokenizer
+        limit, name = context_limit(model.config.get_text_config())
         if max_length is not None and not 1 < max_length <= limit:
-            raise ValueError(f"max_length must lie in 2 .. {limit} (the model's max_position_embeddings), got {max_length!r}")
+            raise ValueError(f"max_length must lie in 2 .. {limit} ({name}), got {max_length!r}")
         self.max_length = limit if max_length is None else max_length
-        self.vocab_size = model.get_output_embeddings().weight.shape[0]
-        device = model.get_input_embeddings().weight.device
+        head = model.get_output_embeddings()
+        self.vocab_size = getattr(head, "out_features", None) or head.weight.shape[0]
+        device = _execution_device(model)
         self.eos_ids = torch.tensor(sorted(_eos_ids(model, tokenizer)), dtype=torch.long, device=device)
         self._key = object()  # of our notes on contexts; not self, which a kept trace would then keep in memory
-        self._engine = PrefixEngine(
-            lambda **inputs: self.model(**inputs).logits,
-            name="lm",
-            tokens_counter="tokens_prefilled",
-            num_layers=config.num_hidden_layers,
-            max_length=self.max_length,
-            cache_bytes=cache_bytes,
-            device=device,
-        )
+        self._slab_engine, self.fallback = slab_engine(model, self.max_length, cache_bytes, device)
+        self._plain = PlainDecoding(model, device) if self._slab_engine is None else None
+        if self._plain is not None:
+            way = "runs every prefix again at each step" if self._plain.cached else "runs the whole prefix again for each token"
+            _log.warning("%s %s, which is slow: %s", type(model).__name__, way, self.fallback)
 
     @classmethod
     def from_pretrained(
@@ -80,8 +84,10 @@ class TransformersLM(DecodingLM):
         *,
         device_map: Any = None,
         dtype: Any = None,
+        quantization_config: Any = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         **kwargs: Any,
@@ -90,8 +96,9 @@ class TransformersLM(DecodingLM):
 
         Only safetensors are read and no code of the model's directory is run.
 
-        :param device_map: where to put the model, see transformers; e.g. ``"auto"`` or ``"cuda"``.
+        :param device_map: where to put the model, see transformers; e.g. ``"cuda"``, or ``"auto"`` to shard it over all devices.
         :param dtype: e.g. ``torch.bfloat16``; by default that of the checkpoint.
+        :param quantization_config: of transformers, e.g. a ``BitsAndBytesConfig``; a checkpoint that is quantised already needs none.
         :param kwargs: passed to transformers' ``from_pretrained``.
         :raises OSError: if there is no such model, or not in safetensors format.
         :raises ValueError: if the weights are incomplete or the architecture is not supported.
@@ -99,7 +106,9 @@ class TransformersLM(DecodingLM):
         from transformers import AutoModelForCausalLM
 
         source = locate(name_or_path, "lm")
-        model, report = load(AutoModelForCausalLM, source, device_map=device_map, dtype=dtype, **kwargs)
+        model, report = load(
+            AutoModelForCausalLM, source, None, device_map=device_map, dtype=dtype, quantization_config=quantization_config, **kwargs
+        )
         for problem in ("missing_keys", "unexpected_keys"):
             if report[problem]:
                 raise ValueError(
@@ -111,6 +120,7 @@ class TransformersLM(DecodingLM):
             load_tokenizer(source),
             system_prompt=system_prompt,
             chat_template=chat_template,
+            template_options=template_options,
             max_length=max_length,
             cache_bytes=cache_bytes,
         )
@@ -119,6 +129,7 @@ class TransformersLM(DecodingLM):
         """The context of a problem, before any step.
 
         :param problem: a string, a list of chat messages ``{"role": ..., "content": ...}``, or a list of problems (a batch dimension).
+            Messages bring their own system turn; if the last one is the assistant's, the model continues it.
         :raises ValueError: if a problem is empty or its prompt fills the model's context.
         """
         batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
@@ -126,33 +137,33 @@ class TransformersLM(DecodingLM):
         if not problems:
             raise ValueError("start() got an empty list; give at least one problem")
         texts, prompts = zip(*(self._prompt(each) for each in problems), strict=True)
+        longest = max(map(len, prompts))
+        if longest >= self.max_length:
+            raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
         return Context.root(self, texts, list(prompts), batched)
-
-    def _prompt(self, problem: Any) -> tuple[str, list[int]]:
-        """A problem's text and the token ids of its prompt."""
-        chat = problem if isinstance(problem, (list, tuple)) else [{"role": "user", "content": problem}]
-        if isinstance(problem, str) and self.system_prompt is not None:
-            chat = [{"role": "system", "content": self.system_prompt}, *chat]
-        text = next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"a problem must be a non-empty string or a list of chat messages with a user turn, got {problem!r}")
-        if self.tokenizer.chat_template is not None:
-            prompt = self.tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        elif isinstance(problem, str):
-            ids = self.tokenizer(problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}")["input_ids"]
-        else:
-            raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
-        if len(ids) >= self.max_length:
-            raise ValueError(f"the prompt has {len(ids)} tokens, which leaves no room in the model's context of {self.max_length} tokens")
-        return text, list(ids)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def release_caches(self) -> None:
         """Free the memory of all keys and values; contexts stay valid."""
-        self._engine.pool.clear()
+        if self._slab_engine is not None:
+            self._slab_engine.pool.clear()
+
+    @property
+    def _engine(self) -> PrefixEngine:
+        if self._slab_engine is None:
+            raise ValueError(f"{type(self.model).__name__} does without the slab engine: {self.fallback}")
+        return self._slab_engine
+
+    def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        if self._plain is None:
+            return super()._run(context, active, options, u, tokens, log_probs)
+        sequences, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
+        room = (self.max_length - lengths).clamp(max=options.max_tokens)
+        automaton = self.stop_automaton(options.stop)
+        sampled = self._plain.sample(sequences, lengths, room, options, automaton, self.eos_ids, u[active])
+        tokens[active], log_probs[active] = sampled
 
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.vocab_size)
@@ -171,6 +182,9 @@ class TransformersLM(DecodingLM):
         column = torch.arange(tokens.shape[1], device=tokens.device)
         whole.scatter_(1, torch.where(tokens == PAD, whole.shape[1] - 1, before[:, None] + column), tokens)
         whole = torch.where(torch.arange(whole.shape[1], device=whole.device) < ends[:, None], whole, PAD)
+        if self._plain is not None:
+            yield from self._plain.step_logits(whole[:, : int(ends.max())], before, tokens.shape[1])
+            return
         seating, rows = self._seat(context, active, whole, ends, before - 1, 0)
         rows[active] = seating.row_of
         width = tokens.shape[1]
@@ -196,6 +210,14 @@ class TransformersLM(DecodingLM):
         rows = torch.full((context.lengths.numel(),), -1, device=self.device)
         context.memo[self._key] = LaneMemo(self._engine.pool.lease(seating.slab), {"rows": rows.view(context.batch_shape)})
         return seating, rows
+
+
+def _execution_device(model: Any) -> torch.device:
+    """Where token ids go in; the embedding of an offloaded model has no device of its own."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    if device.type == "meta":
+        device = torch.device(model.get_input_embeddings()._hf_hook.execution_device)
+    return device
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -219,10 +219,3 @@ def test_unusable_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=r"neither a directory here nor a model that could be fetched .* no network"):
         load("nobody/no-such-model")
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_unsupported_architectures():
-    sliding = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
-    with pytest.raises(ValueError, match=r"layers of the kinds .*sliding_attention.*not supported yet"):
-        TransformersLM(causal_lm(**sliding), tokenizer())

@@ -1,0 +1,78 @@
+"""Token ids of prompts: chat templates, system prompts, and plain text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class PromptBuilder:
+    """Prompts in a tokenizer's chat format.
+
+    :param tokenizer: a fast transformers tokenizer.
+    :param str system_prompt: system turn before a problem given as a string; the chat template's own by default. A template that knows no
+        system turn, such as Gemma's, gets it at the beginning of the first user turn.
+    :param str chat_template: Jinja template to use in place of the tokenizer's. With a tokenizer that has none, the model continues the
+        problem's plain text.
+    :param dict template_options: further variables of the template, e.g. ``{"enable_thinking": False}``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if chat_template is not None:
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = chat_template
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.template_options = dict(template_options or {})
+
+    def __call__(self, problem: str | list[Message]) -> tuple[str, list[int]]:
+        """A problem's text and the token ids of its prompt.
+
+        :param problem: a string or a list of chat messages ``{"role": ..., "content": ...}``. Messages are used as they are, without
+            ``system_prompt``; if the last one is the assistant's, the model continues it.
+        :raises ValueError: for a problem without text, or messages that the chat template refuses.
+        """
+        chat = list(problem) if isinstance(problem, (list, tuple)) else [{"role": "user", "content": problem}]
+        text = next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"a problem must be a non-empty string or a list of chat messages with a user turn, got {problem!r}")
+        if self.tokenizer.chat_template is not None:
+            if isinstance(problem, str) and self.system_prompt is not None:
+                chat = [{"role": "system", "content": self.system_prompt}, *chat]
+            return text, list(self.tokenizer(self._render(chat), add_special_tokens=False)["input_ids"])
+        if not isinstance(problem, str):
+            raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
+        plain = problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}"
+        return text, list(self.tokenizer(plain)["input_ids"])
+
+    def _render(self, chat: list[Message]) -> str:
+        from jinja2 import TemplateError
+
+        goes_on = chat[-1]["role"] == "assistant"
+        options = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on, **self.template_options}
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, **options))
+        except TemplateError as error:
+            merged = _without_system_turn(chat)
+            if merged is None:
+                raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
+            try:
+                return str(self.tokenizer.apply_chat_template(merged, **options))
+            except TemplateError:
+                raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
+
+
+def _without_system_turn(chat: list[Message]) -> list[Message] | None:
+    """The messages with a leading system turn put at the beginning of the user turn after it, ``None`` if there is no such pair."""
+    if len(chat) < 2 or chat[0]["role"] != "system" or chat[1]["role"] != "user":
+        return None
+    return [{**chat[1], "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}, *chat[2:]]
