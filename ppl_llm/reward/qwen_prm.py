@@ -27,6 +27,11 @@ class Qwen2PRM(Qwen2PreTrainedModel):
         logits: Tensor = self.score(hidden[:, -logits_to_keep:].to(self.score[0].weight.dtype))
         return logits
 
+    def log_odds(self, **inputs: Any) -> Tensor:
+        """Log-odds ``[B, L, 1]`` that what ends at a token is right."""
+        logits = self(**inputs).float()
+        return logits[..., 1:] - logits[..., :1]
+
     def with_precise_head(self) -> Qwen2PRM:
         """The same model with its head in float32: in bfloat16 log-odds beyond 4 are rounded to multiples of 1/32."""
         self.score.to(torch.float32)

@@ -1,4 +1,4 @@
-"""Local process reward models in the layout of Qwen2.5-Math-PRM."""
+"""Local process reward models of the published families."""
 
 from __future__ import annotations
 
@@ -12,82 +12,94 @@ from ..context import PAD, Context, LaneMemo
 from ..inference.cost import count
 from ..lm.loading import load, load_tokenizer, locate, require_supported
 from ..lm.packed_attention import PACKED
-from ..lm.prefix_engine import PrefixEngine
 from ..lm.slab_pool import DEFAULT_CACHE_BYTES
-from .qwen_prm import Qwen2PRM
-from .step_format import DEFAULT_SYSTEM_PROMPT, StepFormat
+from .prefix_scorer import PrefixScorer, padded
+from .prm_family import detect_family, get_family, read_config
 
 
 class TransformersPRM:
-    """A process reward model that reads ``prompt step_1 <extra_0> step_2 <extra_0> ...`` and scores each step at its step token.
+    """A process reward model that reads the problem and the steps in the format it was trained on and scores each step.
 
     Only new steps are run: keys and values of earlier ones are kept and found again by comparing tokens, and lanes that are equal are
     scored once. Steps travel as text, so that the language model may have another tokenizer.
 
-    :param Qwen2PRM model: the network.
+    With ``whole_answer`` the model is asked at every step for its score s_t of all steps so far written as one (the "model-based" form).
+    The increments that go with it are those of :class:`~ppl_llm.StepReward` with ``aggregation="last"``: the potential that is the
+    difference log s_t - log s_{t-1} leaves the target p(x) s_T, ``odds`` is the memoryless weight of the released code.
+
+    :param model: the network: a :class:`~ppl_llm.reward.qwen_prm.Qwen2PRM`, a :class:`~ppl_llm.reward.skywork_prm.SkyworkPRM`, or for the
+        families whose scores are next tokens a transformers causal language model.
     :param tokenizer: its tokenizer.
-    :param str system_prompt: system turn of the PRM's own prompt, whatever the language model was told.
-    :param str step_token: the special token that ends a step.
+    :param str family: ``qwen``, ``skywork``, ``math-shepherd`` or ``rlhflow``.
+    :param bool whole_answer: score the answer so far as a single step.
     :param int cache_bytes: memory for keys and values; the lanes of one call may exceed it.
+    :param format_options: options of the family's format, e.g. ``system_prompt`` and ``step_token`` of
+        :class:`~ppl_llm.reward.qwen_format.QwenFormat`.
+    :raises ValueError: for an unknown family, or a tokenizer or model that does not fit it.
     """
 
     def __init__(
         self,
-        model: Qwen2PRM,
+        model: Any,
         tokenizer: Any,
         *,
-        system_prompt: str | None = DEFAULT_SYSTEM_PROMPT,
-        step_token: str = "<extra_0>",
+        family: str = "qwen",
+        whole_answer: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        **format_options: Any,
     ) -> None:
+        kind = get_family(family)
+        self._format = kind.make_format(tokenizer, model.config.get_text_config().vocab_size, **format_options)
+        self.max_length = full_attention_length(model)
         require_supported(model)
         if model.config._attn_implementation != PACKED:
             model.set_attn_implementation(PACKED)
-        self.model = model.eval().with_precise_head()
+        self.model = kind.network(model.eval(), self._format)
         self.tokenizer = tokenizer
-        self.max_length: int = model.config.max_position_embeddings
-        self._format = StepFormat(tokenizer, system_prompt, step_token)
+        self.family = family
+        self.whole_answer = whole_answer
         self._device = model.get_input_embeddings().weight.device
         self._key = object()
-        self._engine = PrefixEngine(
-            self.model,
-            name="prm",
-            tokens_counter="prm_tokens",
-            num_layers=model.config.num_hidden_layers,
-            max_length=self.max_length,
-            cache_bytes=cache_bytes,
-            device=self._device,
-        )
+        self._scorer = PrefixScorer(self.model.log_odds, model.config, self.max_length, cache_bytes, self._device)
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | Path,
+        family: str = "auto",
         *,
+        whole_answer: bool = False,
         device_map: Any = None,
         dtype: Any = None,
-        system_prompt: str | None = DEFAULT_SYSTEM_PROMPT,
-        step_token: str = "<extra_0>",
+        quantization_config: Any = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        **format_options: Any,
     ) -> TransformersPRM:
-        """Load a Qwen2.5-Math-PRM: a directory, a name on the Hugging Face Hub, or ``"demo"`` or ``"demo-weak"`` from this package.
+        """Load a PRM: a directory, a name on the Hugging Face Hub, or ``"demo"`` or ``"demo-weak"`` from this package.
 
         Only safetensors are read, and the code that such directories ship is not run.
 
+        :param str family: as for the constructor; ``auto`` recognises it by configuration and tokenizer.
         :raises OSError: if there is no such model, or not in safetensors format.
-        :raises ValueError: if the directory is not a Qwen2.5-Math-PRM.
+        :raises ValueError: if the family cannot be recognised, or the directory is not of the family.
         """
         source = locate(name_or_path, "prm")
-        model, report = load(Qwen2PRM, source, device_map=device_map, dtype=dtype)
+        known = None if family == "auto" else get_family(family)
+        tokenizer, config = load_tokenizer(source), read_config(source)
+        kind = known or detect_family(source, config, tokenizer)
+        vocabulary = config.get("vocab_size")
+        if vocabulary is not None:  # before gigabytes are read
+            kind.make_format(tokenizer, vocabulary, **format_options)
+        model, report = load(kind.network_class, source, device_map=device_map, dtype=dtype, quantization_config=quantization_config)
         missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
         if missing or unexpected:
             found = [f"{what} {keys[:6]}" for what, keys in (("missing keys", missing), ("unexpected keys", unexpected)) if keys]
-            raise ValueError(f"{source!r} is not a Qwen2.5-Math-PRM (a Qwen2 backbone and a two-layer score head): {'; '.join(found)}")
-        return cls(model, load_tokenizer(source), system_prompt=system_prompt, step_token=step_token, cache_bytes=cache_bytes)
+            raise ValueError(f"{source!r} is not a {kind.model_name} ({kind.layout}): {'; '.join(found)}")
+        return cls(model, tokenizer, family=kind.name, whole_answer=whole_answer, cache_bytes=cache_bytes, **format_options)
 
     def release_caches(self) -> None:
         """Free the memory of all keys and values; contexts stay valid."""
-        self._engine.pool.clear()
+        self._scorer.release()
 
     @torch.no_grad()
     def step_log_odds(self, context: Context) -> Tensor:
@@ -96,9 +108,9 @@ class TransformersPRM:
         :raises ValueError: if a trace is longer than the model's context, or a score is nan.
         """
         memo = self._memo(context)
-        scored = memo.lanes["scores"]
-        if scored.shape[-1] < context.num_steps:
-            context.memo[self._key] = memo = self._score_new_steps(context, memo)
+        while memo.lanes["scores"].shape[-1] < context.num_steps:
+            memo = self._score_answers(context, memo) if self.whole_answer else self._score_new_steps(context, memo)
+            context.memo[self._key] = memo
         return memo.lanes["scores"].to(context.tokens.device)
 
     def _memo(self, context: Context) -> LaneMemo:
@@ -107,11 +119,10 @@ class TransformersPRM:
         if memo is not None and memo.lanes["scores"].shape[:-1] == context.batch_shape:
             return memo
         prompts = [self._format.prompt(problem) for problem in context.problems]
-        table = _padded(prompts).to(self._device)
         problem = context.problem_index.to(self._device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)[problem]
         lanes = {
-            "ids": table[problem],
+            "ids": padded(prompts).to(self._device)[problem],
             "lengths": lengths,
             "stems": lengths,
             "scores": torch.zeros(*context.batch_shape, 0, device=self._device),
@@ -120,76 +131,51 @@ class TransformersPRM:
         return LaneMemo(None, lanes)
 
     def _score_new_steps(self, context: Context, memo: LaneMemo) -> LaneMemo:
-        flat = context.lengths.numel()
-        known = memo.lanes["scores"].reshape(flat, -1 if memo.lanes["scores"].numel() else 0)
-        added = self._new_steps(context, known.shape[-1])
-        before, stems = memo.lanes["lengths"].flatten(), memo.lanes["stems"].flatten()
-        ids, lengths = self._appended(memo.lanes["ids"].reshape(flat, -1), before, [[i for step in lane for i in step] for lane in added])
+        """All steps without a score, in one pass: every lane is run up to its end and read at each of its new steps."""
+        lengths, scores = memo.lanes["lengths"].flatten(), memo.lanes["scores"]
+        added = self._new_steps(context, scores.shape[-1])
         sizes = torch.tensor([[len(step) for step in lane] for lane in added], device=self._device)  # [lanes, new steps]
-        at = before[:, None] + sizes.cumsum(-1) - 1  # position of each new step token
-        scores = torch.zeros(sizes.shape, device=self._device)
-        rows, owner = memo.lanes["rows"].flatten().clone(), memo.owner
-        active = (lengths > before).nonzero()[:, 0]
-        if len(active):
-            count(prm_calls=int((sizes > 0).sum()))
-            first = before[active] + _first_size(sizes[active]) - 1
-            note = memo if owner is not None else None
-            seating = self._engine.seat(note, active, ids[active, : int(lengths.max())], lengths[active], first, stems[active])
-            rows[active] = seating.row_of
-            odds = torch.zeros(seating.num_rows, sizes.shape[1], device=self._device)
-            where = torch.zeros_like(odds, dtype=torch.long)
-            where[seating.row_of] = at[active]
-            for members, logits in self._engine.complete(seating):
-                # Outputs end with that of the last token of each sequence.
-                column = (where[members] - seating.lengths[members, None] + logits.shape[1]).clamp(min=0)
-                z = logits[..., 1].float() - logits[..., 0].float()
-                odds[members] = z.gather(-1, column)
-            scores[active] = odds[seating.row_of]
-            owner = self._engine.pool.lease(seating.slab)
-        scores = _repeat_last(known, scores, sizes > 0)
-        self._require_numbers(scores, context)
-        shape = context.batch_shape
-        lanes = {
-            "ids": ids.view(*shape, -1),
-            "lengths": lengths.view(shape),
-            "stems": stems.view(shape),
-            "scores": scores.view(*shape, -1),
-            "rows": rows.view(shape),
-        }
-        return LaneMemo(owner, lanes)
+        ids, ends = self._appended(memo, [[i for step in lane for i in step] for lane in added])
+        at = lengths[:, None] + sizes.cumsum(-1) - 1
+        first = lengths + _first_size(sizes) - 1
+        new, rows, owner = self._run(memo, ids, ends, first, at, sizes > 0)
+        return self._noted(context, memo, owner, new, sizes > 0, {"rows": rows, "lengths": ends, "ids": ids})
 
-    def _new_steps(self, context: Context, start: int) -> list[list[list[int]]]:
-        """Token ids of each lane's steps from ``start`` on; none for a step that a finished lane did not take."""
-        flat = context.lengths.numel()
-        tokens = context.tokens.reshape(flat, -1).tolist()
-        starts, ends = (bounds[..., start:].reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
-        written: dict[tuple[int, ...], list[int]] = {(): []}
+    def _score_answers(self, context: Context, memo: LaneMemo) -> LaneMemo:
+        """The next step without a score, each lane's answer up to it written as one step after the prompt."""
+        step = memo.lanes["scores"].shape[-1]
+        starts, ends = (bounds[..., step].flatten().tolist() for bounds in (context.step_starts, context.ends))
+        prompts = context.prompt_lengths.flatten().tolist()
+        tokens = context.tokens.reshape(len(ends), -1).tolist()
+        texts = [row[begin:end] if end > start else None for row, begin, start, end in zip(tokens, prompts, starts, ends, strict=True)]
+        written = {
+            tuple(text): self._format.answer(context.lm.decode(text)) for text in texts if text is not None
+        }  # each distinct answer once
+        ids, lengths = self._appended(memo, [[] if text is None else written[tuple(text)] for text in texts])
+        taken = torch.tensor([[text is not None] for text in texts], device=self._device)
+        new, rows, owner = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
+        return self._noted(context, memo, owner, new, taken, {"rows": rows})
 
-        def encode(ids: tuple[int, ...]) -> list[int]:
-            if ids not in written:
-                written[ids] = self._format.step(context.lm.decode(list(ids)))
-            return written[ids]
+    def _run(self, memo: LaneMemo, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Scores ``[lanes, K]`` of the lanes that took a step, where they lie now, and who holds that."""
+        scores = torch.zeros(at.shape, device=self._device)
+        rows = memo.lanes["rows"].flatten().clone()
+        active = taken.any(-1).nonzero()[:, 0]
+        if len(active) == 0:
+            return scores, rows, memo.owner
+        count(prm_calls=int(taken.sum()))
+        note = None if memo.owner is None else memo
+        stems = memo.lanes["stems"].flatten()[active]
+        scored = self._scorer.score(note, active, ids[active], lengths[active], stems, first[active], at[active])
+        scores[active], rows[active] = scored.log_odds, scored.rows
+        return scores, rows, scored.lease
 
-        return [
-            [encode(tuple(row[begin:end])) for begin, end in zip(lane_starts, lane_ends, strict=True)]
-            for row, lane_starts, lane_ends in zip(tokens, starts, ends, strict=True)
-        ]
-
-    def _appended(self, ids: Tensor, lengths: Tensor, added: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Lanes ``ids [A, W]`` with more ids at their ends, and their new lengths."""
-        extra = _padded(added).to(self._device)
-        grown = lengths + (extra != PAD).sum(-1)
-        width = int(grown.max())
-        if width > self.max_length:
-            raise ValueError(
-                f"the trace of lane {int(grown.argmax())} has {width} tokens in the reward model's format, "
-                f"which exceeds its context of {self.max_length} tokens"
-            )
-        wide = torch.nn.functional.pad(ids, (0, max(0, width + 1 - ids.shape[1])), value=PAD)
-        column = lengths[:, None] + torch.arange(extra.shape[1], device=self._device)
-        return wide.scatter(1, torch.where(extra == PAD, width, column), extra)[:, :width], grown
-
-    def _require_numbers(self, scores: Tensor, context: Context) -> None:
+    def _noted(self, context: Context, memo: LaneMemo, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]) -> LaneMemo:
+        """The note with more scores ``new [lanes, K]``; steps that were not taken repeat the score before them."""
+        columns = list(memo.lanes["scores"].reshape(len(new), memo.lanes["scores"].shape[-1]).unbind(-1))
+        for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
+            columns.append(torch.where(real, score, columns[-1]) if columns else score)
+        scores = torch.stack(columns, -1)
         bad = scores.isnan().nonzero()
         if len(bad):
             lane, step = bad[0].tolist()
@@ -197,22 +183,55 @@ class TransformersPRM:
                 f"the log-odds of step {step} of lane {lane} (flat, of lanes {tuple(context.batch_shape)}) is nan: "
                 "the reward model's weights or activations overflow; try dtype=torch.bfloat16 or torch.float32"
             )
+        shape = context.batch_shape
+        changed = {"scores": scores, **changed}
+        return LaneMemo(owner, memo.lanes | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
+
+    def _new_steps(self, context: Context, start: int) -> list[list[list[int]]]:
+        """Token ids of each lane's steps from ``start`` on; none for a step that a finished lane did not take."""
+        flat = context.lengths.numel()
+        tokens = context.tokens.reshape(flat, -1).tolist()
+        starts, ends = (bounds[..., start:].reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
+        written: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+
+        def encode(index: int, ids: tuple[int, ...]) -> list[int]:
+            if ids and (index, ids) not in written:
+                written[index, ids] = self._format.step(context.lm.decode(list(ids)), index)
+            return written.get((index, ids), [])
+
+        return [
+            [encode(start + t, tuple(row[begin:end])) for t, (begin, end) in enumerate(zip(lane_starts, lane_ends, strict=True))]
+            for row, lane_starts, lane_ends in zip(tokens, starts, ends, strict=True)
+        ]
+
+    def _appended(self, memo: LaneMemo, added: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """The token ids of all lanes with more at their ends, ``[lanes, W]``, and their new lengths."""
+        lengths = memo.lanes["lengths"].flatten()
+        ids = memo.lanes["ids"].reshape(len(lengths), -1)
+        extra = padded(added).to(self._device)
+        grown = lengths + (extra != PAD).sum(-1)
+        self._scorer.require_room(grown)
+        width = int(grown.max())
+        wide = torch.nn.functional.pad(ids, (0, max(0, width + 1 - ids.shape[1])), value=PAD)
+        column = lengths[:, None] + torch.arange(extra.shape[1], device=self._device)
+        return wide.scatter(1, torch.where(extra == PAD, width, column), extra)[:, :width], grown
 
 
-def _padded(rows: list[list[int]]) -> Tensor:
-    """``[A, W]``, padded on the right with ``PAD``."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
+def full_attention_length(model: Any) -> int:
+    """The longest trace that a model can read with full attention in every layer.
 
-
-def _repeat_last(known: Tensor, scores: Tensor, taken: Tensor) -> Tensor:
-    """``known [A, S]`` and new ``scores [A, T]``, where steps that were not taken repeat the score before them."""
-    columns = list(known.unbind(-1))
-    for score, real in zip(scores.unbind(-1), taken.unbind(-1), strict=True):
-        columns.append(torch.where(real, score, columns[-1]) if columns else score)
-    return torch.stack(columns, -1)
+    A model all of whose layers attend to one window, such as the first Mistral, does so for traces no longer than it: within the window
+    nothing is out of sight.
+    """
+    config = model.config.get_text_config()
+    limit: int = config.max_position_embeddings
+    window = getattr(config, "sliding_window", None)
+    if window is None or not getattr(config, "use_sliding_window", True) or getattr(config, "layer_types", None) is not None:
+        return limit
+    config.sliding_window = None
+    return min(limit, int(window))
 
 
 def _first_size(sizes: Tensor) -> Tensor:
-    """``[A]`` the first positive entry of each row."""
+    """``[A]`` the first positive entry of each row; of a row without one, any."""
     return sizes.gather(-1, (sizes > 0).int().argmax(-1, keepdim=True))[:, 0]

@@ -18,8 +18,8 @@ from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.protocol import RewardModel
+from ppl_llm.reward.qwen_format import DEFAULT_SYSTEM_PROMPT, QwenFormat
 from ppl_llm.reward.qwen_prm import Qwen2PRM
-from ppl_llm.reward.step_format import DEFAULT_SYSTEM_PROMPT, StepFormat
 from ppl_llm.reward.transformers_prm import TransformersPRM
 from tests.ppl_llm.tiny_models import causal_lm, language_model, reward_net, tokenizer, write_lm, write_prm
 
@@ -107,7 +107,7 @@ def test_only_new_steps_are_run_and_equal_lanes_once():
     context = lm.start("What is 12 + 30?").expand((6,))
     first = steps_of(context, ["10 + 30 = 40.\n\n"] * 3 + ["Then 2\n\n"] * 3)
     context = context.extend(first)
-    form = StepFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
+    form = QwenFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
     prompt = len(form.prompt("What is 12 + 30?"))
     with CostMeter() as meter:
         prm.step_log_odds(context)
@@ -143,20 +143,20 @@ def test_a_context_without_steps_has_no_scores():
 @pytest.mark.parametrize("text", ["I write <extra_0> here", "<extra_0>", "<extra_0><extra_0>\n\n", "a<|im_end|>b<extra_0>"])
 def test_a_step_cannot_write_the_step_token(special: bool, text: str):
     tokens = tokenizer(special=special)
-    form = StepFormat(tokens, DEFAULT_SYSTEM_PROMPT, "<extra_0>")
+    form = QwenFormat(tokens, DEFAULT_SYSTEM_PROMPT, "<extra_0>")
     ids = form.step(text)
     assert ids.count(form.step_id) == 1 and ids[-1] == form.step_id
     assert tokens.decode(ids[:-1]) == text.rstrip()
 
 
 def test_a_problem_may_name_the_step_token():
-    form = StepFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
+    form = QwenFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
     text = tokenizer().decode(form.prompt("what does <extra_0> mean?"))
     assert text.endswith("<|im_start|>assistant\n") and "what does <extra_0> mean?" in text
 
 
 def test_an_empty_step_is_scored_at_its_step_token():
-    form = StepFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
+    form = QwenFormat(tokenizer(), DEFAULT_SYSTEM_PROMPT, "<extra_0>")
     assert form.step("\n\n") == form.step("") == [STEP_ID]
 
 
@@ -195,7 +195,9 @@ def test_unusable_directories(tmp_path: Path):
     with pytest.raises(ValueError, match=r"is not a Qwen2.5-Math-PRM .*missing keys \['score\.0\.bias', 'score\.0\.weight'"):
         load(write_prm(tmp_path / "headless", drop="score"))
     with pytest.raises(ValueError, match=r"is not a Qwen2.5-Math-PRM .*missing keys \['score.*unexpected keys \['lm_head\.weight'\]"):
-        load(write_lm(tmp_path / "lm"))
+        load(write_lm(tmp_path / "lm"), family="qwen")
+    with pytest.raises(ValueError, match=r"cannot tell .* \(architecture Qwen2ForCausalLM\).*pass family=\.\.\., one of: 'qwen'"):
+        load(tmp_path / "lm")
     with pytest.raises(ValueError, match="the tokenizer has no step token '<extra_0>'"):
         load(write_prm(tmp_path / "tokenless", tokens=tokenizer(step_token=None)))
     with pytest.raises(ValueError, match="the tokenizer has no step token 'ки'"):

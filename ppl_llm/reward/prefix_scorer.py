@@ -1,0 +1,87 @@
+"""Log-odds at chosen tokens of a batch of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, LaneMemo
+from ..lm.prefix_engine import PrefixEngine
+from ..lm.slab_pool import Lease
+
+
+class Scored(NamedTuple):
+    """
+    :ivar Tensor log_odds: ``[A, K]`` float32.
+    :ivar Tensor rows: ``[A]`` where the sequences lie now, to be found again.
+    :ivar Lease lease: in whose hands.
+    """
+
+    log_odds: Tensor
+    rows: Tensor
+    lease: Lease
+
+
+class PrefixScorer:
+    """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
+
+    :param log_odds: called as a model by :class:`~ppl_llm.lm.prefix_engine.PrefixEngine`; gives log-odds ``[A, logits_to_keep, 1]``.
+    :param config: the model's configuration.
+    :param int max_length: longest sequence.
+    :param int cache_bytes: bound on the memory of keys and values.
+    """
+
+    def __init__(self, log_odds: Callable[..., Tensor], config: Any, max_length: int, cache_bytes: int, device: torch.device) -> None:
+        self.device = device
+        self.max_length = max_length
+        self.engine = PrefixEngine(
+            log_odds,
+            name="prm",
+            tokens_counter="prm_tokens",
+            num_layers=config.get_text_config().num_hidden_layers,
+            max_length=max_length,
+            cache_bytes=cache_bytes,
+            device=device,
+        )
+
+    def release(self) -> None:
+        """Free the memory of all keys and values."""
+        self.engine.pool.clear()
+
+    def score(self, note: LaneMemo | None, lanes: Tensor, ids: Tensor, lengths: Tensor, stems: Tensor, first: Tensor, at: Tensor) -> Scored:
+        """Log-odds at tokens ``at``.
+
+        :param note: leads to the slab and row where a lane was before, ``None`` if unknown.
+        :param Tensor lanes: ``[A]`` flat lane of each sequence.
+        :param Tensor ids: ``[A, L]`` padded with ``PAD``.
+        :param Tensor lengths: ``[A]``.
+        :param Tensor stems: ``[A]`` length of the part, the prompt, that many sequences share.
+        :param Tensor first: ``[A]`` first position whose output is wanted.
+        :param Tensor at: ``[A, K]`` positions wanted; those before ``first`` give a score of no meaning.
+        """
+        seating = self.engine.seat(note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
+        odds = torch.zeros(seating.num_rows, at.shape[1], device=self.device)
+        where = torch.zeros_like(odds, dtype=torch.long)
+        where[seating.row_of] = at
+        for members, z in self.engine.complete(seating):
+            # Outputs end with that of the last token of each sequence.
+            column = (where[members] - seating.lengths[members, None] + z.shape[1]).clamp(min=0)
+            odds[members] = z[..., 0].gather(-1, column)
+        return Scored(odds[seating.row_of], seating.row_of, self.engine.pool.lease(seating.slab))
+
+    def require_room(self, lengths: Tensor, what: str = "the trace") -> None:
+        """:raises ValueError: if a sequence ``[A]`` is longer than the model's context."""
+        if int(lengths.max()) > self.max_length:
+            raise ValueError(
+                f"{what} of lane {int(lengths.argmax())} has {int(lengths.max())} tokens in the reward model's format, "
+                f"which exceeds its context of {self.max_length} tokens"
+            )
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    """``[A, W]``, padded on the right with ``PAD``."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
