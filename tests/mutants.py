@@ -1,17 +1,44 @@
-"""Deliberately wrong engines. Each is a bug that a published library had, or an easy slip; the suite must reject every one."""
+"""Deliberately wrong engines. Each is a bug that a published library had, or an easy slip; the suite must reject every one.
+
+The decorator ``mutant`` enters an engine in the table that tests/inference/test_mutant_table.py holds complete.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import SMC, ParticleMessenger, Weights, systematic
-from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, scaled_weights
+from ppl_llm.inference import SMC, ParticleMessenger, Weights, multinomial, residual, systematic
+from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from tests.exact import Chain
+
+EXACT_SMC = "tests/inference/test_smc_exact.py"
+T = TypeVar("T")
+
+
+class Mutant(NamedTuple):
+    """A wrong engine and the tests that reject it, as ``path::function``."""
+
+    wrong: Any
+    rejected_by: tuple[str, ...]
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(name: str, *rejected_by: str) -> Callable[[T], T]:
+    """Enter a class or function under a name; ``rejected_by`` are tests as ``path::function``."""
+
+    def enter(wrong: T) -> T:
+        assert name not in MUTANTS, f"two mutants are called {name!r}"
+        MUTANTS[name] = Mutant(wrong, rejected_by)
+        return wrong
+
+    return enter
 
 
 # Row 1: resamplers that are not unbiased
@@ -23,6 +50,7 @@ class _Wrong:
         return self.fn(log_weights, u)
 
 
+@mutant("residual remainder without N", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
 def _residual_of_weights(log_weights: Tensor, u: Tensor) -> Tensor:
     """The remainder taken from W instead of N W (Labbe, Kalman-and-Bayesian-Filters #481)."""
     expected = scaled_weights(log_weights)
@@ -33,6 +61,7 @@ def _residual_of_weights(log_weights: Tensor, u: Tensor) -> Tensor:
     return torch.where(slots < certain.sum(-1, keepdim=True), ancestors_from_counts(certain).movedim(0, -1), drawn).movedim(-1, 0)
 
 
+@mutant("cdf off by one", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
 def _exclusive_cdf(log_weights: Tensor, u: Tensor) -> Tensor:
     """Off by one in the cumulative sum."""
     n = log_weights.shape[0]
@@ -41,19 +70,31 @@ def _exclusive_cdf(log_weights: Tensor, u: Tensor) -> Tensor:
     return (torch.searchsorted(cdf, comb, right=True) - 1).clamp(0, n - 1).movedim(-1, 0)
 
 
+@mutant("copies of the best", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
 def _argmax(log_weights: Tensor, u: Tensor) -> Tensor:
     return log_weights.argmax(0, keepdim=True).expand_as(log_weights)
 
 
+@mutant(
+    "systematic at the midpoint",
+    f"{EXACT_SMC}::test_rejects_wrong_resamplers",
+    "tests/inference/test_smc.py::test_monte_carlo_has_the_power_to_reject",
+)
+def _midpoint(log_weights: Tensor, u: Tensor) -> Tensor:
+    """No randomness at all."""
+    return systematic(log_weights, torch.full_like(u, 0.5))
+
+
 WRONG_RESAMPLERS: dict[str, tuple[str, _Wrong]] = {
     "residual remainder without N": ("residual", _Wrong("residual_of_weights", lambda n: n, _residual_of_weights)),
-    "systematic at the midpoint": ("systematic", _Wrong("midpoint", lambda n: 1, lambda lw, u: systematic(lw, torch.full_like(u, 0.5)))),
+    "systematic at the midpoint": ("systematic", _Wrong("midpoint", lambda n: 1, _midpoint)),
     "cdf off by one": ("systematic", _Wrong("exclusive_cdf", lambda n: 1, _exclusive_cdf)),
     "copies of the best": ("systematic", _Wrong("argmax", lambda n: 1, _argmax)),
 }
 
 
 # Row 2: indices
+@mutant("index N from a float32 cumsum", "tests/inference/test_resampling.py::test_rejects_unsafe_indices")
 def pyro_style_systematic(log_weights: Tensor, u: Tensor) -> Tensor:
     """float32 cumulative sum, no clamp: index N where the sum rounds below 1 (pyro.infer.SMCFilter)."""
     n = log_weights.shape[0]
@@ -61,12 +102,14 @@ def pyro_style_systematic(log_weights: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(probs.cumsum(-1), ((torch.arange(n) + u.movedim(0, -1)) / n).float()).movedim(-1, 0)
 
 
+@mutant("a particle of weight zero", "tests/inference/test_resampling.py::test_rejects_unsafe_indices")
 def left_search_multinomial(log_weights: Tensor, u: Tensor) -> Tensor:
     """A search from the left picks a particle of zero weight at u = 0."""
     return torch.searchsorted(scaled_weights(log_weights).cumsum(-1), u.movedim(0, -1).contiguous() * log_weights.shape[0]).movedim(-1, 0)
 
 
 # Row 3: bookkeeping of weights
+@mutant("subtract max", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class SubtractMax(ParticleMessenger):
     """Weights rescaled by their maximum for numerical comfort: the evidence is lost (pyro.infer.SMCFilter)."""
 
@@ -76,6 +119,7 @@ class SubtractMax(ParticleMessenger):
         return state
 
 
+@mutant("no reset", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class NoReset(ParticleMessenger):
     """Weights kept after resampling."""
 
@@ -87,6 +131,7 @@ class NoReset(ParticleMessenger):
         return state
 
 
+@mutant("weights overwritten", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class OverwriteWeights(ParticleMessenger):
     """Weights thrown away at every barrier where nothing was resampled."""
 
@@ -96,6 +141,7 @@ class OverwriteWeights(ParticleMessenger):
         return state
 
 
+@mutant("reset to one", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class ResetToOne(ParticleMessenger):
     """Weights set to one instead of their mean."""
 
@@ -105,6 +151,7 @@ class ResetToOne(ParticleMessenger):
         return state
 
 
+@mutant("finished particles scored again", f"{EXACT_SMC}::test_rejects_finished_particles_scored_again")
 def score_finished_again(model: Chain) -> Chain:
     """Finished particles get their last factor again at every step (its_hub, the paper's released code)."""
 
@@ -119,6 +166,7 @@ def score_finished_again(model: Chain) -> Chain:
 
 
 # Row 4: populations
+@mutant("shared ancestors", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class SharedAncestors(ParticleMessenger):
     """One set of ancestors for all problems."""
 
@@ -139,6 +187,7 @@ class SharedAncestors(ParticleMessenger):
             self.resampler = scheme
 
 
+@mutant("summed plates", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class SummedPlates(ParticleMessenger):
     """Weights summed over the problems, as SMCFilter does with inner plates."""
 
@@ -147,6 +196,7 @@ class SummedPlates(ParticleMessenger):
 
 
 # Row 5: proposals
+@mutant("q over p", f"{EXACT_SMC}::test_rejects_wrong_proposals")
 class SwappedRatio(ParticleMessenger):
     """q / p instead of p / q."""
 
@@ -156,6 +206,7 @@ class SwappedRatio(ParticleMessenger):
         super().reweight(msg, log_prob)
 
 
+@mutant("forgotten proposal", f"{EXACT_SMC}::test_rejects_wrong_proposals")
 class ForgottenProposal(ParticleMessenger):
     """Proposed values weighed as if drawn from the prior."""
 
@@ -164,12 +215,64 @@ class ForgottenProposal(ParticleMessenger):
             super().reweight(msg, log_prob)
 
 
+@mutant("prior counted twice", f"{EXACT_SMC}::test_rejects_wrong_proposals")
 class CountedTwice(ParticleMessenger):
     """The prior of proposed values counted twice."""
 
     def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
         super().reweight(msg, 2 * log_prob if "proposal" in msg["infer"] else log_prob)
 
+
+# Row 6: conditional resampling
+_CONDITIONAL = "tests/inference/test_particle_gibbs.py::test_rejects_wrong_conditional_schemes"
+
+
+@mutant("systematic, one slot overwritten", _CONDITIONAL)
+class Overwritten:
+    """Systematic resampling with the reference written over one slot."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(systematic(log_weights, u), slot, reference), slot
+
+
+@mutant("sorted multinomial", _CONDITIONAL)
+class SortedMultinomial:
+    """Sorted draws with the first overwritten (particles.mcmc.CSMC)."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(multinomial(log_weights, u).sort(0).values, slot, reference), slot
+
+
+@mutant("residual, first slot overwritten", _CONDITIONAL)
+class NaiveResidual:
+    """Residual resampling with the reference written over the first slot."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(residual(log_weights, u[:-1]), slot, reference), slot
+
+
+@mutant("N - 1 systematic plus pinning", _CONDITIONAL)
+class OneFewer:
+    """Systematic resampling of N - 1 particles, the reference beside them (AdvancedPS)."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        n = log_weights.shape[0]
+        cdf = scaled_weights(log_weights).cumsum(-1) / n
+        comb = ((torch.arange(n - 1) + u.movedim(0, -1)) / (n - 1)).contiguous()
+        others = torch.searchsorted(cdf, comb, right=True).clamp(max=n - 1).movedim(-1, 0)
+        return torch.cat([others, reference[None]]), torch.full_like(reference, n - 1)
+
+
+WRONG_CONDITIONAL: dict[str, tuple[Any, str, int]] = {
+    "overwritten": (Overwritten(), "systematic", 2),
+    "sorted": (SortedMultinomial(), "multinomial", 2),
+    "naive": (NaiveResidual(), "residual", 2),
+    "one fewer": (OneFewer(), "one fewer", 3),
+}
+"""With the cells of its uniforms, and the number of particles that shows the bug."""
 
 WRONG_WEIGHTS = {"subtract max": SubtractMax, "no reset": NoReset, "overwrite": OverwriteWeights, "reset to one": ResetToOne}
 WRONG_POPULATIONS = {"shared ancestors": SharedAncestors, "summed plates": SummedPlates}
@@ -186,6 +289,7 @@ def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
     return mutate
 
 
+@mutant("stale locals", f"{EXACT_SMC}::test_the_audit_rejects_stale_state_that_the_evidence_does_not_show")
 def forget_lane_state(model: Chain) -> Chain:
     """A model that does not thread its state through the barrier (pyro #2138): only the symbol is permuted."""
     from ppl_llm.inference import barrier

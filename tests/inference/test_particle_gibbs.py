@@ -14,10 +14,10 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from ppl_llm.inference import ParticleGibbs, ReferenceMessenger, ssp
-from ppl_llm.inference.resampling import CONDITIONAL_RESAMPLERS, systematic
-from ppl_llm.inference.resampling.protocol import pin, scaled_weights
+from ppl_llm.inference.resampling import CONDITIONAL_RESAMPLERS
 from tests.exact import PAD, Chain, Path, chains
 from tests.inference.test_smc_exact import EXACT, spiky
+from tests.mutants import WRONG_CONDITIONAL
 
 exactly = settings(max_examples=4, deadline=None, derandomize=True)
 
@@ -163,62 +163,10 @@ def test_three_particles_slow(scheme: str) -> None:
     assert invariance_error(model, 3, scheme, 0.7) < EXACT
 
 
-class Overwritten:
-    """Systematic resampling with the reference written over one slot."""
-
-    __name__ = "overwritten"
-
-    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        slot = torch.zeros_like(reference)
-        return pin(systematic(log_weights, u), slot, reference), slot
-
-
-class SortedMultinomial:
-    """Sorted draws with the first overwritten (particles.mcmc.CSMC)."""
-
-    __name__ = "sorted"
-
-    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = CONDITIONAL_RESAMPLERS["multinomial"](log_weights, u).sort(0).values
-        slot = torch.zeros_like(reference)
-        return pin(drawn, slot, reference), slot
-
-
-class NaiveResidual:
-    """Residual resampling with the reference written over the first slot."""
-
-    __name__ = "naive"
-
-    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        slot = torch.zeros_like(reference)
-        return pin(CONDITIONAL_RESAMPLERS["residual"](log_weights, u[:-1]), slot, reference), slot
-
-
-class OneFewer:
-    """Systematic resampling of N - 1 particles, the reference beside them (AdvancedPS)."""
-
-    __name__ = "one_fewer"
-
-    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        n = log_weights.shape[0]
-        cdf = scaled_weights(log_weights).cumsum(-1) / n
-        comb = ((torch.arange(n - 1) + u.movedim(0, -1)) / (n - 1)).contiguous()
-        others = torch.searchsorted(cdf, comb, right=True).clamp(max=n - 1).movedim(-1, 0)
-        return torch.cat([others, reference[None]]), torch.full_like(reference, n - 1)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "cells", "n"),
-    [
-        (Overwritten(), "systematic", 2),
-        (SortedMultinomial(), "multinomial", 2),
-        (NaiveResidual(), "residual", 2),
-        (OneFewer(), "one fewer", 3),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_rejects_wrong_conditional_schemes(wrong: Any, cells: str, n: int) -> None:
+@pytest.mark.parametrize("name", WRONG_CONDITIONAL)
+def test_rejects_wrong_conditional_schemes(name: str) -> None:
     """Two particles are too few to tell the last one."""
+    wrong, cells, n = WRONG_CONDITIONAL[name]
     model = spiky(ends=False)
     model.potentials = model.potentials[:2]
     assert invariance_error(model, n, cells, 1.0, wrong=wrong) > 1e-3

@@ -1,0 +1,93 @@
+"""The table of wrong engines is complete: every one is entered, and a test that asserts its rejection names it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import mutants
+from tests.mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+
+NAMED = {
+    "resamplers that are not unbiased": [
+        "residual remainder without N",
+        "systematic at the midpoint",
+        "cdf off by one",
+        "copies of the best",
+    ],
+    "unsafe indices": ["index N from a float32 cumsum", "a particle of weight zero"],
+    "bookkeeping of weights": ["subtract max", "no reset", "weights overwritten", "reset to one", "finished particles scored again"],
+    "populations": ["shared ancestors", "summed plates"],
+    "proposals": ["q over p", "forgotten proposal", "prior counted twice"],
+    "conditional resampling": [
+        "sorted multinomial",
+        "systematic, one slot overwritten",
+        "residual, first slot overwritten",
+        "N - 1 systematic plus pinning",
+    ],
+    "stale state": ["stale locals"],
+}
+"""What must not be missing, by the kind of bug."""
+
+HELPERS = {"Mutant", "mutant", "with_messenger"}
+"""Public names of tests/mutants.py that are no mutants."""
+
+
+@cache
+def functions(path: str) -> dict[str, ast.FunctionDef]:
+    """Test functions of a file, decorators included."""
+    tree = ast.parse((ROOT / path).read_text())
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def identifiers(node: ast.AST) -> set[str]:
+    named = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return named | {str(n.value) for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def holds(collection: Any, wrong: Any) -> bool:
+    """Whether a collection holds a mutant, its instance, or what calls it."""
+    if isinstance(collection, dict):
+        return any(holds(item, wrong) for item in collection.values())
+    if isinstance(collection, list | tuple):
+        return any(holds(item, wrong) for item in collection)
+    return collection is wrong or type(collection) is wrong or getattr(collection, "fn", None) is wrong
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_is_rejected_by_a_test(name: str) -> None:
+    """The tests named exist, use the mutant (by its name or through a table that holds it), and assert something."""
+    mutant = MUTANTS[name]
+    assert mutant.rejected_by, f"no test rejects the mutant {name!r}"
+    tables = {table for table, value in vars(mutants).items() if isinstance(value, dict | list) and holds(value, mutant.wrong)}
+    for test in mutant.rejected_by:
+        path, function = test.split("::")
+        node = functions(path).get(function)
+        assert node is not None and function.startswith("test_"), f"{test} does not exist, so mutant {name!r} may survive"
+        assert identifiers(node) & {mutant.wrong.__name__, *tables}, f"{test} does not use the mutant {name!r}"
+        asserts = any(isinstance(n, ast.Assert) or (isinstance(n, ast.Attribute) and n.attr == "raises") for n in ast.walk(node))
+        assert asserts, f"{test} asserts nothing"
+        marks = {n.attr for decorator in node.decorator_list for n in ast.walk(decorator) if isinstance(n, ast.Attribute)}
+        assert not marks & {"skip", "skipif", "xfail", "slow"}, f"{test} does not run every time"
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_named_bug_has_a_mutant(kind: str) -> None:
+    assert [name for name in NAMED[kind] if name not in MUTANTS] == []
+
+
+def test_every_wrong_engine_is_entered() -> None:
+    """A class or function added to tests/mutants.py without an entry fails here."""
+    defined = {
+        name
+        for name, value in vars(mutants).items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == mutants.__name__ and not name.startswith("_")
+    }
+    assert defined - HELPERS - {mutant.wrong.__name__ for mutant in MUTANTS.values()} == set()
