@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..lm.protocol import StepOptions
+from ..lm.protocol import StepOptions, step_limits
 
 
 class LLMStep(TorchDistribution):
@@ -22,11 +22,13 @@ class LLMStep(TorchDistribution):
     constructor does no work and :meth:`expand` is O(1).
 
     :param Context context: where the step starts; ``batch_shape`` is its own until a plate expands it.
-    :param stop: delimiter string(s); the delimiter belongs to the step.
+    :param stop: delimiter string(s); the delimiter belongs to the step. Give the same to :meth:`Context.extend`.
     :param int max_tokens: longest step; a longer one goes on in the next step.
     :param float temperature: divides the logits.
     :param float top_p: nucleus sampling, after ``top_k``.
     :param int top_k: sampling from the most probable tokens only.
+    :param int tokens_per_step: steps of so many tokens each, in place of ``stop`` and ``max_tokens``: no delimiter ends them, only the end of
+        the text or of the model's context does earlier. Extend the context with ``stop=()``.
     :raises ValueError: for options out of range.
     """
 
@@ -41,12 +43,14 @@ class LLMStep(TorchDistribution):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
+        tokens_per_step: int | None = None,
     ) -> None:
+        stop, max_tokens = step_limits(stop, max_tokens, tokens_per_step)
         self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k), context.batch_shape)
 
     def _init(self, context: Context, options: StepOptions, batch_shape: torch.Size) -> None:
         self.context, self.options = context, options
-        self._drawn: tuple[Tensor, Tensor] | None = None
+        self._drawn: tuple[Tensor, Tensor | None] | None = None
         super().__init__(batch_shape, torch.Size([options.max_tokens]), validate_args=False)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
@@ -75,7 +79,7 @@ class LLMStep(TorchDistribution):
         return context.lm.sample_step(skipping, self.batch_shape, self.options).tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._drawn is not None and value is self._drawn[0]:
+        if self._drawn is not None and value is self._drawn[0] and self._drawn[1] is not None:
             return self._drawn[1]
         lanes = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return self.context.lm.step_log_prob(self.context, value.expand(*lanes, value.shape[-1]), self.options)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .context import PAD, Context, StopReason
     from .distributions import LLMStep, StepReward
     from .inference import SMC, Enumeration, Importance, ParticlePosterior, SMCFailed, barrier
+    from .lm.openai_lm import OpenAILM
     from .lm.protocol import LanguageModel
     from .lm.tabular import TabularLM
     from .lm.transformers_lm import TransformersLM
@@ -28,6 +29,7 @@ _HOME = {
     "Importance": "inference",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
+    "OpenAILM": "lm.openai_lm",
     "ParticlePosterior": "inference",
     "Preset": "models",
     "ReasoningModel": "models",
@@ -56,6 +58,7 @@ __all__ = [
     "Importance",
     "LLMStep",
     "LanguageModel",
+    "OpenAILM",
     "ParticlePosterior",
     "Preset",
     "ReasoningModel",

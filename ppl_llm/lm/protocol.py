@@ -16,8 +16,9 @@ from .stop import StopAutomaton
 class StepOptions:
     """How one step is sampled.
 
-    :param stop: delimiter string(s) that end a step and belong to it.
-    :param int max_tokens: longest step.
+    :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``; ``()`` for none, so that every step
+        goes on for ``max_tokens``, or to the end of the text or of the model's context.
+    :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
     :param int top_k: number of tokens kept.
@@ -31,8 +32,10 @@ class StepOptions:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not stops or not all(isinstance(stop, str) and stop for stop in stops):
+        if not isinstance(stops, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise ValueError(f"stop must be a non-empty string or a tuple of them, got {self.stop!r}")
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
             raise ValueError(f"max_tokens must be an integer of at least 1, got {self.max_tokens!r}")
@@ -43,16 +46,38 @@ class StepOptions:
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ValueError(f"top_k must be None or an integer of at least 1, got {self.top_k!r}")
 
+    @property
+    def stops(self) -> list[str]:
+        """The delimiters as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def plain(self) -> bool:
+        """Whether steps are drawn from the model itself: temperature 1, every token kept."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None
+
+
+def step_limits(stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: int | None) -> tuple[str | tuple[str, ...], int]:
+    """``stop`` and ``max_tokens``, or those of steps of a fixed number of tokens, which no delimiter ends.
+
+    :raises ValueError: if ``tokens_per_step`` is out of range.
+    """
+    if tokens_per_step is None:
+        return stop, max_tokens
+    if isinstance(tokens_per_step, bool) or not isinstance(tokens_per_step, int) or tokens_per_step < 1:
+        raise ValueError(f"tokens_per_step must be None or an integer of at least 1, got {tokens_per_step!r}")
+    return (), tokens_per_step
+
 
 class StepSample(NamedTuple):
     """A sampled step.
 
     :ivar Tensor tokens: ``[*lanes, max_tokens]``, padded with ``PAD``.
-    :ivar Tensor log_probs: ``[*lanes]``, of the warped distribution that was sampled from.
+    :ivar Tensor log_probs: ``[*lanes]``, of the warped distribution that was sampled from; ``None`` where only ``step_log_prob`` can tell.
     """
 
     tokens: Tensor
-    log_probs: Tensor
+    log_probs: Tensor | None
 
 
 @runtime_checkable

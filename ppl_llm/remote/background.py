@@ -59,7 +59,8 @@ class BackgroundLoop:
     def _stop(self) -> None:
         if self.pid != os.getpid() or not self._thread.is_alive():
             return
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
+        cancelled = asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
+        concurrent.futures.wait([cancelled], timeout=_GRACE_SECONDS)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(_GRACE_SECONDS)
         if not self._thread.is_alive():
@@ -79,3 +80,4 @@ async def _cancel_all() -> None:
     for task in asyncio.all_tasks():
         if task is not me:
             task.cancel()
+    await _settled()

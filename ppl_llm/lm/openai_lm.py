@@ -1,0 +1,249 @@
+"""Language models on an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, Context
+from ..inference.cost import count
+from ..remote.client import DEFAULT_VARIABLE, ServerClient
+from ..remote.completion_service import CompletionService
+from ..remote.completions import Choice
+from ..remote.served import ServedModel
+from ..remote.served_tokenizer import ServedTokenizer
+from ..remote.text_mode import TextMode
+from ..remote.token_mode import TokenMode
+from .ending import step_lengths
+from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
+from .prompts import PromptBuilder
+from .protocol import StepOptions, StepSample
+from .stop import StopAutomaton
+from .token_bytes import token_bytes
+
+_SEEDS = 2**31
+_OWN_FIELDS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "echo", "logprobs", "stream"}
+
+
+class OpenAILM:
+    """A language model behind ``/v1/completions``: vLLM, SGLang, llama.cpp, ``transformers serve`` and others.
+
+    **Prompts** travel as token ids, and so do the steps that come back; ``mode="text"`` is for servers that know only text, see
+    :class:`~ppl_llm.remote.text_mode.TextMode` for what is lost. The tokenizer is loaded here.
+
+    **Randomness.** Each lane has a seed of its own, drawn from torch's generator before any lane drops out, so that
+    ``pyro.set_rng_seed`` reproduces a run on the same server, and a request that is repeated after a failure gives the same step. A
+    request of this API has one seed for all of its prompts, which would give lanes common random numbers, so a step of N lanes is N
+    requests sent at once. ``seeded=False`` sends all lanes in one request without a seed, which servers answer faster: lanes are
+    independent, but nothing reproduces them, and where failures depend on the length of a step, repeating them favours short ones.
+
+    **Log-probabilities** of sampled steps are the server's for the tokens that it sampled. ``log_probs`` says what they mean: ``"raw"``,
+    of the model itself (vLLM's default), which are those of the distribution sampled from only at temperature 1 without ``top_p`` and
+    ``top_k`` and are not used otherwise; ``"processed"``, of the distribution sampled from (vLLM: ``--logprobs-mode
+    processed_logprobs``); ``"none"``, not asked for. Given steps are scored by the server with ``echo``, at temperature 1 without
+    ``top_p`` and ``top_k`` only. The weights of particle filters whose proposal is the model need neither.
+
+    The ends of steps are looked for here too, so that a server which runs past a delimiter does not change the law.
+
+    :param str base_url: e.g. ``http://host:8000/v1``.
+    :param str model: the name it is served under; may be left out where there is only one.
+    :param tokenizer: of the model: an object, a directory or a hub name; by default what the server calls the model.
+    :param str mode: ``token_ids`` or ``text``.
+    :param bool seeded: whether each lane has a seed.
+    :param str log_probs: ``raw``, ``processed`` or ``none``.
+    :param str system_prompt: system turn before a problem given as a string.
+    :param str chat_template: Jinja template to use in place of the tokenizer's.
+    :param int max_length: longest context in tokens; by default, and at most, what the server tells.
+    :param eos_ids: tokens that end the text, beside those of the tokenizer and its model's configuration.
+    :param bool server_stop: ``False`` does not send stop strings to a server in text mode.
+    :param dict extra_body: further fields of every request for steps.
+    :param device: of the tensors of contexts.
+    :param client: keywords for :class:`~ppl_llm.remote.client.ServerClient`: ``api_key_env``, ``timeout``, ``max_attempts``, ``backoff``,
+        ``concurrency``, ``transport``.
+    :raises ServerError: if the server cannot be reached, and ValueError if it does not serve the model or an option makes no sense.
+    """
+
+    enumerable = False
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        tokenizer: Any = None,
+        mode: str = "token_ids",
+        seeded: bool = True,
+        log_probs: str = "raw",
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        max_length: int | None = None,
+        eos_ids: tuple[int, ...] = (),
+        server_stop: bool = True,
+        extra_body: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        api_key_env: str = DEFAULT_VARIABLE,
+        **client: Any,
+    ) -> None:
+        for name, value, known in (("mode", mode, ("token_ids", "text")), ("log_probs", log_probs, ("raw", "processed", "none"))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        self._service = CompletionService(ServerClient(base_url, api_key_env=api_key_env, **client))
+        served = ServedModel.find(self.client, model)
+        self.model = served.name
+        self.max_length = served.limit(max_length)
+        self.tokenizer, found_eos, self.vocab_size = ServedTokenizer.load(tokenizer if tokenizer is not None else served.source)
+        ends = found_eos | set(eos_ids)
+        if not ends:
+            raise ValueError("the tokenizer names no token that ends the text; pass eos_ids=(...)")
+        self.eos_ids = torch.tensor(sorted(ends), device=device)
+        self.seeded, self.log_probs = seeded, log_probs if mode == "token_ids" else "none"
+        self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template)
+        self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
+        self.extra_body = dict(extra_body or {})
+        if clash := _OWN_FIELDS & self.extra_body.keys():
+            raise ValueError(f"extra_body must not set {', '.join(sorted(clash))}: OpenAILM and the options of a step do")
+        self._automata: dict[str | tuple[str, ...], StopAutomaton] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.eos_ids.device
+
+    @property
+    def client(self) -> ServerClient:
+        """The connections to the server."""
+        return self._service.client
+
+    def start(self, problem: Any) -> Context:
+        """The context of a problem, before any step.
+
+        :param problem: a string, a list of chat messages ``{"role": ..., "content": ...}``, or a list of problems (a batch dimension).
+        :raises ValueError: if a problem is empty or its prompt fills the model's context.
+        """
+        batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
+        problems = list(problem) if batched else [problem]
+        if not problems:
+            raise ValueError("start() got an empty list; give at least one problem")
+        texts, prompts = zip(*map(self.prompts, problems), strict=True)
+        longest = max(map(len, prompts))
+        if longest >= self.max_length:
+            raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
+        return Context.root(self, texts, list(prompts), batched)
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def stop_automaton(self, stop: str | tuple[str, ...]) -> StopAutomaton:
+        if stop not in self._automata:
+            self._automata[stop] = StopAutomaton(token_bytes(self.tokenizer, self.vocab_size), stop, self.device)
+        return self._automata[stop]
+
+    @torch.no_grad()
+    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
+        """Draw one step for each lane that is not done, all at once.
+
+        :raises ServerError: if the server fails for good, and ValueError if its steps do not end as they should.
+        """
+        context = context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
+        total, width = context.lengths.numel(), options.max_tokens
+        seeds = torch.randint(_SEEDS, (total,)).tolist()
+        room = (self.max_length - context.lengths).flatten().clamp(max=width)
+        active = (~context.done).flatten().nonzero()[:, 0]
+        tokens = torch.full((total, width), PAD, device=self.device)
+        log_probs: Tensor | None = torch.zeros(total, device=self.device)
+        if len(active):
+            prompts = [self.mode.prompt(ids) for ids in _sequences(context, active)]
+            choices = self._write(prompts, room[active].tolist(), [seeds[lane] for lane in active.tolist()], options)
+            drawn, each = self._steps(choices, room[active], active, options)
+            tokens[active, : drawn.shape[1]] = drawn
+            log_probs = None if each is None or log_probs is None else log_probs.index_copy(0, active, each)
+        count(tokens_sampled=int((tokens != PAD).sum()))
+        shape = context.batch_shape
+        return StepSample(tokens.view(*shape, width), None if log_probs is None else log_probs.view(shape))
+
+    def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions) -> list[Choice]:
+        """What the server writes after each prompt."""
+        shared = {
+            "model": self.model,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            **self.mode.fields(options.stops, options.top_k, self.log_probs != "none"),
+            **self.extra_body,
+        }
+        if self.seeded:
+            groups = [[i] for i in range(len(prompts))]
+        else:
+            alike = [[i for i in range(len(prompts)) if room[i] == most] for most in sorted(set(room))]
+            groups = [same[k : k + PROMPTS_PER_REQUEST] for same in alike for k in range(0, len(same), PROMPTS_PER_REQUEST)]
+        bodies = [
+            {
+                **shared,
+                "prompt": [prompts[i] for i in group] if len(group) > 1 else prompts[group[0]],
+                "max_tokens": room[group[0]],
+                **({"seed": seeds[group[0]]} if self.seeded else {}),
+            }
+            for group in groups
+        ]
+        found: dict[int, Choice] = {}
+        for group, completion in zip(groups, self._service.complete(bodies, list(map(len, groups))), strict=True):
+            found.update(zip(group, completion.choices, strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def _steps(self, choices: list[Choice], room: Tensor, active: Tensor, options: StepOptions) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""
+        written = [self.mode.tokens(choice, options.stops)[: options.max_tokens] for choice in choices]
+        tokens = torch.tensor([ids + [PAD] * (options.max_tokens - len(ids)) for ids in written], device=self.device)
+        if bool((tokens >= self.vocab_size).any()):
+            raise ValueError(
+                f"the server returned token id {int(tokens.max())}, the tokenizer here knows {self.vocab_size}: is it the model's?"
+            )
+        lengths, over = step_lengths(tokens, self.stop_automaton(options.stop), self.eos_ids, room)
+        for k in (~over).nonzero()[:, 0].tolist():
+            if isinstance(self.mode, TokenMode) or choices[k].finish_reason != "length" or not written[k]:
+                raise ValueError(choices[k].complaint(int(active[k]), self.decode(written[k]), int(room[k])))
+        tokens = torch.where(torch.arange(options.max_tokens, device=self.device) < lengths[:, None], tokens, PAD)
+        if self.log_probs == "none" or (self.log_probs == "raw" and not options.plain):
+            return tokens, None
+        sums = [sum_known(choice.log_probs, n) for choice, n in zip(choices, lengths.tolist(), strict=True)]
+        return tokens, None if None in sums else torch.tensor(sums, device=self.device)
+
+    @torch.no_grad()
+    def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        """Log-probability ``[*lanes]`` of given steps ``[*lanes, max_tokens]``, which the server scores as parts of prompts.
+
+        :raises ValueError: at another temperature than 1, with ``top_p`` or ``top_k``, in text mode, or if the server cannot do it.
+        """
+        lanes = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        context = context.expand(lanes)
+        if tokens.shape[-1] != options.max_tokens:
+            raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {tokens.shape[-1]}")
+        steps = tokens.expand(*lanes, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
+        counts = (steps != PAD).sum(-1)
+        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        known = torch.where((steps >= 0) & (steps < self.vocab_size), steps, PAD)
+        lengths, over = step_lengths(known, self.stop_automaton(options.stop), self.eos_ids, room)
+        done = context.done.flatten()
+        allowed = torch.where(done, counts == 0, over & (lengths == counts))
+        log_probs = torch.where(allowed, 0.0, -torch.inf)
+        active = (allowed & ~done).nonzero()[:, 0]
+        if len(active):
+            if not options.plain or not isinstance(self.mode, TokenMode):
+                raise ValueError(
+                    "a server scores given steps under the model itself: in mode token_ids, at temperature 1, without top_p and top_k; "
+                    "else use a local TransformersLM, or an algorithm that needs no log-probabilities of steps (SMC without audit)"
+                )
+            given = [tuple(steps[lane, : int(counts[lane])].tolist()) for lane in active.tolist()]
+            pairs = list(zip(map(tuple, _sequences(context, active)), given, strict=True))
+            log_probs[active] = score_steps(self._service, self.model, pairs).to(log_probs)
+        return log_probs.view(lanes)
+
+    def __repr__(self) -> str:
+        return f"OpenAILM({self.client.address.api!r}, {self.model!r})"
+
+
+def _sequences(context: Context, active: Tensor) -> list[list[int]]:
+    """Token ids of flat lanes."""
+    rows = context.tokens.reshape(-1, context.tokens.shape[-1])[active].tolist()
+    return [row[:length] for row, length in zip(rows, context.lengths.flatten()[active].tolist(), strict=True)]
