@@ -31,6 +31,7 @@ class AbsorbingCategorical(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.integer
+    has_enumerate_support = True
 
     def __init__(self, probs: Tensor, active: Tensor) -> None:
         self.probs, self.active = probs, active
@@ -51,6 +52,10 @@ class AbsorbingCategorical(TorchDistribution):
         probs = self.probs.expand(*torch.broadcast_shapes(value.shape, self.batch_shape), self.probs.shape[-1])
         log_p = probs.gather(-1, value.clamp(min=0).expand(probs.shape[:-1])[..., None])[..., 0].log()
         return torch.where(self.active, torch.where(value >= 0, log_p, -math.inf), torch.where(value == PAD, 0.0, -math.inf))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        values = torch.arange(PAD, self.probs.shape[-1]).view(-1, *(1,) * len(self.batch_shape))
+        return values.expand(-1, *self.batch_shape) if expand else values
 
 
 class ForcedCategorical(AbsorbingCategorical):
@@ -96,16 +101,18 @@ class Chain:
 
     def __call__(self, columns: int) -> Tensor:
         with pyro.plate("columns", columns, dim=-1):
-            x = torch.zeros(columns, dtype=torch.long)
-            code = torch.zeros(columns, dtype=torch.long)
-            done = torch.zeros(columns, dtype=torch.bool)
-            for t in range(self.length):
-                probs = self.init if t == 0 else self.transition[x.clamp(min=0)]
-                x = pyro.sample(f"x_{t}", AbsorbingCategorical(probs, ~done))
-                code = code * (self.num_symbols + 1) + x + 1
-                pyro.factor(f"y_{t}", self.log_factor(t, code, done))
-                done = done | (x == END) if self.ends else done.expand_as(x)
-                x, code, done = self.barriers((x, code, done))
+            return self.walk(torch.Size([columns]))
+
+    def walk(self, batch: torch.Size = torch.Size()) -> Tensor:
+        """The model in plates of shape ``batch``; the code of the whole path."""
+        x, code, done = (torch.zeros(batch, dtype=dtype) for dtype in (torch.long, torch.long, torch.bool))
+        for t in range(self.length):
+            probs = self.init if t == 0 else self.transition[x.clamp(min=0)]
+            x = pyro.sample(f"x_{t}", AbsorbingCategorical(probs, ~done))
+            code = code * (self.num_symbols + 1) + x + 1
+            pyro.factor(f"y_{t}", self.log_factor(t, code, done))
+            done = done | (x == END) if self.ends else done.expand_as(x)
+            x, code, done = self.barriers((x, code, done))
         return code
 
     def log_factor(self, t: int, code: Tensor, done: Tensor) -> Tensor:
@@ -309,4 +316,19 @@ def chains(draw: Any, num_symbols: int = 2, length: int = 3) -> Chain:
         transition=torch.stack([draw(simplex(v)) for _ in range(v)]),
         potentials=[torch.tensor(draw(st.lists(potential, min_size=s, max_size=s)), dtype=torch.float64) for s in sizes],
         ends=draw(st.booleans()),
+    )
+
+
+def spiky(ends: bool = True, seed: int = 0) -> Chain:
+    """A chain on which bugs show: sticky, with potentials of the whole prefix between 0.05 and 3."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    return Chain(
+        init=rand(2).softmax(0),
+        transition=(3 * rand(2, 2)).softmax(-1),
+        potentials=[0.05 + 3 * rand(3 ** (t + 1)) ** 3 for t in range(3)],
+        ends=ends,
     )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppl_llm.inference import RESAMPLERS, SMC, AuditError
-from tests.exact import Chain, chains, enumerate_sweep, estimator_error, simplex
+from tests.exact import Chain, chains, enumerate_sweep, estimator_error, simplex, spiky
 from tests.mutants import (
     WRONG_POPULATIONS,
     WRONG_PROPOSALS,
@@ -70,20 +70,6 @@ def test_proposal_equal_to_prior_changes_no_weight() -> None:
 
 
 # Wrong engines. Each model below is drawn so that the bug shows: effect sizes are asserted, not only non-zero.
-def spiky(ends: bool = True, seed: int = 0) -> Chain:
-    generator = torch.Generator().manual_seed(seed)
-
-    def rand(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    return Chain(
-        init=rand(2).softmax(0),
-        transition=(3 * rand(2, 2)).softmax(-1),
-        potentials=[0.05 + 3 * rand(3 ** (t + 1)) ** 3 for t in range(3)],
-        ends=ends,
-    )
-
-
 def worst(ess_threshold: float = 0.9, scheme: str = "systematic", **kwargs: Any) -> float:
     errors = []
     for seed in range(3):
