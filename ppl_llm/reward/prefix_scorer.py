@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, LaneMemo
+from ..lm.architecture import context_limit
+from ..lm.layer_masks import LayerMasks
+from ..lm.packed_attention import PACKED
 from ..lm.prefix_engine import PrefixEngine
 from ..lm.slab_pool import Lease
 
@@ -28,23 +31,38 @@ class Scored(NamedTuple):
 class PrefixScorer:
     """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
 
+    :param model: the transformers model inside; its attention function is replaced by one of this package.
     :param log_odds: called as a model by :class:`~ppl_llm.lm.prefix_engine.PrefixEngine`; gives log-odds ``[A, logits_to_keep, 1]``.
-    :param config: the model's configuration.
-    :param int max_length: longest sequence.
     :param int cache_bytes: bound on the memory of keys and values.
+    :ivar int max_length: longest sequence.
+    :raises ValueError: if the model needs another cache than keys and values of every token.
     """
 
-    def __init__(self, log_odds: Callable[..., Tensor], config: Any, max_length: int, cache_bytes: int, device: torch.device) -> None:
-        self.device = device
-        self.max_length = max_length
+    def __init__(self, model: Any, log_odds: Callable[..., Tensor], cache_bytes: int) -> None:
+        config = model.config.get_text_config()
+        self.max_length, _ = context_limit(config)
+        masks = LayerMasks(config, self.max_length)
+        obstacle = masks.obstacle
+        if obstacle is None and not getattr(model, "_supports_attention_backend", False):
+            obstacle = "it does not take an attention function"
+        if obstacle is not None:
+            raise ValueError(f"{type(model).__name__} cannot be used as a reward model here: {obstacle}")
+        if model.config._attn_implementation != PACKED:
+            model.set_attn_implementation(PACKED)
+
+        def forward(**inputs: Any) -> Tensor:
+            inputs["attention_mask"] = masks(inputs["attention_mask"], inputs["position_ids"])
+            return log_odds(**inputs)
+
+        self.device: torch.device = model.get_input_embeddings().weight.device
         self.engine = PrefixEngine(
-            log_odds,
+            forward,
             name="prm",
             tokens_counter="prm_tokens",
-            num_layers=config.get_text_config().num_hidden_layers,
-            max_length=max_length,
+            num_layers=config.num_hidden_layers,
+            max_length=self.max_length,
             cache_bytes=cache_bytes,
-            device=device,
+            device=self.device,
         )
 
     def release(self) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..context import PAD, Context, LaneMemo
 from ..inference.cost import count
-from ..lm.loading import load, load_tokenizer, locate, require_supported
-from ..lm.packed_attention import PACKED
+from ..lm.loading import load, load_tokenizer, locate
 from ..lm.slab_pool import DEFAULT_CACHE_BYTES
 from .prefix_scorer import PrefixScorer, padded
 from .prm_family import detect_family, get_family, read_config
@@ -50,17 +49,13 @@ class TransformersPRM:
     ) -> None:
         kind = get_family(family)
         self._format = kind.make_format(tokenizer, model.config.get_text_config().vocab_size, **format_options)
-        self.max_length = full_attention_length(model)
-        require_supported(model)
-        if model.config._attn_implementation != PACKED:
-            model.set_attn_implementation(PACKED)
         self.model = kind.network(model.eval(), self._format)
         self.tokenizer = tokenizer
         self.family = family
         self.whole_answer = whole_answer
-        self._device = model.get_input_embeddings().weight.device
         self._key = object()
-        self._scorer = PrefixScorer(self.model.log_odds, model.config, self.max_length, cache_bytes, self._device)
+        self._scorer = PrefixScorer(model, self.model.log_odds, cache_bytes)
+        self._device, self.max_length = self._scorer.device, self._scorer.max_length
 
     @classmethod
     def from_pretrained(
@@ -215,21 +210,6 @@ class TransformersPRM:
         wide = torch.nn.functional.pad(ids, (0, max(0, width + 1 - ids.shape[1])), value=PAD)
         column = lengths[:, None] + torch.arange(extra.shape[1], device=self._device)
         return wide.scatter(1, torch.where(extra == PAD, width, column), extra)[:, :width], grown
-
-
-def full_attention_length(model: Any) -> int:
-    """The longest trace that a model can read with full attention in every layer.
-
-    A model all of whose layers attend to one window, such as the first Mistral, does so for traces no longer than it: within the window
-    nothing is out of sight.
-    """
-    config = model.config.get_text_config()
-    limit: int = config.max_position_embeddings
-    window = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True) or getattr(config, "layer_types", None) is not None:
-        return limit
-    config.sliding_window = None
-    return min(limit, int(window))
 
 
 def _first_size(sizes: Tensor) -> Tensor:

@@ -115,11 +115,11 @@ def write_lm(directory: Path, dtype: torch.dtype = torch.float32, **changes: Any
     return directory
 
 
-def write_prm(directory: Path, dtype: torch.dtype = torch.float32, drop: str = "", tokens: Any = None) -> Path:
+def write_prm(directory: Path, dtype: torch.dtype = torch.float32, drop: str = "", tokens: Any = None, **changes: Any) -> Path:
     """A directory as Qwen2.5-Math-PRM's, with the code it ships replaced by a trap."""
     directory.mkdir(parents=True, exist_ok=True)
-    net = reward_net()
-    settings = json.loads(config().to_json_string(use_diff=False)) | {
+    net = reward_net(**changes)
+    settings = json.loads(config(**changes).to_json_string(use_diff=False)) | {
         "architectures": ["Qwen2ForProcessRewardModel"],
         "auto_map": {
             "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
