@@ -1,0 +1,131 @@
+"""Answers from weighted candidates: votes that need no model, so that they can be recomputed from records.
+
+Every aggregator is a function of a list of :class:`Candidate` that does not depend on the candidates' order, except that ties go to the
+answer met first, as in search-and-learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..answers import Answer
+
+AGGREGATIONS = ("last", "prod", "min", "mean")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One complete generation.
+
+    :ivar Answer answer: extracted, ``None`` where there is none.
+    :ivar float weight: posterior weight.
+    :ivar step_log_odds: the reward model's log-odds of each step.
+    :ivar int tokens: length.
+    :ivar float log_prob: log-probability under the language model, where it was recorded.
+    :ivar bool finished: whether the text came to its end.
+    :ivar float temperature: at which it was sampled.
+    :ivar str path: identifies the text, so that repeated paths are known.
+    """
+
+    answer: Answer
+    weight: float = 1.0
+    step_log_odds: tuple[float, ...] = ()
+    tokens: int = 0
+    log_prob: float | None = None
+    finished: bool = True
+    temperature: float = 1.0
+    path: str | None = None
+
+
+def log_score(candidate: Candidate, aggregation: str = "last") -> float:
+    """Log of the aggregated score of a candidate's steps.
+
+    :param str aggregation: ``last``, ``prod``, ``min`` or ``mean``.
+    :raises ValueError: for another aggregation, or a candidate without scores.
+    """
+    if not candidate.step_log_odds:
+        raise ValueError("the candidate has no step scores; record them, or take an aggregator that needs none, such as majority")
+    log_r = [-math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z)) for z in candidate.step_log_odds]
+    if aggregation == "last":
+        return log_r[-1]
+    if aggregation == "prod":
+        return sum(log_r)
+    if aggregation == "min":
+        return min(log_r)
+    if aggregation == "mean":
+        return math.log(sum(map(math.exp, log_r)) / len(log_r))
+    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join(AGGREGATIONS)}")
+
+
+def tally(candidates: Sequence[Candidate], worth: Callable[[Candidate], float]) -> dict[Answer, float]:
+    """Total worth of each answer, in order of first appearance; candidates without an answer have no vote."""
+    totals: dict[Answer, float] = {}
+    for candidate in candidates:
+        if candidate.answer is not None:
+            totals[candidate.answer] = totals.get(candidate.answer, 0.0) + worth(candidate)
+    return totals
+
+
+def best(totals: dict[Answer, float]) -> Answer:
+    """The answer with the largest total, the first of several; ``None`` if there is none."""
+    return max(totals, key=lambda answer: totals[answer]) if totals else None
+
+
+def majority(candidates: Sequence[Candidate]) -> Answer:
+    """Self-consistency (Wang et al., 2022): the most frequent answer."""
+    return best(tally(candidates, lambda candidate: 1.0))
+
+
+def posterior_majority(candidates: Sequence[Candidate]) -> Answer:
+    """The answer of the largest posterior weight."""
+    return best(tally(candidates, lambda candidate: candidate.weight))
+
+
+def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
+    """Weighted best-of-N (Li et al., 2023): the answer with the largest sum of scores."""
+    return best(tally(candidates, lambda candidate: math.exp(log_score(candidate, aggregation))))
+
+
+def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
+    """The answer of the candidate with the highest score; candidates without an answer are passed over."""
+    given = [candidate for candidate in candidates if candidate.answer is not None]
+    return max(given, key=lambda candidate: log_score(candidate, aggregation)).answer if given else None
+
+
+def best_of_majority(candidates: Sequence[Candidate], frequency: float = 0.1, aggregation: str = "last") -> Answer:
+    """Best-of-N among the answers of at least a given frequency (arXiv:2510.03199); among all where none is that frequent.
+
+    :param float frequency: least share of the candidates that an answer must have.
+    :raises ValueError: if it is not in [0, 1].
+    """
+    if not 0 <= frequency <= 1:
+        raise ValueError(f"frequency must lie in [0, 1], got {frequency!r}")
+    counts = tally(candidates, lambda candidate: 1.0)
+    frequent = {answer for answer, count in counts.items() if count >= frequency * len(candidates)}
+    return best_of_n([c for c in candidates if c.answer in frequent] or candidates, aggregation)
+
+
+def first_finish(candidates: Sequence[Candidate]) -> Answer:
+    """The answer of the shortest finished candidate (First Finish Search, arXiv:2505.18149)."""
+    given = [candidate for candidate in candidates if candidate.finished and candidate.answer is not None]
+    return min(given, key=lambda candidate: candidate.tokens).answer if given else None
+
+
+def multi_temperature_vote(candidates: Sequence[Candidate]) -> Answer:
+    """A majority vote within each temperature, then one among their winners, weighted by their shares (arXiv:2510.02611)."""
+    totals: dict[Answer, float] = {}
+    for temperature in sorted({candidate.temperature for candidate in candidates}):
+        group = [candidate for candidate in candidates if candidate.temperature == temperature]
+        counts = tally(group, lambda candidate: 1.0)
+        winner = best(counts)
+        if winner is not None:
+            totals[winner] = totals.get(winner, 0.0) + counts[winner] / len(group)
+    return best(totals)
+
+
+def expected_accuracy(candidates: Sequence[Candidate], is_correct: Callable[[Answer], bool]) -> float:
+    """Posterior probability of a correct answer: the accuracy of one draw from the posterior."""
+    total = sum(candidate.weight for candidate in candidates)
+    return sum(candidate.weight for candidate in candidates if is_correct(candidate.answer)) / total

@@ -1,0 +1,145 @@
+"""Results that survive anything: an append-only file of records, one line each."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+RECORDS, CONFIGURATION, LOCK = "records.jsonl", "configuration.json", ".lock"
+
+
+class Key(NamedTuple):
+    """What identifies a record."""
+
+    problem: str
+    method: str
+    budget: int
+    seed: int
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Key:
+        """The key of a record."""
+        return cls(record["problem"], record["method"], record["budget"], record["seed"])
+
+
+class RecordStore:
+    """A folder with ``records.jsonl`` and the configuration that its records were made with.
+
+    Every append is one write, flushed and synchronised. A last line that a crash left incomplete is removed on opening; the work that it
+    stood for is then missing and done again. A lock keeps a second process out. Use it as a context.
+
+    :param folder: created where it does not exist.
+    :param dict configuration: plain values; the records of one folder share it.
+    :raises ValueError: if the folder was made with another configuration, showing the difference, or holds a damaged line.
+    :raises OSError: if the folder cannot be written to, or another process has it open.
+    """
+
+    def __init__(self, folder: str | Path, configuration: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
+        self._keys: set[Key] = set()
+
+    def __enter__(self) -> RecordStore:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write to the run's folder {str(self.folder)!r}: {error.strerror}") from error
+        try:
+            self._take_lock()
+            self._check_configuration()
+            self._repair()
+            self._file = os.open(self.folder / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._keys = {Key.of(record) for record in read_records(self.folder)}
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"another process is writing to {str(self.folder)!r}; wait for it, or choose another folder"
+            raise OSError(error.errno, message) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._file)
+        os.close(self._lock)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def append(self, records: Iterable[dict[str, Any]]) -> int:
+        """Add records that are not there yet, all in one write.
+
+        :returns: how many were new.
+        :raises OSError: if they cannot be written (a full disk): the file is then as it was before.
+        :raises ValueError: for a record with a number that is not finite, which JSON does not have.
+        """
+        new = {Key.of(record): record for record in records if Key.of(record) not in self._keys}
+        lines = "".join(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in new.values())
+        size = os.fstat(self._file).st_size
+        rest = memoryview(lines.encode())
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, size)
+            message = f"cannot write to {str(self.folder / RECORDS)!r}: {error.strerror}; earlier records are safe, run again to go on"
+            raise OSError(error.errno, message) from error
+        self._keys.update(new)
+        return len(new)
+
+    def _repair(self) -> None:
+        """Cut off an incomplete last line."""
+        path = self.folder / RECORDS
+        content = path.read_bytes() if path.exists() else b""
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(path, end)
+
+    def _check_configuration(self) -> None:
+        path = self.folder / CONFIGURATION
+        if not path.exists():
+            draft = path.with_suffix(".tmp")
+            draft.write_text(json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
+            os.replace(draft, path)
+            return
+        before = json.loads(path.read_text())
+        if before == self.configuration:
+            return
+        names = sorted({*before, *self.configuration})
+        changed = [name for name in names if before.get(name) != self.configuration.get(name)]
+        shown = "; ".join(f"{name}: {before.get(name)!r} there, {self.configuration.get(name)!r} now" for name in changed)
+        raise ValueError(f"the records in {str(self.folder)!r} were made with other settings ({shown}); choose another folder")
+
+
+def read_records(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's folder, in the order they were written; an incomplete last line is passed over.
+
+    :raises FileNotFoundError: if there are none.
+    :raises ValueError: for a damaged line, with its number.
+    """
+    path = Path(folder) / RECORDS
+    if not path.exists():
+        raise FileNotFoundError(f"there are no records in {str(folder)!r}; make some with: ppl-llm evaluate ... --out {folder}")
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                Key.of(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"line {number} of {str(path)!r} is not a record ({error}); remove the line and run again") from error
+            yield record

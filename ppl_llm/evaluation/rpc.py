@@ -1,0 +1,99 @@
+"""Perplexity consistency with reasoning pruning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..answers import Answer
+from .aggregators import Candidate, best
+
+_ITERATIONS = 100
+_SHAPES = (0.05, 50.0)
+_FEWEST = 8
+"""Samples below which a mixture of five parameters is not fitted and nothing is pruned."""
+
+Array = NDArray[np.float64]
+
+
+def rpc(candidates: Sequence[Candidate]) -> Answer:
+    """The answer with the largest total probability over *distinct* paths, improbable paths pruned first (arXiv:2502.00511).
+
+    A mixture of two Weibull distributions is fitted to the path probabilities; a path is dropped if it more likely belongs to the component
+    of the smaller mean and its probability is below the mean of all.
+
+    :raises ValueError: if a candidate lacks its log-probability or its path.
+    """
+    paths: dict[str, Candidate] = {}
+    for candidate in candidates:
+        if candidate.log_prob is None or candidate.path is None:
+            raise ValueError("rpc needs each candidate's log_prob and path; record them when the samples are drawn")
+        paths.setdefault(candidate.path, candidate)
+    distinct = list(paths.values())
+    if not distinct:
+        return None
+    log_p = np.array([candidate.log_prob for candidate in distinct], dtype=np.float64)
+    kept = keep(np.array([candidate.log_prob for candidate in candidates], dtype=np.float64), log_p)
+    totals: dict[Answer, float] = {}
+    top = log_p.max()
+    for candidate, p, is_kept in zip(distinct, np.exp(log_p - top), kept, strict=True):
+        if is_kept and candidate.answer is not None:
+            totals[candidate.answer] = totals.get(candidate.answer, 0.0) + float(p)
+    return best(totals)
+
+
+def keep(log_probs: Array, queries: Array) -> NDArray[np.bool_]:
+    """Which of the paths with log-probabilities ``queries`` survive the pruning, given those of all samples."""
+    top = log_probs.max()
+    # The rule does not change with the scale of p; the largest is put at one.
+    p = np.exp(np.maximum(log_probs - top, -700.0))
+    q = np.exp(np.maximum(queries - top, -700.0))
+    if len(p) < _FEWEST or np.ptp(p) < 1e-12:
+        return np.ones(len(q), dtype=bool)
+    components = fit_two_weibulls(p)
+    low, high = sorted(components, key=lambda c: c[2] * math.gamma(1 + 1 / c[1]))
+    return ~((_log_density(q, *low) > _log_density(q, *high)) & (q < p.mean()))
+
+
+def fit_two_weibulls(p: Array) -> list[tuple[float, float, float]]:
+    """Two (weight, shape, scale) by expectation maximisation, started at the lower and the upper half of the data."""
+    member = (p > np.median(p)).astype(np.float64) * 0.8 + 0.1
+    components: list[tuple[float, float, float]] = []
+    for _ in range(_ITERATIONS):
+        components = [(float(r.mean()), *_fit_weibull(p, r)) for r in (1 - member, member)]
+        low, high = (_log_density(p, *component) for component in components)
+        updated = 1 / (1 + np.exp(np.clip(low - high, -500, 500)))
+        if np.abs(updated - member).max() < 1e-8:
+            break
+        member = np.clip(updated, 1e-6, 1 - 1e-6)
+    return components
+
+
+def _fit_weibull(p: Array, weights: Array) -> tuple[float, float]:
+    """Weighted maximum likelihood: the score of the shape is monotone, so bisection finds its root."""
+    log_p = np.log(p)
+    total = weights.sum()
+    mean_log = float((weights * log_p).sum() / total)
+
+    def score(shape: float) -> float:
+        powered = weights * np.exp(shape * (log_p - log_p.max()))
+        return float((powered * log_p).sum() / powered.sum()) - 1 / shape - mean_log
+
+    low, high = _SHAPES
+    if score(high) < 0:
+        low = high
+    for _ in range(80):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if score(middle) < 0 else (low, middle)
+    shape = math.sqrt(low * high)
+    scale = math.exp(math.log(float((weights * np.exp(shape * (log_p - log_p.max()))).sum() / total)) / shape + float(log_p.max()))
+    return shape, scale
+
+
+def _log_density(p: Array, weight: float, shape: float, scale: float) -> Array:
+    log_ratio = np.log(p) - math.log(scale)
+    density: Array = math.log(weight) + math.log(shape / scale) + (shape - 1) * log_ratio - np.exp(shape * log_ratio)
+    return density

@@ -1,0 +1,126 @@
+"""Votes by hand, their invariance, and their ties."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppl_llm.evaluation import Candidate
+from ppl_llm.evaluation.aggregators import (
+    best_of_majority,
+    best_of_n,
+    expected_accuracy,
+    first_finish,
+    log_score,
+    majority,
+    multi_temperature_vote,
+    posterior_majority,
+    weighted_majority,
+)
+from ppl_llm.evaluation.rpc import fit_two_weibulls, keep, rpc
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def candidate(answer: str | None, *scores: float, **more: Any) -> Candidate:
+    return Candidate(answer, step_log_odds=tuple(map(logit, scores)), **more)
+
+
+POOL = [
+    candidate("8", 0.9, 0.2, weight=0.1, tokens=9),
+    candidate("7", 0.5, 0.8, weight=0.5, tokens=5),
+    candidate("8", 0.3, 0.3, weight=0.1, tokens=4, finished=False),
+    candidate(None, 0.99, 0.99, weight=0.2, tokens=1),
+    candidate("9", 0.9, 0.7, weight=0.1, tokens=7),
+]
+
+
+def test_scores() -> None:
+    assert math.exp(log_score(POOL[0], "last")) == pytest.approx(0.2)
+    assert math.exp(log_score(POOL[0], "prod")) == pytest.approx(0.18)
+    assert math.exp(log_score(POOL[0], "min")) == pytest.approx(0.2)
+    assert math.exp(log_score(POOL[0], "mean")) == pytest.approx(0.55)
+    assert log_score(Candidate("1", step_log_odds=(800.0, -800.0)), "prod") == pytest.approx(-800.0)
+    with pytest.raises(ValueError, match="unknown aggregation 'max'"):
+        log_score(POOL[0], "max")
+    with pytest.raises(ValueError, match="no step scores"):
+        log_score(Candidate("1"))
+
+
+def test_votes_by_hand() -> None:
+    assert majority(POOL) == "8"  # 2 of 5; the one without an answer has no vote
+    assert posterior_majority(POOL) == "7"
+    assert weighted_majority(POOL, "last") == "7"  # 0.8 against 0.7 and 0.2 + 0.3
+    assert weighted_majority(POOL, "prod") == "9"  # 0.63 against 0.4 and 0.18 + 0.09
+    assert best_of_n(POOL, "last") == "7" and best_of_n(POOL, "mean") == "9"
+    assert best_of_majority(POOL, 0.4) == "8" and best_of_majority(POOL, 0.2) == "7" and best_of_majority(POOL, 0.9) == "7"
+    assert first_finish(POOL) == "7"  # the shorter "8" had not finished, the shortest of all has no answer
+    assert expected_accuracy(POOL, lambda answer: answer == "8") == pytest.approx(0.2)
+    hot = [replace(c, temperature=1.2) for c in POOL[:3]]
+    assert multi_temperature_vote([*hot, candidate("9", 0.5), candidate("9", 0.5)]) == "9"  # 2 of 2 against 2 of 3
+    with pytest.raises(ValueError, match=r"frequency must lie in \[0, 1\], got 2"):
+        best_of_majority(POOL, 2)
+
+
+def test_ties_go_to_the_first_and_nothing_gives_nothing() -> None:
+    assert majority([candidate("b"), candidate("a"), candidate("a"), candidate("b")]) == "b"
+    assert best_of_n([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
+    for vote in (majority, posterior_majority, weighted_majority, best_of_n, best_of_majority, first_finish, multi_temperature_vote):
+        assert vote([candidate(None, 0.5)]) is None and vote([]) is None
+
+
+answers = st.lists(
+    st.builds(
+        lambda a, z, w, n, p: Candidate(a, w, tuple(z), n, p, path=f"{a}{n}{z}"),
+        st.sampled_from(["1", "2", "3", None]),
+        st.lists(st.floats(-5, 5), min_size=1, max_size=3),
+        st.floats(0.1, 1),
+        st.integers(1, 10**6),
+        st.floats(-30, -1),
+    ),
+    min_size=1,
+    max_size=12,
+    unique_by=(lambda c: c.tokens, lambda c: c.step_log_odds, lambda c: c.log_prob, lambda c: c.weight),
+)
+
+
+@settings(max_examples=25)
+@given(pool=answers, seed=st.integers(0, 99))
+def test_order_does_not_matter_but_for_ties(pool: list[Candidate], seed: int) -> None:
+    mixed = random.Random(seed).sample(pool, len(pool))
+    for vote in (best_of_n, first_finish):
+        assert vote(pool) == vote(mixed)
+    for vote in (posterior_majority, weighted_majority, rpc):
+        assert vote(pool) == vote(mixed) or pool != sorted(pool, key=lambda c: str(c.answer))
+    counts = {a: sum(c.answer == a for c in pool) for a in ("1", "2", "3")}
+    assert counts.get(majority(mixed), 0) == max(counts.values())
+
+
+def test_rpc_counts_distinct_paths_and_prunes_the_improbable() -> None:
+    probable = [Candidate("1", log_prob=-10.0, path="a")] * 2 + [Candidate("1", log_prob=-10.5, path="b")]
+    # By probability: answer 1 has exp(-10) + exp(-10.5) = 1.61 exp(-10), answer 2 exp(-9.5) = 1.65 exp(-10); repeats do not count.
+    assert rpc([*probable, Candidate("2", log_prob=-9.5, path="c")]) == "2"
+    assert rpc([*probable, Candidate("2", log_prob=-9.6, path="c")]) == "1"
+    with pytest.raises(ValueError, match="log_prob"):
+        rpc([Candidate("1")])
+
+
+def test_the_mixture_separates_two_populations() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    low, high = rng.weibull(2.0, 300) * 0.01, rng.weibull(5.0, 300) * 1.0
+    p = np.concatenate([low, high])
+    (w0, k0, s0), (_, k1, s1) = sorted(fit_two_weibulls(p), key=lambda c: c[2])
+    assert w0 == pytest.approx(0.5, abs=0.05) and s0 == pytest.approx(0.01, rel=0.15) and s1 == pytest.approx(1.0, rel=0.1)
+    assert k0 == pytest.approx(2.0, rel=0.2) and k1 == pytest.approx(5.0, rel=0.2)
+    kept = keep(np.log(p), np.log(p))
+    assert kept[300:].mean() > 0.97 and kept[:300].mean() < 0.03

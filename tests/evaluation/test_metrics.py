@@ -1,0 +1,88 @@
+"""Figures of merit against definitions and simulations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppl_llm.evaluation import Candidate, bootstrap, pass_at_k
+from ppl_llm.evaluation.metrics import (
+    auroc,
+    brier,
+    calibration_error,
+    false_positive_rate,
+    fit_coverage,
+    majority_at_k,
+    reliability,
+)
+
+
+@given(n=st.integers(1, 7), data=st.data())
+def test_pass_at_k_is_the_mean_over_all_subsets(n: int, data: st.DataObject) -> None:
+    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    subsets = list(itertools.combinations([i < correct for i in range(n)], k))
+    assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_bad_counts() -> None:
+    with pytest.raises(ValueError, match=r"k must lie in 1 \.\. 4"):
+        pass_at_k(4, 2, 5)
+    with pytest.raises(ValueError, match="num_correct"):
+        pass_at_k(4, 5, 1)
+
+
+def test_majority_at_k() -> None:
+    pool = [Candidate("1")] * 3 + [Candidate("2")] * 2
+    assert majority_at_k(pool, "1", 5) == 1.0 and majority_at_k(pool, "2", 5) == 0.0
+    assert majority_at_k(pool, "2", 1, draws=4000) == pytest.approx(0.4, abs=0.04)  # five standard errors
+    assert majority_at_k(pool, "2", 1) == majority_at_k(pool, "2", 1)
+
+
+@given(scale=st.floats(0.1, 5), exponent=st.floats(0.1, 1))
+def test_coverage_law_is_recovered(scale: float, exponent: float) -> None:
+    ks = [1, 2, 4, 8, 16]
+    law = fit_coverage([*ks, 10**9], [*(math.exp(-scale * k**-exponent) for k in ks), 1.0])
+    assert law.scale == pytest.approx(scale, rel=1e-6) and law.exponent == pytest.approx(exponent, rel=1e-6)
+    assert float(law(4)) == pytest.approx(math.exp(-scale * 4**-exponent))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
+def test_auroc_is_the_share_of_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
+    good, bad = [s for s, y in rows if y], [s for s, y in rows if not y]
+    value = auroc([s for s, _ in rows], [y for _, y in rows])
+    if not good or not bad:
+        assert math.isnan(value)
+        return
+    assert value == pytest.approx(sum((g > b) + 0.5 * (g == b) for g in good for b in bad) / (len(good) * len(bad)))
+
+
+def test_calibration_by_hand() -> None:
+    p, y = [0.05, 0.15, 0.95, 1.0], [0, 1, 1, 1]
+    bins = reliability(p, y)
+    assert [b.size for b in bins] == [1, 1, 2] and bins[2].confidence == pytest.approx(0.975) and bins[2].frequency == 1.0
+    assert calibration_error(bins) == pytest.approx((0.05 + 0.85 + 2 * 0.025) / 4)
+    assert brier(p, y) == pytest.approx((0.0025 + 0.7225 + 0.0025) / 4)
+    assert false_positive_rate([0.9, 0.8, 0.2], [True, False, False], 0.5) == 0.5
+    assert math.isnan(false_positive_rate([0.1], [True], 0.5))
+
+
+def test_bootstrap_covers_and_pairs() -> None:
+    """Coverage of 95 % intervals over 200 data sets lies within [0.88, 0.99] (five standard errors below, and not always)."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for seed in range(200):
+        ability = rng.beta(2, 3, size=(60, 1))
+        hits = rng.random((60, 2)) < ability
+        interval = bootstrap(hits, draws=200, seed=seed)
+        covered += interval.low <= 0.4 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.995
+    shared = rng.random((80, 2, 1)) < 0.5
+    better = np.concatenate([shared, shared | (rng.random((80, 2, 1)) < 0.1)], -1)
+    paired = bootstrap(better, lambda t: float((t[..., 1] - t[..., 0]).mean()))
+    assert paired.high - paired.low < 0.09 and paired.value > 0
+    assert "[" in str(paired)
