@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -107,18 +108,41 @@ def pick(value: Any, index: Tensor) -> Any:
 
     As lenient as :func:`lane`: what has no lanes is returned as it is.
     """
+
+    def of_object(item: Any) -> Any:
+        return item if _single(item) else item.reorder(index.expand(len(item), *index.shape[1:]))[0]
+
+    return _mapped(value, of_object, lambda tensor: take_one(tensor, index) if tensor.dim() >= index.dim() else tensor)
+
+
+def permute(value: Any, index: Tensor) -> Any:
+    """What a model returned with lane ``n`` replaced by lane ``index[n]``, as lenient as :func:`lane`.
+
+    :param Tensor index: ``[N, *plates]``.
+    """
+
+    def of_object(item: Any) -> Any:
+        return item if _single(item) else item.reorder(index)
+
+    return _mapped(value, of_object, lambda tensor: take(tensor, index) if tensor.dim() >= index.dim() else tensor)
+
+
+def _single(item: Any) -> bool:
+    return getattr(item, "batch_shape", None) == ()
+
+
+def _mapped(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any]) -> Any:
+    """Every leaf with lanes mapped, the others as they are."""
     if callable(getattr(value, "reorder", None)):
-        if getattr(value, "batch_shape", None) == ():
-            return value
-        return value.reorder(index.expand(len(value), *index.shape[1:]))[0]
+        return of_object(value)
     if isinstance(value, Tensor):
-        return take_one(value, index) if value.dim() >= index.dim() else value
+        return of_tensor(value)
     if isinstance(value, dict):
-        return type(value)((key, pick(item, index)) for key, item in value.items())
+        return type(value)((key, _mapped(item, of_object, of_tensor)) for key, item in value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(pick(getattr(value, name), index) for name in value._fields))
+        return type(value)(*(_mapped(getattr(value, name), of_object, of_tensor) for name in value._fields))
     if isinstance(value, list | tuple):
-        return type(value)(pick(item, index) for item in value)
+        return type(value)(_mapped(item, of_object, of_tensor) for item in value)
     return value
 
 
@@ -145,14 +169,11 @@ def concatenate(values: list[Any]) -> Any:
 
 def select_plate(value: Any, dim: int, i: int) -> Any:
     """Index ``i`` of the batch dimension ``dim`` (counted from the particles, which are 0) of what a model returned."""
-    if callable(getattr(value, "reorder", None)):
-        return value.select_plate(dim, i) if len(value.batch_shape) > dim else value
-    if isinstance(value, Tensor):
-        return value.select(dim, i if value.shape[dim] > 1 else 0) if value.dim() > dim else value
-    if isinstance(value, dict):
-        return type(value)((key, select_plate(item, dim, i)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(select_plate(getattr(value, name), dim, i) for name in value._fields))
-    if isinstance(value, list | tuple):
-        return type(value)(select_plate(item, dim, i) for item in value)
-    return value
+
+    def of_object(item: Any) -> Any:
+        return item.select_plate(dim, i) if len(item.batch_shape) > dim else item
+
+    def of_tensor(tensor: Tensor) -> Tensor:
+        return tensor.select(dim, i if tensor.shape[dim] > 1 else 0) if tensor.dim() > dim else tensor
+
+    return _mapped(value, of_object, of_tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -40,6 +40,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
     """
 
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
+    extended_state: ClassVar[bool] = False
+    """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
 
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
         if not callable(model):
@@ -56,6 +58,12 @@ class TrajectoryKernel(MCMCKernel, ABC):
 
         :param Trajectory reference: the present state, with plates of every level of ``max_plate_nesting``.
         """
+
+    @torch.no_grad()
+    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """One iteration: the weighted trajectories to keep, and the next state."""
+        posterior = self.sweep(state, *args, **kwargs)
+        return posterior, posterior.draw()
 
     @torch.no_grad()
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
@@ -78,14 +86,16 @@ class TrajectoryKernel(MCMCKernel, ABC):
             try:
                 state = self.start(*args, **kwargs)
                 for i in range(warmup_steps + num_samples):
-                    posterior = self.sweep(state, *args, **kwargs)
-                    state = posterior.draw()
+                    posterior, state = self.step(state, *args, **kwargs)
                     if i >= warmup_steps:
                         kept.append(posterior)
             except BaseException as error:
-                error.partial_posterior = ChainPosterior(kept, dict(meter.totals)) if kept else None  # type: ignore[attr-defined]
+                error.partial_posterior = self._chain(kept, dict(meter.totals)) if kept else None  # type: ignore[attr-defined]
                 raise
-        return ChainPosterior(kept, dict(meter.totals))
+        return self._chain(kept, dict(meter.totals))
+
+    def _chain(self, kept: list[ParticlePosterior], cost: dict[str, float]) -> ChainPosterior:
+        return ChainPosterior(kept, cost)
 
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
@@ -103,7 +113,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
         self._initial_params = params
 
     def sample(self, params: Trajectory) -> Trajectory:
-        return self.sweep(params, *self._args, **self._kwargs).draw()
+        return self.step(params, *self._args, **self._kwargs)[1]
 
     def logging(self) -> dict[str, str]:
         return {}
