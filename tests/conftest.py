@@ -1,8 +1,12 @@
-"""Hypothesis draws the same examples in every run; ``HYPOTHESIS_PROFILE=explore`` draws new ones."""
+"""Settings of all tests. Hypothesis draws the same examples in every run; ``HYPOTHESIS_PROFILE=explore`` draws new ones."""
 
 import os
 
+import torch
 from hypothesis import settings
+
+# The models are tiny: threads cost more than they give, most of all when several test processes share the cores.
+torch.set_num_threads(1)
 
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)

@@ -56,7 +56,7 @@ def weighted(paths: Iterable[tuple[float, dict[str, Any]]], statistic: Callable[
 
 INITIAL = torch.tensor([0.6, 0.3, 0.1])
 TRANSITION = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6]])
-EMISSION = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8]])
+EMISSION = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.6, 0.2], [0.1, 0.3, 0.6]])
 
 
 def hidden_markov(observed: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""All algorithms x all models, every cell against the exact answer.
+
+A cell runs independent replicas of an algorithm in one batch (a plate to the left of the model's own) and asks by z-tests whether means
+over the replicas are exact: of the evidence, of evidence times posterior mean (both unbiased for any number of particles), for chains of
+the posterior mean. Each test has a false alarm rate of 1e-6 (|z| < 4.9, normal approximation); with fewer than 1000 tests that is 1e-3 for
+the whole table, once, since seeds are fixed. What a cell can see is bounded too.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from functools import cache
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_llm.inference import SMC, Enumeration
+from ppl_llm.inference.replicate import replicate
+from tests.inference.algorithms import ALGORITHMS, ALL, Algorithm
+from tests.models import MODELS, Known
+from tests.mutants import WRONG_WEIGHTS, with_messenger
+
+Z = 4.9
+
+
+@cache
+def known(name: str) -> Known:
+    return MODELS[name]()
+
+
+def z_scores(values: Tensor, exact: float | Tensor) -> Tensor:
+    """Of the mean over the replicas ``[R, ...]``; a quantity that never varies must be exact."""
+    error, deviation = values.mean(0) - exact, values.std(0) / math.sqrt(len(values))
+    return torch.where(deviation > 1e-9, error / deviation.clamp(min=1e-300), torch.where(error.abs() < 1e-6, 0.0, math.inf))
+
+
+def cell(algorithm: Algorithm, model: Known, seed: str, mutate: Any = lambda built: None) -> tuple[Tensor, Tensor]:
+    """z-scores of all tests of a cell, and the standard errors they had (relative to Z for evidence)."""
+    pyro.set_rng_seed(zlib.crc32(seed.encode()))
+    built = algorithm.build(replicate(model.program, algorithm.replicas, model.nesting), model.nesting + 1)
+    mutate(built)
+    posterior = built.run(**algorithm.run)
+    mean = (posterior.weights[..., None] * model.statistic(posterior.sites)).sum(0)  # [R, *plates, K]
+    if not algorithm.evidence:
+        tests = [(mean, model.mean)]
+    else:
+        ratio = posterior.log_evidence.exp() / model.evidence
+        tests = [(ratio, torch.ones(())), (ratio[..., None] * (mean - model.mean), torch.zeros(()))]
+    scores = torch.cat([z_scores(values, exact).flatten() for values, exact in tests])
+    errors = torch.cat([(values.std(0) / math.sqrt(len(values))).flatten() for values, _ in tests])
+    return scores, errors
+
+
+CELLS = [(a, m) for a, algorithm in ALGORITHMS.items() for m in MODELS if not {m, ALL} & set(algorithm.not_for)]
+
+
+@pytest.mark.parametrize(("algorithm", "model"), CELLS)
+def test_agrees_with_the_exact_answer(algorithm: str, model: str) -> None:
+    scores, errors = cell(ALGORITHMS[algorithm], known(model), f"{algorithm} on {model}")
+    assert float(scores.abs().max()) < Z
+    assert float(errors.max()) < 0.06  # the test can see: an error of 0.3 (of an evidence: 30 %) in the worst cell
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if known(name).enumerable])
+def test_enumeration_is_exact(model: str) -> None:
+    exact = known(model)
+    posterior = Enumeration(exact.program).run()
+    assert float(posterior.log_evidence.exp()) == pytest.approx(float(exact.evidence), rel=1e-6)
+    torch.testing.assert_close(posterior.weights @ exact.statistic(posterior.sites), exact.mean, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("problems", "a plate of the model lies at dim -1, where the particles are: .* enumeration takes models without plates"),
+        ("linear gaussian", r"site 'z_0' \(Normal\) has no finite support to enumerate; use SMC or Importance"),
+        ("calibrated", r"site 'factor' \(Gamma\) has no finite support to enumerate; use SMC or Importance"),
+    ],
+)
+def test_enumeration_explains_what_it_cannot_do(model: str, message: str) -> None:
+    assert not known(model).enumerable
+    with pytest.raises(ValueError, match=message):
+        Enumeration(known(model).program).run()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "model", "message"), [(a, m, words) for a, each in ALGORITHMS.items() for m, words in each.not_for.items()]
+)
+def test_cells_left_out_explain_themselves(algorithm: str, model: str, message: str) -> None:
+    """Where an algorithm does not apply, it says why."""
+    for name in MODELS if model == ALL else [model]:
+        with pytest.raises(ValueError, match=message):
+            ALGORITHMS[algorithm].build(known(name).program, known(name).nesting).run(**ALGORITHMS[algorithm].run)
+
+
+@pytest.mark.parametrize("model", ["hmm", "tabular", "two sites", "problems", "linear gaussian", "prefix"])
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_a_wrong_engine_is_rejected_in_its_cell(wrong: str, model: str) -> None:
+    """Resampling at every barrier; the engines differ from the right one by 10 % of the evidence and more."""
+    if wrong == "overwrite":
+        algorithm = Algorithm(lambda model, nesting: SMC(model, 4, ess_threshold=0.3, max_plate_nesting=nesting))
+    else:
+        algorithm = ALGORITHMS["SMC, multinomial at every barrier"]
+    scores, _ = cell(algorithm, known(model), "wrong", with_messenger(WRONG_WEIGHTS[wrong]))
+    assert float(scores.abs().max()) > Z
