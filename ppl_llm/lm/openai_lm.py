@@ -142,13 +142,10 @@ class OpenAILM:
 
     @torch.no_grad()
     def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
-        """Draw one step for each lane that is not done, all at once.
-
-        :raises ServerError: if the server fails for good, and ValueError if its steps do not end as they should.
-        """
+        """Draw one step for each lane that is not done, all at once. Fails if the server does, or ends steps where it should not."""
         context = context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
-        seeds = torch.randint(_SEEDS, (total,)).tolist()
+        seeds = self._lane_seeds(total)
         room = (self.max_length - context.lengths).flatten().clamp(max=width)
         active = (~context.done).flatten().nonzero()[:, 0]
         tokens = torch.full((total, width), PAD, device=self.device)
@@ -162,6 +159,9 @@ class OpenAILM:
         count(tokens_sampled=int((tokens != PAD).sum()))
         shape = context.batch_shape
         return StepSample(tokens.view(*shape, width), None if log_probs is None else log_probs.view(shape))
+
+    def _lane_seeds(self, total: int) -> list[int]:
+        return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
 
     def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions) -> list[Choice]:
         """What the server writes after each prompt."""

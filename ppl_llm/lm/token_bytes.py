@@ -19,7 +19,7 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
     :param int vocab_size: length of the list, the width of the model's logits.
     :raises ValueError: for any other kind of vocabulary.
     """
-    byte_level = _is_byte_level(tokenizer)
+    byte_level = is_byte_level(tokenizer)
     alphabet = _byte_alphabet()
     added = tokenizer.added_tokens_decoder
     special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
@@ -37,7 +37,11 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
     return table
 
 
-def _is_byte_level(tokenizer: Any) -> bool:
+def is_byte_level(tokenizer: Any) -> bool:
+    """Whether a vocabulary writes bytes as characters of their own; otherwise it is a sentencepiece one.
+
+    :raises ValueError: for any other kind of vocabulary.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; convert it to a tokenizer.json, which lists its decoder")
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}

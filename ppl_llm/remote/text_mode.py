@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..lm.token_bytes import is_byte_level
 from .completions import Choice
 
 
@@ -17,14 +18,13 @@ class TextMode:
     :param set eos_ids: tokens that end the text.
     :param bool server_stop: whether stop strings are sent. A server that removes them from its text and does not tell why it stopped
         (no ``stop_reason`` in its choices) leaves open whether the step or the text ended; without them the step is cut here.
-    :raises ValueError: for a tokenizer that does not give a text back as it was.
+    :raises ValueError: for a tokenizer that reads a text differently at its beginning.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: set[int], server_stop: bool = True) -> None:
         self._tokenizer, self._eos_id, self._server_stop = tokenizer, min(eos_ids), server_stop
-        sample = " a b\n\n"
-        if tokenizer.decode(self._encode(sample), clean_up_tokenization_spaces=False) != sample:
-            raise ValueError(f"text mode needs a byte-level tokenizer; {type(tokenizer).__name__} does not give {sample!r} back as it was")
+        if not is_byte_level(tokenizer):
+            raise ValueError("text mode needs a byte-level tokenizer: a sentencepiece one would put spaces between steps")
         added = tokenizer("a")["input_ids"]
         self._added_first = added[0] if added and added[0] in tokenizer.all_special_ids else None
 
