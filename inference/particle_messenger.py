@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -11,21 +12,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .errors import SMCFailed
+from .factors import is_deterministic, is_one, raise_for_dead, scaled
 from .particle_posterior import ParticlePosterior, Site, Step
+from .populations import Frame, dependent_dims, per_population, plates_of
 from .resampling import Resampler
 from .selection import Selection
+from .snapshot import Snapshot
 from .state import lanes_done, reorder
 from .weights import Weights
-
-PLATE = "_particles"
-
-
-class Frame(NamedTuple):
-    """A plate of the model at a batch dimension."""
-
-    name: str
-    dim: int
 
 
 class ParticleMessenger(Messenger):
@@ -74,11 +68,13 @@ class ParticleMessenger(Messenger):
         self.plates: frozenset[Frame] | None = None  # plates that every site so far lies in
         self.sites: list[Site] = []
         self.steps: list[Step] = []
-        self.unchecked: list[tuple[str, Tensor]] = []  # log mean weight after each factor since the last check
-        self.partial: ParticlePosterior | None = None
+        self.unchecked: list[tuple[str, Weights]] = []  # weights after each factor since the last check
+        self.last: Snapshot | None = None  # of the last barrier
+        self._partial: ParticlePosterior | None = None
         self.segment = self._counted = -1  # segments between barriers, counted where they have a latent site
         self._in_segment = False
         self._done: Tensor | None = None  # [N, *plates] lanes that were done at the last barrier
+        self._stack: list[tuple[str, int | None]] = []  # plates around the last site
         super().__enter__()
         return self
 
@@ -108,8 +104,8 @@ class ParticleMessenger(Messenger):
         self.record(msg, log_prob)
 
     def _needs_log_prob(self, msg: Any) -> bool:
-        prior_proposal = not msg["is_observed"] and "proposal" not in msg["infer"] and _is_one(msg["scale"])
-        return not _is_deterministic(msg) and (self.record_log_probs or not prior_proposal)
+        prior_proposal = not msg["is_observed"] and "proposal" not in msg["infer"] and is_one(msg["scale"])
+        return not is_deterministic(msg) and (self.record_log_probs or not prior_proposal)
 
     # reweight -----------------------------------------------------------------------------------------------------------------------
 
@@ -118,53 +114,42 @@ class ParticleMessenger(Messenger):
         if log_prob is None:
             return
         if msg["is_observed"]:
-            increment = _scaled(log_prob, msg["scale"])
-            untempered = _scaled(log_prob, msg["infer"].get("untempered_scale", msg["scale"]))
+            increment = self._per_population(scaled(log_prob, msg["scale"]), msg)
+            untempered = msg["infer"].get("untempered_scale")
+            plain = increment if untempered is None else self._per_population(scaled(log_prob, untempered), msg)
             assert self.log_likelihood is not None
-            self.log_likelihood = self.log_likelihood + self._per_population(untempered, msg)
+            self.log_likelihood = self.log_likelihood + plain
         elif "proposal" in msg["infer"]:
             log_q = scale_and_mask(msg["infer"]["proposal"].log_prob(msg["value"]), 1.0, msg["mask"])
-            increment = log_prob * msg["scale"] - log_q
-        elif _is_one(msg["scale"]):
+            increment = self._per_population(log_prob * msg["scale"] - log_q, msg)
+        elif is_one(msg["scale"]):
             return
         else:
-            increment = log_prob * (msg["scale"] - 1.0)
+            increment = self._per_population(log_prob * (msg["scale"] - 1.0), msg)
         assert self.weights is not None
-        self.weights = self.weights.add(self._per_population(increment, msg))
-        self.unchecked.append((msg["name"], self.weights.log_mean))
+        self.weights = self.weights.add(increment)
+        self.unchecked.append((msg["name"], self.weights))
 
     def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
-        """``[N, *plates]`` in float64: summed over every batch dimension that is not an independent plate."""
-        ndim = 1 + self.max_plate_nesting
-        if log_prob.dim() != ndim or log_prob.shape[0] != self.num_particles:
-            raise ValueError(
-                f"site {msg['name']!r} has a log_prob of shape {tuple(log_prob.shape)}, which lacks the particle dimension: expected "
-                f"{self.num_particles} at dim {-ndim}. Its distribution must have batch shape [particles, plates] after expand(); a plate "
-                f"left of it needs a larger max_plate_nesting (now {self.max_plate_nesting})."
-            )
-        dependent = self._dependent_dims()
-        log_prob = log_prob.to(torch.float64)
-        return log_prob.sum(dependent, keepdim=True) if dependent else log_prob
+        return per_population(log_prob, msg["name"], self.num_particles, self.max_plate_nesting, self._dependent_dims())
 
     def _dependent_dims(self) -> list[int]:
         assert self.plates is not None
-        independent = {frame.dim for frame in self.plates}
-        return [dim for dim in range(-self.max_plate_nesting, 0) if dim not in independent]
+        return dependent_dims(self.plates, self.max_plate_nesting) if self.max_plate_nesting else []
 
     def _meet_plates(self, msg: Any) -> None:
-        stack = [frame for frame in msg["cond_indep_stack"] if frame.vectorized]
-        ours = [frame.dim for frame in stack if frame.name == PLATE]
-        outer = [frame.name for frame in stack if ours and frame.dim < ours[0]]
-        if outer:
-            raise ValueError(
-                f"site {msg['name']!r} lies in plate {outer[0]!r} to the left of the particle plate; pass max_plate_nesting="
-                f"{self.max_plate_nesting + len(outer)} (the number of nested plates of the model)"
-            )
-        plates = frozenset(Frame(frame.name, frame.dim) for frame in stack if frame.name != PLATE)
+        stack = [(frame.name, frame.dim) for frame in msg["cond_indep_stack"]]
+        if stack == self._stack:
+            return
+        self._stack = stack
+        plates = plates_of(msg, self.max_plate_nesting)
         if self.plates is None:
             self.plates = plates
-            zeros = torch.zeros(self.num_particles, *(1,) * self.max_plate_nesting, device=msg["value"].device, dtype=torch.float64)
+            sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"]}
+            shape = [self.num_particles, *(sizes.get(dim, 1) for dim in range(-self.max_plate_nesting, 0))]
+            zeros = torch.zeros(shape, device=msg["value"].device, dtype=torch.float64)
             self.weights, self.log_likelihood, self.lengths = Weights(zeros), zeros, zeros.long()
+            self._lanes = torch.arange(self.num_particles, device=zeros.device).view(-1, *(1,) * self.max_plate_nesting)
             return
         lost = self.plates - plates
         if lost and self.steps:
@@ -185,7 +170,7 @@ class ParticleMessenger(Messenger):
     def record(self, msg: Any, log_prob: Tensor | None) -> None:
         """Note a site's value with the number of barriers before it."""
         value = None
-        if not msg["is_observed"] or _is_deterministic(msg):
+        if not msg["is_observed"] or is_deterministic(msg):
             shape = msg["fn"].shape()
             value = msg["value"] if msg["value"].shape == shape else msg["value"].expand(shape)
         if value is not None or self.record_log_probs:
@@ -203,19 +188,17 @@ class ParticleMessenger(Messenger):
         msg["done"] = True
         self._done = self.population_done(msg["value"])
         self._in_segment = False
-        self.partial = self.posterior(msg["value"])
-        if self.callback is not None:
+        self.last, self._partial = self.snapshot(msg["value"]), None
+        if self.callback is not None and self.partial is not None:
             self.callback(self.partial)
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""
         assert self.weights is not None and self.log_likelihood is not None
-        lanes = torch.arange(self.num_particles, device=ess.device).view(-1, *(1,) * self.max_plate_nesting)
-        ancestors = lanes.expand_as(self.weights.log_weights)
+        ancestors = self._lanes.expand_as(self.weights.log_weights)
         chosen = self.ess_triggers(ess)
-        if not self.resample_finished:
-            done = self.population_done(state)
-            chosen = chosen if done is None else chosen & ~done.all(0).expand_as(chosen)
+        if not self.resample_finished and (done := self.population_done(state)) is not None:
+            chosen = chosen & ~done.all(0).expand_as(chosen)
         if chosen.any():
             selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
             ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), ancestors)
@@ -261,46 +244,43 @@ class ParticleMessenger(Messenger):
         :raises ValueError: for a nan weight, naming the site.
         """
         pending, self.unchecked = self.unchecked, []
-        if not pending or bool(torch.isfinite(pending[-1][1]).all()):
-            return
-        for site, log_mean in pending:
-            if torch.isnan(log_mean).any():
-                raise ValueError(f"site {site!r} gave a nan log-probability; check the parameters of its distribution (e.g. nan log-odds)")
-            if (log_mean == torch.inf).any():
-                raise ValueError(f"site {site!r} gave an infinite log-weight; a factor must be below +inf")
-            if (log_mean == -torch.inf).any():
-                problem = (log_mean == -torch.inf).nonzero()[0].tolist()
-                assert self.plates is not None
-                dims = sorted(frame.dim for frame in self.plates)
-                raise SMCFailed(site, tuple(problem[dim] for dim in dims), self.num_particles)
+        if pending and not _all_finite(pending[-1][1].log_mean):
+            assert self.plates is not None
+            raise_for_dead(pending, sorted(frame.dim for frame in self.plates), self.num_particles)
 
     # results ------------------------------------------------------------------------------------------------------------------------
 
-    def posterior(self, value: Any) -> ParticlePosterior:
-        """The weighted particles as they are now, with the state or return value that belongs to them."""
+    def snapshot(self, value: Any) -> Snapshot:
+        """The particle system as it is now, with the state or return value that belongs to it."""
         if self.weights is None or self.plates is None:
             raise ValueError("the model has no sample site; there is nothing to infer")
-        return ParticlePosterior(
-            weights=self.weights,
-            plate_dims=tuple(sorted(frame.dim for frame in self.plates)),
-            sites=tuple(self.sites),
-            steps=tuple(self.steps),
-            value=value,
-            lengths=self.lengths,
-            log_likelihood=self.log_likelihood,
+        assert self.log_likelihood is not None
+        sites, steps = self.sites, self.steps
+        return Snapshot(
+            self.weights,
+            self.log_likelihood,
+            self.lengths,
+            self.plates,
+            sites,
+            len(sites),
+            steps,
+            len(steps),
+            self.segment,
+            self._counted,
+            value,
         )
 
+    def posterior(self, value: Any) -> ParticlePosterior:
+        """The weighted particles as they are now."""
+        return self.snapshot(value).posterior()
 
-def _scaled(log_prob: Tensor, scale: Any) -> Tensor:
-    """``log_prob * scale``, with 0 for a factor of probability zero to the power of 0."""
-    if isinstance(scale, Tensor):
-        return torch.where(scale == 0, 0.0, log_prob * scale)
-    return log_prob * scale if scale != 0 else torch.zeros_like(log_prob)
+    @property
+    def partial(self) -> ParticlePosterior | None:
+        """The posterior of the last barrier; built on demand."""
+        if self._partial is None and self.last is not None:
+            self._partial = self.last.posterior()
+        return self._partial
 
 
-def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, Tensor) and scale == 1
-
-
-def _is_deterministic(msg: Any) -> bool:
-    return bool(msg["infer"].get("_deterministic", False))
+def _all_finite(tensor: Tensor) -> bool:
+    return math.isfinite(tensor.item()) if tensor.numel() == 1 else bool(tensor.isfinite().all())

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_LARGEST = 1e300
+
 
 class Weights:
     """Immutable log-weights in float64, particle dimension first.
@@ -17,10 +19,12 @@ class Weights:
     :param Tensor log_weights: ``[N, *plates]``, unnormalised.
     """
 
-    __slots__ = ("log_weights",)
+    __slots__ = ("_log_mean", "_shifted", "log_weights")
 
     def __init__(self, log_weights: Tensor) -> None:
         self.log_weights = log_weights.to(torch.float64)
+        self._log_mean: Tensor | None = None
+        self._shifted: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def num_particles(self) -> int:
@@ -29,7 +33,19 @@ class Weights:
     @property
     def log_mean(self) -> Tensor:
         """``[*plates]``: log of the mean weight."""
-        return self.log_weights.logsumexp(0) - math.log(self.num_particles)
+        if self._log_mean is None:
+            top, _, total = self._relative
+            self._log_mean = total.log() + (top - math.log(self.num_particles))
+        return self._log_mean
+
+    @property
+    def _relative(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log of the largest weight, the weights relative to it, and their sum: what log mean and ESS share."""
+        if self._shifted is None:
+            top = self.log_weights.amax(0).clamp(-_LARGEST, _LARGEST)  # finite, so that the sum is 0 where every weight is
+            relative = (self.log_weights - top).exp()
+            self._shifted = top, relative, relative.sum(0)
+        return self._shifted
 
     @property
     def normalized(self) -> Tensor:
@@ -39,7 +55,8 @@ class Weights:
     @property
     def ess(self) -> Tensor:
         """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994)."""
-        return 1.0 / self.normalized.square().sum(0)
+        _, relative, total = self._relative
+        return total.square() / relative.square().sum(0)
 
     def add(self, log_increment: Tensor) -> Weights:
         """Multiply the weights by ``exp(log_increment)``."""

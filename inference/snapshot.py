@@ -1,0 +1,54 @@
+"""A particle system as it stood at a barrier, or at the end of the model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .particle_posterior import ParticlePosterior, Site, Step
+from .populations import Frame
+from .weights import Weights
+
+
+class Snapshot(NamedTuple):
+    """Taking one costs nothing: tensors are never changed in place, and of lists that grow only the length is kept.
+
+    :ivar Tensor log_likelihood: ``[N, *plates]``.
+    :ivar Tensor lengths: ``[N, *plates]`` or broadcastable to it.
+    :ivar int segment: index of the last segment that was begun.
+    :ivar int counted: index of the last segment that counts in ``lengths``.
+    :ivar value: the state that the barrier returned, or what the model returned.
+    """
+
+    weights: Weights
+    log_likelihood: Tensor
+    lengths: Tensor
+    plates: frozenset[Frame]
+    all_sites: list[Site]
+    num_sites: int
+    all_steps: list[Step]
+    num_steps: int
+    segment: int
+    counted: int
+    value: Any
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self.all_sites[: self.num_sites])
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(self.all_steps[: self.num_steps])
+
+    def posterior(self) -> ParticlePosterior:
+        """The weighted particles with their genealogy."""
+        return ParticlePosterior(
+            weights=self.weights,
+            plate_dims=tuple(sorted(frame.dim for frame in self.plates)),
+            sites=self.sites,
+            steps=self.steps,
+            value=self.value,
+            lengths=self.lengths,
+            log_likelihood=self.log_likelihood,
+        )
