@@ -9,14 +9,14 @@ from .packed_attention import PACKED
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-_DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}}
+_DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}, "orm": {}}
 
 
 def locate(name_or_path: str | Path, kind: str) -> str:
     """A directory that holds a model, or a name on the Hugging Face Hub.
 
     :param name_or_path: a directory, a hub name, or the name of a model inside this package.
-    :param str kind: ``lm`` or ``prm``.
+    :param str kind: ``lm``, ``prm`` or ``orm``.
     :raises OSError: if there is no such directory, or it holds no model in safetensors format.
     """
     name = str(name_or_path)
