@@ -27,8 +27,8 @@ class LLMStep(TorchDistribution):
     :param float temperature: divides the logits.
     :param float top_p: nucleus sampling, after ``top_k``.
     :param int top_k: sampling from the most probable tokens only.
-    :param int tokens_per_step: steps of so many tokens each, in place of ``stop`` and ``max_tokens``: no delimiter ends them, only the end of
-        the text or of the model's context does earlier. Extend the context with ``stop=()``.
+    :param int tokens_per_step: steps of so many tokens each, in place of ``stop`` and ``max_tokens``: no delimiter ends them earlier,
+        only the end of the text or of the model's context. Extend the context with ``stop=()``.
     :raises ValueError: for options out of range.
     """
 

@@ -16,7 +16,7 @@ from .distributions import LLMStep, StepReward, prefix_log_odds
 from .inference import barrier
 from .inference.names import unknown_name
 from .inference.particle_posterior import ParticlePosterior
-from .lm.protocol import LanguageModel, StepOptions
+from .lm.protocol import LanguageModel, StepOptions, step_limits
 from .reward.protocol import RewardModel
 
 
@@ -199,6 +199,7 @@ def reasoning(
     score_temperature: float = 1.0,
     finish: str | None = None,
     early_exit: bool = True,
+    tokens_per_step: int | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -222,6 +223,7 @@ def reasoning(
     :param str finish: replaces the preset's regular expression that finishes a particle.
     :param bool early_exit: stop when every lane is done. ``False`` always makes ``max_steps`` rounds, the last ones empty and free, for
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
+    :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :raises ValueError: for an unknown preset or options out of range.
     """
     chosen = get_preset(preset)
@@ -232,7 +234,7 @@ def reasoning(
         prm,
         chosen,
         max_steps,
-        StepOptions(stop, max_tokens, temperature, top_p, top_k),
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k),
         aggregation if aggregation is not None else chosen.aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,

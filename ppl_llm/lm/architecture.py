@@ -31,9 +31,9 @@ def context_limit(config: Any) -> tuple[int, str]:
     """
     rope = getattr(config, "rope_parameters", None) or {}
     original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if rope.get("rope_type") == "longrope" and original:
-        return int(original), "the model's original_max_position_embeddings; beyond it LongRoPE changes the keys of all earlier tokens"
     limit = getattr(config, "max_position_embeddings", None)
+    if rope.get("rope_type") == "longrope" and original and limit and original < limit:
+        return int(original), "the model's original_max_position_embeddings; beyond it LongRoPE changes the keys of all earlier tokens"
     return (int(limit), "the model's max_position_embeddings") if limit else (_UNBOUNDED, "the model names none")
 
 
@@ -51,7 +51,7 @@ def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.dev
     if obstacle is None and not getattr(model, "_supports_attention_backend", False):
         obstacle = "it does not take an attention function"
     if obstacle is None and masks.window is not None and not verified:
-        obstacle = f"its attention slides over {masks.window} tokens, which is only known to work for {', '.join(sorted(VERIFIED))}"
+        obstacle = f"its attention slides over {masks.window} tokens, which is not tested for {config.model_type}"
     if obstacle is not None:
         return None, obstacle
 

@@ -77,12 +77,17 @@ class DecodingLM(ABC):
         :returns: pairs of rows ``[a]`` (indices into ``active``) and logits ``[a, M, V]`` of each of the step's tokens.
         """
 
+    def _special_ids(self, texts: tuple[str, ...]) -> list[int]:
+        """Ids of the special tokens, which have no bytes, that are written as one of these texts."""
+        return []
+
     def stop_automaton(self, stop: str | tuple[str, ...]) -> StopAutomaton:
         if not hasattr(self, "_automata"):
-            self._automata: dict[str | tuple[str, ...], StopAutomaton] = {}
-        if stop not in self._automata:
-            self._automata[stop] = StopAutomaton(self._token_bytes(), stop, self.device)
-        return self._automata[stop]
+            self._automata: dict[tuple[str, ...], StopAutomaton] = {}
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stops not in self._automata:
+            self._automata[stops] = StopAutomaton(self._token_bytes(), stops, self.device, self._special_ids(stops))
+        return self._automata[stops]
 
     @torch.no_grad()
     def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:

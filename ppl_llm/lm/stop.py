@@ -15,12 +15,15 @@ class StopAutomaton:
     A stop string may lie inside a merged token or across several. State 0 is the start of a step; the accepting state absorbs.
 
     :param token_bytes: the bytes of each token id; special tokens have none.
-    :param stops: non-empty stop strings.
+    :param stops: non-empty stop strings; none at all is allowed, and never accepts.
+    :param accept_ids: special tokens, without bytes, that are accepted as such.
     :ivar Tensor table: ``[states, vocab]`` int32, next state.
     :ivar int accept: the accepting state.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes], stops: str | tuple[str, ...], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, token_bytes: Sequence[bytes], stops: str | tuple[str, ...], device: torch.device | str = "cpu", accept_ids: Sequence[int] = ()
+    ) -> None:
         patterns = [stop.encode() for stop in ((stops,) if isinstance(stops, str) else stops)]
         delta = _byte_automaton(patterns)
         self.accept = len(delta) - 1
@@ -33,6 +36,7 @@ class StopAutomaton:
         states = np.repeat(np.arange(len(delta))[:, None], len(token_bytes), 1)
         for column in range(width):
             states = delta[states, grid[:, column]]
+        states[:, list(accept_ids)] = self.accept
         self.table = torch.from_numpy(states.astype(np.int32)).to(device)
 
     def step(self, state: Tensor, token: Tensor) -> Tensor:

@@ -168,6 +168,9 @@ class TransformersLM(DecodingLM):
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.vocab_size)
 
+    def _special_ids(self, texts: tuple[str, ...]) -> list[int]:
+        return [i for text, i in self.tokenizer.get_added_vocab().items() if text in texts and i < self.vocab_size]
+
     def _decoder(self, context: Context, active: Tensor) -> SlabDecoder:
         tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[active]
         lengths = context.lengths.flatten()[active]

@@ -156,7 +156,7 @@ def test_pyro_contract() -> None:
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
         ({"top_k": 0}, "top_k must be None or an integer of at least 1, got 0"),
         ({"stop": ""}, "stop must be a non-empty string"),
-        ({"stop": ()}, "stop must be a non-empty string"),
+        ({"stop": ("a", "")}, "stop must be a non-empty string"),
     ],
 )
 def test_bad_options(kwargs: dict[str, Any], message: str) -> None:

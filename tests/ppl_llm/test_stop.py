@@ -67,7 +67,7 @@ def test_a_delimiter_may_lie_inside_a_token_or_across_two():
 def test_options_out_of_range():
     for options, message in (
         ({"stop": ""}, "stop must be a non-empty string"),
-        ({"stop": ()}, "stop must be a non-empty string"),
+        ({"stop": ("a", "")}, "stop must be a non-empty string"),
         ({"max_tokens": 0}, "max_tokens must be an integer of at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"top_p": 1.5}, r"top_p must lie in \(0, 1\], got 1.5"),
