@@ -13,16 +13,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .factors import is_deterministic, is_one, raise_for_dead, scaled
-from .particle_posterior import ParticlePosterior, Site, Step
-from .populations import Frame, dependent_dims, per_population, plates_of
+from .particle_posterior import ParticlePosterior, Step
+from .particle_system import ParticleSystem
 from .resampling import Resampler
 from .selection import Selection
-from .snapshot import Snapshot
-from .state import lanes_done, reorder
+from .state import reorder
 from .weights import Weights
 
 
-class ParticleMessenger(Messenger):
+class ParticleMessenger(ParticleSystem, Messenger):
     """Propose, reweight, record, resample: Algorithm 10.1 of Chopin & Papaspiliopoulos (2020), one pass over the model.
 
     Enter it outside the particle plate ``pyro.plate("_particles", N, dim=-1 - max_plate_nesting)``. Latent sites are proposed from the
@@ -51,30 +50,15 @@ class ParticleMessenger(Messenger):
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__()
-        self.num_particles = num_particles
-        self.max_plate_nesting = max_plate_nesting
+        super().__init__(num_particles, max_plate_nesting, record_log_probs)
         self.resampler = resampler
         self.ess_threshold = ess_threshold
         self.resample_finished = resample_finished
-        self.record_log_probs = record_log_probs
         self.selection = selection
         self.callback = callback
 
     def __enter__(self) -> ParticleMessenger:
-        self.weights: Weights | None = None
-        self.log_likelihood: Tensor | None = None  # [N, *plates] of the observed sites, not tempered
-        self.lengths = torch.zeros((), dtype=torch.long)  # [N, *plates] segments that each lane took part in
-        self.plates: frozenset[Frame] | None = None  # plates that every site so far lies in
-        self.sites: list[Site] = []
-        self.steps: list[Step] = []
-        self.unchecked: list[tuple[str, Weights]] = []  # weights after each factor since the last check
-        self.last: Snapshot | None = None  # of the last barrier
-        self._partial: ParticlePosterior | None = None
-        self.segment = self._counted = -1  # segments between barriers, counted where they have a latent site
-        self._in_segment = False
-        self._done: Tensor | None = None  # [N, *plates] lanes that were done at the last barrier
-        self._stack: list[tuple[str, int | None]] = []  # plates around the last site
+        self.clear()
         super().__enter__()
         return self
 
@@ -83,8 +67,7 @@ class ParticleMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        if not self._in_segment:
-            self._in_segment, self.segment = True, self.segment + 1
+        self.open_segment()
         self.propose(msg)
 
     def propose(self, msg: Any) -> None:
@@ -96,9 +79,7 @@ class ParticleMessenger(Messenger):
         if site_is_subsample(msg):
             return
         self._meet_plates(msg)
-        if self._counted < self.segment:  # a segment counts for the lanes that are not done when its first latent site is met
-            self._counted = self.segment
-            self.lengths = self.lengths + (1 if self._done is None else (~self._done).long())
+        self.count_segment()
         log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), 1.0, msg["mask"]) if self._needs_log_prob(msg) else None
         self.reweight(msg, log_prob)
         self.record(msg, log_prob)
@@ -130,52 +111,6 @@ class ParticleMessenger(Messenger):
         self.weights = self.weights.add(increment)
         self.unchecked.append((msg["name"], self.weights))
 
-    def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
-        return per_population(log_prob, msg["name"], self.num_particles, self.max_plate_nesting, self._dependent_dims())
-
-    def _dependent_dims(self) -> list[int]:
-        assert self.plates is not None
-        return dependent_dims(self.plates, self.max_plate_nesting) if self.max_plate_nesting else []
-
-    def _meet_plates(self, msg: Any) -> None:
-        stack = [(frame.name, frame.dim) for frame in msg["cond_indep_stack"]]
-        if stack == self._stack:
-            return
-        self._stack = stack
-        plates = plates_of(msg, self.max_plate_nesting)
-        if self.plates is None:
-            self.plates = plates
-            sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"]}
-            shape = [self.num_particles, *(sizes.get(dim, 1) for dim in range(-self.max_plate_nesting, 0))]
-            zeros = torch.zeros(shape, device=msg["value"].device, dtype=torch.float64)
-            self.weights, self.log_likelihood, self.lengths = Weights(zeros), zeros, zeros.long()
-            self._lanes = torch.arange(self.num_particles, device=zeros.device).view(-1, *(1,) * self.max_plate_nesting)
-            return
-        lost = self.plates - plates
-        if lost and self.steps:
-            raise ValueError(
-                f"site {msg['name']!r} lies outside plate {next(iter(lost)).name!r}, over which the filter has already resampled "
-                "independently; draw what the plate's elements share before the first barrier, or move the site into the plate"
-            )
-        if lost:
-            # What the elements share makes them one population: its weight is the product over the plate.
-            assert self.weights is not None and self.log_likelihood is not None
-            dims = [frame.dim for frame in lost]
-            self.weights = Weights(self.weights.log_weights.sum(dims, keepdim=True))
-            self.log_likelihood = self.log_likelihood.sum(dims, keepdim=True)
-            self.plates -= lost
-
-    # record -------------------------------------------------------------------------------------------------------------------------
-
-    def record(self, msg: Any, log_prob: Tensor | None) -> None:
-        """Note a site's value with the number of barriers before it."""
-        value = None
-        if not msg["is_observed"] or is_deterministic(msg):
-            shape = msg["fn"].shape()
-            value = msg["value"] if msg["value"].shape == shape else msg["value"].expand(shape)
-        if value is not None or self.record_log_probs:
-            self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.steps)))
-
     # resample -----------------------------------------------------------------------------------------------------------------------
 
     def _pyro_barrier(self, msg: Any) -> None:
@@ -186,9 +121,7 @@ class ParticleMessenger(Messenger):
         ess = self.weights.ess
         msg["value"] = self.resample(state, ess)
         msg["done"] = True
-        self._done = self.population_done(msg["value"])
-        self._in_segment = False
-        self.last, self._partial = self.snapshot(msg["value"]), None
+        self.close_segment(msg["value"])
         if self.callback is not None and self.partial is not None:
             self.callback(self.partial)
 
@@ -211,18 +144,6 @@ class ParticleMessenger(Messenger):
             state = reorder(state, ancestors)
         self.steps.append(Step(ess, ancestors, chosen))
         return state
-
-    def population_done(self, state: Any) -> Tensor | None:
-        """``[N, *plates]``: lanes of which all that one population holds is done; ``None`` if the state does not tell."""
-        done = lanes_done(state)
-        if done is None:
-            return None
-        assert self.weights is not None
-        dependent = self._dependent_dims()
-        done = done.reshape(done.shape + (1,) * (self.weights.log_weights.dim() - done.dim()))
-        for dim in dependent:
-            done = done.all(dim, keepdim=True)
-        return done
 
     def ess_triggers(self, ess: Tensor) -> Tensor:
         """``[*plates]``: populations to resample. The rounding of the ESS must not undo a threshold of 1."""
@@ -247,39 +168,6 @@ class ParticleMessenger(Messenger):
         if pending and not _all_finite(pending[-1][1].log_mean):
             assert self.plates is not None
             raise_for_dead(pending, sorted(frame.dim for frame in self.plates), self.num_particles)
-
-    # results ------------------------------------------------------------------------------------------------------------------------
-
-    def snapshot(self, value: Any) -> Snapshot:
-        """The particle system as it is now, with the state or return value that belongs to it."""
-        if self.weights is None or self.plates is None:
-            raise ValueError("the model has no sample site; there is nothing to infer")
-        assert self.log_likelihood is not None
-        sites, steps = self.sites, self.steps
-        return Snapshot(
-            self.weights,
-            self.log_likelihood,
-            self.lengths,
-            self.plates,
-            sites,
-            len(sites),
-            steps,
-            len(steps),
-            self.segment,
-            self._counted,
-            value,
-        )
-
-    def posterior(self, value: Any) -> ParticlePosterior:
-        """The weighted particles as they are now."""
-        return self.snapshot(value).posterior()
-
-    @property
-    def partial(self) -> ParticlePosterior | None:
-        """The posterior of the last barrier; built on demand."""
-        if self._partial is None and self.last is not None:
-            self._partial = self.last.posterior()
-        return self._partial
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -1,0 +1,158 @@
+"""The particles of a sweep and what is known of them, as it builds up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .factors import is_deterministic
+from .particle_posterior import ParticlePosterior, Site, Step
+from .populations import Frame, dependent_dims, per_population, plates_of
+from .snapshot import Snapshot
+from .state import lanes_done
+from .weights import Weights
+
+
+class ParticleSystem:
+    """Weights, sites and steps so far, and the plates that hold populations of their own.
+
+    :param int num_particles: N.
+    :param int max_plate_nesting: number of plates of the model.
+    :param bool record_log_probs: keep every site's log-probability.
+    """
+
+    def __init__(self, num_particles: int, max_plate_nesting: int, record_log_probs: bool) -> None:
+        super().__init__()
+        self.num_particles = num_particles
+        self.max_plate_nesting = max_plate_nesting
+        self.record_log_probs = record_log_probs
+        self.clear()
+
+    def clear(self) -> None:
+        """Before the first site."""
+        self.weights: Weights | None = None
+        self.log_likelihood: Tensor | None = None  # [N, *plates] of the observed sites, not tempered
+        self.lengths = torch.zeros((), dtype=torch.long)  # [N, *plates] segments that each lane took part in
+        self.plates: frozenset[Frame] | None = None  # plates that every site so far lies in
+        self.sites: list[Site] = []
+        self.steps: list[Step] = []
+        self.unchecked: list[tuple[str, Weights]] = []  # weights after each factor since the last check
+        self.last: Snapshot | None = None  # of the last barrier
+        self._partial: ParticlePosterior | None = None
+        self.segment = self._counted = -1  # segments between barriers, counted where they have a latent site
+        self._in_segment = False
+        self._done: Tensor | None = None  # [N, *plates] lanes that were done at the last barrier
+        self._stack: list[tuple[str, int | None]] = []  # plates around the last site
+
+    # plates -------------------------------------------------------------------------------------------------------------------------
+
+    def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
+        return per_population(log_prob, msg["name"], self.num_particles, self.max_plate_nesting, self._dependent_dims())
+
+    def _dependent_dims(self) -> list[int]:
+        assert self.plates is not None
+        return dependent_dims(self.plates, self.max_plate_nesting) if self.max_plate_nesting else []
+
+    def _meet_plates(self, msg: Any) -> None:
+        stack = [(frame.name, frame.dim) for frame in msg["cond_indep_stack"]]
+        if stack == self._stack:
+            return
+        self._stack = stack
+        plates = plates_of(msg, self.max_plate_nesting)
+        if self.plates is None:
+            self.plates = plates
+            sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"]}
+            shape = [self.num_particles, *(sizes.get(dim, 1) for dim in range(-self.max_plate_nesting, 0))]
+            zeros = torch.zeros(shape, device=msg["value"].device, dtype=torch.float64)
+            self.weights, self.log_likelihood, self.lengths = Weights(zeros), zeros, zeros.long()
+            self._lanes = torch.arange(self.num_particles, device=zeros.device).view(-1, *(1,) * self.max_plate_nesting)
+            return
+        lost = self.plates - plates
+        if lost and self.steps:
+            raise ValueError(
+                f"site {msg['name']!r} lies outside plate {next(iter(lost)).name!r}, over which the filter has already resampled "
+                "independently; draw what the plate's elements share before the first barrier, or move the site into the plate"
+            )
+        if lost:
+            # What the elements share makes them one population: its weight is the product over the plate.
+            assert self.weights is not None and self.log_likelihood is not None
+            dims = [frame.dim for frame in lost]
+            self.weights = Weights(self.weights.log_weights.sum(dims, keepdim=True))
+            self.log_likelihood = self.log_likelihood.sum(dims, keepdim=True)
+            self.lengths = self.lengths.amax(dims, keepdim=True)  # no lane is done before the first barrier: all are equal
+            self.plates -= lost
+
+    # segments and sites -------------------------------------------------------------------------------------------------------------
+
+    def open_segment(self) -> None:
+        """A latent site begins a segment unless one is open."""
+        if not self._in_segment:
+            self._in_segment, self.segment = True, self.segment + 1
+
+    def count_segment(self) -> None:
+        """A segment counts for the lanes that are not done when its first latent site is met."""
+        if self._counted < self.segment:
+            self._counted = self.segment
+            self.lengths = self.lengths + (1 if self._done is None else (~self._done).long())
+
+    def close_segment(self, state: Any) -> None:
+        """A barrier ends the segment and gives ``state``."""
+        self._done = self.population_done(state)
+        self._in_segment = False
+        self.last, self._partial = self.snapshot(state), None
+
+    def record(self, msg: Any, log_prob: Tensor | None) -> None:
+        """Note a site's value with the number of barriers before it."""
+        value = None
+        if not msg["is_observed"] or is_deterministic(msg):
+            shape = msg["fn"].shape()
+            value = msg["value"] if msg["value"].shape == shape else msg["value"].expand(shape)
+        if value is not None or self.record_log_probs:
+            self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.steps)))
+
+    def population_done(self, state: Any) -> Tensor | None:
+        """``[N, *plates]``: lanes of which all that one population holds is done; ``None`` if the state does not tell."""
+        done = lanes_done(state)
+        if done is None:
+            return None
+        assert self.weights is not None
+        dependent = self._dependent_dims()
+        done = done.reshape(done.shape + (1,) * (self.weights.log_weights.dim() - done.dim()))
+        for dim in dependent:
+            done = done.all(dim, keepdim=True)
+        return done
+
+    # results ------------------------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, value: Any) -> Snapshot:
+        """The particle system as it is now, with the state or return value that belongs to it."""
+        if self.weights is None or self.plates is None:
+            raise ValueError("the model has no sample site; there is nothing to infer")
+        assert self.log_likelihood is not None
+        sites, steps = self.sites, self.steps
+        return Snapshot(
+            self.weights,
+            self.log_likelihood,
+            self.lengths,
+            self.plates,
+            sites,
+            len(sites),
+            steps,
+            len(steps),
+            self.segment,
+            self._counted,
+            value,
+        )
+
+    def posterior(self, value: Any) -> ParticlePosterior:
+        """The weighted particles as they are now."""
+        return self.snapshot(value).posterior()
+
+    @property
+    def partial(self) -> ParticlePosterior | None:
+        """The posterior of the last barrier; built on demand."""
+        if self._partial is None and self.last is not None:
+            self._partial = self.last.posterior()
+        return self._partial
