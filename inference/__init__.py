@@ -3,9 +3,12 @@
 from pyro import barrier
 
 from .audit_messenger import AuditMessenger, AuditReport
+from .beam_search import BeamSearch
+from .best_of_n import BestOfN
 from .chain_posterior import ChainPosterior, PooledPosterior
 from .cost import CostMeter, count
 from .discrete_marginal import DiscreteMarginal
+from .dvts import DVTS
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
 from .importance import Importance
@@ -15,7 +18,9 @@ from .particle_posterior import ParticlePosterior
 from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
+from .search_posterior import SearchPosterior
 from .selection import Selection
+from .self_consistency import SelfConsistency
 from .smc import SMC
 from .suffix_mh import SuffixMH
 from .temper_messenger import TemperMessenger
@@ -24,11 +29,14 @@ from .trajectory_kernel import TrajectoryKernel
 from .weights import Weights
 
 __all__ = [
+    "DVTS",
     "RESAMPLERS",
     "SMC",
     "AuditError",
     "AuditMessenger",
     "AuditReport",
+    "BeamSearch",
+    "BestOfN",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
@@ -43,7 +51,9 @@ __all__ = [
     "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
+    "SearchPosterior",
     "Selection",
+    "SelfConsistency",
     "SuffixMH",
     "TemperMessenger",
     "Trajectory",

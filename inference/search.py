@@ -1,0 +1,76 @@
+"""What searches share: arguments, cost, and the replay that gives finished trajectories their values."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .cost import CostMeter
+from .particle_messenger import ParticleMessenger
+from .particle_posterior import ParticlePosterior
+from .replay_messenger import ReplayMessenger
+from .search_messenger import SearchMessenger
+from .search_posterior import SearchPosterior
+from .smc import check_particles
+from .sweep import sweep
+
+
+class Search(ABC):
+    """A search over executions of a model by the scores of their prefixes.
+
+    :param model: as for :class:`SMC`.
+    :param int num_particles: lanes.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
+    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        max_plate_nesting: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        check_particles(model, num_particles, 0.0, max_plate_nesting)
+        self.model = model
+        self.num_particles = num_particles
+        self.max_plate_nesting = max_plate_nesting
+        self.callback = callback
+
+    @abstractmethod
+    def messenger(self) -> ParticleMessenger:
+        """The handler of one run."""
+
+    def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
+        """The result, given the posterior of the lanes with which the model ended."""
+        assert isinstance(messenger, SearchMessenger)
+        chosen = messenger.end(ended.value)
+        replay = ReplayMessenger(self.num_particles, self.max_plate_nesting, messenger.known_values(chosen))
+        return messenger.result(chosen, sweep(self.model, replay, None, args, kwargs))
+
+    @torch.no_grad()
+    def run(self, *args: Any, **kwargs: Any) -> SearchPosterior:
+        """Search ``model(*args, **kwargs)``.
+
+        An exception in the middle, Ctrl-C included, carries the lanes of the last barrier as ``partial_posterior``.
+
+        :raises SMCFailed: if all lanes of a population have score minus infinity.
+        """
+        start = time.perf_counter()
+        messenger = self.messenger()
+        with CostMeter() as meter:
+            try:
+                result = self.conclude(messenger, sweep(self.model, messenger, None, args, kwargs), args, kwargs)
+            except BaseException as error:
+                partial = getattr(messenger, "partial", None)
+                error.partial_posterior = partial  # type: ignore[attr-defined]
+                if partial is not None:
+                    partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                raise
+        result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+        return result

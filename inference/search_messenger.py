@@ -1,0 +1,163 @@
+"""The handler of searches: a particle filter that selects lanes by score instead of resampling them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .factors import is_deterministic
+from .particle_messenger import ParticleMessenger
+from .particle_posterior import ParticlePosterior, Site, Step
+from .replay_messenger import KnownValue
+from .resampling import multinomial
+from .search_posterior import SearchPosterior
+from .state import reorder, take
+from .weights import Weights
+
+
+class Candidates(NamedTuple):
+    """Lanes as they were before the barrier number ``generation``; every tensor is ``[C, *plates]``.
+
+    :ivar Tensor lanes: where each candidate lived then.
+    :ivar Tensor eligible: candidates that the search may return.
+    """
+
+    generation: Tensor
+    lanes: Tensor
+    eligible: Tensor
+    log_weights: Tensor
+    scores: Tensor
+    log_likelihood: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def joined(cls, parts: list[Candidates]) -> Candidates:
+        return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def take(self, index: Tensor) -> Candidates:
+        return Candidates(*(tensor.gather(0, index) for tensor in self))
+
+
+class SearchMessenger(ParticleMessenger, ABC):
+    """Propose, reweight, record, select: weights travel with their lanes and are never reset, so they are the scores of whole prefixes.
+
+    :param str method: name of the search, for its posterior.
+    """
+
+    def __init__(
+        self, num_particles: int, max_plate_nesting: int, method: str, callback: Callable[[ParticlePosterior], None] | None = None
+    ) -> None:
+        super().__init__(num_particles, max_plate_nesting, multinomial, 1.0, callback=callback)
+        self.method = method
+
+    def __enter__(self) -> SearchMessenger:
+        self._met_site = False  # since the last barrier
+        super().__enter__()
+        return self
+
+    @abstractmethod
+    def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+        """Note candidates, and say how the search goes on.
+
+        :param Tensor log_weights: ``[N, *plates]``.
+        :param Tensor done: ``[N, *plates]``.
+        :returns: ancestors ``[N, *plates]`` and the log-weights that they get.
+        """
+
+    @abstractmethod
+    def finalists(self) -> Candidates:
+        """The ``N`` candidates of each population that the search returns, once the model has ended."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        super()._pyro_post_sample(msg)
+        self._met_site |= not (site_is_subsample(msg) or is_deterministic(msg))
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        assert self.weights is not None and self.log_likelihood is not None
+        ancestors, log_weights = self.select(self.weights.log_weights, self._finished(state))
+        moved = (ancestors != self._own()).any(0)
+        self.weights = Weights(log_weights)
+        self.log_likelihood = self.log_likelihood.gather(0, ancestors)
+        self.lengths = self.lengths.expand_as(ancestors).gather(0, ancestors)
+        self.steps.append(Step(ess, ancestors, moved))
+        self._met_site = False
+        return reorder(state, ancestors) if bool(moved.any()) else state
+
+    def end(self, value: Any) -> Candidates:
+        """The search's result, after the model has returned ``value``. Nothing is selected after the last round."""
+        if self._met_site or not self.steps:
+            assert self.weights is not None
+            self.select(self.weights.log_weights, self._finished(value))
+        return self.finalists()
+
+    def _finished(self, state: Any) -> Tensor:
+        assert self.weights is not None
+        done = self.population_done(state)
+        like = self.weights.log_weights
+        return torch.zeros_like(like, dtype=torch.bool) if done is None else done.to(like.device).expand_as(like)
+
+    def _own(self) -> Tensor:
+        """``[N, *plates]`` each lane's own number."""
+        assert self.weights is not None
+        like = self.weights.log_weights
+        return torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
+
+    def candidates(self, eligible: Tensor, lanes: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
+        """The present lanes."""
+        assert self.weights is not None and self.log_likelihood is not None
+        scores = self.weights.log_weights
+        lanes = self._own() if lanes is None else lanes
+        return Candidates(
+            generation=torch.full_like(lanes, len(self.steps)),
+            lanes=lanes,
+            eligible=eligible,
+            log_weights=scores if log_weights is None else log_weights,
+            scores=scores.gather(0, lanes),
+            log_likelihood=self.log_likelihood.expand_as(scores).gather(0, lanes),
+            lengths=self.lengths.expand_as(scores).gather(0, lanes),
+        )
+
+    def known_values(self, chosen: Candidates) -> dict[str, KnownValue]:
+        """The latent sites of candidates, each up to the barrier before which it lived."""
+        lanes, known = {}, {}
+        now = chosen.lanes
+        for generation in range(len(self.steps), -1, -1):
+            lanes[generation], known[generation] = now, chosen.generation >= generation
+            if generation > 0:
+                before = self.steps[generation - 1].ancestors.gather(0, now)
+                now = torch.where(known[generation], before, now)
+        return {
+            site.name: KnownValue(take(site.value, lanes[site.generation]), known[site.generation])
+            for site in self.sites
+            if site.value is not None
+        }
+
+    def as_search(self, found: ParticlePosterior) -> SearchPosterior:
+        return SearchPosterior.of(found, scores=found._weights.log_weights, method=self.method)
+
+    def posterior(self, value: Any) -> SearchPosterior:
+        return self.as_search(super().posterior(value))
+
+    @property
+    def partial(self) -> SearchPosterior | None:
+        found = super().partial
+        return None if found is None else self.as_search(found)
+
+    def result(self, chosen: Candidates, replayed: ParticlePosterior) -> SearchPosterior:
+        """The posterior of the finalists, whose sites and values come from a replay."""
+        return SearchPosterior(
+            Weights(chosen.log_weights),
+            replayed._plate_dims,
+            tuple(Site(site.name, site.value, None, len(self.steps)) for site in replayed._sites),
+            tuple(self.steps),
+            replayed.value,
+            lengths=chosen.lengths,
+            log_likelihood=chosen.log_likelihood,
+            scores=chosen.scores,
+            method=self.method,
+        )

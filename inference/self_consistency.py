@@ -1,0 +1,78 @@
+"""Self-consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .particle_messenger import ParticleMessenger
+from .particle_posterior import ParticlePosterior
+from .resampling import multinomial
+from .search import Search
+from .search_posterior import SearchPosterior
+from .weights import Weights
+
+
+class SelfConsistency(Search):
+    """N independent draws from the model's prior with equal weights: ``posterior.answers()`` is the majority vote.
+
+    What the model observes is not evaluated: a reward model is never called, and neither hard constraints nor likelihoods count.
+
+    :param model: as for :class:`SMC`; barriers do nothing.
+    :param int num_particles: N.
+    :param int max_plate_nesting: as for :class:`SMC`.
+    :param callback: called with the posterior so far after each barrier.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Self-Consistency Improves Chain of Thought Reasoning in Language Models*, Xuezhi Wang et al. (2023).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        max_plate_nesting: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
+
+    def messenger(self) -> ParticleMessenger:
+        return PriorMessenger(self.num_particles, self.max_plate_nesting, multinomial, 0.0, callback=self.callback)
+
+    def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
+        assert isinstance(ended, SearchPosterior)
+        return ended
+
+
+class PriorMessenger(ParticleMessenger):
+    """A sweep without resampling that evaluates no density."""
+
+    def _needs_log_prob(self, msg: Any) -> bool:
+        return False
+
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        """Every lane of every population keeps weight one."""
+        assert self.weights is not None
+        dependent = set(self._dependent_dims())
+        batch = msg["fn"].batch_shape
+        shape = [1 if dim in dependent else batch[dim] for dim in range(-self.max_plate_nesting, 0)]
+        self.weights = Weights(self.weights.log_weights.expand(self.num_particles, *shape))
+
+    def as_search(self, found: ParticlePosterior) -> SearchPosterior:
+        reason = "it does not evaluate what the model observes"
+        posterior = SearchPosterior.of(found, method="self-consistency", reason=reason, decisive=True)
+        posterior._log_likelihood = None  # never evaluated
+        return posterior
+
+    def posterior(self, value: Any) -> SearchPosterior:
+        return self.as_search(super().posterior(value))
+
+    @property
+    def partial(self) -> SearchPosterior | None:
+        found = super().partial
+        return None if found is None else self.as_search(found)
