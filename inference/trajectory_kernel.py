@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -71,10 +72,18 @@ class TrajectoryKernel(MCMCKernel, ABC):
         messenger = ParticleMessenger(1, self.max_plate_nesting, multinomial, 0.0)
         return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, None, args, kwargs).draw()
 
-    def run(self, num_samples: int, *args: Any, warmup_steps: int = 0, **kwargs: Any) -> ChainPosterior:
+    def run(
+        self,
+        num_samples: int,
+        *args: Any,
+        warmup_steps: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+        **kwargs: Any,
+    ) -> ChainPosterior:
         """A chain of ``num_samples`` iterations over ``model(*args, **kwargs)``.
 
         :param int warmup_steps: iterations before those that are kept.
+        :param callback: called with the :class:`ParticlePosterior` of each iteration, those of the warm-up included.
         :returns: all trajectories of all kept iterations, each iteration with the same total weight (Rao-Blackwellised). An exception in
             the middle, Ctrl-C included, carries those so far as ``partial_posterior``.
         :raises ValueError: if ``num_samples`` is less than 1.
@@ -82,6 +91,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
         check_count("num_samples", num_samples)
         check_count("warmup_steps", warmup_steps, 0)
         kept: list[ParticlePosterior] = []
+        start = time.perf_counter()
         with CostMeter() as meter:
             try:
                 state = self.start(*args, **kwargs)
@@ -89,10 +99,13 @@ class TrajectoryKernel(MCMCKernel, ABC):
                     posterior, state = self.step(state, *args, **kwargs)
                     if i >= warmup_steps:
                         kept.append(posterior)
+                    if callback is not None:
+                        callback(posterior)
             except BaseException as error:
-                error.partial_posterior = self._chain(kept, dict(meter.totals)) if kept else None  # type: ignore[attr-defined]
+                cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                error.partial_posterior = self._chain(kept, cost) if kept else None  # type: ignore[attr-defined]
                 raise
-        return self._chain(kept, dict(meter.totals))
+        return self._chain(kept, {**meter.totals, "seconds": time.perf_counter() - start})
 
     def _chain(self, kept: list[ParticlePosterior], cost: dict[str, float]) -> ChainPosterior:
         return ChainPosterior(kept, cost)
