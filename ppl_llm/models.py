@@ -127,14 +127,18 @@ class ReasoningModel:
             return self._solve(context)
 
     def _solve(self, ctx: Context) -> Context:
-        o = self.options
         for t in range(self.max_steps):
-            step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
-            ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
-            pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
-            ctx = barrier(ctx)
+            ctx = barrier(self.round(ctx, t))
             if self.early_exit and ctx.done.all():
                 break
+        return ctx
+
+    def round(self, ctx: Context, t: int) -> Context:
+        """Sites ``step_t`` and ``accept_t``: the context with one more step."""
+        o = self.options
+        step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
+        ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
+        pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
         return ctx
 
     def _factor(self, ctx: Context, last_round: bool) -> Any:
