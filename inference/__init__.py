@@ -9,9 +9,11 @@ from .chain_posterior import ChainPosterior, PooledPosterior
 from .cost import CostMeter, count
 from .discrete_marginal import DiscreteMarginal
 from .dvts import DVTS
+from .entropic_annealing import EntropicAnnealing
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
 from .importance import Importance
+from .parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .particle_gibbs import ParticleGibbs
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
@@ -24,6 +26,8 @@ from .self_consistency import SelfConsistency
 from .smc import SMC
 from .suffix_mh import SuffixMH
 from .temper_messenger import TemperMessenger
+from .tempered_posterior import TemperedPosterior
+from .tempered_smc import TemperedSMC
 from .trajectory import Trajectory
 from .trajectory_kernel import TrajectoryKernel
 from .weights import Weights
@@ -41,8 +45,11 @@ __all__ = [
     "ConditionalResampler",
     "CostMeter",
     "DiscreteMarginal",
+    "EntropicAnnealing",
     "Enumeration",
     "Importance",
+    "ParallelTempering",
+    "ParallelTemperingPosterior",
     "ParticleGibbs",
     "ParticleMessenger",
     "ParticlePosterior",
@@ -56,6 +63,8 @@ __all__ = [
     "SelfConsistency",
     "SuffixMH",
     "TemperMessenger",
+    "TemperedPosterior",
+    "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
     "Weights",

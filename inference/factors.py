@@ -14,6 +14,7 @@ from .weights import Weights
 def scaled(log_prob: Tensor, scale: Any) -> Tensor:
     """``log_prob * scale``, with 0 for a factor of probability zero to the power of 0."""
     if isinstance(scale, Tensor):
+        scale = scale.to(log_prob.device)
         return torch.where(scale == 0, 0.0, log_prob * scale)
     if scale == 1:
         return log_prob

@@ -7,7 +7,17 @@ if TYPE_CHECKING:
     from .answers import argmax, extract_answer, majority, weighted_majority
     from .context import PAD, Context, StopReason
     from .distributions import LLMStep, StepReward
-    from .inference import SMC, Enumeration, Importance, ParticlePosterior, SMCFailed, barrier
+    from .inference import (
+        SMC,
+        EntropicAnnealing,
+        Enumeration,
+        Importance,
+        ParallelTempering,
+        ParticlePosterior,
+        SMCFailed,
+        TemperedSMC,
+        barrier,
+    )
     from .lm.openai_lm import OpenAILM
     from .lm.protocol import LanguageModel
     from .lm.tabular import TabularLM
@@ -16,29 +26,34 @@ if TYPE_CHECKING:
     from .reward.protocol import RewardModel
     from .reward.tabular import TabularReward
     from .reward.transformers_prm import TransformersPRM
+    from .smc_filter_adapter import SMCFilterAdapter
 
 __version__ = "0.1.0"
 
 # Imported on first use: torch, Pyro and transformers take seconds, which `ppl-llm --help` need not wait for.
 _HOME = {
-    "PAD": "context",
-    "PRESETS": "models",
-    "SMC": "inference",
     "Context": "context",
+    "EntropicAnnealing": "inference",
     "Enumeration": "inference",
     "Importance": "inference",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
     "OpenAILM": "lm.openai_lm",
+    "PAD": "context",
+    "PRESETS": "models",
+    "ParallelTempering": "inference",
     "ParticlePosterior": "inference",
     "Preset": "models",
     "ReasoningModel": "models",
     "RewardModel": "reward.protocol",
+    "SMC": "inference",
     "SMCFailed": "inference",
+    "SMCFilterAdapter": "smc_filter_adapter",
     "StepReward": "distributions",
     "StopReason": "context",
     "TabularLM": "lm.tabular",
     "TabularReward": "reward.tabular",
+    "TemperedSMC": "inference",
     "TransformersLM": "lm.transformers_lm",
     "TransformersPRM": "reward.transformers_prm",
     "argmax": "answers",
@@ -54,20 +69,24 @@ __all__ = [
     "PRESETS",
     "SMC",
     "Context",
+    "EntropicAnnealing",
     "Enumeration",
     "Importance",
     "LLMStep",
     "LanguageModel",
     "OpenAILM",
+    "ParallelTempering",
     "ParticlePosterior",
     "Preset",
     "ReasoningModel",
     "RewardModel",
     "SMCFailed",
+    "SMCFilterAdapter",
     "StepReward",
     "StopReason",
     "TabularLM",
     "TabularReward",
+    "TemperedSMC",
     "TransformersLM",
     "TransformersPRM",
     "argmax",
