@@ -19,6 +19,7 @@ from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
+from .representatives import Equivalent, representatives
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .search_posterior import SearchPosterior
 from .selection import Selection
@@ -47,6 +48,7 @@ __all__ = [
     "DiscreteMarginal",
     "EntropicAnnealing",
     "Enumeration",
+    "Equivalent",
     "Importance",
     "ParallelTempering",
     "ParallelTemperingPosterior",
@@ -71,6 +73,7 @@ __all__ = [
     "barrier",
     "count",
     "multinomial",
+    "representatives",
     "residual",
     "ssp",
     "stratified",

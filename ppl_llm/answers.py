@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from .inference.discrete_marginal import DiscreteMarginal
+from .inference.discrete_marginal import DiscreteMarginal, pool
+from .inference.representatives import Equivalent
 
 Answer = Hashable | None
 
@@ -42,18 +43,20 @@ def _content(rest: str) -> str | None:
     return None
 
 
-def weighted_majority(answers: Sequence[Answer], weights: Sequence[float]) -> Answer:
+def weighted_majority(answers: Sequence[Answer], weights: Sequence[float], equivalent: Equivalent | None = None) -> Answer:
     """The answer with the largest total weight; lanes without an answer have no vote. Ties go to the first.
 
+    :param equivalent: pools the votes of answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; the winning class gives
+        its representative (:func:`~ppl_llm.inference.representatives`). By default answers are compared as they are written.
     :returns: ``None`` if no lane of positive weight has an answer.
     """
     votes = [(answer, weight) for answer, weight in zip(answers, weights, strict=True) if answer is not None and weight > 0]
-    return DiscreteMarginal(votes).mode if votes else None
+    return pool(DiscreteMarginal(votes), equivalent).mode if votes else None
 
 
-def majority(answers: Sequence[Answer]) -> Answer:
-    """The most frequent answer (self-consistency)."""
-    return weighted_majority(answers, [1.0] * len(answers))
+def majority(answers: Sequence[Answer], equivalent: Equivalent | None = None) -> Answer:
+    """The most frequent answer (self-consistency); see :func:`weighted_majority`."""
+    return weighted_majority(answers, [1.0] * len(answers), equivalent)
 
 
 def argmax(answers: Sequence[Answer], scores: Sequence[float]) -> Answer:

@@ -1,0 +1,100 @@
+"""A process for work that may never end."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import IO, Any
+
+_START = 120.0
+"""Seconds that the process may take to start; it imports sympy."""
+
+
+class MathProcess:
+    """Sends requests to :mod:`ppl_llm.math_worker` in a process of its own, which is ended if a reply does not come in time.
+
+    Safe in threads, which take turns, and after a fork. Signals, by which math-verify bounds its time, work in the main thread only, and a
+    thread cannot be ended at all.
+
+    :param float timeout: seconds for one request.
+    :ivar int timeouts: requests that were given up.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.timeouts = 0
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._owner = 0
+
+    def ask(self, kind: str, *texts: str) -> Any:
+        """The reply.
+
+        :raises TimeoutError: if there is none in time, or the process ends over the request.
+        :raises OSError: if the process does not start.
+        """
+        with self._lock:
+            if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+                self._start()
+            assert self._process is not None and self._process.stdin is not None
+            try:
+                self._process.stdin.write(json.dumps([kind, self.timeout, texts]) + "\n")
+                self._process.stdin.flush()
+                reply = self._replies.get(timeout=self.timeout)
+            except (queue.Empty, BrokenPipeError):
+                reply = None
+            except BaseException:  # Ctrl-C: the reply to this request must not answer the next one
+                self._end()
+                raise
+            if reply is None:
+                self.timeouts += 1
+                self._end()
+                raise TimeoutError(f"no reply within {self.timeout} seconds")
+            return json.loads(reply)
+
+    def _start(self) -> None:
+        worker = Path(__file__).with_name("math_worker.py")
+        # -P: the folder of this package must not come before the standard library and the installed packages.
+        command = [sys.executable, "-P", "-W", "ignore", str(worker)]
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        process = subprocess.Popen(command, encoding="utf-8", start_new_session=True, **options)  # Ctrl-C is for this process alone
+        self._process, self._owner = process, os.getpid()
+        self._replies = queue.SimpleQueue()
+        assert process.stdout is not None
+        threading.Thread(target=_read, args=(process.stdout, self._replies), daemon=True).start()
+        self._finalizer = weakref.finalize(self, _kill, process, self._owner)
+        try:
+            first = self._replies.get(timeout=_START)
+        except queue.Empty:
+            first = None
+        if first is None:
+            self._end()
+            raise OSError(f"the process that compares answers did not start: {' '.join(command)}")
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._finalizer()
+            self._process = None
+
+
+def _read(stream: IO[str], replies: queue.SimpleQueue[Any]) -> None:
+    """Pass lines on, and ``None`` at the end."""
+    with stream:
+        for line in stream:
+            replies.put(line)
+    replies.put(None)
+
+
+def _kill(process: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
