@@ -1,0 +1,80 @@
+"""Rewards of the answer's text as a whole."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..context import Context
+from ..inference.cost import count
+from .score_memo import ScoreMemo, finished_at
+
+
+class AnswerReward(ABC):
+    """Base of rewards that judge a problem's answer by its text (a :class:`~ppl_llm.reward.protocol.RewardModel`).
+
+    The score of a step is that of the whole answer up to it. Finished answers are judged once each; before, a prefix has the score
+    ``pending``, which no model was asked for:
+
+    - ``inf``: certainly right until shown otherwise. The factor is exactly 1 under the potentials ``likelihood`` and difference, so that
+      the weights wait for the answer and the target is p(x) s_T. The neutral element of :class:`~ppl_llm.ProductReward`.
+    - ``0.0``: even odds. The factor is 1 under the potential ``odds``, whose log-factor is the log-odds themselves. The neutral element of
+      :class:`~ppl_llm.SumReward`.
+    - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every finished lane;
+      a lane that is cut off before it finishes keeps it, where ``inf`` would count it as right.
+
+    With ``partial`` unfinished answers are judged like finished ones, at every step.
+
+    :param bool partial: judge unfinished answers too.
+    :param float pending: log-odds of an unfinished answer that is not judged.
+    :raises ValueError: if ``pending`` is nan.
+    """
+
+    def __init__(self, *, partial: bool = False, pending: float = math.inf) -> None:
+        if math.isnan(pending):
+            raise ValueError("pending must be log-odds, e.g. inf (certainly right), 0.0 (even) or -1.5, got nan")
+        self.partial, self.pending = partial, pending
+        self._memo = ScoreMemo()
+
+    @abstractmethod
+    def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
+        """Log-odds ``[A]`` that answers are right.
+
+        :param answers: pairs of problem and answer so far, all different, at least one.
+        """
+
+    def step_log_odds(self, context: Context) -> Tensor:
+        known = self._memo.known(context)
+        if known.shape[-1] == context.num_steps:
+            return known
+        return self._memo.note(context, self._extended(context, known), type(self).__name__)
+
+    def _extended(self, context: Context, known: Tensor) -> Tensor:
+        """The scores of all steps, those after ``known [*batch, S]`` judged."""
+        start, device = known.shape[-1], known.device
+        lanes = context.lengths.numel()
+        taken = context.ends > context.step_starts
+        judged = (taken if self.partial else taken & finished_at(context))[..., start:].reshape(lanes, -1)
+        tokens, prompts = context.tokens.reshape(lanes, -1).tolist(), context.prompt_lengths.flatten().tolist()
+        problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(lanes, -1).tolist()
+        places: list[tuple[int, int]] = [(lane, step) for lane, step in judged.nonzero().tolist()]
+        text_of: dict[tuple[int, ...], str] = {}
+        asked: dict[tuple[str, str], int] = {}
+        which = []
+        for lane, step in places:
+            ids = tuple(tokens[lane][prompts[lane] : ends[lane][step]])
+            if ids not in text_of:
+                text_of[ids] = context.lm.decode(list(ids))
+            which.append(asked.setdefault((context.problems[problems[lane]], text_of[ids]), len(asked)))
+        new = torch.full(judged.shape, self.pending, device=device)
+        if places:
+            count(prm_calls=len(places))
+            new[judged] = self.answer_log_odds(list(asked)).to(device=device, dtype=torch.float32)[which]
+        columns = list(known.reshape(lanes, start).unbind(-1))
+        for score, real in zip(new.unbind(-1), taken[..., start:].reshape(lanes, -1).unbind(-1), strict=True):
+            columns.append(torch.where(real, score, columns[-1]) if columns else score)
+        return torch.stack(columns, -1).view(*context.batch_shape, -1)

@@ -1,0 +1,61 @@
+"""A Python function as a reward: a verifier, unit tests, a regular expression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..inference.names import unknown_name
+from .answer_reward import AnswerReward
+
+SCALES = ("probability", "log_odds")
+
+
+class FunctionReward(AnswerReward):
+    """Asks a Python function about answers; see :class:`~ppl_llm.reward.answer_reward.AnswerReward` for unfinished ones.
+
+    The function should give the same value for the same text: it is asked again when a trajectory is replayed. Wrap an expensive one in
+    :func:`functools.cache`.
+
+    :param fn: called with the problem's text and the answer's text. Its value is a bool or the probability that the answer is right, and
+        an answer it rejects has weight zero; or log-odds, see ``scale``.
+    :param str scale: of the function's values, ``probability`` or ``log_odds``.
+    :param bool partial: ask about unfinished answers too.
+    :param float pending: log-odds of an unfinished answer otherwise.
+    :raises ValueError: for an unknown scale, or, later, a value that is not on it.
+
+    Example::
+
+        verifier = FunctionReward(lambda problem, text: extract_answer(text) == "42")
+        SMC(reasoning(lm, verifier, preset="exact"), num_particles=32).run("What is 6 * 7?")
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[str, str], float | bool],
+        *,
+        scale: str = "probability",
+        partial: bool = False,
+        pending: float = math.inf,
+    ) -> None:
+        super().__init__(partial=partial, pending=pending)
+        if scale not in SCALES:
+            raise unknown_name("scale", scale, SCALES)
+        self.fn, self.scale = fn, scale
+
+    def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
+        return torch.tensor([self._log_odds(problem, text) for problem, text in answers], dtype=torch.float64)
+
+    def _log_odds(self, problem: str, text: str) -> float:
+        value = self.fn(problem, text)
+        number = float(value)
+        if self.scale == "log_odds" and not isinstance(value, bool) and not math.isnan(number):
+            return number
+        if self.scale == "probability" and 0 <= number <= 1:
+            return math.log(number) - math.log1p(-number) if 0 < number < 1 else math.copysign(math.inf, number - 0.5)
+        wanted = "a bool or a probability in [0, 1]" if self.scale == "probability" else "log-odds, a float that is not nan"
+        hint = "; for log-odds pass scale='log_odds'" if self.scale == "probability" else ""
+        raise ValueError(f"the reward function must return {wanted}{hint}; it returned {value!r} for the answer {text[-80:]!r}")

@@ -1,0 +1,74 @@
+"""The language model's own certainty as a reward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..context import DEFAULT_STOP, PAD, Context
+from ..lm.protocol import StepOptions
+from .score_memo import ScoreMemo, finished_at
+
+
+class SelfCertainty:
+    """A step's score is the geometric mean of its tokens' probabilities, s = exp(c) with c = mean log p(token).
+
+    Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
+    language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.protocol.RewardModel`).
+
+    :param stop: the delimiter(s) that the steps are sampled with.
+    :param float temperature: of the law that p is taken from; 1 for the model's own, whatever the steps are sampled at.
+    :raises ValueError: later, for a step that the language model could not have taken with this ``stop``.
+    """
+
+    def __init__(self, stop: str | tuple[str, ...] = DEFAULT_STOP, temperature: float = 1.0) -> None:
+        self.options = StepOptions(stop=stop, temperature=temperature)
+        self._memo = ScoreMemo()
+
+    def step_log_odds(self, context: Context) -> Tensor:
+        scores = self._memo.known(context)
+        if scores.shape[-1] == context.num_steps:
+            return scores
+        columns = list(scores.unbind(-1))
+        for step in range(len(columns), context.num_steps):
+            score, taken = self._score(context, step)
+            columns.append(torch.where(taken, score, columns[-1]) if columns else score)
+        return self._memo.note(context, torch.stack(columns, -1), "SelfCertainty")
+
+    def _score(self, context: Context, step: int) -> tuple[Tensor, Tensor]:
+        """Log-odds ``[*batch]`` of a step, and which lanes took it."""
+        before, tokens = split_step(context, step)
+        size = (tokens != PAD).sum(-1)
+        # Steps that ran into max_tokens are the longest of the round: with their length as the bound, all of them end where they ended.
+        options = replace(self.options, max_tokens=tokens.shape[-1])
+        log_prob = context.lm.step_log_prob(before, tokens, options).double()
+        taken = size > 0
+        impossible = (taken & (log_prob == -torch.inf)).nonzero()
+        if len(impossible):
+            raise ValueError(
+                f"step {step} of lane {tuple(impossible[0].tolist())} has probability zero under its language model with "
+                f"stop={self.options.stop!r}; SelfCertainty needs the stop that the steps are sampled with"
+            )
+        mean = torch.where(taken, log_prob / size.clamp(min=1), -1.0).clamp(max=0.0)
+        return (mean - torch.log(-torch.expm1(mean))).float(), taken
+
+
+def split_step(context: Context, step: int) -> tuple[Context, Tensor]:
+    """The context before a step, and the step's tokens ``[*batch, M]`` padded with ``PAD``."""
+    starts, ends = context.step_starts[..., step], context.ends[..., step]
+    position = torch.arange(context.tokens.shape[-1], device=context.tokens.device)
+    before = replace(
+        context,
+        tokens=torch.where(position < starts[..., None], context.tokens, PAD),
+        lengths=starts,
+        ends=context.ends[..., :step],
+        reasons=context.reasons[..., :step],
+        done=finished_at(context)[..., :step].any(-1),
+    )
+    width = max(1, int((ends - starts).max()))
+    column = starts[..., None] + torch.arange(width, device=starts.device)
+    inside = column < ends[..., None]
+    tokens = context.tokens.gather(-1, column.clamp(max=context.tokens.shape[-1] - 1))
+    return before, torch.where(inside, tokens, PAD)
