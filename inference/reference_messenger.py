@@ -63,7 +63,7 @@ class ReferenceMessenger(ParticleMessenger):
         event = fn.event_shape
         reference = self.reference[msg["name"]]
         pinned = self.pinned(reference.device).expand(batch)
-        fixed = reference.expand(*batch[1:], *event).expand(*batch, *event)
+        fixed = reference.expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
         if bool(pinned.all()):
             msg["value"] = fixed
             return
