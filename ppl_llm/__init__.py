@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from .lm.tabular import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .models import PRESETS, Preset, ReasoningModel, reasoning
+    from .reward.function_reward import FunctionReward
+    from .reward.judge_reward import JudgeReward
+    from .reward.product_reward import ProductReward
     from .reward.protocol import RewardModel
+    from .reward.self_certainty import SelfCertainty
+    from .reward.sum_reward import SumReward
     from .reward.tabular import TabularReward
+    from .reward.transformers_orm import TransformersORM
     from .reward.transformers_prm import TransformersPRM
     from .smc_filter_adapter import SMCFilterAdapter
 
@@ -35,7 +41,9 @@ _HOME = {
     "Context": "context",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
+    "FunctionReward": "reward.function_reward",
     "Importance": "inference",
+    "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
     "OpenAILM": "lm.openai_lm",
@@ -44,17 +52,21 @@ _HOME = {
     "ParallelTempering": "inference",
     "ParticlePosterior": "inference",
     "Preset": "models",
+    "ProductReward": "reward.product_reward",
     "ReasoningModel": "models",
     "RewardModel": "reward.protocol",
     "SMC": "inference",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "smc_filter_adapter",
+    "SelfCertainty": "reward.self_certainty",
     "StepReward": "distributions",
     "StopReason": "context",
+    "SumReward": "reward.sum_reward",
     "TabularLM": "lm.tabular",
     "TabularReward": "reward.tabular",
     "TemperedSMC": "inference",
     "TransformersLM": "lm.transformers_lm",
+    "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.transformers_prm",
     "argmax": "answers",
     "barrier": "inference",
@@ -71,23 +83,29 @@ __all__ = [
     "Context",
     "EntropicAnnealing",
     "Enumeration",
+    "FunctionReward",
     "Importance",
+    "JudgeReward",
     "LLMStep",
     "LanguageModel",
     "OpenAILM",
     "ParallelTempering",
     "ParticlePosterior",
     "Preset",
+    "ProductReward",
     "ReasoningModel",
     "RewardModel",
     "SMCFailed",
     "SMCFilterAdapter",
+    "SelfCertainty",
     "StepReward",
     "StopReason",
+    "SumReward",
     "TabularLM",
     "TabularReward",
     "TemperedSMC",
     "TransformersLM",
+    "TransformersORM",
     "TransformersPRM",
     "argmax",
     "barrier",
