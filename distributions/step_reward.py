@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -13,34 +13,56 @@ from torch.nn.functional import logsigmoid
 from ..context import Context, StopReason
 from ..inference.names import unknown_name
 from ..reward.protocol import RewardModel
+from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
 
-POTENTIALS = ("likelihood", "odds", "ratio")
+POTENTIALS = ("likelihood", "odds", *STEERING)
 AGGREGATIONS = ("last", "prod", "min", "mean")
 FINISHED = ("neutral", "repeat")
+SCORES = ("log_prob", "log_odds")
+
+
+class _Choices(NamedTuple):
+    potential: str
+    temperature: float
+    aggregation: str
+    finished: str
+    score: str
+    last_round: bool
 
 
 class StepReward(TorchDistribution):
     """The event "this step is right", to be observed as 1. Its log-factor is computed from log-odds in float32.
 
-    With r_t the process reward model's probability that step t is right and s_t the aggregated score of steps 1..t:
+    With p_t the process reward model's probability that step t is right, s_t the aggregated score of steps 1..t, and r_t = log s_t (or its
+    log-odds) with r_0 = 0:
 
-    ==============  ========================  ==============================================================
-    potential       log-factor                target after T steps
-    ==============  ========================  ==============================================================
-    ``likelihood``  log r_t                   p(x) prod_t r_t, an ordinary Bernoulli observation
-    ``ratio``       log s_t - log s_{t-1}     p(x) s_T (s_0 = 1)
-    ``odds``        logit(s_t) / temperature  p(x) prod_t odds(s_t)^(1/temperature), the released code's weight
-    ==============  ========================  ==============================================================
+    ==============  ==========================  ============================================================
+    potential       log-factor                  target after T steps
+    ==============  ==========================  ============================================================
+    ``likelihood``  log p_t                     p(x) prod_t p_t, an ordinary Bernoulli observation
+    ``difference``  (r_t - r_{t-1}) / T_s       p(x) exp(r_T / T_s): p(x) s_T at temperature T_s = 1
+    ``max``         max over u <= t of r_u/T_s  the same, see below
+    ``sum``         sum over u <= t of r_u/T_s  the same, see below
+    ``odds``        logit(s_t) / T_s            p(x) prod_t odds(s_t)^(1/T_s), the released code's weight
+    ==============  ==========================  ============================================================
 
-    On lanes that had finished before this step the log-factor is exactly 0.
+    ``max`` and ``sum`` are potentials of Feynman-Kac steering [1]: they favour lanes that were ever good, or always. On the step in
+    which a lane finishes, and in the last round, their factor makes up for all earlier ones, so that the product over steps is
+    exp(r_T / T_s). On lanes that had finished before this step the log-factor is exactly 0.
 
     :param RewardModel prm: the scorer; asked on first use, not by the constructor.
     :param Context context: after the step.
     :param str potential: see the table.
-    :param float temperature: T_s of ``odds``.
-    :param str aggregation: s_t from r_1..r_t, for ``ratio`` and ``odds``: ``last``, ``prod``, ``min`` or ``mean``.
+    :param float temperature: T_s; not for ``likelihood``.
+    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished lanes get their last factor again at every step, as in the released code.
-    :raises ValueError: for unknown names or a temperature that is not positive.
+    :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
+    :param bool last_round: whether no round comes after this one, for ``max`` and ``sum``.
+    :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
+
+    References
+
+    [1] *A General Framework for Inference-time Scaling and Steering of Diffusion Models*, Raghav Singhal et al. (2025).
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -56,27 +78,37 @@ class StepReward(TorchDistribution):
         temperature: float = 1.0,
         aggregation: str = "last",
         finished: str = "neutral",
+        score: str = "log_prob",
+        last_round: bool = False,
     ) -> None:
         for name, value, known in (
             ("potential", potential, POTENTIALS),
             ("aggregation", aggregation, AGGREGATIONS),
             ("finished", finished, FINISHED),
+            ("score", score, SCORES),
         ):
             if value not in known:
                 raise unknown_name(name, value, known)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         if potential == "likelihood" and (aggregation != "last" or temperature != 1.0):
-            raise ValueError("potential='likelihood' is the score of the new step alone; aggregation and temperature go with odds or ratio")
-        self._init(prm, context, (potential, temperature, aggregation, finished), context.batch_shape)
+            raise ValueError(
+                "potential='likelihood' is the score of the new step alone; aggregation and temperature go with the other potentials: "
+                f"{', '.join(POTENTIALS[1:])}"
+            )
+        if potential not in STEERING and score != "log_prob":
+            raise ValueError(f"score={score!r} goes with the potentials {', '.join(STEERING)}; potential {potential!r} has its own")
+        if potential in STEERING and finished == "repeat":
+            raise ValueError(f"finished='repeat' undoes the telescoping product of potential {potential!r}; use it with odds or likelihood")
+        self._init(prm, context, _Choices(potential, temperature, aggregation, finished, score, last_round), context.batch_shape)
 
-    def _init(self, prm: RewardModel, context: Context, choices: tuple[str, float, str, str], batch_shape: torch.Size) -> None:
+    def _init(self, prm: RewardModel, context: Context, choices: _Choices, batch_shape: torch.Size) -> None:
         self.prm, self.context, self._choices = prm, context, choices
-        self.potential, self.temperature, self.aggregation, self.finished = choices
+        self.potential, self.temperature, self.aggregation, self.finished, self.score, self.last_round = choices
         super().__init__(batch_shape, torch.Size(), validate_args=False)
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StepReward:
-        new = StepReward.__new__(StepReward)
+        new = type(self).__new__(type(self))
         new._init(self.prm, self.context, self._choices, torch.Size(batch_shape))
         return new
 
@@ -99,37 +131,13 @@ class StepReward(TorchDistribution):
         real = self.context.reasons != StopReason.FINISHED
         if self.potential == "odds":
             return prefix_log_odds(z, real, self.aggregation) / self.temperature
-        before = prefix_log_score(z[..., :-1], real[..., :-1], self.aggregation) if z.shape[-1] > 1 else 0.0
-        return prefix_log_score(z, real, self.aggregation) - before
+        running = running_log_odds if self.score == "log_odds" else running_log_score
+        # In float64, so that the product telescopes.
+        scaled = running(z.to(torch.float64), real, self.aggregation) / self.temperature
+        return steering_log_factor(self.potential, scaled, self.context.done | self.last_round)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         if self.potential != "likelihood":
             raise TypeError(f"potential {self.potential!r} is a factor, not a distribution; pass obs=torch.tensor(1.0)")
         r = torch.where(self._concerned, self.prm.step_log_odds(self.context)[..., -1].sigmoid(), 1.0)
         return torch.bernoulli(r.expand(torch.Size(sample_shape) + self.batch_shape))
-
-
-def prefix_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log of the aggregated score s_T: ``[*lanes]``.
-
-    :param Tensor z: ``[*lanes, T]`` log-odds of the steps.
-    :param Tensor real: ``[*lanes, T]`` steps that the lane really took.
-    """
-    log_r = logsigmoid(z)
-    if aggregation == "prod":
-        return torch.where(real, log_r, 0.0).sum(-1)
-    if aggregation == "min":
-        return torch.where(real, log_r, 0.0).amin(-1)
-    if aggregation == "mean":
-        return torch.where(real, log_r, -torch.inf).logsumexp(-1) - real.sum(-1).log()
-    return log_r[..., -1]
-
-
-def prefix_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log-odds of the aggregated score: ``[*lanes]``; exact where it is a single step's."""
-    if aggregation == "last":
-        return z[..., -1]
-    if aggregation == "min":
-        return torch.where(real, z, torch.inf).amin(-1)
-    log_s = prefix_log_score(z, real, aggregation).to(torch.float64)
-    return (log_s - torch.log(-torch.expm1(log_s.clamp(max=-1e-300)))).to(z.dtype)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .resampling import multinomial
 from .search import Search
 from .search_posterior import SearchPosterior
-from .weights import Weights
 
 
 class SelfConsistency(Search):
@@ -54,14 +51,6 @@ class PriorMessenger(ParticleMessenger):
 
     def _needs_log_prob(self, msg: Any) -> bool:
         return False
-
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
-        """Every lane of every population keeps weight one."""
-        assert self.weights is not None
-        dependent = set(self._dependent_dims())
-        batch = msg["fn"].batch_shape
-        shape = [1 if dim in dependent else batch[dim] for dim in range(-self.max_plate_nesting, 0)]
-        self.weights = Weights(self.weights.log_weights.expand(self.num_particles, *shape))
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         reason = "it does not evaluate what the model observes"

@@ -8,12 +8,16 @@ if TYPE_CHECKING:
     from .context import PAD, Context, StopReason
     from .distributions import LLMStep, StepReward
     from .inference import (
+        DVTS,
         SMC,
+        BeamSearch,
+        BestOfN,
         EntropicAnnealing,
         Enumeration,
         Importance,
         ParallelTempering,
         ParticlePosterior,
+        SelfConsistency,
         SMCFailed,
         TemperedSMC,
         barrier,
@@ -22,7 +26,8 @@ if TYPE_CHECKING:
     from .lm.protocol import LanguageModel
     from .lm.tabular import TabularLM
     from .lm.transformers_lm import TransformersLM
-    from .models import PRESETS, Preset, ReasoningModel, reasoning
+    from .models import ReasoningModel, reasoning
+    from .presets import PRESETS, Preset
     from .reward.function_reward import FunctionReward
     from .reward.judge_reward import JudgeReward
     from .reward.product_reward import ProductReward
@@ -38,6 +43,12 @@ __version__ = "0.1.0"
 
 # Imported on first use: torch, Pyro and transformers take seconds, which `ppl-llm --help` need not wait for.
 _HOME = {
+    "DVTS": "inference",
+    "PAD": "context",
+    "PRESETS": "presets",
+    "SMC": "inference",
+    "BeamSearch": "inference",
+    "BestOfN": "inference",
     "Context": "context",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
@@ -47,18 +58,16 @@ _HOME = {
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
     "OpenAILM": "lm.openai_lm",
-    "PAD": "context",
-    "PRESETS": "models",
     "ParallelTempering": "inference",
     "ParticlePosterior": "inference",
-    "Preset": "models",
+    "Preset": "presets",
     "ProductReward": "reward.product_reward",
     "ReasoningModel": "models",
     "RewardModel": "reward.protocol",
-    "SMC": "inference",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "smc_filter_adapter",
     "SelfCertainty": "reward.self_certainty",
+    "SelfConsistency": "inference",
     "StepReward": "distributions",
     "StopReason": "context",
     "SumReward": "reward.sum_reward",
@@ -77,9 +86,12 @@ _HOME = {
 }
 
 __all__ = [
+    "DVTS",
     "PAD",
     "PRESETS",
     "SMC",
+    "BeamSearch",
+    "BestOfN",
     "Context",
     "EntropicAnnealing",
     "Enumeration",
@@ -98,6 +110,7 @@ __all__ = [
     "SMCFailed",
     "SMCFilterAdapter",
     "SelfCertainty",
+    "SelfConsistency",
     "StepReward",
     "StopReason",
     "SumReward",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -14,87 +14,10 @@ from .answers import Answer, argmax, weighted_majority
 from .context import DEFAULT_STOP, Context, StopReason
 from .distributions import LLMStep, StepReward, prefix_log_odds
 from .inference import barrier
-from .inference.names import unknown_name
 from .inference.particle_posterior import ParticlePosterior
 from .lm.protocol import LanguageModel, StepOptions, step_limits
+from .presets import Preset, get_preset
 from .reward.protocol import RewardModel
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Potential, resampler and trigger, treatment of finished particles, and choice of the answer.
-
-    :ivar str potential: see :class:`~ppl_llm.distributions.StepReward`.
-    :ivar str aggregation: score of a prefix from those of its steps.
-    :ivar str finished: ``neutral`` or ``repeat``.
-    :ivar bool last_factor: whether the factor of the round in which the last particle finishes counts.
-    :ivar str finish: regular expression; a particle whose step matches is finished.
-    :ivar str vote: ``weighted_majority`` of the posterior, or ``argmax`` of the last prefix score.
-    :ivar dict smc: keywords for :class:`~ppl_llm.inference.SMC`.
-    """
-
-    name: str
-    target: str
-    potential: str
-    aggregation: str = "last"
-    finished: str = "neutral"
-    last_factor: bool = True
-    finish: str | None = None
-    vote: str = "weighted_majority"
-    resampler: str = "systematic"
-    ess_threshold: float = 0.5
-    resample_finished: bool = False
-
-    @property
-    def smc(self) -> dict[str, Any]:
-        return {"resampler": self.resampler, "ess_threshold": self.ess_threshold, "resample_finished": self.resample_finished}
-
-
-_BOXED = r"\\boxed"
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("exact", "p(x) prod_t r_t", "likelihood"),
-        Preset("twisted", "p(x) s_T with s the least r_t: no penalty for length", "ratio", aggregation="min"),
-        Preset(
-            "as_paper",
-            "the released code of the paper: odds of the prefix score, memoryless, every round, finished particles again each round",
-            "odds",
-            aggregation="prod",
-            finished="repeat",
-            last_factor=False,
-            finish=_BOXED,
-            vote="argmax",
-            resampler="multinomial",
-            ess_threshold=1.0,
-        ),
-        Preset(
-            "its_hub",
-            "the authors' library: as_paper, and resampled once more at the end",
-            "odds",
-            aggregation="prod",
-            finished="repeat",
-            finish=_BOXED,
-            vote="argmax",
-            resampler="multinomial",
-            ess_threshold=1.0,
-            resample_finished=True,
-        ),
-    )
-}
-
-
-def get_preset(preset: str | Preset) -> Preset:
-    """A preset by name, or the preset itself.
-
-    :raises ValueError: for an unknown name, with the nearest known one.
-    """
-    if isinstance(preset, Preset):
-        return preset
-    if preset not in PRESETS:
-        raise unknown_name("preset", preset, PRESETS)
-    return PRESETS[preset]
 
 
 class ReasoningModel:
@@ -111,10 +34,11 @@ class ReasoningModel:
         score_temperature: float,
         finish: str | None,
         early_exit: bool,
+        score: str = "log_prob",
     ) -> None:
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
-        self.early_exit = early_exit
+        self.early_exit, self.score = early_exit, score
 
     def __call__(self, problem: Any) -> Context:
         """
@@ -150,6 +74,8 @@ class ReasoningModel:
             temperature=self.score_temperature,
             aggregation=self.aggregation,
             finished=preset.finished,
+            score=self.score,
+            last_round=last_round,
         )
         if preset.finished == "neutral":
             return reward
@@ -171,12 +97,15 @@ class ReasoningModel:
         :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
         """
         context: Context = posterior.value
-        answers, scores, weights = context.answers(), self.prefix_scores(context).cpu(), posterior.weights.cpu()
+        answers, weights = context.answers(), posterior.weights.cpu()
+        # Best-of-N and self-consistency are votes themselves, and the latter never asks the reward model.
+        by_score = self.preset.vote == "argmax" and not getattr(posterior, "decisive", False)
+        scores = self.prefix_scores(context).cpu() if by_score else weights
 
         def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
-            if self.preset.vote == "argmax":
-                return argmax(given, score.tolist())
-            return weighted_majority(given, weight.tolist())
+            if not by_score:
+                return weighted_majority(given, weight.tolist())
+            return argmax([answer if w > 0 else None for answer, w in zip(given, weight.tolist(), strict=True)], score.tolist())
 
         if len(context.batch_shape) == 1:
             return one(answers, scores, weights)
@@ -201,6 +130,8 @@ def reasoning(
     top_k: int | None = None,
     aggregation: str | None = None,
     score_temperature: float = 1.0,
+    potential: str | None = None,
+    score: str = "log_prob",
     finish: str | None = None,
     early_exit: bool = True,
     tokens_per_step: int | None = None,
@@ -223,7 +154,9 @@ def reasoning(
     :param float top_p: nucleus sampling.
     :param int top_k: sampling from the most probable tokens only.
     :param str aggregation: replaces the preset's.
-    :param float score_temperature: T_s of the ``odds`` potential.
+    :param float score_temperature: T_s of every potential but ``likelihood``.
+    :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
+    :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
     :param str finish: replaces the preset's regular expression that finishes a particle.
     :param bool early_exit: stop when every lane is done. ``False`` always makes ``max_steps`` rounds, the last ones empty and free, for
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
@@ -231,6 +164,8 @@ def reasoning(
     :raises ValueError: for an unknown preset or options out of range.
     """
     chosen = get_preset(preset)
+    if potential is not None:
+        chosen = replace(chosen, potential=potential)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
     return ReasoningModel(
@@ -243,4 +178,5 @@ def reasoning(
         score_temperature,
         finish if finish is not None else chosen.finish,
         early_exit,
+        score,
     )

@@ -55,7 +55,7 @@ logs = st.floats(-6, 6)
     temperature=st.sampled_from([0.5, 1.0, 3.0]),
 )
 def test_formulas(z: list[float], how: str, temperature: float) -> None:
-    """Likelihood, odds and ratio against plain arithmetic; the ratios of all steps telescope to the last score."""
+    """Likelihood, odds and difference against plain arithmetic; the ratios of all steps telescope to the last score."""
     prm = GivenScores(torch.tensor([z]))
     r = [sigmoid(value) for value in z]
     total = 0.0
@@ -67,13 +67,13 @@ def test_formulas(z: list[float], how: str, temperature: float) -> None:
         assert StepReward(prm, context).log_prob(one * 0).item() == pytest.approx(math.log(1 - r[t - 1]), abs=1e-4)
         odds = StepReward(prm, context, "odds", temperature=temperature, aggregation=how).log_prob(one).item()
         assert odds == pytest.approx(math.log(s / (1 - s)) / temperature, abs=2e-3)
-        ratio = StepReward(prm, context, "ratio", aggregation=how).log_prob(one).item()
+        ratio = StepReward(prm, context, "difference", aggregation=how).log_prob(one).item()
         assert ratio == pytest.approx(math.log(s / before), abs=1e-4)
         total += ratio
     assert total == pytest.approx(math.log(aggregate(r, how)), abs=1e-4)
 
 
-@pytest.mark.parametrize("potential", ["likelihood", "odds", "ratio"])
+@pytest.mark.parametrize("potential", ["likelihood", "odds", "difference", "max", "sum"])
 def test_finished_lanes_have_factor_exactly_one(potential: str) -> None:
     context = after_steps([1, 2, 0], 3)
     z = torch.tensor([[1.0, 1.0, 1.0], [1.0, -2.0, -2.0], [1.0, 1.0, 0.5]])

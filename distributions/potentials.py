@@ -1,0 +1,80 @@
+"""Potentials of prefixes: how the scores of steps 1..t become the factor of step t.
+
+With ``r_t`` the score of the prefix of t steps, :func:`steering_log_factor` gives the factors ``G_t`` of Feynman-Kac steering. Their
+product over all steps of a trajectory is ``exp(lambda r_T)`` whichever is chosen; they differ in what resampling sees on the way.
+
+References
+
+[1] *A General Framework for Inference-time Scaling and Steering of Diffusion Models*, Raghav Singhal et al. (2025).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+STEERING = ("difference", "max", "sum")
+
+
+def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
+    """Log of the aggregated score s_t of every prefix: ``[*lanes, T]``.
+
+    :param Tensor z: ``[*lanes, T]`` log-odds of the steps.
+    :param Tensor real: ``[*lanes, T]`` steps that the lane really took.
+    :param str aggregation: ``last``, ``prod``, ``min`` or ``mean``.
+    """
+    log_r = logsigmoid(z)
+    if aggregation == "prod":
+        return torch.where(real, log_r, 0.0).cumsum(-1)
+    if aggregation == "min":
+        return torch.where(real, log_r, 0.0).cummin(-1).values
+    if aggregation == "mean":
+        return torch.where(real, log_r, -torch.inf).logcumsumexp(-1) - real.cumsum(-1).to(z.dtype).log()
+    return log_r
+
+
+def running_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
+    """Log-odds of the aggregated score of every prefix: ``[*lanes, T]``; exact where it is a single step's."""
+    if aggregation == "last":
+        return z
+    if aggregation == "min":
+        return torch.where(real, z, torch.inf).cummin(-1).values
+    log_s = running_log_score(z, real, aggregation).to(torch.float64)
+    return (log_s - torch.log(-torch.expm1(log_s.clamp(max=-1e-300)))).to(z.dtype)
+
+
+def prefix_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
+    """Log of the aggregated score s_T of all steps: ``[*lanes]``; arguments as for :func:`running_log_score`."""
+    return running_log_score(z, real, aggregation)[..., -1]
+
+
+def prefix_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
+    """Log-odds of the aggregated score of all steps: ``[*lanes]``."""
+    return running_log_odds(z, real, aggregation)[..., -1]
+
+
+def steering_log_factor(potential: str, scaled: Tensor, terminal: Tensor) -> Tensor:
+    """``log G_T`` of the last of T steps: ``[*lanes]``.
+
+    ==============  =================================  =================
+    potential       log G_t, t < T                     log G_T
+    ==============  =================================  =================
+    ``difference``  lambda r_t - lambda r_{t-1}        the same
+    ``max``         max over s <= t of lambda r_s      see below
+    ``sum``         sum over s <= t of lambda r_s      see below
+    ==============  =================================  =================
+
+    with ``r_0 = 0``. The terminal factor of ``max`` and ``sum`` is ``lambda r_T`` minus all ``log G_t`` before it. A lane whose weight is
+    zero already gets 0.
+
+    :param Tensor scaled: ``[*lanes, T]``, lambda r_t.
+    :param Tensor terminal: ``[*lanes]``, lanes that take no further step.
+    """
+    last, before = scaled[..., -1], scaled[..., :-1]
+    if potential == "difference":
+        previous = before[..., -1] if before.shape[-1] else torch.zeros_like(last)
+        return torch.where(previous == -torch.inf, 0.0, last - previous)
+    log_factors = scaled.cummax(-1).values if potential == "max" else scaled.cumsum(-1)
+    spent = log_factors[..., :-1].sum(-1)
+    return torch.where(spent == -torch.inf, 0.0, torch.where(terminal, last - spent, log_factors[..., -1]))
