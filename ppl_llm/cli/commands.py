@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ..demo import example, looks_like_demo
-from . import loading
+from . import loading, remote
 from .errors import INTERRUPTED, reported
 from .methods import METHODS
 from .settings import Settings
@@ -35,6 +35,7 @@ _PRESET_HELP = (
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
     "\n\nppl-llm solve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda 'How many primes are below 60?'"
+    "\n\nppl-llm solve --lm http://host:8000/v1 --lm-model NAME --prm http://host:8001/v1 'How many primes are below 60?'"
 )
 
 
@@ -64,8 +65,17 @@ def _options(
 @app.command(epilog=_SOLVE_EXAMPLES)
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
-    lm: Annotated[str, typer.Option(help="Language model: demo, a directory, or a name on the Hugging Face Hub.")] = "demo",
-    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name.")] = "demo",
+    lm: Annotated[
+        str, typer.Option(help="Language model: demo, a directory, a name on the Hugging Face Hub, or the address of a server.")
+    ] = "demo",
+    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address.")] = "demo",
+    lm_model: Annotated[str | None, typer.Option(help="Name that the server knows the language model by.")] = None,
+    lm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
+    prm_model: Annotated[str | None, typer.Option(help="Name that the server knows the reward model by.")] = None,
+    prm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
+    prm_family: Annotated[
+        str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
+    ] = None,
     method: Annotated[str, typer.Option(help=_METHOD_HELP)] = "smc",
     particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
     preset: Annotated[str, typer.Option(help=_PRESET_HELP)] = "exact",
@@ -91,11 +101,14 @@ def solve(
     Ctrl-C shows the posterior so far.
     """
     settings = Settings(lm, prm, method, particles, preset, ess_threshold, resampler, max_steps, max_tokens, temperature, seed, audit)
+    served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)
     with reported(verbose):
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
         settings.check()
+        for each in served:
+            each.check()
         loading.check_device(device)
         if lm == "demo" and not force:
             _require_demo_problem(text)
@@ -105,12 +118,13 @@ def solve(
 
     with loading.quiet(verbose):
         with reported(verbose):
-            models = loading.load_lm(lm, device), loading.load_prm(prm, device)
+            models = remote.load_lm(served[0], device), remote.load_prm(served[1], device)
             title = f"{method} with {particles} particles"
             outcome = sweep(settings, *models, text, Progress(Console(stderr=True), title, verbose))
             if outcome.posterior is None:
                 raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
-        report = Report.of(outcome.model, outcome.posterior, text, settings.describe(), outcome.partial)
+        chosen = settings.describe() | served[0].settings() | served[1].settings()
+        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
     else:
