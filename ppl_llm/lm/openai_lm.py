@@ -94,8 +94,8 @@ class OpenAILM:
         served = ServedModel.find(self.client, model)
         self.model = served.name
         self.max_length = served.limit(max_length)
-        self.tokenizer, found_eos, self.vocab_size = ServedTokenizer.load(tokenizer if tokenizer is not None else served.source)
-        ends = found_eos | set(eos_ids)
+        own = ServedTokenizer.of(served, tokenizer)
+        self.tokenizer, self.vocab_size, ends = own.tokenizer, own.vocab_size, own.eos_ids | set(eos_ids)
         if not ends:
             raise ValueError("the tokenizer names no token that ends the text; pass eos_ids=(...)")
         self.eos_ids = torch.tensor(sorted(ends), device=device)
