@@ -74,10 +74,10 @@ class MathEquivalence:
         return self._equal[key]
 
     def _ask_equal(self, left: str, right: str) -> bool:
-        values = self._value(left), self._value(right)
+        first, second = self._value(left), self._value(right)
         if any(self._strikes.get(text, 0) >= _PATIENCE for text in (left, right)):
             return False
-        if values[0] is not None and values[1] is not None and not math.isclose(*values, rel_tol=_NEAR, abs_tol=_NEAR):
+        if first is not None and second is not None and not math.isclose(first, second, rel_tol=_NEAR, abs_tol=_NEAR):
             return False
         try:
             return bool(self._process.ask("equal", left, right))

@@ -65,18 +65,19 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     except (ImportError, OSError, ValueError):
         pass
-    import math_verify  # noqa: F401
 
     def reply(result: Any) -> None:
         replies.write(json.dumps(result) + "\n")
         replies.flush()
 
+    equal("x + 1", "1 + x")  # imports what comparisons need
     reply("ready")
     for line in sys.stdin:
         kind, seconds, texts = json.loads(line)
         limit(seconds)
+        compute: Any = {"equal": equal, "value": value}[kind]
         try:
-            reply({"equal": equal, "value": value}[kind](*texts))
+            reply(compute(*texts))
         except (ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, RecursionError, TypeError, ValueError):
             reply(None)
 
