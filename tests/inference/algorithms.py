@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ppl_llm.inference import SMC, Importance, ParticleGibbs, SuffixMH
+from ppl_llm.inference import (
+    DVTS,
+    SMC,
+    BeamSearch,
+    BestOfN,
+    EntropicAnnealing,
+    Importance,
+    ParallelTempering,
+    ParticleGibbs,
+    SelfConsistency,
+    SuffixMH,
+    TemperedSMC,
+)
 
 ALL = "*"
 
@@ -19,6 +32,7 @@ class Algorithm:
     :ivar bool evidence: whether it estimates the evidence; if not, it is a chain.
     :ivar dict run: keywords of ``run``.
     :ivar int replicas: independent runs, in one batch.
+    :ivar float bias: of the estimates at this number of particles, at most.
     :ivar dict not_for: for a model's name, or ``ALL``, the words of the error it gives.
     """
 
@@ -27,6 +41,7 @@ class Algorithm:
     run: dict[str, int] = field(default_factory=dict)
     replicas: int = 1000
     not_for: dict[str, str] = field(default_factory=dict)
+    bias: float = 0.0
 
 
 def chain(build: Callable[[Callable[..., Any], int], Any], num_samples: int = 12, warmup_steps: int = 12, replicas: int = 250) -> Algorithm:
@@ -39,9 +54,31 @@ ALGORITHMS: dict[str, Algorithm] = {
     "SMC, multinomial at every barrier": Algorithm(
         lambda model, nesting: SMC(model, 4, resampler="multinomial", ess_threshold=1.0, max_plate_nesting=nesting)
     ),
+    "SMC, annealed resampling": Algorithm(
+        lambda model, nesting: SMC(
+            model, 8, ess_threshold=1.0, selection=EntropicAnnealing("entropy", num_steps=6), max_plate_nesting=nesting
+        )
+    ),
+    "TemperedSMC": Algorithm(lambda model, nesting: TemperedSMC(model, 6, betas=[0.2, 0.6, 1.0], max_plate_nesting=nesting)),
+    "TemperedSMC of ParticleGibbs": Algorithm(
+        lambda model, nesting: TemperedSMC(
+            model, 6, betas=[0.2, 1.0], kernel=partial(ParticleGibbs, num_particles=3), ess_threshold=1.0, max_plate_nesting=nesting
+        ),
+        replicas=800,
+    ),
+    "TemperedSMC, adaptive": Algorithm(lambda model, nesting: TemperedSMC(model, 64, max_plate_nesting=nesting), replicas=100, bias=0.02),
     "ParticleGibbs": chain(lambda model, nesting: ParticleGibbs(model, 6, max_plate_nesting=nesting)),
     "ParticleGibbs, systematic": chain(
         lambda model, nesting: ParticleGibbs(model, 6, resampler="systematic", ess_threshold=1.0, max_plate_nesting=nesting)
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 40, 60),
+    "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 40, 60),
 }
+
+SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
+    "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
+    "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
+    "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
+}
+"""They have no target: their own tests hold them to their definitions."""
