@@ -1,0 +1,158 @@
+"""The commands ``evaluate`` and ``report``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import INTERRUPTED, reported
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Progress
+
+_EVALUATE_EXAMPLES = (
+    "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
+    "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
+)
+_NAMES = (
+    "importance, self-consistency, best-of-n, weighted-best-of-n, smc, particle-gibbs, beam-search, dvts, tempered-smc, parallel-tempering"
+)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """Whole numbers separated by commas.
+
+    :raises ValueError: for anything else, naming the option.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from error
+
+
+def evaluate(
+    data: Annotated[str, typer.Argument(help="demo, or a JSONL file with the fields problem and answer.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
+    methods: Annotated[str, typer.Option(help=f"Separated by commas: {_NAMES}.")] = "smc,importance,self-consistency,best-of-n",
+    budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
+    seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
+    lm: Annotated[str, typer.Option(help="Language model: demo, a directory, or a name on the Hugging Face Hub.")] = "demo",
+    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name.")] = "demo",
+    preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
+    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from those of its steps: last, prod, min or mean.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
+    group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
+    workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
+
+    Ctrl-C and even a kill lose at most the batch in work.
+    """
+    from . import loading
+
+    with loading.quiet(verbose), reported(verbose):
+        from ..datasets import load_problems
+        from ..evaluation.evaluate import evaluate as run
+        from ..evaluation.source import Models
+
+        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device)
+        models.check()
+        loading.check_device(device)
+        if seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {seeds}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"--limit must be at least 1, got {limit}")
+        problems = list(load_problems(data, limit=limit))
+        live = Live(Console(stderr=True))
+        try:
+            progress = run(
+                problems,
+                models,
+                out,
+                methods=[name.strip() for name in methods.split(",")],
+                budgets=parse_numbers("--budgets", budgets),
+                seeds=range(seeds),
+                group_size=group_size,
+                workers=workers,
+                report=live,
+            )
+        except KeyboardInterrupt:
+            typer.secho(f"interrupted; the records in {out} are complete up to here, the same command goes on", fg="yellow", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            live.close()
+        _print_tables(out)
+        for unit, error in progress.quarantined.items():
+            typer.secho(
+                f"given up after three tries: {', '.join(unit.methods)}, group {unit.group}, seed {unit.seed}: {error}", fg="red", err=True
+            )
+        if progress.quarantined:
+            raise typer.Exit(1)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote.")],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """Tables on the terminal, and figures in one HTML file that opens without a network."""
+    with reported(verbose):
+        from ..evaluation.report import write
+
+        try:
+            path = write(folder)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        _print_tables(folder)
+        typer.echo(f"figures and tables: {path}")
+
+
+def _print_tables(folder: Path) -> None:
+    from ..evaluation.report import as_text, tables
+    from ..evaluation.results import Results
+
+    for title, rows in tables(Results.read(folder)):
+        typer.echo(f"\n{title}\n\n{as_text(rows)}")
+
+
+class Live:
+    """A line on stderr: how far, how long to go, how accurate so far."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.began = console, time.perf_counter()
+        self.shown = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """:param Progress progress: after a unit."""
+        now = time.perf_counter()
+        left = progress.total - progress.skipped - progress.done
+        if not self.console.is_terminal or (now - self.shown < 0.2 and left):
+            return
+        self.shown = now
+        rest = (now - self.began) / progress.done * left
+        accuracy = ", ".join(f"{method} {hits / total:.2f}" for method, (hits, total) in self._best(progress).items())
+        line = f"{progress.skipped + progress.done} of {progress.total} batches, {rest / 60:.0f} min left; {accuracy}"
+        self.console.print(line[: self.console.width - 1].ljust(self.console.width - 1), end="\r", highlight=False, markup=False)
+
+    def _best(self, progress: Progress) -> dict[str, tuple[int, int]]:
+        """Of each method at its largest budget so far."""
+        return {method: value for (method, _), value in sorted(progress.right.items(), key=lambda item: item[0][1])}
+
+    def close(self) -> None:
+        """End the line."""
+        if self.shown:
+            self.console.print()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog=_EVALUATE_EXAMPLES)(evaluate)
+    app.command(epilog="Example:\n\nppl-llm report runs/first")(report)

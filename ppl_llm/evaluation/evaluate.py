@@ -1,0 +1,134 @@
+"""From problems to records."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Problem
+from .pool import Pool
+from .records import RecordStore
+from .source import Models
+from .votes import fingerprint
+from .work import Unit, groups, plan
+
+
+@dataclass
+class Progress:
+    """How far an evaluation has come.
+
+    :ivar int done: units done in this run.
+    :ivar int skipped: units found complete.
+    :ivar int total: units in all.
+    :ivar dict right: correct and all records of this run, by method and budget.
+    :ivar dict quarantined: units given up after three tries, with the last error.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    total: int = 0
+    right: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    quarantined: dict[Unit, str] = field(default_factory=dict)
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Count records."""
+        for record in records:
+            hits, total = self.right.get((record["method"], record["budget"]), (0, 0))
+            self.right[record["method"], record["budget"]] = (hits + record["correct"], total + 1)
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    models: Models,
+    out: str | Path,
+    *,
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    seeds: Sequence[int] = (0,),
+    group_size: int = 8,
+    workers: int = 0,
+    report: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Run every method at every budget on every problem; what ``out`` already holds is not done again.
+
+    Problems are worked on in fixed groups that share a batch, each with seeds of its own, so that an interrupted evaluation ends with the
+    same records as an uninterrupted one. More methods, budgets or seeds may be added later.
+
+    :param problems: with an ``id``, ``text`` and gold ``answer``.
+    :param Models models: what to run; loaded once in each process.
+    :param out: the folder of the records.
+    :param methods: names, see :data:`ppl_llm.evaluation.methods.METHODS`.
+    :param budgets: complete generations per problem; a method leaves out those below its least.
+    :param seeds: each a repetition of everything.
+    :param int group_size: problems per batch.
+    :param int workers: processes; 0 runs in this one.
+    :param report: called after every unit.
+    :returns: what was done. A unit that fails three times is given up and reported in ``quarantined``.
+    :raises ValueError: for bad arguments, or a folder with records of other settings.
+    """
+    _check(problems, budgets, group_size, workers)
+    parts = groups(problems, group_size)
+    units = list(plan(len(parts), methods, budgets, seeds))
+    configuration = {
+        **asdict(models),
+        "group_size": group_size,
+        "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
+        "num_problems": len(problems),
+        "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
+    }
+    progress = Progress(total=len(units))
+    with RecordStore(out, configuration) as store:
+        _note_run(store.folder, methods, budgets, seeds)
+        missing = [unit for unit in units if any(key not in store for key in unit.keys(parts[unit.group]))]
+        progress.skipped = len(units) - len(missing)
+        with Pool(models, parts, workers) as pool:
+            for outcome in pool.run(missing):
+                if outcome.error is not None:
+                    progress.quarantined[outcome.unit] = outcome.error
+                else:
+                    stamped = [{**record, "configuration": fingerprint(configuration)} for record in outcome.records]
+                    store.append(stamped)
+                    progress.add(outcome.records)
+                progress.done += 1
+                if report is not None:
+                    report(progress)
+    return progress
+
+
+def _check(problems: Sequence[Problem], budgets: Sequence[int], group_size: int, workers: int) -> None:
+    if not problems:
+        raise ValueError("there are no problems to evaluate")
+    ids = [problem.id for problem in problems]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"the problem id {twice!r} occurs more than once; ids identify records")
+    bad = [budget for budget in budgets if not isinstance(budget, int) or budget < 1]
+    if not budgets or bad:
+        raise ValueError(f"budgets must be integers of at least 1, got {bad[0] if bad else 'none'!r}")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size!r}")
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers!r}")
+
+
+def _note_run(folder: Path, methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> None:
+    """A line on each run: what was asked for, and on what machine."""
+    import json
+    import time
+
+    note = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv[1:],
+        "methods": list(methods),
+        "budgets": list(budgets),
+        "seeds": list(seeds),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    with open(folder / "runs.jsonl", "a") as runs:
+        runs.write(json.dumps(note) + "\n")

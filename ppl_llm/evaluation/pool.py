@@ -1,0 +1,155 @@
+"""Units of work on this process or on several, none lost when one of them dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from ..datasets import Problem
+from ..inference import SMCFailed
+from .source import Models
+from .work import Unit, execute
+
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a unit: records, or the error of the last of three tries."""
+
+    unit: Unit
+    records: list[dict[str, Any]]
+    error: str | None = None
+
+
+class Pool:
+    """Runs units. Use it as a context.
+
+    A worker that dies (killed, out of memory) is replaced and its unit done again; a unit that fails three times is given up.
+
+    :param Models models: loaded once in each process.
+    :param parts: groups of problems.
+    :param int workers: processes; 0 works in this one.
+    """
+
+    def __init__(self, models: Models, parts: Sequence[Sequence[Problem]], workers: int) -> None:
+        self.models, self.parts, self.num_workers = models, parts, workers
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.workers.clear()
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """Outcomes, as they come."""
+        if not units:
+            return
+        yield from self._here(units) if self.num_workers == 0 else self._elsewhere(units)
+
+    def _here(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        model = self.models.load()
+        for unit in units:
+            # The same unit draws the same numbers: what fails here fails again.
+            try:
+                yield Outcome(unit, execute(unit, model, self.parts[unit.group]))
+            except (ValueError, RuntimeError, SMCFailed) as error:
+                yield Outcome(unit, [], f"{type(error).__name__}: {error}")
+
+    def _elsewhere(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        todo, tries = deque(units), dict.fromkeys(units, 0)
+        self.workers = [Worker(self.models, self.parts) for _ in range(min(self.num_workers, len(units)))]
+        open_units = len(units)
+        while open_units:
+            for worker in self.workers:
+                if worker.unit is None and todo:
+                    worker.give(todo.popleft())
+            for worker in self._ready():
+                unit = worker.unit
+                assert unit is not None
+                answer = worker.answer()
+                if isinstance(answer, list):
+                    yield Outcome(unit, answer)
+                    open_units -= 1
+                    continue
+                tries[unit] += 1
+                if not worker.alive:
+                    self.workers[self.workers.index(worker)] = Worker(self.models, self.parts)
+                if tries[unit] < TRIES:
+                    todo.append(unit)
+                else:
+                    yield Outcome(unit, [], answer)
+                    open_units -= 1
+
+    def _ready(self) -> list[Worker]:
+        busy = {worker.connection: worker for worker in self.workers if worker.unit is not None}
+        return [busy[connection] for connection in wait(list(busy)) if isinstance(connection, Connection)]
+
+
+class Worker:
+    """A process that loads the models once and does one unit at a time."""
+
+    def __init__(self, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, models, parts), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.unit: Unit | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take more work."""
+        return self.process.exitcode is None
+
+    def give(self, unit: Unit) -> None:
+        """Start a unit."""
+        self.unit = unit
+        with suppress(OSError):  # dead already: the answer will tell
+            self.connection.send(unit)
+
+    def answer(self) -> list[dict[str, Any]] | str:
+        """The records, or what went wrong."""
+        self.unit = None
+        try:
+            answer: list[dict[str, Any]] | str = self.connection.recv()
+            return answer
+        except (EOFError, OSError):
+            self.process.join()
+            return f"the worker died (exit code {self.process.exitcode}); it may have run out of memory"
+
+    def stop(self) -> None:
+        """End the process, in the middle of its work if need be."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
+    torch.set_num_threads(1)
+    model = None
+    while True:
+        try:
+            unit = connection.recv()
+        except EOFError:
+            return
+        try:
+            model = model if model is not None else models.load()
+            connection.send(execute(unit, model, parts[unit.group]))
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")

@@ -1,0 +1,167 @@
+"""Records as tables: accuracy by method and budget, with everything recomputed that needs no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .aggregators import (
+    AGGREGATIONS,
+    Candidate,
+    best_of_majority,
+    best_of_n,
+    first_finish,
+    majority,
+    weighted_majority,
+)
+from .metrics import Interval, bootstrap, pass_at_k
+from .records import read_records
+from .votes import from_record
+from .work import SHARED
+
+Table = NDArray[np.float64]
+
+OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
+    "majority": majority,
+    "best-of-majority": best_of_majority,
+    "first-finish": first_finish,
+    **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
+    **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
+}
+"""Votes over the independent samples, recomputed from records."""
+
+
+class Results:
+    """What a run's records say.
+
+    :param records: see :mod:`ppl_llm.evaluation.work`.
+    :ivar list problems: ids, in order of first appearance.
+    :ivar list seeds:
+    :ivar dict levels: level of each problem that has one.
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]]) -> None:
+        self.by_key: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
+        problems: dict[str, Any] = {}
+        seeds: set[int] = set()
+        for record in records:
+            self.by_key.setdefault((record["method"], record["budget"]), {})[record["problem"], record["seed"]] = record
+            problems.setdefault(record["problem"], record.get("level"))
+            seeds.add(record["seed"])
+        if not problems:
+            raise ValueError("there are no records yet")
+        self.problems, self.seeds = list(problems), sorted(seeds)
+        self.levels = {problem: level for problem, level in problems.items() if level is not None}
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Results:
+        """The records of a run's folder.
+
+        :raises FileNotFoundError: if there are none.
+        """
+        return cls(read_records(folder))
+
+    @property
+    def methods(self) -> list[str]:
+        """In order of appearance."""
+        return list(dict.fromkeys(method for method, _ in self.by_key))
+
+    def budgets(self, method: str) -> list[int]:
+        """Budgets at which a method has records."""
+        return sorted(budget for name, budget in self.by_key if name == method)
+
+    def table(self, method: str, budget: int, value: Callable[[dict[str, Any]], float] | None = None) -> Table:
+        """``[problems, seeds]`` of a number per record, nan where there is none; by default whether it is correct."""
+        measure = value if value is not None else lambda record: float(record["correct"])
+        cells = self.by_key.get((method, budget), {})
+        rows = [[measure(cells[p, s]) if (p, s) in cells else math.nan for s in self.seeds] for p in self.problems]
+        return np.array(rows, dtype=np.float64)
+
+    def accuracy(self, method: str, budget: int, problems: Sequence[str] | None = None) -> Interval:
+        """Share of correct answers with a bootstrap interval over problems and seeds."""
+        table = self.table(method, budget)
+        if problems is not None:
+            table = table[[self.problems.index(p) for p in problems]]
+        return bootstrap(table, _nanmean)
+
+    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
+        """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed."""
+        both = np.stack([self.table(*first), self.table(*second)], -1)
+        return bootstrap(both, lambda t: _nanmean(t[..., 0] - t[..., 1]))
+
+    def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
+        """Mean of a cost counter per problem."""
+        return _nanmean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+
+    def scaling_ratio(self, first: str, second: str) -> Interval:
+        """How many times the budget the second method needs for the accuracy of the first: geometric mean over the accuracies that both
+        reach, between their budgets by interpolation of accuracy on the logarithm of the budget; nan where the curves do not overlap.
+        """
+        budgets = self.budgets(first), self.budgets(second)
+        tables = [self.table(m, b) for m, own in zip((first, second), budgets, strict=True) for b in own]
+        split = len(budgets[0])
+
+        def ratio(sample: Table) -> float:
+            means = [_nanmean(sample[..., i]) for i in range(sample.shape[-1])]
+            return _budget_ratio(budgets[0], means[:split], budgets[1], means[split:])
+
+        return bootstrap(np.stack(tables, -1), ratio, draws=500)
+
+    @cached_property
+    def samples(self) -> dict[tuple[str, int], list[Candidate]]:
+        """The independent samples of each problem and seed, from the record with the most."""
+        best: dict[tuple[str, int], list[Candidate]] = {}
+        for budget in self.budgets(SHARED):
+            for cell, record in self.by_key[SHARED, budget].items():
+                if "candidates" in record:
+                    best[cell] = [from_record(c) for c in record["candidates"]]
+        return best
+
+    @cached_property
+    def gold(self) -> dict[str, str]:
+        """The right answer of each problem."""
+        return {problem: str(record["gold"]) for cells in self.by_key.values() for (problem, _), record in cells.items()}
+
+    def offline(self, vote: str, budget: int, methods: dict[str, Callable[[Sequence[Candidate]], Any]] | None = None) -> Table:
+        """``[problems, seeds]``: whether a vote over the first ``budget`` independent samples is correct.
+
+        :param str vote: a name of :data:`OFFLINE`, or of ``methods``.
+        """
+        fn = (methods or OFFLINE)[vote]
+
+        def cell(problem: str, seed: int) -> float:
+            pool = self.samples.get((problem, seed), [])
+            return float(str(fn(pool[:budget])) == self.gold[problem]) if len(pool) >= budget else math.nan
+
+        return np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
+
+    def coverage(self, ks: Sequence[int]) -> list[float]:
+        """pass@k for each k, averaged over problems and seeds."""
+        counts = [(len(pool), sum(str(c.answer) == self.gold[problem] for c in pool)) for (problem, _), pool in self.samples.items()]
+        return [float(np.mean([pass_at_k(n, right, k) for n, right in counts if n >= k])) for k in ks]
+
+
+def _nanmean(table: Table) -> float:
+    known = table[~np.isnan(table)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _budget_ratio(xs: Sequence[int], x_means: Sequence[float], ys: Sequence[int], y_means: Sequence[float]) -> float:
+    first, second = np.maximum.accumulate(np.array(x_means)), np.maximum.accumulate(np.array(y_means))
+    low, high = max(first[0], second[0]), min(first[-1], second[-1])
+    if not high > low:
+        return math.nan
+    levels = np.linspace(low, high, 21)[1:-1]
+    needed = [np.interp(levels, _increasing(curve), np.log(own)) for curve, own in ((first, xs), (second, ys))]
+    return float(np.exp(np.mean(needed[1] - needed[0])))
+
+
+def _increasing(curve: Table) -> Table:
+    """Strictly increasing, for interpolation; a plateau is reached at its first budget."""
+    return curve + 1e-12 * np.arange(len(curve))

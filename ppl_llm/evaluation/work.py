@@ -1,0 +1,143 @@
+"""Units of work: a fixed group of problems under one method, budget and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+
+from ..answers import Answer
+from ..datasets import Problem
+from ..inference import ParticlePosterior
+from ..models import ReasoningModel
+from .aggregators import Candidate, tally
+from .methods import Method, get_method, independent
+from .records import Key
+from .votes import VOTES, as_record, candidates
+
+SHARED = "importance"
+"""The method whose records hold the independent samples that other methods vote on."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that is done as a whole and gives the same records whenever it is done.
+
+    :ivar int group: index of the group of problems.
+    :ivar tuple methods: several for those that vote on the same samples.
+    :ivar tuple budgets: several for those whose small budgets are a prefix of the largest.
+    """
+
+    group: int
+    methods: tuple[str, ...]
+    budgets: tuple[int, ...]
+    seed: int
+
+    @property
+    def rng_seed(self) -> int:
+        """Follows from what the unit is, so that a repetition draws the same numbers."""
+        text = f"{self.group}/{self.methods[0] if len(self.methods) == 1 else SHARED}/{max(self.budgets)}/{self.seed}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
+
+    def keys(self, problems: Sequence[Problem]) -> list[Key]:
+        """Of the records it gives."""
+        return [Key(p.id, method, budget, self.seed) for p in problems for method in self.methods for budget in self.budgets]
+
+
+def groups(problems: Sequence[Problem], size: int) -> list[list[Problem]]:
+    """Consecutive problems that share a batch."""
+    return [list(problems[i : i + size]) for i in range(0, len(problems), size)]
+
+
+def plan(num_groups: int, methods: Sequence[str], budgets: Sequence[int], seeds: Iterable[int]) -> Iterator[Unit]:
+    """All units, small budgets first, so that curves grow from the left.
+
+    :raises ValueError: for an unknown method, or a budget below the least of a method.
+    """
+    known = [get_method(name) for name in dict.fromkeys(methods)]
+    for method in known:
+        small = [budget for budget in budgets if budget < method.least]
+        if len(small) == len(budgets):
+            raise ValueError(f"method {method.name!r} needs a budget of at least {method.least}, got {', '.join(map(str, budgets))}")
+    shared = tuple(method.name for method in known if method.run is None)
+    for seed in seeds:
+        if shared:
+            for group in range(num_groups):
+                # The samples themselves are kept once, with the method of this name.
+                yield Unit(group, (SHARED, *(name for name in shared if name != SHARED)), tuple(sorted(set(budgets))), seed)
+        for budget in sorted(set(budgets)):
+            for method in known:
+                if method.run is not None and budget >= method.least:
+                    for group in range(num_groups):
+                        yield Unit(group, (method.name,), (budget,), seed)
+
+
+def execute(unit: Unit, model: ReasoningModel, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """The records of a unit.
+
+    :param problems: of its group.
+    """
+    pyro.set_rng_seed(unit.rng_seed)
+    began = time.perf_counter()
+    methods = [get_method(name) for name in unit.methods]
+    run = methods[0].run if methods[0].run is not None else independent
+    posterior = run(model, [problem.text for problem in problems], max(unit.budgets))
+    seconds = time.perf_counter() - began
+    records = []
+    for i, problem in enumerate(problems):
+        pool = candidates(model, posterior, i)
+        for budget in unit.budgets:
+            part = pool[:budget] if methods[0].run is None else pool
+            share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
+            for method in methods:
+                record = _record(unit, problem, method, budget, part, model)
+                record["cost"] = {name: round(value * share, 4) for name, value in posterior.cost.items() if not name.endswith("seconds")}
+                record["seconds"] = round(seconds * share, 4)
+                if method.run is not None:
+                    record |= _diagnostics(posterior, i)
+                if method.run is not None or (method.name == SHARED and budget == max(unit.budgets)):
+                    record["candidates"] = [as_record(c) for c in part]
+                records.append(record)
+    return records
+
+
+def _record(unit: Unit, problem: Problem, method: Method, budget: int, part: list[Candidate], model: ReasoningModel) -> dict[str, Any]:
+    vote = method.vote
+    if vote == "preset":
+        vote = "best-of-n" if model.preset.vote == "argmax" else "posterior"
+    answer = VOTES[vote](part, model.aggregation)
+    posterior = tally(part, lambda candidate: candidate.weight)
+    total = sum(candidate.weight for candidate in part)
+    return {
+        "problem": problem.id,
+        "method": method.name,
+        "budget": budget,
+        "seed": unit.seed,
+        "answer": answer,
+        "correct": is_correct(answer, problem),
+        "gold": problem.answer,
+        "level": problem.metadata.get("level"),
+        "answers": {str(a): round(mass / total, 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        "right_samples": sum(is_correct(c.answer, problem) for c in part),
+        "num_samples": len(part),
+    }
+
+
+def _diagnostics(posterior: ParticlePosterior, problem: int) -> dict[str, Any]:
+    try:
+        log_evidence = float(posterior.log_evidence[problem])
+    except ValueError:  # chains and searches give none
+        return {}
+    ess = posterior.ess
+    trace = [round(value, 3) for value in ess[:, problem].tolist()] if ess.dim() == 2 else []
+    return {"log_evidence": log_evidence if math.isfinite(log_evidence) else None, "ess": trace}
+
+
+def is_correct(answer: Answer, problem: Problem) -> bool:
+    """Whether an answer is the problem's."""
+    return answer is not None and str(answer) == str(problem.answer)

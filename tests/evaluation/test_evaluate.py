@@ -1,0 +1,131 @@
+"""An evaluation from problems to records: what is done, what is not done twice, and what survives."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppl_llm.datasets import Problem, load_problems
+from ppl_llm.evaluation.evaluate import Progress, evaluate
+from ppl_llm.evaluation.pool import Pool, Worker
+from ppl_llm.evaluation.records import Key, read_records
+from ppl_llm.evaluation.source import Models
+from ppl_llm.evaluation.work import Unit, groups, plan
+
+MODELS = Models(max_steps=6, max_tokens=40)
+PROBLEMS = [problem for problem in load_problems("demo", limit=60) if problem.metadata["level"] == 1][:4]
+
+
+def comparable(folder: Path) -> dict[Key, Any]:
+    """Records without what no two runs share."""
+    return {Key.of(r): {name: value for name, value in r.items() if name not in ("seconds", "cost")} for r in read_records(folder)}
+
+
+def run(folder: Path, **more: Any) -> Progress:
+    arguments: dict[str, Any] = {"methods": ["importance", "best-of-n", "smc"], "budgets": [1, 4], "seeds": [0], "group_size": 2, **more}
+    return evaluate(PROBLEMS, MODELS, folder, **arguments)
+
+
+def test_records_of_every_method_and_only_what_is_missing(tmp_path: Path) -> None:
+    assert len(PROBLEMS) == 4
+    first = run(tmp_path, methods=["importance", "smc"])
+    assert (first.total, first.done, first.skipped) == (6, 6, 0)
+    records = list(read_records(tmp_path))
+    assert len(records) == len({Key.of(r) for r in records}) == 4 * 2 * 2
+    again = run(tmp_path, methods=["importance", "smc"])
+    assert (again.done, again.skipped) == (0, 6)
+    more = run(tmp_path, methods=["importance", "best-of-n", "smc"])
+    assert more.skipped == 4 and len(list(read_records(tmp_path))) == 4 * 3 * 2
+    by_key = {Key.of(r): r for r in read_records(tmp_path)}
+    for problem in PROBLEMS:
+        large, small = by_key[Key(problem.id, "importance", 4, 0)], by_key[Key(problem.id, "importance", 1, 0)]
+        assert len(large["candidates"]) == 4 and "candidates" not in small
+        assert small["answer"] == large["candidates"][0]["answer"]  # a small budget is a prefix of the large one
+        assert large["cost"]["tokens_sampled"] > small["cost"]["tokens_sampled"] > 0
+        filtered = by_key[Key(problem.id, "smc", 4, 0)]
+        assert filtered["ess"] and filtered["log_evidence"] < 0 and abs(sum(filtered["answers"].values()) - 1) < 1e-4
+        assert filtered["correct"] == (filtered["answer"] == problem.answer)
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    for arguments, message in (
+        ({"methods": ["smcc"]}, "unknown method 'smcc'; did you mean 'smc'"),
+        ({"budgets": [0]}, "budgets must be integers of at least 1, got 0"),
+        ({"methods": ["particle-gibbs"]}, "needs a budget of at least 8"),
+        ({"group_size": 0}, "group_size"),
+        ({"workers": -1}, "workers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, **arguments)
+    with pytest.raises(ValueError, match="occurs more than once"):
+        evaluate([PROBLEMS[0], PROBLEMS[0]], MODELS, tmp_path, methods=["smc"], budgets=[1])
+    run(tmp_path, budgets=[1], methods=["smc"])
+    with pytest.raises(ValueError, match=r"max_steps: 6 there, 7 now"):
+        evaluate(PROBLEMS, Models(max_steps=7, max_tokens=40), tmp_path, methods=["smc"], budgets=[1], group_size=2)
+
+
+def test_an_exception_in_one_batch_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+    problems = [*PROBLEMS[:2], Problem("hopeless", "x" * 3000, "1", {"level": 1})]
+    progress = evaluate(problems, MODELS, tmp_path, methods=["smc"], budgets=[2], group_size=2)
+    assert [unit.group for unit in progress.quarantined] == [1] and "tokens" in next(iter(progress.quarantined.values()))
+    assert len(list(read_records(tmp_path))) == 2
+
+
+def test_workers_give_the_same_records_and_a_killed_one_loses_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "here", budgets=[2])
+    units = list(plan(2, ["importance", "best-of-n", "smc"], [2], [0]))
+    parts = groups(PROBLEMS, 2)
+    with Pool(MODELS, parts, workers=2) as pool:
+        outcomes = []
+        for outcome in pool.run(units):
+            if not outcomes:
+                pool.workers[0].process.kill()
+            outcomes.append(outcome)
+    found = {Key.of(r): r for outcome in outcomes for r in outcome.records}
+    expected = comparable(tmp_path / "here")
+    assert {key: record["answer"] for key, record in found.items()} == {key: record["answer"] for key, record in expected.items()}
+
+
+def test_a_unit_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second group's problem is no problem: every worker that gets it dies when it unpickles it."""
+    parts = [PROBLEMS[:1], PROBLEMS[1:2]]
+    real = Worker.give
+
+    def deadly(self: Worker, unit: Unit) -> None:
+        real(self, unit)
+        if unit.group == 1:
+            self.process.kill()
+
+    monkeypatch.setattr(Worker, "give", deadly)
+    with Pool(MODELS, parts, workers=1) as pool:
+        outcomes = {outcome.unit.group: outcome for outcome in pool.run(list(plan(2, ["smc"], [1], [0])))}
+    assert outcomes[0].error is None and "worker died" in str(outcomes[1].error)
+
+
+@pytest.mark.slow
+def test_killed_thirty_times(tmp_path: Path) -> None:
+    """kill -9 at random moments, then the same command: the records of an uninterrupted run."""
+    command = [sys.executable, "-m", "ppl_llm.cli", "evaluate", "demo", "--limit", "12", "--methods", "importance,smc,self-consistency"]
+    command += ["--budgets", "1,2,4", "--seeds", "2", "--group-size", "2", "--max-steps", "6", "--max-tokens", "40", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, env=environment)
+    rng = random.Random(0)
+    for _ in range(30):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        time.sleep(rng.uniform(2.0, 9.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, env=environment)
+    records = [Key.of(r) for r in read_records(tmp_path / "killed")]
+    assert len(records) == len(set(records))
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
