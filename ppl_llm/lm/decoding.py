@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -133,26 +133,45 @@ class DecodingLM(ABC):
                     state, token, alive = state[rows], token[rows], alive[rows]
             decoder.advance(token, alive)
 
-    @torch.no_grad()
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        def chosen(log_probs: Tensor, given: Tensor) -> Tensor:
+            return log_probs.gather(-1, given.clamp(min=0)[..., None])[..., 0]
+
+        return self._over_step(context, tokens, options, chosen, -torch.inf)
+
+    def step_entropy(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        """Sum of the entropies ``[*lanes]`` of the laws that each token of a step comes from; nan for what is no step."""
+
+        def entropy(log_probs: Tensor, given: Tensor) -> Tensor:
+            return torch.special.entr(log_probs.exp()).sum(-1)
+
+        return self._over_step(context, tokens, options, entropy, torch.nan)
+
+    @torch.no_grad()
+    def _over_step(
+        self, context: Context, tokens: Tensor, options: StepOptions, figure: Callable[[Tensor, Tensor], Tensor], impossible: float
+    ) -> Tensor:
+        """Sums ``[*lanes]`` of a figure of each token of a step: 0 on finished lanes, ``impossible`` where sampling gives no such step.
+
+        :param figure: ``[a, M]`` from normalised log-probabilities ``[a, M, V]`` of the warped law and the tokens ``[a, M]``.
+        """
         lanes = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         original, context = context, context.expand(lanes)
         steps = tokens.expand(*lanes, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
         allowed = torch.where(done, empty, self._is_step(steps, context, options))
-        log_probs = torch.where(allowed, 0.0, -torch.inf).to(self.device)
+        totals = torch.where(allowed, 0.0, impossible).to(self.device)
         active = (allowed & ~done).nonzero()[:, 0]
         if len(active):
             chosen = steps[active]
             chosen = chosen[:, : int((chosen != PAD).sum(-1).max())]
             for rows, logits in self._step_logits(context, active, chosen):
-                normalised = warp(logits, options).log_softmax(-1)
                 given = chosen[rows]
-                each = normalised.gather(-1, given.clamp(min=0)[..., None])[..., 0]
-                log_probs[active[rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+                each = figure(warp(logits, options).log_softmax(-1), given)
+                totals[active[rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
             original.memo.update(context.memo)
-        return log_probs.view(lanes)
+        return totals.view(lanes)
 
     def _is_step(self, steps: Tensor, context: Context, options: StepOptions) -> Tensor:
         """Whether sequences ``[A, M]`` end exactly where sampling would have ended them: ``[A]``."""

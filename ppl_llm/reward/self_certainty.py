@@ -8,22 +8,31 @@ import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
+from ..inference.names import unknown_name
+from ..lm.decoding import DecodingLM
 from ..lm.protocol import StepOptions
 from .score_memo import ScoreMemo, finished_at
 
+MEASURES = ("log_prob", "entropy")
+
 
 class SelfCertainty:
-    """A step's score is the geometric mean of its tokens' probabilities, s = exp(c) with c = mean log p(token).
+    """A step's score is s = exp(c): c is the mean over its tokens of log p(token), so that s is the geometric mean of their probabilities,
+    or of minus the entropy of the law that each token comes from.
 
     Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
     language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.protocol.RewardModel`).
 
+    :param str measure: ``log_prob``, or ``entropy``, for local language models only.
     :param stop: the delimiter(s) that the steps are sampled with.
     :param float temperature: of the law that p is taken from; 1 for the model's own, whatever the steps are sampled at.
-    :raises ValueError: later, for a step that the language model could not have taken with this ``stop``.
+    :raises ValueError: for an unknown measure; later, for a step that the language model could not have taken with this ``stop``.
     """
 
-    def __init__(self, stop: str | tuple[str, ...] = DEFAULT_STOP, temperature: float = 1.0) -> None:
+    def __init__(self, measure: str = "log_prob", *, stop: str | tuple[str, ...] = DEFAULT_STOP, temperature: float = 1.0) -> None:
+        if measure not in MEASURES:
+            raise unknown_name("measure", measure, MEASURES)
+        self.measure = measure
         self.options = StepOptions(stop=stop, temperature=temperature)
         self._memo = ScoreMemo()
 
@@ -43,16 +52,25 @@ class SelfCertainty:
         size = (tokens != PAD).sum(-1)
         # Steps that ran into max_tokens are the longest of the round: with their length as the bound, all of them end where they ended.
         options = replace(self.options, max_tokens=tokens.shape[-1])
-        log_prob = context.lm.step_log_prob(before, tokens, options).double()
+        total = self._total(before, tokens, options).double()
         taken = size > 0
-        impossible = (taken & (log_prob == -torch.inf)).nonzero()
+        impossible = (taken & ~torch.isfinite(total)).nonzero()
         if len(impossible):
             raise ValueError(
                 f"step {step} of lane {tuple(impossible[0].tolist())} has probability zero under its language model with "
                 f"stop={self.options.stop!r}; SelfCertainty needs the stop that the steps are sampled with"
             )
-        mean = torch.where(taken, log_prob / size.clamp(min=1), -1.0).clamp(max=0.0)
+        mean = torch.where(taken, total / size.clamp(min=1), -1.0).clamp(max=0.0)
         return (mean - torch.log(-torch.expm1(mean))).float(), taken
+
+    def _total(self, before: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        """Sum of the measure ``[*batch]`` over the tokens of a step."""
+        lm = before.lm
+        if self.measure == "log_prob":
+            return lm.step_log_prob(before, tokens, options)
+        if not isinstance(lm, DecodingLM):
+            raise ValueError(f"measure='entropy' needs the logits of a local language model, which {type(lm).__name__} does not give")
+        return -lm.step_entropy(before, tokens, options)
 
 
 def split_step(context: Context, step: int) -> tuple[Context, Tensor]:

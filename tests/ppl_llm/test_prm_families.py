@@ -20,6 +20,7 @@ from ppl_llm.reward.prm_format import one_block
 from ppl_llm.reward.rlhflow_format import RLHFlowFormat
 from ppl_llm.reward.skywork_format import SkyworkFormat
 from ppl_llm.reward.transformers_prm import TransformersPRM
+from tests.ppl_llm.test_rewards import DIFFERENCE, evidence, prior, program
 from tests.ppl_llm.tiny_models import language_model, tokenizer
 from tests.ppl_llm.tiny_prms import RECIPES, WRITE, Recipe, llama_tokenizer, mistral_tokenizer, skywork_tokenizer
 
@@ -116,6 +117,17 @@ def test_the_whole_answer_as_one_step(name: str, directories: dict[str, Path], r
     per_step = TransformersPRM.from_pretrained(directories[name])
     with pytest.raises(AssertionError, match="not close"):
         run_filter(per_step, compare(per_step, recipes[name], whole), 1, steps=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_increments_of_the_whole_answer_leave_its_score(name: str, directories: dict[str, Path], recipes: dict[str, Recipe]):
+    """Under the difference potential the evidence is sum_x p(x) s_T(x) with s_T by the recipe; as likelihoods they count every prefix."""
+    prm = TransformersPRM.from_pretrained(directories[name], whole_answer=True)
+    context, p = prior(steps=2)
+    score = {text: recipes[name]("a", [text.replace("$", "")])[0] for text in set(context.text)}
+    wanted = float((p * torch.tensor([score[text] for text in context.text]).sigmoid()).sum())
+    assert evidence(program(prm, DIFFERENCE, 2)) == pytest.approx(wanted, rel=1e-4)
+    assert evidence(program(prm, "likelihood", 2)) != pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("whole_answer", [False, True])

@@ -37,13 +37,13 @@ def tabular() -> TabularLM:
     return TabularLM(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)), SYMBOLS, eos="$")
 
 
-def program(reward: RewardModel, potential: str = "likelihood", lm: Any = None, **options: Any) -> Callable[[str], Context]:
+def program(reward: RewardModel, potential: str = "likelihood", steps: int = STEPS) -> Callable[[str], Context]:
     def solve(problem: str) -> Context:
-        context = (lm or tabular()).start(problem)
-        for t in range(STEPS):
+        context = tabular().start(problem)
+        for t in range(steps):
             step = pyro.sample(f"step_{t}", LLMStep(context, ";", WIDTH))
             context = context.extend(step, stop=";")
-            pyro.sample(f"accept_{t}", StepReward(reward, context, potential, **options), obs=torch.tensor(1.0))
+            pyro.sample(f"accept_{t}", StepReward(reward, context, potential), obs=torch.tensor(1.0))
             context = barrier(context)
         return context
 
@@ -58,9 +58,9 @@ class Free:
 
 
 @cache
-def prior() -> tuple[Context, Tensor]:
+def prior(steps: int = STEPS) -> tuple[Context, Tensor]:
     """Every trajectory of the program and its probability."""
-    posterior = Enumeration(program(Free())).run("a")
+    posterior = Enumeration(program(Free(), steps=steps)).run("a")
     assert float(posterior.log_evidence) == pytest.approx(0.0, abs=1e-5)
     return posterior.value, posterior.weights
 
@@ -85,6 +85,7 @@ def rewards() -> dict[str, RewardModel]:
         "product": ProductReward([worth, verifier, graded], [1.0, 1.0, 0.5]),
         "judge": JudgeReward(tabular(), prompt=lambda problem, answer: answer.strip(";") or "b", yes="a", no="b", partial=True),
         "self-certainty": SelfCertainty(stop=";"),
+        "entropy": SelfCertainty("entropy", stop=";"),
     }
 
 
@@ -333,6 +334,13 @@ def test_self_certainty_of_a_table():
     z = SelfCertainty(stop=";").step_log_odds(context)
     torch.testing.assert_close(torch.nn.functional.logsigmoid(z), c, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(z, torch.logit(c.double().exp()).float(), atol=1e-5, rtol=1e-5)
+    entropy = torch.distributions.Categorical(logits=lm.logits).entropy()
+    minus = -torch.stack([entropy[[0, 0]].mean(), entropy[[0, 1]].mean(), entropy[0]])
+    z = SelfCertainty("entropy", stop=";").step_log_odds(context)
+    torch.testing.assert_close(torch.nn.functional.logsigmoid(z[:, 0]), minus, atol=1e-5, rtol=1e-5)
+    assert float(torch.nn.functional.logsigmoid(z)[1, 1]) == pytest.approx(-float(entropy[1]), abs=1e-5)
+    with pytest.raises(ValueError, match="unknown measure 'entrop'; did you mean 'entropy'"):
+        SelfCertainty("entrop")
     tempered = SelfCertainty(stop=";", temperature=0.5).step_log_odds(context)
     assert float(torch.nn.functional.logsigmoid(tempered)[2, 0]) == pytest.approx(float((lm.logits * 2).log_softmax(-1)[0, 3]), abs=1e-5)
 
@@ -355,8 +363,9 @@ def test_self_certainty_of_a_transformer():
 def test_self_certainty_needs_the_stop_of_the_steps():
     context = tabular().start("a").expand((2,)).extend(torch.tensor([[2, PAD], [0, 0]]), stop=";")
     SelfCertainty(stop=";").step_log_odds(context)
-    with pytest.raises(ValueError, match=r"step 0 of lane \(0,\) has probability zero .*needs the stop"):
-        SelfCertainty(stop="b").step_log_odds(context)
+    for measure in ("log_prob", "entropy"):
+        with pytest.raises(ValueError, match=r"step 0 of lane \(0,\) has probability zero .*needs the stop"):
+            SelfCertainty(measure, stop="b").step_log_odds(context)
 
 
 def test_splitting_a_step_off():
