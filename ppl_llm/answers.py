@@ -1,46 +1,16 @@
-"""Answers: extraction from text, and votes over candidates."""
+"""Votes over the answers of candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from .extraction import extract_answer
 from .inference.discrete_marginal import DiscreteMarginal, pool
 from .inference.representatives import Equivalent
 
+__all__ = ["Answer", "argmax", "extract_answer", "majority", "weighted_majority"]
+
 Answer = Hashable | None
-
-_BOX = "\\boxed"
-
-
-def extract_answer(text: str) -> str | None:
-    r"""The content of the last complete ``\boxed{...}`` (braces nest; ``\boxed 7`` without braces is read up to a space or ``$``).
-
-    White space at both ends, a final full stop and enclosing ``$`` signs are dropped.
-
-    :returns: ``None`` where there is no box.
-    """
-    start = len(text)
-    while (start := text.rfind(_BOX, 0, start)) >= 0:
-        content = _content(text[start + len(_BOX) :])
-        if content is not None:
-            return content.strip().removesuffix(".").strip("$ ")
-    return None
-
-
-def _content(rest: str) -> str | None:
-    stripped = rest.lstrip()
-    if not stripped.startswith("{"):
-        word = stripped.split("$")[0].split()
-        return word[0] if word and rest != stripped else None
-    depth = 0
-    escaped = False
-    for i, character in enumerate(stripped):
-        if not escaped:
-            depth += (character == "{") - (character == "}")
-            if depth == 0:
-                return stripped[1:i]
-        escaped = character == "\\" and not escaped
-    return None
 
 
 def weighted_majority(answers: Sequence[Answer], weights: Sequence[float], equivalent: Equivalent | None = None) -> Answer:
