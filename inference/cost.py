@@ -6,7 +6,7 @@ Models of any kind call :func:`count`; algorithms open a :class:`CostMeter` arou
 from __future__ import annotations
 
 from collections import Counter
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from types import TracebackType
 
 _METERS: ContextVar[tuple[CostMeter, ...]] = ContextVar("ppl_llm_cost_meters", default=())
@@ -33,3 +33,19 @@ class CostMeter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _METERS.reset(self._token)
+
+
+class Uncounted:
+    """Until :meth:`end` or the end of the ``with`` block nothing is counted: work that is known already is gone through again."""
+
+    def __enter__(self) -> Uncounted:
+        self._token: Token[tuple[CostMeter, ...]] | None = _METERS.set(())
+        return self
+
+    def end(self) -> None:
+        if self._token is not None:
+            _METERS.reset(self._token)
+            self._token = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pyro.infer.abstract_infer import EmpiricalMarginal, TracePosterior
-from pyro.infer.importance import LogWeightsMixin
-from pyro.poutine.trace_struct import Trace
+from pyro.infer.abstract_infer import EmpiricalMarginal
 from torch import Tensor
 
-from .discrete_marginal import DiscreteMarginal
+from .discrete_marginal import DiscreteMarginal, pool
+from .pyro_traces import PyroTraces
+from .representatives import Equivalent
 from .state import lane as lane_of
 from .state import pick, take, take_one
 from .trajectory import Trajectory
@@ -22,6 +22,7 @@ from .weights import Weights
 
 if TYPE_CHECKING:
     from .audit_messenger import AuditReport
+    from .checkpoint import Checkpoint
 
 
 class Site(NamedTuple):
@@ -48,7 +49,7 @@ def _flat(index: tuple[int, ...], shape: torch.Size) -> int:
     return flat
 
 
-class ParticlePosterior(TracePosterior, LogWeightsMixin):
+class ParticlePosterior(PyroTraces):
     """Weighted particles with their genealogy.
 
     N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
@@ -58,7 +59,11 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
     :ivar value: what the model returned.
     :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
     :ivar AuditReport audit: the replay audit's report, where one was asked for.
+    :ivar bool complete: whether the model came to its end; a run may be stopped at a barrier before.
     """
+
+    complete: bool = True
+    checkpoint: Checkpoint | None = None
 
     def __init__(
         self,
@@ -77,7 +82,6 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
         self.value = value
         self.cost: dict[str, float] = {}
         self.audit: AuditReport | None = None
-        self.num_chains = 1
 
     def _public(self, tensor: Tensor) -> Tensor:
         """Without the batch dimensions that are not independent plates."""
@@ -92,6 +96,22 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
     def num_particles(self) -> int:
         """N."""
         return self._weights.num_particles
+
+    @property
+    def step(self) -> int:
+        """T, the number of barriers so far."""
+        return len(self._steps)
+
+    def save(self, path: str | Path, *, caches: bool = True) -> None:
+        """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
+
+        :param bool caches: also write what the model's state keeps to save work (keys and values of language models), without which a
+            resumed run is the same up to rounding only, and does that work again.
+        :raises ValueError: if this posterior is not one of :class:`SMC`.
+        """
+        if self.checkpoint is None:
+            raise ValueError(f"this {type(self).__name__} cannot be saved; states of SMC.run, SMC.iterate and its callback can")
+        self.checkpoint.save(Path(path), caches)
 
     @property
     def log_weights(self) -> Tensor:
@@ -208,9 +228,10 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
 
         return nest(())
 
-    def answers(self) -> Any:
+    def answers(self, equivalent: Equivalent | None = None) -> Any:
         """The posterior over answers: :meth:`marginal` of the return value's ``answers()`` method.
 
+        :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
         :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
         """
         first = self.lane((0,) * self._weights.log_weights.dim())
@@ -218,47 +239,7 @@ class ParticlePosterior(TracePosterior, LogWeightsMixin):
             raise TypeError(
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
             )
-        return self.marginal(lambda value: value.answers())
-
-    # Pyro's TracePosterior and LogWeightsMixin -----------------------------------------------------------------------------------------
-
-    def get_log_normalizer(self) -> Tensor:
-        return self.log_evidence
-
-    @cached_property
-    def exec_traces(self) -> list[Trace]:
-        """One Pyro trace per particle, built on first use."""
-        return [trace for trace, _ in self._traces()]
-
-    @property
-    def chain_ids(self) -> list[int]:
-        return [0] * self.num_particles
-
-    @property
-    def _idx_by_chain(self) -> list[list[int]]:
-        return [list(range(self.num_particles))]
-
-    @property
-    def _categorical(self) -> dist.Categorical:
-        return dist.Categorical(logits=self.log_weights)
-
-    def _traces(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]:
-        if self._plate_dims:
-            raise ValueError(
-                "Pyro's EmpiricalMarginal and traces hold one population; this posterior has one for each of "
-                f"{tuple(self.log_weights.shape[1:])} plate indices. Use marginal(fn), or sites with weights."
-            )
-        for n in range(self.num_particles):
-            trace = Trace()
-            for name, value in self.sites.items():
-                fn = dist.Delta(value[n], event_dim=value[n].dim()).mask(False)
-                trace.add_node(name, name=name, type="sample", fn=fn, value=value[n], is_observed=False, infer={}, cond_indep_stack=())
-            index = (n, *itertools.repeat(0, self._weights.log_weights.dim() - 1))
-            trace.add_node("_RETURN", name="_RETURN", type="return", value=self.lane(index))
-            yield trace, self.log_weights[n]
-
-    def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        raise TypeError("a posterior is a result; run the algorithm again: SMC(model, ...).run(...)")
+        return pool(self.marginal(lambda value: value.answers()), equivalent)
 
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])

@@ -46,6 +46,16 @@ class ParticleSystem:
         self._done: Tensor | None = None  # [N, *plates] lanes that were done at the last barrier
         self._stack: list[tuple[str, int | None]] = []  # plates around the last site
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """As it was at a barrier, or at the end of the model."""
+        self.clear()
+        self.weights, self.log_likelihood, self.lengths = snapshot.weights, snapshot.log_likelihood, snapshot.lengths
+        self.plates = snapshot.plates
+        self.sites, self.steps = list(snapshot.sites), list(snapshot.steps)
+        self.segment, self._counted = snapshot.segment, snapshot.counted
+        self._set_lanes()
+        self.close_segment(snapshot.value)
+
     # plates -------------------------------------------------------------------------------------------------------------------------
 
     def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
@@ -54,6 +64,11 @@ class ParticleSystem:
     def _dependent_dims(self) -> list[int]:
         assert self.plates is not None
         return dependent_dims(self.plates, self.max_plate_nesting) if self.max_plate_nesting else []
+
+    def _set_lanes(self) -> None:
+        assert self.weights is not None
+        lanes = torch.arange(self.num_particles, device=self.weights.log_weights.device)
+        self._lanes = lanes.view(-1, *(1,) * self.max_plate_nesting)
 
     def _meet_plates(self, msg: Any) -> None:
         stack = [(frame.name, frame.dim) for frame in msg["cond_indep_stack"]]
@@ -67,7 +82,7 @@ class ParticleSystem:
             shape = [self.num_particles, *(sizes.get(dim, 1) for dim in range(-self.max_plate_nesting, 0))]
             zeros = torch.zeros(shape, device=msg["value"].device, dtype=torch.float64)
             self.weights, self.log_likelihood, self.lengths = Weights(zeros), zeros, zeros.long()
-            self._lanes = torch.arange(self.num_particles, device=zeros.device).view(-1, *(1,) * self.max_plate_nesting)
+            self._set_lanes()
             return
         lost = self.plates - plates
         if lost and self.steps:

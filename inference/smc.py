@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyro.poutine as poutine
-import torch
 
 from .audit_messenger import AuditMessenger, AuditReport
-from .cost import CostMeter
+from .checkpoint import Checkpoint
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import Proposals
+from .replicate import replicate
 from .resampling import Resampler, get_resampler
 from .selection import Selection
-from .sweep import particle_plate, sweep
+from .settings import name_of, plain_or_none
+from .smc_slice import TOKENS, Slice
+from .sweep import particle_plate
 
 
 def check_particles(model: Any, num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
@@ -59,6 +61,10 @@ class SMC:
     :param proposals: per-site proposals, see :class:`ProposalMessenger`; the prior where there is none.
     :param int max_plate_nesting: number of nested plates in the model; those that every site lies in are independent problems, each
         with its own weights, ESS and ancestors.
+    :param int islands: K independent filters of N particles in one batch, pooled by their evidence: the result is an
+        :class:`~ppl_llm.inference.island_posterior.IslandPosterior` of K N lanes.
+    :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
+        posterior is then that of this barrier, with ``complete = False``.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
     :param bool resample_finished: resample also where the state says that every lane is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
@@ -82,29 +88,35 @@ class SMC:
         ess_threshold: float = 0.5,
         proposals: Proposals | None = None,
         max_plate_nesting: int = 0,
+        islands: int = 1,
+        max_tokens_total: int | None = None,
         audit: bool = False,
         resample_finished: bool = False,
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_particles(model, num_particles, ess_threshold, max_plate_nesting)
+        for name, value in (("islands", islands), ("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         self.model = model
         self.num_particles = num_particles
         self.max_plate_nesting = max_plate_nesting
         self.proposals = proposals
+        self.islands = islands
+        self.max_tokens_total = max_tokens_total
         self.audit = audit
+        self.callback = callback
         self._messenger = ParticleMessenger(
             num_particles,
-            max_plate_nesting,
+            max_plate_nesting + (islands > 1),
             get_resampler(resampler),
             ess_threshold,
             resample_finished=resample_finished,
             record_log_probs=audit,
             selection=selection,
-            callback=callback,
         )
 
-    @torch.no_grad()
     def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """One sweep over ``model(*args, **kwargs)``.
 
@@ -113,22 +125,85 @@ class SMC:
         :raises SMCFailed: if all particles of a population have weight zero.
         :raises AuditError: if the audit was asked for and fails.
         """
-        start = time.perf_counter()
-        messenger = self._messenger
-        with CostMeter() as meter:
-            try:
-                posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
-                posterior.audit = self._audit(posterior, args, kwargs) if self.audit else None
-            except BaseException as error:
-                error.partial_posterior = messenger.partial  # type: ignore[attr-defined]
-                if messenger.partial is not None:
-                    messenger.partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
-                raise
-        posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}
-        return posterior
+        return self._slice(None, args, kwargs).run()
 
-    def _audit(self, posterior: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AuditReport:
+    def iterate(self, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
+        """The sweep of :meth:`run` in slices, with the same results: yields the posterior after each barrier, and at last the final one.
+
+        The caller may stop at any time, and save a state. No handler of this package is active between slices.
+
+        A slice runs the model from its start, with the values of the slices before: language and reward models do no work again, but the
+        Python code of the model does, at 0.06 to 0.1 ms for each site and barrier gone through, hence 0.2 s in all for 40 steps of one
+        latent and one observed site, 3 s for 160. What a model draws or computes outside of its sites is done again in each slice; it must
+        depend on arguments and sites only.
+
+        :raises ValueError: if the model does not run again as it did.
+        """
+        return self._slices(None, args, kwargs)
+
+    def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """Go on to the end from a file of :meth:`ParticlePosterior.save`.
+
+        On the CPU the result is bit for bit that of a run without the interruption, the state of torch's random number generators, which
+        the file brings, included. Reward models that keep no state of their own score earlier steps again.
+
+        :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if the file is damaged, was made with other settings or arguments, or used up ``max_tokens_total`` already.
+        """
+        start = self._load(path, args, kwargs)
+        assert start.args is not None
+        return self._slice(start, start.args, start.kwargs).run()
+
+    def iterate_from(self, path: str | Path, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
+        """As :meth:`resume`, in the slices of :meth:`iterate`."""
+        start = self._load(path, args, kwargs)
+        assert start.args is not None
+        return self._slices(start, start.args, start.kwargs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a run depends on, as plain values: a resumed run must have the same."""
+        messenger = self._messenger
+        return {
+            "algorithm": type(self).__name__,
+            "model": name_of(self.model),
+            "model settings": plain_or_none(getattr(self.model, "settings", None)),
+            "num_particles": self.num_particles,
+            "islands": self.islands,
+            "max_plate_nesting": self.max_plate_nesting,
+            "resampler": name_of(messenger.resampler),
+            "ess_threshold": float(messenger.ess_threshold),
+            "resample_finished": messenger.resample_finished,
+            "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
+            "selection": name_of(messenger.selection),
+            "audit": self.audit,
+        }
+
+    def _slice(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], one_step: bool = False) -> Slice:
+        model = self.model if self.islands == 1 else replicate(self.model, self.islands, self.max_plate_nesting)
+        return Slice(self, model, start, args, kwargs, one_step)
+
+    def _slices(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[ParticlePosterior]:
+        while True:
+            current = self._slice(start, args, kwargs, one_step=True)
+            posterior = current.run()
+            start = posterior.checkpoint
+            yield posterior
+            if posterior.complete or current.over_budget:
+                return
+
+    def _load(self, path: str | Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Checkpoint:
+        start = Checkpoint.load(Path(path))
+        start.require_settings(self.settings)
+        if not start.complete and self.max_tokens_total is not None and start.cost.get(TOKENS, 0) >= self.max_tokens_total:
+            raise ValueError(
+                f"{path} has sampled {int(start.cost[TOKENS])} tokens already, max_tokens_total is {self.max_tokens_total}; give more"
+            )
+        return start.with_arguments(args, kwargs)
+
+    def _audit(self, posterior: ParticlePosterior, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AuditReport:
         auditor = AuditMessenger(posterior.sites, posterior.site_log_probs)
-        with poutine.block(), auditor, particle_plate(self.num_particles, self.max_plate_nesting):
-            self.model(*args, **kwargs)
+        with poutine.block(), auditor, particle_plate(self.num_particles, self._messenger.max_plate_nesting):
+            model(*args, **kwargs)
         return auditor.report()

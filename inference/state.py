@@ -177,3 +177,8 @@ def select_plate(value: Any, dim: int, i: int) -> Any:
         return tensor.select(dim, i if tensor.shape[dim] > 1 else 0) if tensor.dim() > dim else tensor
 
     return _mapped(value, of_object, of_tensor)
+
+
+def map_objects(value: Any, fn: Callable[[Any], Any]) -> Any:
+    """The value with ``fn`` of each object that permutes itself by ``reorder(index)``, in order; all else stays as it is."""
+    return _mapped(value, fn, lambda tensor: tensor)

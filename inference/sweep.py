@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -11,8 +11,10 @@ import pyro.poutine as poutine
 
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
+from .pause_messenger import PauseMessenger
 from .populations import PLATE
 from .proposal_messenger import ProposalMessenger, Proposals
+from .resume_messenger import ResumeMessenger
 
 
 @contextmanager
@@ -35,12 +37,29 @@ def particle_plate(num_particles: int, max_plate_nesting: int) -> Iterator[None]
 
 
 def sweep(
-    model: Callable[..., Any], messenger: ParticleMessenger, proposals: Proposals | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any],
+    messenger: ParticleMessenger,
+    proposals: Proposals | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    pause: PauseMessenger | None = None,
+    resume: ResumeMessenger | None = None,
 ) -> ParticlePosterior:
-    """Run ``model(*args, **kwargs)`` once with all particles and give the posterior."""
+    """Run ``model(*args, **kwargs)`` once with all particles and give the posterior.
+
+    :param pause: hears of every barrier and may end the sweep there.
+    :param resume: goes through the beginning of the sweep as it was in an earlier one.
+    """
     # Handlers that rewrite values sit outside the plate: they must see the broadcast distributions.
+    proposed = ProposalMessenger(proposals) if proposals is not None else None
     plate = particle_plate(messenger.num_particles, messenger.max_plate_nesting)
-    with poutine.block(), messenger, ProposalMessenger(proposals if proposals is not None else {}), plate:
+    with ExitStack() as stack:
+        for handler in (poutine.block(), pause, messenger, proposed, resume, plate):
+            if handler is not None:
+                stack.enter_context(handler)
         value = model(*args, **kwargs)
+        if resume is not None:
+            resume.finish(value)
         messenger.check_alive()
     return messenger.posterior(value)

@@ -1,0 +1,24 @@
+"""Telling from plain values whether two runs are of the same kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.messenger import _bound_partial
+
+from .plain_file import is_plain
+
+
+def name_of(thing: Any) -> str | None:
+    """How a function, class or object is told from another of its kind; a model in a handler shows the handler's numbers too."""
+    if thing is None:
+        return None
+    if isinstance(thing, _bound_partial):
+        handler, wrapped = thing.func.args
+        shown = ", ".join(f"{key}={value!r}" for key, value in vars(handler).items() if isinstance(value, (bool, int, float, str)))
+        return f"{type(handler).__qualname__}({shown})({name_of(wrapped)})"
+    return str(getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None) or type(thing).__qualname__)
+
+
+def plain_or_none(value: Any) -> Any:
+    return value if is_plain(value) else None
