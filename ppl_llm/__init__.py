@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .answers import argmax, extract_answer, majority, weighted_majority
     from .context import PAD, Context, StopReason
+    from .datasets import Problem, load_problems
     from .distributions import LLMStep, StepReward
+    from .equivalence import MathEquivalence
     from .inference import (
         DVTS,
         SMC,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .reward.judge_reward import JudgeReward
     from .reward.product_reward import ProductReward
     from .reward.protocol import RewardModel
+    from .reward.remote_prm import RemotePRM
     from .reward.self_certainty import SelfCertainty
     from .reward.sum_reward import SumReward
     from .reward.tabular import TabularReward
@@ -57,12 +60,15 @@ _HOME = {
     "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
+    "MathEquivalence": "equivalence",
     "OpenAILM": "lm.openai_lm",
     "ParallelTempering": "inference",
     "ParticlePosterior": "inference",
     "Preset": "presets",
+    "Problem": "datasets",
     "ProductReward": "reward.product_reward",
     "ReasoningModel": "models",
+    "RemotePRM": "reward.remote_prm",
     "RewardModel": "reward.protocol",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "smc_filter_adapter",
@@ -80,6 +86,7 @@ _HOME = {
     "argmax": "answers",
     "barrier": "inference",
     "extract_answer": "answers",
+    "load_problems": "datasets",
     "majority": "answers",
     "reasoning": "models",
     "weighted_majority": "answers",
@@ -100,12 +107,15 @@ __all__ = [
     "JudgeReward",
     "LLMStep",
     "LanguageModel",
+    "MathEquivalence",
     "OpenAILM",
     "ParallelTempering",
     "ParticlePosterior",
     "Preset",
+    "Problem",
     "ProductReward",
     "ReasoningModel",
+    "RemotePRM",
     "RewardModel",
     "SMCFailed",
     "SMCFilterAdapter",
@@ -123,6 +133,7 @@ __all__ = [
     "argmax",
     "barrier",
     "extract_answer",
+    "load_problems",
     "majority",
     "reasoning",
     "weighted_majority",

@@ -105,7 +105,8 @@ class OpenAILM:
         self.extra_body = dict(extra_body or {})
         if clash := _OWN_FIELDS & self.extra_body.keys():
             raise ValueError(f"extra_body must not set {', '.join(sorted(clash))}: OpenAILM and the options of a step do")
-        self._automata: dict[str | tuple[str, ...], StopAutomaton] = {}
+        self._automata: dict[tuple[str, ...], StopAutomaton] = {}
+        self._special_ids = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @property
     def device(self) -> torch.device:
@@ -123,10 +124,7 @@ class OpenAILM:
         :raises ValueError: if a problem is empty or its prompt fills the model's context.
         """
         batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
-        problems = list(problem) if batched else [problem]
-        if not problems:
-            raise ValueError("start() got an empty list; give at least one problem")
-        texts, prompts = zip(*map(self.prompts, problems), strict=True)
+        texts, prompts = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
         longest = max(map(len, prompts))
         if longest >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
@@ -136,9 +134,11 @@ class OpenAILM:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def stop_automaton(self, stop: str | tuple[str, ...]) -> StopAutomaton:
-        if stop not in self._automata:
-            self._automata[stop] = StopAutomaton(token_bytes(self.tokenizer, self.vocab_size), stop, self.device)
-        return self._automata[stop]
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stops not in self._automata:
+            special = [i for text, i in self._special_ids.items() if text in stops]
+            self._automata[stops] = StopAutomaton(token_bytes(self.tokenizer, self.vocab_size), stops, self.device, special)
+        return self._automata[stops]
 
     @torch.no_grad()
     def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
@@ -169,7 +169,7 @@ class OpenAILM:
             "model": self.model,
             "temperature": options.temperature,
             "top_p": options.top_p,
-            **self.mode.fields(options.stops, options.top_k, self.log_probs != "none"),
+            **self.mode.fields(options.stops, options.top_k, self.log_probs != "none", self._special_ids),
             **self.extra_body,
         }
         if self.seeded:

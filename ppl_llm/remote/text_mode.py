@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..lm.token_bytes import is_byte_level
@@ -33,7 +34,7 @@ class TextMode:
         kept = ids[1:] if ids and ids[0] == self._added_first else ids
         return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def fields(self, stops: list[str], top_k: int | None, log_probs: bool) -> dict[str, Any]:
+    def fields(self, stops: list[str], top_k: int | None, log_probs: bool, special: Mapping[str, int]) -> dict[str, Any]:
         """See :meth:`TokenMode.fields`; only what every server knows, and ``top_k`` if it is asked for."""
         return {**({"stop": stops} if self._server_stop else {}), **({} if top_k is None else {"top_k": top_k})}
 

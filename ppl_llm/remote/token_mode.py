@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .completions import Choice
@@ -23,16 +24,19 @@ class TokenMode:
         """What is sent of a lane."""
         return ids
 
-    def fields(self, stops: list[str], top_k: int | None, log_probs: bool) -> dict[str, Any]:
-        """Fields of a request beside those that every server knows."""
+    def fields(self, stops: list[str], top_k: int | None, log_probs: bool, special: Mapping[str, int]) -> dict[str, Any]:
+        """Fields of a request beside those that every server knows.
+
+        :param special: ids of special tokens; servers do not find these in their texts, so one that is a delimiter is sent as an id.
+        """
         return {
             "top_k": -1 if top_k is None else top_k,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "frequency_penalty": 0.0,
             "presence_penalty": 0.0,
-            "stop": stops,
-            "stop_token_ids": self._eos_ids,
+            "stop": [stop for stop in stops if stop not in special],
+            "stop_token_ids": sorted({*self._eos_ids, *(special[stop] for stop in stops if stop in special)}),
             "include_stop_str_in_output": True,
             "return_token_ids": True,
             **({"logprobs": 0} if log_probs else {}),

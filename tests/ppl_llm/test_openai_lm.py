@@ -253,6 +253,23 @@ def test_a_server_that_runs_past_the_delimiter_does_not_change_the_step() -> Non
     assert torch.equal(reasons(remote(deaf)).tokens, reasons(remote(serve())).tokens)
 
 
+def test_a_special_token_as_delimiter_is_sent_as_an_id() -> None:
+    server = serve()
+    server.tokenizer.add_special_tokens({"additional_special_tokens": ["b"]})
+    lm = remote(server)
+    found = reasons(lm, StepOptions(stop=("b", ";"), max_tokens=4))
+    assert server.calls[0]["stop"] == [";"] and server.calls[0]["stop_token_ids"] == [1, 3]
+    assert {int(reason) for reason in found.reasons[:, 0]} == {StopReason.DELIMITER, StopReason.LENGTH}
+    assert {row[1:][row[1:] >= 0][-1].item() for row in found.tokens} == {0, 1, 2}, (
+        "steps end at a special or a plain delimiter or at length"
+    )
+
+
+def test_steps_without_a_delimiter_have_a_fixed_length() -> None:
+    found = reasons(remote(serve(lambda ids: torch.tensor([1.0, 1, 1, -torch.inf]))), StepOptions(stop=(), max_tokens=5))
+    assert found.lengths.tolist() == [6] * 60 and set(found.reasons[:, 0].tolist()) == {int(StopReason.LENGTH)}
+
+
 def test_the_context_of_the_server_limits_the_last_step() -> None:
     server = serve(lambda ids: torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]), max_model_len=6)
     lm = remote(server)
