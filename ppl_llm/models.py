@@ -13,7 +13,7 @@ from torch import Tensor
 from .answers import Answer, argmax, weighted_majority
 from .context import DEFAULT_STOP, Context, StopReason
 from .distributions import LLMStep, StepReward, prefix_log_odds
-from .inference import barrier
+from .inference import Equivalent, barrier
 from .inference.particle_posterior import ParticlePosterior
 from .lm.protocol import LanguageModel, StepOptions, step_limits
 from .presets import Preset, get_preset
@@ -91,10 +91,12 @@ class ReasoningModel:
         real = context.reasons != StopReason.FINISHED
         return prefix_log_odds(self.prm.step_log_odds(context), real, self.aggregation)
 
-    def choose(self, posterior: ParticlePosterior) -> Any:
+    def choose(self, posterior: ParticlePosterior, equivalent: Equivalent | None = None) -> Any:
         """The answer that the preset gives; for a list of problems, one per problem.
 
         :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
+        :param equivalent: pools votes for answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; of no effect where the
+            lane with the highest score decides.
         """
         context: Context = posterior.value
         answers, weights = context.answers(), posterior.weights.cpu()
@@ -104,7 +106,7 @@ class ReasoningModel:
 
         def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
             if not by_score:
-                return weighted_majority(given, weight.tolist())
+                return weighted_majority(given, weight.tolist(), equivalent)
             return argmax([answer if w > 0 else None for answer, w in zip(given, weight.tolist(), strict=True)], score.tolist())
 
         if len(context.batch_shape) == 1:
