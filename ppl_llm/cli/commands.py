@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ..demo import example, looks_like_demo
-from . import loading, remote
+from . import evaluation, loading, remote
 from .errors import INTERRUPTED, reported
 from .methods import METHODS
 from .settings import Settings
@@ -170,3 +170,6 @@ def demo(
     table.print()
     if not complete:
         raise typer.Exit(INTERRUPTED)
+
+
+evaluation.register(app)
