@@ -18,10 +18,11 @@ class FunctionReward(AnswerReward):
     """Asks a Python function about answers; see :class:`~ppl_llm.reward.answer_reward.AnswerReward` for unfinished ones.
 
     The function should give the same value for the same text: it is asked again when a trajectory is replayed. Wrap an expensive one in
-    :func:`functools.cache`.
+    :func:`functools.cache`. What it raises ends the run; let it catch what should count as a wrong answer.
 
     :param fn: called with the problem's text and the answer's text. Its value is a bool or the probability that the answer is right, and
-        an answer it rejects has weight zero; or log-odds, see ``scale``.
+        an answer it rejects with certainty has weight zero; or log-odds, see ``scale``. The potential ``odds`` needs values short of
+        certainty.
     :param str scale: of the function's values, ``probability`` or ``log_odds``.
     :param bool partial: ask about unfinished answers too.
     :param float pending: log-odds of an unfinished answer otherwise.
@@ -51,7 +52,7 @@ class FunctionReward(AnswerReward):
 
     def _log_odds(self, problem: str, text: str) -> float:
         value = self.fn(problem, text)
-        number = float(value)
+        number = float(value) if isinstance(value, (bool, int, float)) or hasattr(value, "__float__") else math.nan
         if self.scale == "log_odds" and not isinstance(value, bool) and not math.isnan(number):
             return number
         if self.scale == "probability" and 0 <= number <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def read_config(source: str) -> dict[str, Any]:
 def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFamily:
     """The family of a model, from its configuration, the names of its weights where they are at hand, and its tokenizer.
 
-    A '+/-' reward model is a language model like any other to look at: it is taken for one only if its name says so.
+    A '+/-' reward model is a language model like any other to look at: it is taken for one only if its name says so as well.
 
     :raises ValueError: if that does not tell; ``family=`` does.
     """
@@ -140,11 +141,11 @@ def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFam
     if architecture in ("Qwen2ForPrmModel", "SkyworkPRM") or "v_head.summary.weight" in weights:
         return FAMILIES["skywork"]
     names = f"{_own_name(source)} {config.get('_name_or_path', '')}".lower()
-    if architecture.endswith("ForCausalLM") and ("prm" in names or "shepherd" in names):
-        if config.get("model_type") == "llama" and tokenizer.chat_template is not None:
-            return FAMILIES["rlhflow"]
-        if config.get("model_type") in ("mistral", "llama") and tokenizer.chat_template is None:
-            return FAMILIES["math-shepherd"]
+    chats = tokenizer.chat_template is not None
+    if architecture == "LlamaForCausalLM" and chats and re.search(r"rlhflow|prm-(deepseek|mistral)-data", names):
+        return FAMILIES["rlhflow"]
+    if architecture in ("MistralForCausalLM", "LlamaForCausalLM") and not chats and "shepherd" in names:
+        return FAMILIES["math-shepherd"]
     known = "; ".join(f"{family.name!r} ({family.model_name}: {family.layout})" for family in FAMILIES.values())
     raise ValueError(
         f"cannot tell from the config of {source!r} (architecture {architecture}) whether and what kind of process reward model it is. "

@@ -19,7 +19,7 @@ class TokenPairPRM(nn.Module):
     :param lm: a transformers causal language model.
     :param int good: the token after a good step.
     :param int bad: the token after a bad step.
-    :raises ValueError: if its logits are not a linear function of its hidden states.
+    :raises ValueError: if its logits are not a linear function of its hidden states, or its head is not in memory.
     """
 
     def __init__(self, lm: Any, good: int, bad: int) -> None:
@@ -30,6 +30,8 @@ class TokenPairPRM(nn.Module):
                 raise ValueError(f"{type(lm).__name__} changes its logits ({name}), which no known '+/-' reward model does")
         self.backbone = lm.base_model
         head = lm.get_output_embeddings()
+        if head.weight.is_meta:
+            raise ValueError("the head of the language model is offloaded from memory; use a device_map that keeps it on a device")
         rows = head.weight[[good, bad]].detach().to(torch.float32)
         bias = getattr(head, "bias", None)
         self.register_buffer("rows", rows[0] - rows[1])

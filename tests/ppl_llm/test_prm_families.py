@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
@@ -271,6 +274,20 @@ def test_numbers_of_math_shepherd_steps():
     assert bare.step("add", 1) != form.step("add", 1) and bare.step("Step 2: add", 1) == form.step("Step 2: add", 1)
 
 
+def test_both_layouts_of_sentencepiece_tokenizers():
+    """Newer files mark words in the pre-tokenizer in place of the normalizer; pieces and the whole text have the same ids in both."""
+    layout = json.loads(mistral_tokenizer().backend_tokenizer.to_str())
+    layout |= {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+    }
+    newer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(layout)), bos_token="<s>", unk_token="<unk>")
+    for tokens in (mistral_tokenizer(), newer):
+        form = MathShepherdFormat(tokens)
+        pieces = form.prompt("What is 12 + 30?") + form.step("Step 1: add the tens\n= 40.\n\n", 0) + form.step("Step 2: (a)", 1)
+        assert pieces == tokens.encode("What is 12 + 30? Step 1: add the tens\n= 40. ки\nStep 2: (a) ки")
+
+
 def test_a_window_that_a_trace_exceeds(tmp_path: Path):
     """math-shepherd's config has one; here it is shorter than the trace, and the recipe without a window is another model."""
     directory = WRITE["math-shepherd"][1](tmp_path / "math-shepherd", sliding_window=24)
@@ -334,10 +351,20 @@ def test_unknown_and_wrong_families(directories: dict[str, Path], tmp_path: Path
     with pytest.raises(ValueError, match="no chat template, which an RLHFlow PRM needs"):
         load(directories["math-shepherd"], family="rlhflow")
     # A language model is not taken for a reward model because it looks like one, not even in a folder of reward models.
-    directory = WRITE["rlhflow"][1](tmp_path / "prms" / "Llama-3.1-8B-Instruct")
-    with pytest.raises(ValueError, match=r"cannot tell .*pass family=\.\.\."):
-        load(directory)
-    assert load(directory, family="rlhflow").family == "rlhflow"
+    for name, lookalike in (("rlhflow", "rlhflow-prms/Llama-3.1-8B-Instruct"), ("math-shepherd", "shepherd/Mistral-7B-PRM-v0.1")):
+        directory = WRITE[name][1](tmp_path / lookalike)
+        with pytest.raises(ValueError, match=r"cannot tell .*pass family=\.\.\."):
+            load(directory)
+        assert load(directory, family=name).family == name
+    # The cache of the hub keeps a model's name above its revision.
+    cached = WRITE["rlhflow"][1](tmp_path / "models--RLHFlow--Llama3.1-8B-PRM-Deepseek-Data" / "snapshots" / "0123abc")
+    assert load(cached).family == "rlhflow"
+    # Weights tell where the architecture's name does not, e.g. after fine-tuning.
+    for name in ("qwen", "skywork"):
+        renamed = WRITE[name][1](tmp_path / f"mine-{name}")
+        settings = json.loads((renamed / "config.json").read_text())
+        (renamed / "config.json").write_text(json.dumps(settings | {"architectures": ["Qwen2ForCausalLM"], "auto_map": {}}))
+        assert load(renamed).family == name
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,16 @@ def test_probabilities_become_log_odds_without_loss():
     assert score(True) == score(1) == INF and score(False) == score(0.0) == -INF
     assert score(0.75) == pytest.approx(math.log(3)) and score(1e-30) == pytest.approx(math.log(1e-30))
     assert score(-4.5, scale="log_odds") == -4.5
-    for value, options in ((1.5, {}), (-0.1, {}), (math.nan, {}), (math.nan, {"scale": "log_odds"}), (True, {"scale": "log_odds"})):
+    assert score(torch.tensor(0.5)) == 0.0
+    for value, options in (
+        (1.5, {}),
+        (-0.1, {}),
+        (None, {}),
+        ("0.5", {}),
+        (math.nan, {}),
+        (math.nan, {"scale": "log_odds"}),
+        (True, {"scale": "log_odds"}),
+    ):
         with pytest.raises(ValueError, match="the reward function must return"):
             score(value, **options)
     with pytest.raises(ValueError, match="unknown scale 'logodds'; did you mean 'log_odds'"):
