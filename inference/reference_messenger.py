@@ -76,12 +76,24 @@ class ReferenceMessenger(ParticleMessenger):
         return lanes == self.slot.to(device)
 
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        """A ~ r(.|V) given that the reference survives.
+
+        The reference starts in the first lane, while a scheme may treat lanes differently (stratified resampling does: the law of
+        another lane's offspring depends on where the reference is). The invariant law has it anywhere with equal probability, so the
+        lanes are numbered from a random one on; this leaves the scheme unbiased.
+        """
         log_weights = selection.log_weights
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(self.num_particles))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
-        ancestors, slot = self.conditional.conditional(log_weights, here, u)
+        rotation = self.draw_rotation()
+        order = ((self._lanes - rotation) % self.num_particles).expand_as(log_weights)
+        ancestors, slot = self.conditional.conditional(log_weights.gather(0, order), (here + rotation) % self.num_particles, u)
         self.slot = torch.where(chosen, slot, here)
-        return ancestors
+        return order.gather(0, ancestors)
+
+    def draw_rotation(self) -> Tensor:
+        """``[*plates]``: new number of the first lane."""
+        return (self.draw_uniforms(1)[0] * self.num_particles).long()
 
 
 def draw_where(fn: Any, lanes: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ class Chain:
     :ivar Tensor transition: ``[V, V]``.
     :ivar list potentials: ``T`` tensors ``[(V + 1) ** (t + 1)]``, indexed by the code of the prefix.
     :ivar bool ends: whether symbol 0 finishes a lane.
+    :ivar bool last_barrier: whether there is one after the last step.
     """
 
     init: Tensor
@@ -90,6 +91,7 @@ class Chain:
     potentials: list[Tensor]
     ends: bool
     barriers: Callable[[Any], Any] = barrier
+    last_barrier: bool = True
 
     @property
     def num_symbols(self) -> int:
@@ -112,7 +114,8 @@ class Chain:
             code = code * (self.num_symbols + 1) + x + 1
             pyro.factor(f"y_{t}", self.log_factor(t, code, done))
             done = done | (x == END) if self.ends else done.expand_as(x)
-            x, code, done = self.barriers((x, code, done))
+            if self.last_barrier or t + 1 < self.length:
+                x, code, done = self.barriers((x, code, done))
         return code
 
     def log_factor(self, t: int, code: Tensor, done: Tensor) -> Tensor:

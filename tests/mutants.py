@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import SMC, ParticleMessenger, Weights, multinomial, residual, systematic
+from ppl_llm.inference import SMC, ParticleMessenger, ReferenceMessenger, TemperMessenger, Weights, multinomial, residual, systematic
+from ppl_llm.inference.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.suffix_messenger import Splice, SuffixScore
 from tests.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -299,3 +301,77 @@ def forget_lane_state(model: Chain) -> Chain:
         return barrier(x), code, done
 
     return replace(model, barriers=partial)
+
+
+# Row 7: references of conditional filters
+_ANCESTORS = "tests/inference/test_ancestor_sampling.py::test_rejects_wrong_ancestor_weights"
+_REFERENCES = "tests/inference/test_ancestor_sampling.py::test_rejects_wrong_references"
+
+
+@mutant("ancestor weights without the suffix", _ANCESTORS)
+class WithoutSuffix(AncestorMessenger):
+    """The reference's ancestor drawn by the filter's weights alone."""
+
+    def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
+        return weights
+
+
+@mutant("ancestor weights of whole trajectories", _ANCESTORS)
+class WholeTrajectories(AncestorMessenger):
+    """The density of the whole spliced trajectory, not its ratio to the prefix's: the prefix counts twice."""
+
+    def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
+        here = self.slot.expand(weights.log_weights.shape[1:])
+        splice = Splice(self.posterior(None).sites, self.reference, here, barriers=0)
+        whole = SuffixScore(self.num_particles, self.max_plate_nesting, self.plates, splice, torch.ones_like(here, dtype=torch.bool))
+        return weights.add(whole.run(self.program))
+
+
+@mutant("full weight of the reference among partial weights", _REFERENCES)
+class FullReferenceWeight(AncestorMessenger):
+    """The reference enters resampling with the weight of its whole trajectory, the others with theirs so far (its_hub#54)."""
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        here = self.slot.expand(chosen.shape)
+        program, self.program = self.program, TemperMessenger(prior=0.0)(self.program)  # the suffix's factors only
+        factors = self.suffix_log_density(here, chosen)
+        self.program = program
+        self.draw_reference(selection)
+        is_reference = torch.arange(self.num_particles)[:, None] == here
+        return ReferenceMessenger.draw_ancestors(self, chosen, selection.add(torch.where(is_reference, factors, 0.0)))
+
+
+@mutant("offspring of the reference replays it", _REFERENCES)
+class CopiedReference(ReferenceMessenger):
+    """Every descendant of the reference's particle goes on along the reference: copied where it should branch (Turing.jl#2855)."""
+
+    def __enter__(self) -> CopiedReference:
+        self.copies: Tensor | None = None
+        super().__enter__()
+        return self
+
+    def pinned(self, device: torch.device) -> Tensor:
+        return super().pinned(device) if self.copies is None else self.copies
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        before = self.pinned(chosen.device).expand_as(selection.log_weights)
+        ancestors = super().draw_ancestors(chosen, selection)
+        self.copies = torch.where(chosen, before.gather(0, ancestors), before)
+        return ancestors
+
+
+@mutant("reference always in the first slot", _REFERENCES)
+class FirstSlot(ReferenceMessenger):
+    """A scheme that treats lanes differently around a reference that always starts in the same one."""
+
+    def draw_rotation(self) -> Tensor:
+        return torch.zeros_like(super().draw_rotation())
+
+
+WRONG_ANCESTORS = {"without suffix": WithoutSuffix, "whole trajectories": WholeTrajectories}
+WRONG_REFERENCES: dict[str, tuple[type[ReferenceMessenger], bool, str, int]] = {
+    "full weight": (FullReferenceWeight, True, "multinomial", 2),
+    "copied": (CopiedReference, False, "multinomial", 3),
+    "first slot": (FirstSlot, False, "stratified", 3),
+}
+"""Messengers, whether they take the program, and the scheme and number of particles that show the bug."""

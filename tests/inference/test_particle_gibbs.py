@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -13,128 +12,13 @@ from hypothesis import given, settings
 from pyro.infer import MCMC
 from torch import Tensor
 
-from ppl_llm.inference import ParticleGibbs, ReferenceMessenger, ssp
-from ppl_llm.inference.resampling import CONDITIONAL_RESAMPLERS
-from tests.exact import PAD, Chain, Path, chains
+from ppl_llm.inference import ParticleGibbs, ssp
+from tests.exact import Chain, chains
+from tests.exact_conditional import invariance_error
 from tests.inference.test_smc_exact import EXACT, spiky
 from tests.mutants import WRONG_CONDITIONAL
 
 exactly = settings(max_examples=4, deadline=None, derandomize=True)
-
-
-def conditional_cuts(scheme: str, log_weights: Tensor, reference: Tensor, k: int) -> Tensor:
-    """Edges of the cells of the k-th uniform in which the outcome of conditional resampling is constant: ``[C + 1, columns]``."""
-    n = log_weights.shape[0]
-    weights = log_weights.softmax(0)
-    cdf = weights.cumsum(0)
-    mass = weights.gather(0, reference[None])[0]
-    below = cdf.gather(0, reference[None])[0] - mass
-    inner = cdf[:-1]
-    last = k == (n if scheme in ("stratified", "residual") else -1)
-    if scheme == "systematic":
-        # Slots change at integers of N v, the others' ancestors where the comb meets a step of the distribution function.
-        offsets = torch.cat([torch.zeros_like(inner[:1]), (n * inner) % 1.0])
-        points = (torch.arange(n)[:, None, None] + offsets).flatten(0, 1)
-        inner = (points / n - below) / mass
-    elif scheme == "stratified":
-        inner = (torch.arange(1, n)[:, None] / n - below) / mass if last else n * inner - k
-    elif scheme == "residual":
-        expected = n * weights
-        certain = expected.floor()
-        if last:
-            copies, drawn = certain.gather(0, reference[None])[0], n - certain.sum(0)
-            rest = n * mass - copies
-            whole = torch.arange(1, n + 1)[:, None].expand(n, len(mass)).minimum(copies)
-            parts = copies + rest * (torch.arange(1, n + 1)[:, None] / drawn.clamp(min=1)).clamp(max=1)
-            inner = torch.cat([whole, parts]) / (n * mass)
-        else:
-            rest = expected - certain
-            inner = rest.cumsum(0)[:-1] / rest.sum(0).clamp(min=1e-300)
-    elif scheme == "one fewer":
-        inner = (((n - 1) * inner) % 1.0).repeat(n, 1)
-    edges = torch.cat([torch.zeros_like(mass)[None], inner.clamp(0, 1).sort(0).values, torch.ones_like(mass)[None]])
-    return edges
-
-
-def num_cells(scheme: str, n: int) -> list[int]:
-    """Cells of each uniform."""
-    if scheme in ("systematic", "one fewer"):
-        return [n * n + 1 if scheme == "systematic" else n * (n - 1) + 1]
-    return [n] * n if scheme == "multinomial" else [n] * n + [n if scheme == "stratified" else 2 * n + 1]
-
-
-class EnumeratedConditional:
-    """Calls the real conditional scheme at the midpoint of a cell of its uniforms, a cell per column."""
-
-    def __init__(self, scheme: Any, cuts: str, cells: Tensor) -> None:
-        self.scheme, self.cuts, self.cells = scheme, cuts, cells
-        self.log_prob: list[Tensor] = []
-        self.__name__ = cuts
-
-    def num_uniforms(self, n: int) -> int:
-        return 1
-
-    num_conditional_uniforms = num_uniforms
-
-    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        points, total = [], torch.zeros(log_weights.shape[1], dtype=torch.float64)
-        for k, cell in enumerate(self.cells[len(self.log_prob)]):
-            edges = conditional_cuts(self.cuts, log_weights, reference, k)
-            low, high = edges.gather(0, cell[None])[0], edges.gather(0, cell[None] + 1)[0]
-            points.append((low + high) / 2)
-            total = total + (high - low).clamp(min=0).log()
-        self.log_prob.append(total)
-        return self.scheme.conditional(log_weights, reference, torch.stack(points))
-
-
-def invariance_error(model: Chain, n: int, scheme: str, ess_threshold: float, wrong: Any = None) -> float:
-    """max |pi K - pi| of one conditional sweep followed by a draw from its weights."""
-    v, length = model.num_symbols, model.length
-    paths = model.paths()
-    references = torch.tensor(list(paths))
-    cells = num_cells(scheme, n)
-    sizes = [len(paths)] + [v] * (length * (n - 1)) + cells * length
-    grid = torch.tensor(list(itertools.product(*map(range, sizes)))).T.contiguous()
-    columns = grid.shape[1]
-    which, chosen_cells = grid[0], grid[1 + length * (n - 1) :].view(length, len(cells), columns)
-    free = grid[1 : 1 + length * (n - 1)].view(length, n - 1, columns)
-    path = Path(columns)
-    reference = {f"x_{t}": references[which, t] for t in range(length)}
-    resampler = EnumeratedConditional(wrong or CONDITIONAL_RESAMPLERS[scheme], scheme, chosen_cells)
-
-    class Forced(ReferenceMessenger):
-        """Free lanes take the enumerated values; the reference's lane is left to the real engine."""
-
-        def _pyro_sample(self, msg: Any) -> None:
-            if msg["name"] not in self.reference:
-                return
-            t = int(msg["name"].split("_")[1])
-            lanes = torch.arange(n)[:, None]
-            slot = self.slot.expand(columns)
-            place = (lanes - (lanes > slot).long()).clamp(max=n - 2)
-            forced = free[t].gather(0, place) if n > 1 else torch.zeros(1, columns, dtype=torch.long)
-            is_free = lanes != slot
-            msg["value"] = torch.where(msg["fn"].active, forced, PAD)
-            log_p = torch.where(msg["fn"].active, msg["fn"].log_prob(msg["value"]), -math.log(v))
-            path.log_prob = path.log_prob + torch.where(is_free, log_p, 0.0).sum(0)
-            super()._pyro_sample(msg)
-
-    messenger = Forced(n, 1, resampler, ess_threshold, reference=reference)  # type: ignore[arg-type]
-    with torch.no_grad(), messenger, pyro.plate("_particles", n, dim=-2):
-        value = model(columns)
-    posterior = messenger.posterior(value)
-    unused = -sum(map(math.log, cells))
-    calls = iter(resampler.log_prob)
-    for taken in posterior.resampled:
-        path.log_prob = path.log_prob + (torch.where(taken, next(calls), unused) if bool(taken.any()) else unused)
-    pi = torch.tensor(list(paths.values()), dtype=torch.float64)
-    pi = pi / pi.sum()
-    codes = sum((posterior.sites[f"x_{t}"] + 1) * (v + 1) ** t for t in range(length))
-    table = torch.zeros((v + 1) ** length, dtype=torch.float64)
-    table.index_add_(0, codes.flatten(), (pi[which] * path.log_prob.exp() * posterior.weights).flatten())
-    expected = torch.zeros_like(table)
-    expected[sum((references[:, t] + 1) * (v + 1) ** t for t in range(length))] = pi
-    return float((table - expected).abs().max())
 
 
 @pytest.mark.parametrize("ess_threshold", [0.7, 1.0])

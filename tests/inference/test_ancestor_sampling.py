@@ -1,0 +1,158 @@
+"""Particle Gibbs with ancestor sampling, and with several references, leaves the posterior invariant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from ppl_llm.inference import TemperMessenger, barrier
+from ppl_llm.inference.ancestor_messenger import AncestorMessenger
+from tests.exact import END, AbsorbingCategorical, Chain, chains
+from tests.exact_conditional import conditional_outcomes, invariance_error, law
+from tests.inference.test_smc_exact import EXACT, spiky
+from tests.mutants import WRONG_ANCESTORS, WRONG_REFERENCES
+
+exactly = settings(max_examples=3)
+SCHEMES = ("multinomial", "systematic", "stratified", "residual")
+PGAS: dict[str, Any] = {"messenger": AncestorMessenger, "ancestors": True}
+
+
+def three_symbols(length: int, ends: bool, seed: int = 0, kind: type[Chain] = Chain) -> Chain:
+    """With two, all trajectories that are not done are the same where a symbol ends them: nothing to splice."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    potentials = [0.05 + 3 * rand(4 ** (t + 1)) ** 3 for t in range(length)]
+    return kind(rand(3).softmax(0), (3 * rand(3, 3)).softmax(-1), potentials, ends, last_barrier=False)
+
+
+def shortened(model: Chain, length: int, last_barrier: bool = False) -> Chain:
+    return type(model)(model.init, model.transition, model.potentials[:length], model.ends, last_barrier=last_barrier)
+
+
+@pytest.mark.parametrize("ess_threshold", [0.7, 1.0])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@exactly
+@given(data=chains(length=3))
+def test_two_particles(scheme: str, ess_threshold: float, data: Chain) -> None:
+    """pi K = pi by transition matrices: 4 schemes x 2 thresholds x 3 models."""
+    model = shortened(data, 3 if scheme in ("multinomial", "systematic") else 2)
+    assert invariance_error(model, 2, scheme, ess_threshold, **PGAS) < EXACT
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_three_particles(scheme: str) -> None:
+    for model in (shortened(spiky(ends=False), 2), three_symbols(2, ends=True)):
+        if scheme == "residual" and model.ends:
+            continue  # 642 978 columns
+        assert invariance_error(model, 3, scheme, 1.0) < EXACT
+        assert invariance_error(model, 3, scheme, 1.0, **PGAS) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
+def test_three_particles_three_steps(scheme: str, ends: bool) -> None:
+    model = shortened(spiky(ends), 3)
+    assert invariance_error(model, 3, scheme, 0.9, **PGAS) < EXACT
+
+
+def test_one_particle() -> None:
+    assert invariance_error(shortened(spiky(), 3), 1, "multinomial", 1.0, **PGAS) < EXACT
+
+
+class Lanes:
+    """A state that tells which lanes are done."""
+
+    def __init__(self, x: Tensor, code: Tensor, done: Tensor) -> None:
+        self.x, self.code, self.done = x, code, done
+
+    def reorder(self, index: Tensor) -> Lanes:
+        return Lanes(*(tensor.expand(index.shape).gather(0, index) for tensor in (self.x, self.code, self.done)))
+
+
+class Stopping(Chain):
+    """Stops once every lane is done, so that short references lack sites; ``tells`` says so to the barrier."""
+
+    tells = True
+
+    def __call__(self, columns: int) -> Any:
+        with pyro.plate("columns", columns, dim=-1):
+            x = code = torch.zeros(columns, dtype=torch.long)
+            done = torch.zeros(columns, dtype=torch.bool)
+            for t in range(self.length):
+                x = pyro.sample(f"x_{t}", AbsorbingCategorical(self.init if t == 0 else self.transition[x.clamp(min=0)], ~done))
+                code = code * (self.num_symbols + 1) + x + 1
+                pyro.factor(f"y_{t}", self.log_factor(t, code, done))
+                done = done | (x == END)
+                if self.last_barrier or t + 1 < self.length:
+                    if self.tells:
+                        state = barrier(Lanes(x, code, done))
+                        x, code, done = state.x, state.code, state.done
+                    else:
+                        x, code, done = barrier((x, code, done))
+                if done.all():
+                    break
+        return code
+
+
+class Silent(Stopping):
+    tells = False
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("kind", [Stopping, Silent])
+def test_references_of_any_length_without_the_sites_they_lack(kind: type[Stopping], n: int) -> None:
+    for seed in range(2):
+        model = three_symbols(3 if n == 2 else 2, True, seed, kind)
+        assert invariance_error(model, n, "systematic", 1.0, own_sites_only=True) < EXACT
+        assert invariance_error(model, n, "systematic", 1.0, own_sites_only=True, **PGAS) < EXACT
+
+
+@pytest.mark.parametrize(("likelihood", "prior"), [(0.3, 1.0), (1.0, 2.0), (0.0, 0.5)])
+def test_tempered_targets(likelihood: float, prior: float) -> None:
+    """The suffix counts with its powers: p(x)^prior p(y | x)^likelihood."""
+    data = shortened(spiky(ends=False), 3)
+    error = tempered_error(data, likelihood, prior, likelihood, prior)
+    assert error < EXACT
+    assert tempered_error(data, likelihood, prior, 1.0, 1.0) > 1e-3  # another target
+
+
+def tempered_error(data: Chain, likelihood: float, prior: float, target_likelihood: float, target_prior: float) -> float:
+    references, _ = law(data)
+    plain = Chain(data.init, data.transition, [torch.ones_like(g) for g in data.potentials], data.ends)
+    p = torch.tensor([plain.paths()[tuple(path)] for path in references.tolist()], dtype=torch.float64)
+    joint = torch.tensor([data.paths()[tuple(path)] for path in references.tolist()], dtype=torch.float64)
+    pi = p**target_prior * (joint / p) ** target_likelihood
+    pi = pi / pi.sum()
+    program = TemperMessenger(likelihood, prior)(data)
+    which, probs, posterior = conditional_outcomes(data, 2, "multinomial", 1.0, references, program=program, **PGAS)
+    found = torch.zeros(len(pi), dtype=torch.float64)
+    for row, path in enumerate(references.unbind()):
+        same = torch.stack([posterior.sites[f"x_{t}"] == path[t] for t in range(data.length)]).all(0)
+        found[row] = (pi[which] * probs * posterior.weights * same).sum()
+    return float((found - pi).abs().max())
+
+
+# Wrong engines
+@pytest.mark.parametrize("name", WRONG_ANCESTORS)
+def test_rejects_wrong_ancestor_weights(name: str) -> None:
+    model = shortened(spiky(ends=False), 3)
+    assert invariance_error(model, 2, "multinomial", 1.0, **PGAS) < EXACT
+    assert invariance_error(model, 2, "multinomial", 1.0, messenger=WRONG_ANCESTORS[name], ancestors=True) > 1e-2
+
+
+@pytest.mark.parametrize("name", WRONG_REFERENCES)
+def test_rejects_wrong_references(name: str) -> None:
+    """Two particles are too few to tell a copied reference from a branched one: the kernel is then reversible."""
+    wrong, needs_program, scheme, n = WRONG_REFERENCES[name]
+    model = shortened(spiky(ends=False), 2)
+    assert invariance_error(model, n, scheme, 1.0) < EXACT
+    assert invariance_error(model, n, scheme, 1.0, messenger=wrong, ancestors=needs_program) > 5e-3
