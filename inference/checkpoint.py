@@ -62,7 +62,10 @@ class Checkpoint:
             restore = getattr(item, "restore_cache", None)
             return restore(kept[count - 1]) if restore is not None and count <= len(kept) and kept[count - 1] is not None else item
 
-        return map_objects(replayed, at_hand)
+        state = map_objects(replayed, at_hand)
+        if self.caches is not None:
+            self.caches.clear()  # they are large, and belong to the state now
+        return state
 
     def with_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Checkpoint:
         """The checkpoint of a file with the model's arguments, where they have to be or are given.

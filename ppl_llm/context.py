@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .answers import extract_answer
+from .notes import stored, waiting
 
 if TYPE_CHECKING:
     from .lm.protocol import LanguageModel
@@ -238,6 +239,15 @@ class Context:
         if not self.batch_shape:
             raise TypeError("this context holds a single lane and has no len()")
         return self.batch_shape[0]
+
+    def cache_state(self) -> dict[str, Any]:
+        """What backends know of these lanes (keys and values, scores), as plain values and tensors."""
+        return stored(self.memo)
+
+    def restore_cache(self, notes: dict[str, Any]) -> Context:
+        """The same context with what :meth:`cache_state` gave in another process."""
+        memo = {key: LaneMemo(owner, lanes) for key, (owner, lanes) in waiting(notes).items()}
+        return replace(self, memo={**self.memo, **memo})
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Context:
         memo = {key: replace(m, lanes={name: fn(tensor) for name, tensor in m.lanes.items()}) for key, m in self.memo.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -128,8 +130,10 @@ class KVSlab:
         rows, capacity = max(num_rows, self.num_rows), self.capacity
         if columns > capacity:
             capacity = min(self.max_length, -(-(columns + columns // 2) // _ALIGN) * _ALIGN)
-        if (rows, capacity) == (self.num_rows, self.capacity):
-            return
+        if (rows, capacity) != (self.num_rows, self.capacity):
+            self._resize(rows, capacity)
+
+    def _resize(self, rows: int, capacity: int) -> None:
         for layer in self._layers:
             layer.resize(rows, capacity)
         grown = self.tokens.new_zeros(rows, capacity)
@@ -139,6 +143,26 @@ class KVSlab:
         self._column = torch.arange(capacity, device=grown.device)
         self._row = torch.arange(rows, device=grown.device)
         self._writes.num_rows, self._writes.capacity = rows, capacity
+
+    def state(self) -> dict[str, Any]:
+        """Tokens, keys and values; without the columns that no row uses."""
+        used = int(self.lengths.max()) if self.num_rows else 0
+        layers = [[store[:, :, :used] for store in (layer.keys, layer.values)] if layer.is_initialized else [] for layer in self._layers]
+        return {"capacity": self.capacity, "tokens": self.tokens[:, :used], "lengths": self.lengths, "layers": layers}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Hold what another slab held, in rows and columns as many as it had."""
+        rows, used = state["tokens"].shape
+        self.tokens, self.lengths = self.tokens.new_zeros(0, 0), self.lengths.new_zeros(0)
+        for layer in self._layers:
+            layer.is_initialized = False
+        self._resize(rows, state["capacity"])
+        self.tokens[:, :used] = state["tokens"]
+        self.lengths = state["lengths"].to(self.lengths)
+        for layer, stores in zip(self._layers, state["layers"], strict=True):
+            if stores:
+                layer.lazy_initialization(*stores)
+                layer.keys[:, :, :used], layer.values[:, :, :used] = stores
 
     def place(self, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
         """Prepare the next forward pass.

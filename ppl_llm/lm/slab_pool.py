@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from ..context import LaneMemo
 from .kv_slab import KVSlab
@@ -22,6 +23,10 @@ class Lease:
     def slab(self) -> KVSlab | None:
         """The slab, or ``None`` if its memory has been released."""
         return None if self._slab is None else self._slab()
+
+    def state(self) -> dict[str, Any] | None:
+        """What the slab holds, to be stored."""
+        return None if self.slab is None else self.slab.state()
 
     def __deepcopy__(self, memo: object) -> Lease:
         return self
@@ -64,6 +69,12 @@ class SlabPool:
             lease = Lease(slab)
             self._leases[id(slab)] = weakref.ref(lease)
         return lease
+
+    def adopt(self, state: dict[str, Any]) -> Lease:
+        """A slab with what one held in another process."""
+        slab = self.take(None)
+        slab.load(state)
+        return self.lease(slab)
 
     def trim(self) -> None:
         """Release the least recently used slabs until the bound holds."""

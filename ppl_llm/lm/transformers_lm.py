@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context, LaneMemo
+from ..notes import NoteKey, note_of
 from .architecture import context_limit, slab_engine
 from .decoding import DecodingLM
 from .loading import load, load_tokenizer, locate
@@ -70,7 +71,7 @@ class TransformersLM(DecodingLM):
         self.vocab_size = getattr(head, "out_features", None) or head.weight.shape[0]
         device = _execution_device(model)
         self.eos_ids = torch.tensor(sorted(_eos_ids(model, tokenizer)), dtype=torch.long, device=device)
-        self._key = object()  # of our notes on contexts; not self, which a kept trace would then keep in memory
+        self._key = NoteKey.of_model("lm", model)
         self._slab_engine, self.fallback = slab_engine(model, self.max_length, cache_bytes, device)
         self._plain = PlainDecoding(model, device) if self._slab_engine is None else None
         if self._plain is not None:
@@ -208,7 +209,7 @@ class TransformersLM(DecodingLM):
         """Seat sequences, and note on the context where they are: a table of rows for the caller to fill."""
         tokens = tokens[:, : int(lengths.max())]
         stems = context.prompt_lengths.flatten()[active]
-        note: LaneMemo | None = context.memo.get(self._key)
+        note = note_of(context, self._key, self._engine.pool.adopt)
         seating = self._engine.seat(note, active, tokens, lengths, known, stems, num_rows)
         rows = torch.full((context.lengths.numel(),), -1, device=self.device)
         context.memo[self._key] = LaneMemo(self._engine.pool.lease(seating.slab), {"rows": rows.view(context.batch_shape)})

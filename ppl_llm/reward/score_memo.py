@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from ..context import Context, LaneMemo, StopReason
+from ..notes import NoteKey, note_of
 
 
 class ScoreMemo:
     """Remembers scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along."""
 
     def __init__(self) -> None:
-        self._key = object()
+        self._key = NoteKey("scores")
 
     def known(self, context: Context) -> Tensor:
         """Scores of the steps that were scored before: ``[*batch, S]``, S from 0 to the number of steps."""
-        memo = context.memo.get(self._key)
+        memo = note_of(context, self._key, lambda owner: None)
         if memo is None or memo.lanes["scores"].shape[:-1] != context.batch_shape:
             return torch.zeros(*context.batch_shape, 0, device=context.tokens.device)
         return memo.lanes["scores"]

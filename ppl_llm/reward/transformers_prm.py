@@ -12,6 +12,7 @@ from ..context import PAD, Context, LaneMemo
 from ..inference.cost import count
 from ..lm.loading import load, load_tokenizer, locate
 from ..lm.slab_pool import DEFAULT_CACHE_BYTES
+from ..notes import NoteKey, note_of
 from .prefix_scorer import PrefixScorer, padded
 from .prm_family import detect_family, get_family, read_config
 
@@ -53,7 +54,7 @@ class TransformersPRM:
         self.tokenizer = tokenizer
         self.family = family
         self.whole_answer = whole_answer
-        self._key = object()
+        self._key = NoteKey.of_model("prm", model)
         self._scorer = PrefixScorer(model, self.model.log_odds, cache_bytes)
         self._device, self.max_length = self._scorer.device, self._scorer.max_length
 
@@ -110,7 +111,7 @@ class TransformersPRM:
 
     def _memo(self, context: Context) -> LaneMemo:
         """What is known of a context: the PRM's token ids of each lane, and the scores of the steps in them."""
-        memo = context.memo.get(self._key)
+        memo = note_of(context, self._key, self._scorer.engine.pool.adopt)
         if memo is not None and memo.lanes["scores"].shape[:-1] == context.batch_shape:
             return memo
         prompts = [self._format.prompt(problem) for problem in context.problems]
