@@ -12,7 +12,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import SMC, ParticleMessenger, ReferenceMessenger, TemperMessenger, Weights, multinomial, residual, systematic
+from ppl_llm.inference import (
+    SMC,
+    EntropicAnnealing,
+    ParallelTempering,
+    ParticleMessenger,
+    ReferenceMessenger,
+    TemperedSMC,
+    TemperMessenger,
+    Trajectory,
+    Weights,
+    multinomial,
+    residual,
+    systematic,
+)
 from ppl_llm.inference.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.suffix_messenger import Splice, SuffixScore
@@ -375,3 +388,112 @@ WRONG_REFERENCES: dict[str, tuple[type[ReferenceMessenger], bool, str, int]] = {
     "first slot": (FirstSlot, False, "stratified", 3),
 }
 """Messengers, whether they take the program, and the scheme and number of particles that show the bug."""
+
+
+# Row 11: tempering
+TEMPERED = "tests/inference/test_tempered_smc.py"
+
+
+@mutant("increments instead of weights", f"{TEMPERED}::test_rejects_wrong_stages")
+class IncrementsOnly(TemperedSMC):
+    """Weights overwritten by the increment of the stage where the stage before did not resample."""
+
+    def reweight(self, weights: Weights, log_likelihood: Tensor, increment: Tensor) -> Weights:
+        return super().reweight(Weights(torch.zeros_like(weights.log_weights)), log_likelihood, increment)
+
+
+@mutant("evidence of the last stage", f"{TEMPERED}::test_rejects_wrong_stages")
+class LastStageEvidence(TemperedSMC):
+    """Weights set to one by resampling: only the last factor of the path remains."""
+
+    def resample(self, weights: Weights, particles: Trajectory) -> Any:
+        step, weights, particles = super().resample(weights, particles)
+        return step, Weights(torch.where(step.resampled, 0.0, weights.log_weights)), particles
+
+
+@mutant("likelihood upside down", f"{TEMPERED}::test_rejects_wrong_stages")
+class FlippedLikelihood(TemperedSMC):
+    """``L^(b - b')``."""
+
+    def reweight(self, weights: Weights, log_likelihood: Tensor, increment: Tensor) -> Weights:
+        return super().reweight(weights, -log_likelihood, increment)
+
+
+@mutant("likelihood from before the move", f"{TEMPERED}::test_rejects_wrong_stages")
+class StaleLikelihood(TemperedSMC):
+    """The next stage is weighted by the likelihood of the executions before they moved."""
+
+    def move(self, particles: Trajectory, *args: Any) -> Any:
+        moved, rate = super().move(particles, *args)
+        moved.log_likelihood = particles.log_likelihood
+        return moved, rate
+
+
+@mutant("moves one power behind", f"{TEMPERED}::test_rejects_wrong_stages")
+class BehindKernel(TemperedSMC):
+    """A kernel for the power before."""
+
+    def move(self, particles: Trajectory, beta: Tensor, *args: Any) -> Any:
+        ladder = [0.0, *(self.betas or ())]
+        return super().move(particles, torch.full_like(beta, ladder[ladder.index(float(beta.max())) - 1]), *args)
+
+
+@mutant("ESS on incremental weights", f"{TEMPERED}::test_rejects_wrong_ladders")
+class IncrementalESS(TemperedSMC):
+    """The bisection forgets the weights that the particles already have (MacroEconometricModels #133)."""
+
+    def next_beta(self, stage: int, weights: Weights, *args: Any) -> Tensor:
+        return super().next_beta(stage, Weights(torch.zeros_like(weights.log_weights)), *args)
+
+
+@mutant("bisection upside down", f"{TEMPERED}::test_rejects_wrong_ladders")
+class FlippedBisection(TemperedSMC):
+    """A sign flipped in the bisection: invisible where log-likelihoods lie symmetrically (blackjax #914)."""
+
+    def next_beta(self, stage: int, weights: Weights, log_likelihood: Tensor, beta: Tensor) -> Tensor:
+        return super().next_beta(stage, weights, -log_likelihood, beta)
+
+
+WRONG_STAGES = [IncrementsOnly, LastStageEvidence, FlippedLikelihood, StaleLikelihood, BehindKernel]
+WRONG_LADDERS = [IncrementalESS, FlippedBisection]
+
+
+# Row 12: swaps
+SWAPS = "tests/inference/test_parallel_tempering.py"
+
+
+@mutant("tempered likelihood in the swap ratio", f"{SWAPS}::test_rejects_wrong_swaps")
+class TemperedSwap(ParallelTempering):
+    """``l`` already multiplied by the power of its replica."""
+
+    def acceptance(self, log_likelihood: Tensor) -> Tensor:
+        return super().acceptance(self._powers * log_likelihood)
+
+
+@mutant("swap ratio upside down", f"{SWAPS}::test_rejects_wrong_swaps")
+class FlippedSwap(ParallelTempering):
+    """``exp((b_i - b_j) (l_i - l_j))``."""
+
+    def acceptance(self, log_likelihood: Tensor) -> Tensor:
+        return super().acceptance(-log_likelihood)
+
+
+@mutant("swaps of overlapping pairs", f"{SWAPS}::test_rejects_wrong_swaps")
+class OverlappingSwaps(ParallelTempering):
+    """Pairs (0, 1) and (1, 2) at once: a state is lost and another copied."""
+
+    def exchange(self, accepted: Tensor, turn: int) -> Tensor:
+        even, odd = super().exchange(accepted.clone(), 0), super().exchange(accepted.clone(), 1)
+        return even + odd - torch.arange(len(even)).view(-1, *(1,) * (even.dim() - 1))
+
+
+WRONG_SWAPS = [TemperedSwap, FlippedSwap, OverlappingSwaps]
+
+
+# Annealed resampling
+@mutant("residual weights dropped", "tests/inference/test_entropic_annealing.py::test_rejects_dropped_residual_weights")
+class DroppedResidual(EntropicAnnealing):
+    """Resampling by annealed weights as if they were the weights (the published entropic particle filter)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "keeps_target": False})

@@ -33,6 +33,17 @@ NAMED = {
         "N - 1 systematic plus pinning",
     ],
     "stale state": ["stale locals"],
+    "tempering": [
+        "increments instead of weights",
+        "evidence of the last stage",
+        "likelihood upside down",
+        "likelihood from before the move",
+        "moves one power behind",
+        "ESS on incremental weights",
+        "bisection upside down",
+    ],
+    "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
+    "annealed resampling": ["residual weights dropped"],
 }
 """What must not be missing, by the kind of bug."""
 
