@@ -1,4 +1,4 @@
-"""The commands ``evaluate`` and ``report``."""
+"""The commands ``evaluate``, ``report`` and ``recommend``."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ def evaluate(
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
+    equivalence: Annotated[
+        str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
+    ] = "exact",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
@@ -64,7 +67,7 @@ def evaluate(
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.source import Models
 
-        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device)
+        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence)
         models.check()
         loading.check_device(device)
         if seeds < 1:
@@ -115,6 +118,27 @@ def report(
         typer.echo(f"figures and tables: {path}")
 
 
+def recommend(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that evaluate wrote, for instance one per preset.")],
+    tokens: Annotated[float, typer.Option(help="Tokens sampled per problem that you can afford.")],
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """The most accurate method and budget that fit into a number of tokens, by how hard a problem looks.
+
+    How hard is read off the agreement of independent samples, not off gold answers.
+    """
+    with reported(verbose):
+        from ..evaluation.recommend import recommend as choose
+        from ..evaluation.report import as_text
+        from ..evaluation.results import Results
+
+        rows = [["samples that agree", "problems", "run", "method", "budget", "tokens", "accuracy"]]
+        for c in choose({folder.name: Results.read(folder) for folder in folders}, tokens):
+            between = f"{c.agreement[0]:.2f} to {c.agreement[1]:.2f}"
+            rows.append([between, str(c.num_problems), c.run, c.method, str(c.budget), f"{c.tokens:.0f}", str(c.accuracy)])
+        typer.echo(as_text(rows))
+
+
 def _print_tables(folder: Path) -> None:
     from ..evaluation.report import as_text, tables
     from ..evaluation.results import Results
@@ -156,3 +180,4 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog=_EVALUATE_EXAMPLES)(evaluate)
     app.command(epilog="Example:\n\nppl-llm report runs/first")(report)
+    app.command(epilog="Example:\n\nppl-llm recommend runs/first --tokens 500")(recommend)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .metrics import fit_coverage
+from .methods import METHODS
+from .metrics import fit_coverage, reliability
 from .results import Results
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def _style(i: int) -> dict[str, Any]:
     return {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5, "linewidth": 1.6}
 
 
+def _legend_beside(drawn: Figure) -> None:
+    drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
+
+
 def scaling(results: Results, against: str = "budget") -> Figure:
     """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals."""
     drawn, axes = figure()
@@ -55,7 +60,7 @@ def scaling(results: Results, against: str = "budget") -> Figure:
         axes.minorticks_off()
     axes.set_xlabel("generations per problem" if against == "budget" else f"{against.replace('_', ' ')} per problem")
     axes.set_ylabel("accuracy")
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(drawn)
     return drawn
 
 
@@ -72,7 +77,7 @@ def levels(results: Results) -> Figure:
     axes.set_xticks(range(len(names)), [str(name) for name in names])
     axes.set_xlabel("level")
     axes.set_ylabel("accuracy")
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(drawn)
     return drawn
 
 
@@ -100,12 +105,12 @@ def coverage(results: Results) -> Figure:
 
 
 def calibration(results: Results) -> Figure:
-    """Reliability of the posterior probability of the answer given, by method."""
-    from .metrics import reliability
-
-    drawn, axes = figure(4.6, 4.2)
+    """Reliability of the posterior probability of the answer given, for the methods that estimate a posterior."""
+    drawn, axes = figure(6.0, 4.2)
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     for i, method in enumerate(results.methods):
+        if method not in METHODS or METHODS[method].vote not in ("posterior", "preset"):
+            continue
         cells = results.by_key[method, results.budgets(method)[-1]].values()
         stated = [(record["answers"].get(str(record["answer"]), 0.0), record["correct"]) for record in cells if "answers" in record]
         if stated:
@@ -113,5 +118,5 @@ def calibration(results: Results) -> Figure:
             axes.plot([b.confidence for b in bins], [b.frequency for b in bins], label=method, **_style(i))
     axes.set_xlabel("posterior probability of the answer")
     axes.set_ylabel("how often it is right")
-    axes.legend(frameon=False, fontsize=8)
+    _legend_beside(drawn)
     return drawn

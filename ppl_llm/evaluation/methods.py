@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from ..inference import (
     DVTS,
@@ -62,7 +60,8 @@ def _smc(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePos
 
 
 def _particle_gibbs(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:
-    kernel = ParticleGibbs(model, budget // _SWEEPS, max_plate_nesting=1)
+    # The first filter writes N solutions, the others N - 1: their reference costs nothing.
+    kernel = ParticleGibbs(model, (budget + _SWEEPS - 1) // _SWEEPS, max_plate_nesting=1)
     return kernel.run(_SWEEPS - 1, problems)
 
 
@@ -80,9 +79,10 @@ def _tempered_smc(model: ReasoningModel, problems: list[str], budget: int) -> Pa
 
 
 def _parallel_tempering(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:
-    rounds = max(1, 2 * budget // len(_LADDER))
-    kernel: Any = partial(SuffixMH)
-    return ParallelTempering(model, list(_LADDER), kernel, max_plate_nesting=1).run(rounds, problems, warmup_steps=rounds // 4)
+    # Every replica starts with a solution, and a round writes half of each anew on average.
+    rounds = max(1, 2 * budget // len(_LADDER) - 2)
+    warmup = rounds // 4
+    return ParallelTempering(model, list(_LADDER), SuffixMH, max_plate_nesting=1).run(rounds - warmup, problems, warmup_steps=warmup)
 
 
 METHODS: dict[str, Method] = {

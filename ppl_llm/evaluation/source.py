@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import ReasoningModel, reasoning
+from ..inference.names import unknown_name
+from ..models import ReasoningModel, get_preset, reasoning
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Models:
     :param int max_tokens: longest step.
     :param float temperature: of the language model.
     :param str device: where the models run; by default the CPU.
+    :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
     lm: str = "demo"
@@ -30,6 +34,28 @@ class Models:
     max_tokens: int = 256
     temperature: float = 1.0
     device: str | None = None
+    equivalence: str = "exact"
+
+    @property
+    def vote_aggregation(self) -> str:
+        """Score of a solution from those of its steps, for votes: the preset's; for the likelihood of all steps that is the product."""
+        if self.aggregation is not None:
+            return self.aggregation
+        preset = get_preset(self.preset)
+        return "prod" if preset.potential == "likelihood" else preset.aggregation
+
+    def equivalent(self) -> Callable[[Hashable, Hashable], bool]:
+        """
+        :raises ImportError: for ``math`` without its extra.
+        :raises ValueError: for another name.
+        """
+        if self.equivalence == "exact":
+            return operator.eq
+        if self.equivalence != "math":
+            raise unknown_name("equivalence", self.equivalence, ("exact", "math"))
+        from ..equivalence import MathEquivalence
+
+        return MathEquivalence()
 
     def load(self) -> ReasoningModel:
         """The Pyro program.
@@ -52,6 +78,7 @@ class Models:
         """
         :raises ValueError: for options out of range, before a model is loaded.
         """
+        self.equivalent()
         reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, Any]:

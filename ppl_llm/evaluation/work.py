@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -14,6 +15,7 @@ import pyro
 from ..answers import Answer
 from ..datasets import Problem
 from ..inference import ParticlePosterior
+from ..inference.representatives import representatives
 from ..models import ReasoningModel
 from .aggregators import Candidate, tally
 from .methods import Method, get_method, independent
@@ -77,10 +79,18 @@ def plan(num_groups: int, methods: Sequence[str], budgets: Sequence[int], seeds:
                         yield Unit(group, (method.name,), (budget,), seed)
 
 
-def execute(unit: Unit, model: ReasoningModel, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+def execute(
+    unit: Unit,
+    model: ReasoningModel,
+    problems: Sequence[Problem],
+    aggregation: str = "prod",
+    equivalent: Callable[[Hashable, Hashable], bool] = operator.eq,
+) -> list[dict[str, Any]]:
     """The records of a unit.
 
     :param problems: of its group.
+    :param str aggregation: score of a solution from those of its steps, for votes by score.
+    :param equivalent: when two answers are the same.
     """
     pyro.set_rng_seed(unit.rng_seed)
     began = time.perf_counter()
@@ -90,12 +100,12 @@ def execute(unit: Unit, model: ReasoningModel, problems: Sequence[Problem]) -> l
     seconds = time.perf_counter() - began
     records = []
     for i, problem in enumerate(problems):
-        pool = candidates(model, posterior, i)
+        pool = pooled(candidates(model, posterior, i), problem.answer, equivalent)
         for budget in unit.budgets:
             part = pool[:budget] if methods[0].run is None else pool
             share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
             for method in methods:
-                record = _record(unit, problem, method, budget, part, model)
+                record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
                 record["cost"] = {name: round(value * share, 4) for name, value in posterior.cost.items() if not name.endswith("seconds")}
                 record["seconds"] = round(seconds * share, 4)
                 if method.run is not None:
@@ -106,11 +116,22 @@ def execute(unit: Unit, model: ReasoningModel, problems: Sequence[Problem]) -> l
     return records
 
 
-def _record(unit: Unit, problem: Problem, method: Method, budget: int, part: list[Candidate], model: ReasoningModel) -> dict[str, Any]:
+def pooled(pool: list[Candidate], gold: str | None, equivalent: Callable[[Hashable, Hashable], bool]) -> list[Candidate]:
+    """Candidates whose answers are written alike where they are the same, and like the gold answer where they are that."""
+    if equivalent is operator.eq:
+        return pool
+    chosen = representatives([candidate.answer for candidate in pool], equivalent)
+    written = {r: gold if gold is not None and r is not None and equivalent(gold, r) else r for r in set(chosen.values())}
+    return [replace(candidate, answer=written[chosen[candidate.answer]]) for candidate in pool]
+
+
+def _record(
+    unit: Unit, problem: Problem, method: Method, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
+) -> dict[str, Any]:
     vote = method.vote
     if vote == "preset":
-        vote = "best-of-n" if model.preset.vote == "argmax" else "posterior"
-    answer = VOTES[vote](part, model.aggregation)
+        vote = "best-of-n" if preset_vote == "argmax" else "posterior"
+    answer = VOTES[vote](part, aggregation)
     posterior = tally(part, lambda candidate: candidate.weight)
     total = sum(candidate.weight for candidate in part)
     return {
