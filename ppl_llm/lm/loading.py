@@ -87,24 +87,3 @@ def unreachable(source: str, error: Exception) -> OSError:
         f"{source!r} is neither a directory here nor a model that could be fetched from the Hugging Face Hub (wrong name, no access, or no "
         f"network); without a network give the directory of a downloaded model. The hub said: {error}"
     )
-
-
-def require_supported(model: Any) -> None:
-    """Check that a model keeps plain keys and values for every token.
-
-    :raises ValueError: if its layers slide, recur or otherwise need another cache.
-    """
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    problem = None
-    if kinds != {"full_attention"}:
-        problem = f"has layers of the kinds {sorted(kinds)}"
-    elif getattr(config, "layer_types", None) is None and window is not None and window < config.max_position_embeddings:
-        problem = f"attends to a window of {window} tokens"
-    elif getattr(config, "is_encoder_decoder", False):
-        problem = "is an encoder-decoder model"
-    elif not getattr(model, "_supports_attention_backend", False):
-        problem = "does not take an attention function"
-    if problem is not None:
-        raise ValueError(f"{type(model).__name__} {problem}, which is not supported yet: only full attention in every layer is")
