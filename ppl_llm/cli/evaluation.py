@@ -1,4 +1,4 @@
-"""The commands ``evaluate``, ``report`` and ``recommend``."""
+"""The commands ``evaluate``, ``report``, ``recommend`` and ``calibrate``."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def evaluate(
     equivalence: Annotated[
         str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
     ] = "exact",
+    calibration: Annotated[Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
@@ -67,7 +68,13 @@ def evaluate(
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.source import Models
 
-        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence)
+        scale = None
+        if calibration is not None:
+            from ..reward.calibrated_reward import Calibration
+
+            loaded = Calibration.load(calibration)
+            scale = (loaded.temperature, loaded.bias)
+        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale)
         models.check()
         loading.check_device(device)
         if seeds < 1:
@@ -139,6 +146,26 @@ def recommend(
         typer.echo(as_text(rows))
 
 
+def calibrate(
+    folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote, with the method importance.")],
+    out: Annotated[Path, typer.Option(help="Where to write temperature and bias.")] = Path("calibration.json"),
+    labels: Annotated[str, typer.Option(help="gold answers, or agreement of the samples where there are none.")] = "gold",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """Fit the reward model's log-odds to right and wrong solutions, and show how honest they are before and after."""
+    with reported(verbose):
+        from ..evaluation.calibrate import calibrate as fit
+        from ..evaluation.results import Results
+
+        found = fit(Results.read(folder), labels)
+        found.calibration.save(out)
+        typer.echo(
+            f"log-odds / {found.calibration.temperature:.3f} {found.calibration.bias:+.3f}, fitted on {found.num_solutions} solutions; "
+            f"on the other half of the problems the calibration error goes from {found.error[0]:.3f} to {found.error[1]:.3f}, "
+            f"the Brier score from {found.brier[0]:.3f} to {found.brier[1]:.3f}. Written to {out}; use it with --calibration {out}"
+        )
+
+
 def _print_tables(folder: Path) -> None:
     from ..evaluation.report import as_text, tables
     from ..evaluation.results import Results
@@ -181,3 +208,4 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=_EVALUATE_EXAMPLES)(evaluate)
     app.command(epilog="Example:\n\nppl-llm report runs/first")(report)
     app.command(epilog="Example:\n\nppl-llm recommend runs/first --tokens 500")(recommend)
+    app.command(epilog="Example:\n\nppl-llm calibrate runs/first --out demo.json")(calibrate)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..inference.names import unknown_name
 from ..models import ReasoningModel, get_preset, reasoning
+from ..reward.protocol import RewardModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Models:
     :param int max_tokens: longest step.
     :param float temperature: of the language model.
     :param str device: where the models run; by default the CPU.
+    :param tuple calibration: temperature and bias of the reward model's log-odds, see
+        :class:`~ppl_llm.reward.calibrated_reward.Calibration`.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -35,6 +38,7 @@ class Models:
     temperature: float = 1.0
     device: str | None = None
     equivalence: str = "exact"
+    calibration: tuple[float, float] | None = None
 
     @property
     def vote_aggregation(self) -> str:
@@ -64,12 +68,14 @@ class Models:
         :raises ValueError: if it cannot be used, or an option is out of range.
         """
         from ..lm.transformers_lm import TransformersLM
+        from ..reward.calibrated_reward import CalibratedReward, Calibration
         from ..reward.transformers_prm import TransformersPRM
 
         self.check()
+        prm: RewardModel = TransformersPRM.from_pretrained(self.prm, device_map=self.device)
         return reasoning(
             TransformersLM.from_pretrained(self.lm, device_map=self.device),
-            TransformersPRM.from_pretrained(self.prm, device_map=self.device),
+            prm if self.calibration is None else CalibratedReward(prm, Calibration(*self.calibration)),
             self.preset,
             **self._options(),
         )
