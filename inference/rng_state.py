@@ -9,7 +9,7 @@ import torch
 
 def rng_state() -> dict[str, Any]:
     """States of the default generators of the CPU and, once CUDA is in use, of every GPU: plain tensors."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": devices}
 
 
