@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ..demo import example, looks_like_demo
 from . import evaluation, loading, remote
 from .errors import INTERRUPTED, reported
-from .methods import METHODS
+from .methods import KERNELS, METHODS, NOT_HERE
 from .settings import Settings
 
 _PROBLEM = example(1).text
@@ -27,11 +29,23 @@ app = typer.Typer(
 )
 
 _WIDTH = 120
-_METHOD_HELP = "How to infer. " + ". ".join(f"[bold]{name}[/]: {method.line}" for name, method in METHODS.items()) + "."
+_METHOD_HELP = "How to infer: " + ", ".join(f"[bold]{name}[/]" for name in METHODS) + "; list tells more."
 _PRESET_HELP = (
     "What to infer. [bold]exact[/]: p(solution) times the probability that every step is right. [bold]twisted[/]: times that of the worst "
     "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released."
 )
+
+
+def _option(name: str, text: str) -> str:
+    """Help of an option that only some methods take, with their defaults."""
+    defaults: dict[Any, list[str]] = {}
+    for method, each in METHODS.items():
+        if name in each.options:
+            defaults.setdefault(each.options[name], []).append(method)
+    takers = "; ".join(", ".join(methods) + (f": {default}" if default else "") for default, methods in defaults.items())
+    return f"{text} [dim]({takers})[/]"
+
+
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
     "\n\nppl-llm solve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda 'How many primes are below 60?'"
@@ -55,6 +69,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _list(method: str) -> str:
+    if method == "list":
+        methods()
+        raise typer.Exit()
+    return method
+
+
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
@@ -76,8 +97,8 @@ def solve(
     prm_family: Annotated[
         str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
     ] = None,
-    method: Annotated[str, typer.Option(help=_METHOD_HELP)] = "smc",
-    particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
+    method: Annotated[str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP)] = "smc",
+    particles: Annotated[int | None, typer.Option(help=_option("particles", "Solutions written side by side."))] = None,
     preset: Annotated[str, typer.Option(help=_PRESET_HELP)] = "exact",
     ess_threshold: Annotated[
         float | None,
@@ -86,12 +107,25 @@ def solve(
     resampler: Annotated[
         str | None, typer.Option(help="systematic, stratified, residual, ssp or multinomial; by default the preset's.")
     ] = None,
+    iterations: Annotated[int | None, typer.Option(help=_option("iterations", "Of a chain."))] = None,
+    warmup: Annotated[int | None, typer.Option(help=_option("warmup", "Iterations before those that count."))] = None,
+    beam_width: Annotated[int | None, typer.Option(help=_option("beam_width", "Solutions kept at every step."))] = None,
+    subtrees: Annotated[int | None, typer.Option(help=_option("subtrees", "Independent searches."))] = None,
+    expand: Annotated[int | None, typer.Option(help=_option("expand", "Continuations of each kept solution."))] = None,
+    betas: Annotated[str | None, typer.Option(help=_option("betas", "Powers of the scores, such as 0,0.3,1, or adaptive."))] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help=_option("kernel", "Moves of the tempered methods: " + " or ".join(KERNELS) + "."))
+    ] = None,
+    islands: Annotated[int | None, typer.Option(help=_option("islands", "Independent filters, pooled by their evidence."))] = None,
+    max_tokens_total: Annotated[int | None, typer.Option(help=_option("max_tokens_total", "Stop when so many tokens are written."))] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
-    audit: Annotated[bool, typer.Option("--audit", help="Replay the solutions and compare every log-probability.")] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help=_option("audit", "Replay the solutions and compare every log-probability."))
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
@@ -100,7 +134,29 @@ def solve(
 
     Ctrl-C shows the posterior so far.
     """
-    settings = Settings(lm, prm, method, particles, preset, ess_threshold, resampler, max_steps, max_tokens, temperature, seed, audit)
+    settings = Settings(
+        lm=lm,
+        prm=prm,
+        method=method,
+        preset=preset,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        particles=particles,
+        resampler=resampler,
+        ess_threshold=ess_threshold,
+        iterations=iterations,
+        warmup=warmup,
+        beam_width=beam_width,
+        expand=expand,
+        subtrees=subtrees,
+        betas=betas,
+        kernel=kernel,
+        islands=islands,
+        max_tokens_total=max_tokens_total,
+        audit=audit or None,
+    )
     served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)
     with reported(verbose):
         text = (sys.stdin.read() if problem == "-" else problem).strip()
@@ -119,10 +175,10 @@ def solve(
     with loading.quiet(verbose):
         with reported(verbose):
             models = remote.load_lm(served[0], device), remote.load_prm(served[1], device)
-            title = f"{method} with {particles} particles"
-            outcome = sweep(settings, *models, text, Progress(Console(stderr=True), title, verbose))
+            progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit)
+            outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
-                raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
+                raise KeyboardInterrupt(f"before the first {METHODS[method].unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
     if as_json:
@@ -131,6 +187,17 @@ def solve(
         report.print(_stdout())
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def methods() -> None:
+    """List the inference methods of solve with a line each."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, method in METHODS.items():
+        table.add_row(Text(name, style="bold"), Text(method.line))
+    console = _stdout()
+    console.print(table)
+    console.print(Text(NOT_HERE, style="dim"))
 
 
 def _stdout() -> Console:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from .details import details
+
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
 
@@ -19,8 +21,9 @@ _ROWS = 12
 
 
 class Row(NamedTuple):
-    """One step of a run."""
+    """One step of a run, or one iteration or stage."""
 
+    unit: str
     step: int
     ess: float
     particles: int
@@ -31,7 +34,7 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         resampled = "resampled, " if self.resampled else ""
         return (
-            f"step {self.step}: ESS {self.ess:.1f} of {self.particles}, {resampled}"
+            f"{self.unit} {self.step}: ESS {self.ess:.1f} of {self.particles}, {resampled}"
             f"{self.finished} of {self.particles} finished, {self.rate:,.0f} tokens/s"
         )
 
@@ -42,12 +45,13 @@ class Progress:
     :param Console console: of stderr.
     :param str title: of the table.
     :param bool verbose: print a line per step where there is no terminal.
+    :param str unit: what the algorithm calls back after: ``step``, ``iteration`` or ``stage``.
     """
 
-    def __init__(self, console: Console, title: str, verbose: bool = False) -> None:
+    def __init__(self, console: Console, title: str, verbose: bool = False, unit: str = "step") -> None:
         from ..inference import CostMeter
 
-        self.console, self.title = console, title
+        self.console, self.title, self.unit, self.count = console, title, unit, 0
         self.lines = verbose and not console.is_terminal
         self.rows: deque[Row] = deque(maxlen=_ROWS)
         self._meter = CostMeter()
@@ -67,11 +71,16 @@ class Progress:
         self._meter.__exit__(kind, error, trace)
 
     def __call__(self, posterior: ParticlePosterior) -> None:
-        """:param ParticlePosterior posterior: after a barrier, of a model that returns its context."""
+        """:param ParticlePosterior posterior: after a step, of a model that returns its context."""
         rate = self._meter.totals["tokens_sampled"] / max(time.perf_counter() - self._start, 1e-9)
-        ess, resampled = posterior.ess, posterior.resampled
+        self.count += 1
         done = int(posterior.value.done.sum())
-        self.rows.append(Row(len(ess), float(ess[-1]), posterior.num_particles, bool(resampled[-1]), done, rate))
+        if self.unit == "iteration":  # a whole filter, with barriers of its own
+            ess, resampled = float(posterior.get_ESS()), bool(posterior.resampled.any())
+        else:
+            told = details(posterior)
+            ess, resampled = told.ess[-1], told.resampled[-1]
+        self.rows.append(Row(self.unit, self.count, ess, posterior.num_particles, resampled, done, rate))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         if self.lines:
@@ -79,7 +88,7 @@ class Progress:
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for name in ("step", "ESS", "resampled", "finished", "tokens/s"):
+        for name in (self.unit, "ESS", "resampled", "finished", "tokens/s"):
             table.add_column(name, justify="right", style="dim" if name == "resampled" else "")
         for row in self.rows:
             finished = f"{row.finished} of {row.particles}"

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .details import Details, details
+
 if TYPE_CHECKING:
     from ..answers import Answer
     from ..inference import ParticlePosterior
@@ -44,9 +46,7 @@ class Report:
     partial: bool
     answer: Answer
     answers: list[tuple[Answer, float]]
-    log_evidence: float
-    ess: list[float]
-    resampled: list[bool]
+    details: Details
     particles: int
     finished: int
     best: Solution
@@ -68,9 +68,7 @@ class Report:
             partial=partial,
             answer=answer,
             answers=list(posterior.answers().probs.items()),
-            log_evidence=float(posterior.log_evidence),
-            ess=posterior.ess.tolist(),
-            resampled=posterior.resampled.tolist(),
+            details=details(posterior),
             particles=posterior.num_particles,
             finished=int(posterior.value.done.sum()),
             best=best_solution(model, posterior, answer),
@@ -87,9 +85,13 @@ class Report:
                 "partial": self.partial,
                 "answer": self.answer,
                 "answers": [{"answer": answer, "probability": probability} for answer, probability in self.answers],
-                "log_evidence": self.log_evidence,
-                "ess": self.ess,
-                "resampled": self.resampled,
+                "log_evidence": self.details.log_evidence,
+                "no_evidence": self.details.no_evidence,
+                "unit": self.details.unit,
+                "ess": self.details.ess,
+                "resampled": self.details.resampled,
+                **self.details.values,
+                "particles": self.particles,
                 "finished": self.finished,
                 "best": {
                     "steps": self.best.steps,
@@ -107,15 +109,19 @@ class Report:
 
     def print(self, console: Console) -> None:
         """For people."""
+        told = self.details
         title = "Posterior over answers"
         if self.partial:
-            title = f"Partial posterior over answers: interrupted after {len(self.ess)} steps"
+            title = f"Partial posterior over answers: interrupted after {len(told.ess)} {told.unit}s"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         finished = f"{self.finished} of {self.particles} finished"
-        resampled = f"resampled {sum(self.resampled)} of {len(self.resampled)} times"
-        console.print(Text(f"log evidence {self.log_evidence:.3f}, {finished}, {resampled}"))
-        console.print(Text("ESS per step " + " ".join(f"{ess:.1f}" for ess in self.ess), style="dim"))
+        resampled = f"resampled {sum(told.resampled)} of {len(told.resampled)} times"
+        evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
+        console.print(Text(f"{evidence}, {finished}, {resampled}"))
+        console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess), style="dim"))
+        for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
+            console.print(Text(line, style="dim"))
         best = self.best
         _heading(console, f"Best solution (weight {best.weight:.3f}, {best.aggregation} score {best.score:.3f})")
         console.print(self._best_table())

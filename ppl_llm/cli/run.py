@@ -1,4 +1,4 @@
-"""One sweep, started, watched and perhaps interrupted."""
+"""One run, started, watched and perhaps interrupted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What a sweep left.
+    """What a run left.
 
-    :ivar ParticlePosterior posterior: ``None`` where it was interrupted before its first barrier.
+    :ivar ParticlePosterior posterior: ``None`` where it was interrupted too early to leave one.
     :ivar bool partial: whether it was interrupted.
     """
 
@@ -27,16 +27,16 @@ class Outcome(NamedTuple):
 
 
 def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel, problem: str, progress: Progress) -> Outcome:
-    """Seed, run, and on Ctrl-C keep what was computed up to the last barrier.
+    """Seed, run, and on Ctrl-C keep what was computed up to the last barrier, iteration or stage.
 
     :raises ValueError: what the library raises for a problem or models it cannot work with.
     """
     import pyro
 
-    model, algorithm = settings.build(lm, prm, callback=progress)
+    model, run = settings.build(lm, prm, callback=progress)
     pyro.set_rng_seed(settings.seed)
     try:
         with progress:
-            return Outcome(model, algorithm.run(problem), partial=False)
+            return Outcome(model, run(problem), partial=False)
     except KeyboardInterrupt as interrupt:
         return Outcome(model, getattr(interrupt, "partial_posterior", None), partial=True)

@@ -86,6 +86,7 @@ class SideBySide:
 
     def __init__(self, settings: Settings, out: Console, err: Console) -> None:
         self.settings, self.out, self.err = settings, out, err
+        self.particles: int = settings.chosen()["particles"]
         self.rows: list[tuple[Problem, Attempt, Attempt]] = []
 
     def run(self, lm: LanguageModel, prm: RewardModel, levels: list[int]) -> bool:
@@ -112,7 +113,7 @@ class SideBySide:
             self.out.print(Text(self._next(), style="dim"), soft_wrap=True)
 
     def _table(self) -> Table:
-        title = f"{self.settings.particles} particles; IS: importance sampling, SMC: particle filter"
+        title = f"{self.particles} particles; IS: importance sampling, SMC: particle filter"
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         room = self.out.width - _OTHER_COLUMNS
         table.add_column("level", justify="right")
@@ -156,7 +157,7 @@ class SideBySide:
     def _next(self) -> str:
         hardest = max((problem for problem, _, _ in self.rows), key=lambda problem: problem.level)
         return (
-            f"Next: ppl-llm solve '{hardest.text}' --particles {4 * self.settings.particles}\n"
+            f"Next: ppl-llm solve '{hardest.text}' --particles {4 * self.particles}\n"
             f"      ppl-llm demo --seed {self.settings.seed + 1}          other problems\n"
             "      ppl-llm demo --prm demo-weak   a weaker reward model"
         )

@@ -83,19 +83,85 @@ def without_times(report: dict) -> dict:
     return report
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("preset", ["exact", "twisted", "as_paper", "its_hub"])
+FAST = {
+    "particle-gibbs": ["--iterations", "2", "--particles", "4"],
+    "suffix-mh": ["--iterations", "5", "--warmup", "1"],
+    "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
+    "parallel-tempering": ["--iterations", "4", "--warmup", "1"],
+}
+"""Numbers that keep the tests short."""
+
+COMBINATIONS = [
+    *((method, "exact") for method in METHODS),
+    *((method, preset) for method in ("smc", "importance", "beam-search", "best-of-n") for preset in ("twisted", "as_paper", "its_hub")),
+    *((method, "twisted") for method in FAST),
+]
+
+
+@pytest.mark.parametrize(("method", "preset"), COMBINATIONS)
 def test_json_is_a_posterior(tables, method, preset):
-    report = solved("--method", method, "--preset", preset)
+    report = solved("--method", method, "--preset", preset, *FAST.get(method, []))
     assert sum(each["probability"] for each in report["answers"]) == pytest.approx(1.0)
     assert report["answer"] in [each["answer"] for each in report["answers"]]
-    assert not report["partial"] and report["finished"] == 16
+    assert not report["partial"] and report["finished"] == report["particles"] > 0
     assert len(report["ess"]) == len(report["resampled"]) > 0
     best = report["best"]
     assert len(best["steps"]) == len(best["step_scores"])
     assert all(0 <= score <= 1 for score in best["step_scores"])
     assert f"\\boxed{{{report['answer']}}}" in best["steps"][-1]
     assert report["cost"]["tokens_sampled"] > 0 and report["cost"]["seconds"] > 0
+    assert report["unit"] == METHODS[method].unit
+    assert (report["log_evidence"] is None) == (report["no_evidence"] is not None) == (method not in ("smc", "importance", "tempered-smc"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tables_and_progress_of_every_method(tables, method):
+    """A line per step, iteration or stage; the reason where there is no evidence; the method's own figures."""
+    result = solve("--method", method, "--verbose", *FAST.get(method, []))
+    assert result.exit_code == 0, result.output
+    unit = METHODS[method].unit
+    assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
+    for part in ("Posterior over answers", f"ESS per {unit}", "Best solution", "tokens sampled"):
+        assert part in result.stdout
+    assert ("log evidence" in result.stdout) == (method in ("smc", "importance", "tempered-smc"))
+    assert ("gives no evidence" in result.stdout) == (method not in ("smc", "importance", "tempered-smc"))
+    for name, part in (("tempered-smc", "powers 0.3 1"), ("tempered-smc", "moved "), ("parallel-tempering", "swap rates ")):
+        assert (part in result.stdout) == (name == method) or part == "powers 0.3 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "key", "expected"),
+    [
+        ("smc", ["--islands", "3", "--particles", "4"], "islands", 3),
+        ("smc", ["--particles", "5"], "particles", 5),
+        ("particle-gibbs", ["--iterations", "3", "--particles", "2", "--resampler", "stratified"], "ess", 3),
+        ("suffix-mh", ["--iterations", "6", "--warmup", "0"], "particles", 12),
+        ("tempered-smc", ["--betas", "0.1,0.5,1", "--kernel", "particle-gibbs", "--particles", "3"], "betas", 3),
+        ("parallel-tempering", ["--betas", "0,1", "--iterations", "2", "--warmup", "0"], "swap_rates", 1),
+        ("beam-search", ["--beam-width", "2", "--expand", "3"], "particles", 6),
+        ("dvts", ["--subtrees", "3", "--expand", "2"], "particles", 6),
+        ("best-of-n", ["--particles", "3"], "scores", 3),
+    ],
+)
+def test_options_reach_the_algorithm(tables, method, arguments, key, expected):
+    report = solved("--method", method, *arguments)
+    assert (len(report[key]) if isinstance(report[key], list) else report[key]) == expected
+    for option, value in zip(arguments[::2], arguments[1::2], strict=True):
+        assert str(report["settings"][option[2:].replace("-", "_")]) == value
+
+
+def test_a_budget_of_tokens_stops_the_filter(tables):
+    tables(tabular_lm(ends=False), Prm())
+    report = solved("--max-tokens-total", "100", "--max-tokens", "4", "--particles", "4")
+    assert 100 <= report["cost"]["tokens_sampled"] < 120
+
+
+def test_methods_are_listed(monkeypatch):
+    result = run("methods")
+    assert result.exit_code == 0
+    for name, method in METHODS.items():
+        assert re.search(rf"^{name}\s+{re.escape(method.line)}\s*$", result.stdout, re.MULTILINE)
+    assert run("solve", "--method", "list").stdout == result.stdout
 
 
 def test_the_seed_fixes_the_result(tables):
@@ -150,7 +216,29 @@ def test_best_solution_has_the_highest_weight_among_lanes_with_the_answer(tables
         (["--max-steps", "0"], "--max-steps must be an integer of at least 1, got 0"),
         (["--temperature", "0"], "--temperature must be positive"),
         (["--seed", "-1"], "--seed must lie in 0 .."),
-        (["--method", "importance", "--resampler", "ssp"], "never resamples"),
+        (
+            ["--method", "importance", "--resampler", "ssp"],
+            "--resampler has no effect with --method importance; it goes with smc",
+        ),
+        (
+            ["--method", "beam-search", "--particles", "8"],
+            "--particles has no effect with --method beam-search; it goes with",
+        ),
+        (["--beam-width", "2"], "--beam-width has no effect with --method smc; it goes with beam-search"),
+        (["--method", "dvts", "--audit"], "--audit has no effect with --method dvts; it goes with smc, importance"),
+        (["--method", "dvts", "--subtrees", "0"], "--subtrees must be an integer of at least 1, got 0"),
+        (["--method", "suffix-mh", "--iterations", "0"], "--iterations must be an integer of at least 1, got 0"),
+        (["--method", "suffix-mh", "--warmup", "-1"], "--warmup must be an integer of at least 0, got -1"),
+        (
+            ["--method", "tempered-smc", "--betas", "0,x"],
+            "--betas must be numbers separated by commas",
+        ),
+        (["--method", "tempered-smc", "--betas", "0,0.5"], "--betas must be increasing powers"),
+        (["--method", "parallel-tempering", "--betas", "adaptive"], "--betas must be at least two"),
+        (["--method", "tempered-smc", "--kernel", "sufix-mh"], "unknown kernel 'sufix-mh'; did you mean 'suffix-mh'?"),
+        (["--method", "particle-gibbs", "--resampler", "ssp"], "unknown conditional resampler 'ssp'"),
+        (["--method", "particle-gibbs", "--preset", "as_paper"], "choose --preset exact or twisted, or --method smc"),
+        (["--islands", "0"], "--islands must be an integer of at least 1, got 0"),
         (["--device", "abacus"], "--device 'abacus'"),
         (["--lm", "/no/such/model"], "/no/such/model"),
         (["--lm", "demo"], "does not look like one. Try: ppl-llm solve '"),
@@ -207,6 +295,36 @@ def test_interrupted_in_the_middle_shows_the_partial_posterior(tables):
     result = solve()
     assert result.exit_code == 130
     assert "Partial posterior over answers: interrupted after 2 steps" in result.stdout
+
+
+LONG = {
+    **{name: ["--iterations", "100", "--warmup", "0"] for name, each in METHODS.items() if "iterations" in each.options},
+    "tempered-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_shows_what_it_has(tables, method):
+    """Interrupted at a call of the reward model (self-consistency: of the language model, since it asks no other)."""
+    fail_at = {"tempered-smc": 15}.get(method, 40 if method in LONG else 2)
+    lm, prm = tabular_lm(), Prm(fail_at=None if method == "self-consistency" else fail_at)
+    if method == "self-consistency":
+        draw, calls = lm.sample_step, []
+
+        def interrupted(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return draw(*arguments)
+
+        lm.sample_step = interrupted
+    tables(lm, prm)
+    result = solve("--json", "--method", method, *LONG.get(method, []))
+    assert result.exit_code == 130, result.output
+    report = json.loads(result.stdout)
+    assert report["partial"] and len(report["ess"]) > 0
+    assert sum(each["probability"] for each in report["answers"]) == pytest.approx(1.0)
+    assert report["cost"]["tokens_sampled"] > 0
 
 
 def test_interrupted_before_the_first_step(tables):
