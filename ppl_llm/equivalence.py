@@ -16,13 +16,14 @@ _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)
 _CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
 _BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 _NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?|[-+]?\.\d+")
+_IN_PARENTHESES = re.compile(rf"\(\s*({_NUMBER.pattern})\s*\)")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
 _REMEMBERED = 100_000
 _PATIENCE = 2
 """Timeouts after which an answer is compared with no other; one that cannot be read in time has used them up."""
 
 _NEAR = 1e-4
-"""Relative distance beyond which two numbers are never equal; math-verify compares them to six decimal places."""
+"""Distance, relative for large numbers, beyond which two values are never equal; math-verify compares to six decimal places."""
 
 
 class MathEquivalence:
@@ -46,7 +47,7 @@ class MathEquivalence:
             raise ImportError('mathematical equivalence needs math-verify: pip install "ppl-llm[math]"')
         self._process = MathProcess(timeout)
         self._equal: dict[tuple[str, str], bool] = {}
-        self._values: dict[str, float | None] = {}
+        self._descriptions: dict[str, Any] = {}
         self._strikes: dict[str, int] = {}  # timeouts of each text
         self._lock = threading.Lock()
 
@@ -74,10 +75,8 @@ class MathEquivalence:
         return self._equal[key]
 
     def _ask_equal(self, left: str, right: str) -> bool:
-        first, second = self._value(left), self._value(right)
-        if any(self._strikes.get(text, 0) >= _PATIENCE for text in (left, right)):
-            return False
-        if first is not None and second is not None and not math.isclose(first, second, rel_tol=_NEAR, abs_tol=_NEAR):
+        first, second = self._description(left), self._description(right)
+        if any(self._strikes.get(text, 0) >= _PATIENCE for text in (left, right)) or apart(first, second):
             return False
         try:
             return bool(self._process.ask("equal", left, right))
@@ -86,15 +85,15 @@ class MathEquivalence:
                 self._strikes[text] = self._strikes.get(text, 0) + 1
             return False
 
-    def _value(self, text: str) -> float | None:
-        if text not in self._values:
-            number: float | None = None
+    def _description(self, text: str) -> Any:
+        if text not in self._descriptions:
+            description = None
             try:
-                number = self._process.ask("value", text)
+                description = self._process.ask("describe", text)
             except TimeoutError:
                 self._strikes[text] = _PATIENCE
-            self._remember(self._values, text, number)
-        return self._values[text]
+            self._remember(self._descriptions, text, description)
+        return self._descriptions[text]
 
     def _remember(self, memory: dict[Any, Any], key: Any, result: Any) -> None:
         with self._lock:
@@ -104,13 +103,13 @@ class MathEquivalence:
 
 
 def normalised(text: str) -> str:
-    r"""Without white space around it, a final full stop, enclosing ``$`` or ``\( \)``, and ``\text{}`` around the whole of it."""
+    r"""Without white space around it, a final full stop, enclosing ``$`` or ``\( \)``, ``\text{}`` around it, parentheses around a number."""
     while True:
         before = text
         text = text.strip().removesuffix(".").strip("$ \n\t").removesuffix("\\")
         if text.startswith("\\(") and text.endswith("\\)"):
             text = text[2:-2]
-        wrapped = _WRAPPED.fullmatch(text)
+        wrapped = _WRAPPED.fullmatch(text) or _IN_PARENTHESES.fullmatch(text)
         if wrapped:
             text = wrapped[1]
         if text == before:
@@ -128,3 +127,10 @@ def decide(left: str, right: str) -> bool | None:
     if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
         return left.casefold() == right.casefold()
     return False if not left or not right else None
+
+
+def apart(first: Any, second: Any) -> bool:
+    """Whether two descriptions by :mod:`ppl_llm.math_worker` show that the answers differ."""
+    if isinstance(first, list) and isinstance(second, list):
+        return not all(math.isclose(a, b, rel_tol=_NEAR, abs_tol=_NEAR) for a, b in zip(first, second, strict=True))
+    return {type(first), type(second)} == {list, str}  # an expression and a collection

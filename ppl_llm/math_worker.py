@@ -10,7 +10,9 @@ import logging
 import os
 import sys
 from functools import lru_cache
+from math import isfinite
 from typing import Any
+from zlib import crc32
 
 MEMORY = 4 * 2**30
 """Bytes of address space; an expression that needs more is equal to nothing."""
@@ -32,15 +34,22 @@ def equal(first: str, second: str) -> bool:
     return bool(verify(left, right, timeout_seconds=None) or verify(right, left, timeout_seconds=None))
 
 
-def value(text: str) -> float | None:
-    """The real number that an answer is, ``None`` if it is none, or has a per cent sign, which may or may not be a factor of 0.01."""
-    from sympy import Expr
+def describe(text: str) -> list[float] | str | None:
+    """What tells answers apart at once: equal expressions have equal values wherever their variables are.
 
-    expression = next(iter(parsed(text)), None)
-    if "%" in text or not isinstance(expression, Expr) or expression.free_symbols:
+    :returns: real and imaginary part of an expression at one fixed point, ``"collection"`` for an interval or a tuple, or ``None`` for
+        anything else and where a per cent sign may or may not be a factor of 0.01.
+    """
+    from sympy import Expr, I, Interval, Tuple
+
+    found = next(iter(parsed(text)), None)
+    if isinstance(found, (Interval, Tuple)):
+        return "collection"
+    if "%" in text or not isinstance(found, Expr):
         return None
-    number = expression.evalf(15)
-    return float(number) if number.is_real and number.is_finite else None
+    point = {symbol: I if symbol.name == "i" else 0.3 + crc32(symbol.name.encode()) / 2**32 for symbol in found.free_symbols}
+    number = complex(found.subs(point).evalf(15))
+    return [number.real, number.imag] if isfinite(number.real) and isfinite(number.imag) else None
 
 
 def limit(seconds: float) -> None:
@@ -75,7 +84,7 @@ def main() -> None:
     for line in sys.stdin:
         kind, seconds, texts = json.loads(line)
         limit(seconds)
-        compute: Any = {"equal": equal, "value": value}[kind]
+        compute: Any = {"equal": equal, "describe": describe}[kind]
         try:
             reply(compute(*texts))
         except (ArithmeticError, AttributeError, LookupError, MemoryError, NotImplementedError, RecursionError, TypeError, ValueError):

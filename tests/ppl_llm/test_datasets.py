@@ -116,15 +116,16 @@ def test_hugging_face_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_real_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``datasets`` itself, where it is installed: rows in memory, and a data set by a name that is a directory here."""
+    """``datasets`` itself, where it is installed: by its name, a directory here, and loaded by the caller."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed (extra: datasets)")
-    made = datasets.Dataset.from_list([{"problem": "1+1?", "answer": "2", "level": 1}, {"problem": "2+2?", "answer": "4", "level": 2}])
-    expected = [Problem("1", "1+1?", "2", {"level": 1}), Problem("2", "2+2?", "4", {"level": 2})]
-    assert list(load_problems(made)) == expected
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/name").mkdir(parents=True)
-    write(tmp_path / "org/name/test.jsonl", *[{"problem": each.text, "answer": each.answer, **each.metadata} for each in expected])
+    rows = [{"problem": "1+1?", "answer": "2", "level": 1}, {"problem": "2+2?", "answer": "4", "level": 2}]
+    write(tmp_path / "org/name/test.jsonl", *rows)
+    expected = [Problem("1", "1+1?", "2", {"level": 1}), Problem("2", "2+2?", "4", {"level": 2})]
     assert list(load_problems("org/name")) == expected
+    assert list(load_problems(datasets.load_dataset("org/name", split="test"))) == expected
     with pytest.raises(ValueError, match=r"org/name \(test\), row 1: no field 'gold' for the answer"):
         list(load_problems("org/name", answer="gold"))
