@@ -81,7 +81,7 @@ class SuffixScore(Messenger):
         if name in prefix:
             msg["value"] = prefix[name]
         elif name in suffix:
-            msg["value"] = suffix[name].expand(*batch[1:], *event).expand(*batch, *event)
+            msg["value"] = suffix[name].expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
         else:
             lanes = torch.arange(self.num_particles, device=slot.device).view(-1, *(1,) * self.max_plate_nesting)
             drawn = draw_where(fn, (lanes == slot).expand(batch))

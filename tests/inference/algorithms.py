@@ -54,6 +54,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "SMC, multinomial at every barrier": Algorithm(
         lambda model, nesting: SMC(model, 4, resampler="multinomial", ess_threshold=1.0, max_plate_nesting=nesting)
     ),
+    "SMC, three islands": Algorithm(lambda model, nesting: SMC(model, 3, islands=3, max_plate_nesting=nesting)),
     "SMC, annealed resampling": Algorithm(
         lambda model, nesting: SMC(
             model, 8, ess_threshold=1.0, selection=EntropicAnnealing("entropy", num_steps=6), max_plate_nesting=nesting
@@ -70,6 +71,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ParticleGibbs": chain(lambda model, nesting: ParticleGibbs(model, 6, max_plate_nesting=nesting)),
     "ParticleGibbs, systematic": chain(
         lambda model, nesting: ParticleGibbs(model, 6, resampler="systematic", ess_threshold=1.0, max_plate_nesting=nesting)
+    ),
+    "ParticleGibbs, ancestor sampling": chain(
+        lambda model, nesting: ParticleGibbs(model, 4, ancestor_sampling=True, ess_threshold=1.0, max_plate_nesting=nesting), 6, 6, 150
+    ),
+    "ParticleGibbs, two references": chain(
+        lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 40, 60),
     "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 40, 60),

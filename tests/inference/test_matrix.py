@@ -112,12 +112,20 @@ def test_searches_run_and_have_no_evidence(search: str, model: str) -> None:
         _ = posterior.log_evidence
 
 
-@pytest.mark.parametrize("algorithm", [name for name, each in ALGORITHMS.items() if not each.evidence])
-def test_chains_have_no_evidence(algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_runs_without_plates_and_knows_its_evidence(algorithm: str) -> None:
+    """A single population: scalar sites have no batch dimension but that of the particles."""
     pyro.set_rng_seed(0)
-    posterior = ALGORITHMS[algorithm].build(known("hmm").program, 0).run(3)
-    with pytest.raises(ValueError, match="a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance"):
-        _ = posterior.log_evidence
+    each, name = ALGORITHMS[algorithm], next(name for name in ("hmm", "calibrated") if name not in ALGORITHMS[algorithm].not_for)
+    posterior = each.build(known(name).program, 0).run(**{option: min(n, 2) for option, n in each.run.items()})
+    assert posterior.weights.shape == (posterior.num_particles,)
+    assert float(posterior.weights.sum()) == pytest.approx(1.0)
+    assert known(name).statistic(posterior.sites).shape == (posterior.num_particles, known(name).mean.shape[-1])
+    if each.evidence:
+        assert posterior.log_evidence.shape == () and posterior.log_evidence.isfinite()
+    else:
+        with pytest.raises(ValueError, match="a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance"):
+            _ = posterior.log_evidence
 
 
 @pytest.mark.parametrize("model", ["hmm", "tabular", "two sites", "problems", "linear gaussian", "prefix"])
