@@ -126,9 +126,16 @@ class ParallelTempering(TrajectoryKernel):
         replicas = torch.arange(len(self.betas), device=swap.device).view(-1, *(1,) * (swap.dim() - 1))
         return replicas + torch.cat([swap, none]) - torch.cat([none, swap])
 
-    def run(self, num_samples: int, *args: Any, warmup_steps: int = 0, **kwargs: Any) -> ParallelTemperingPosterior:
-        """As for every :class:`TrajectoryKernel`; the posterior is that of the replica at power 1, with :attr:`swap_rates`."""
-        posterior = super().run(num_samples, *args, warmup_steps=warmup_steps, **kwargs)
+    def run(
+        self,
+        num_samples: int,
+        *args: Any,
+        warmup_steps: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+        **kwargs: Any,
+    ) -> ParallelTemperingPosterior:
+        """As for every :class:`TrajectoryKernel`; the posteriors are those of the replica at power 1, the pooled one has the swap rates."""
+        posterior = super().run(num_samples, *args, warmup_steps=warmup_steps, callback=callback, **kwargs)
         assert isinstance(posterior, ParallelTemperingPosterior)
         return posterior
 

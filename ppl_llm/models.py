@@ -148,7 +148,7 @@ def reasoning(
 
     :param LanguageModel lm: writes the steps.
     :param RewardModel prm: scores them.
-    :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, or a :class:`Preset`.
+    :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
     :param int max_steps: rounds at most; longer solutions stay unfinished.
     :param stop: delimiter(s) of steps.
     :param int max_tokens: longest step.
@@ -170,6 +170,8 @@ def reasoning(
         chosen = replace(chosen, potential=potential)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
+    if chosen.selection is not None:
+        chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
     return ReasoningModel(
         lm,
         prm,

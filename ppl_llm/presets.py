@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .inference import EntropicAnnealing
 from .inference.names import unknown_name
 
 
@@ -18,6 +19,7 @@ class Preset:
     :ivar bool last_factor: whether the factor of the round in which the last particle finishes counts.
     :ivar str finish: regular expression; a particle whose step matches is finished.
     :ivar str vote: ``weighted_majority`` of the posterior, or ``argmax`` of the last prefix score.
+    :ivar EntropicAnnealing selection: annealed resampling; :func:`~ppl_llm.reasoning` sets its ``num_steps`` to the model's rounds.
     :ivar dict smc: keywords for :class:`~ppl_llm.inference.SMC`.
     """
 
@@ -32,10 +34,16 @@ class Preset:
     resampler: str = "systematic"
     ess_threshold: float = 0.5
     resample_finished: bool = False
+    selection: EntropicAnnealing | None = None
 
     @property
     def smc(self) -> dict[str, Any]:
-        return {"resampler": self.resampler, "ess_threshold": self.ess_threshold, "resample_finished": self.resample_finished}
+        return {
+            "resampler": self.resampler,
+            "ess_threshold": self.ess_threshold,
+            "resample_finished": self.resample_finished,
+            "selection": self.selection,
+        }
 
 
 _BOXED = r"\\boxed"
@@ -68,6 +76,19 @@ PRESETS: dict[str, Preset] = {
             resampler="multinomial",
             ess_threshold=1.0,
             resample_finished=True,
+        ),
+        Preset(
+            "entropic",
+            "entropic particle filtering as published: its_hub with flattened weights while few particles dominate early",
+            "odds",
+            aggregation="prod",
+            finished="repeat",
+            finish=_BOXED,
+            vote="argmax",
+            resampler="systematic",
+            ess_threshold=1.0,
+            resample_finished=True,
+            selection=EntropicAnnealing("ess", num_steps=40, keeps_target=False),
         ),
     )
 }

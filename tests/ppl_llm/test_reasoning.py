@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_llm import PAD, PRESETS, SMC, Context, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
-from ppl_llm.inference import AuditError, ParticleGibbs, ParticlePosterior, TemperMessenger
+from ppl_llm.inference import AuditError, EntropicAnnealing, ParticleGibbs, ParticlePosterior, TemperMessenger
 from tests.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, key, law, solve, trajectories
 
 
@@ -164,11 +164,32 @@ def as_paper(steps: int, z: tuple[float, ...]) -> float:
     return early * odds(z, "prod") ** (MAX_STEPS - steps)
 
 
+def entropic(score_temperature: float) -> Any:
+    """The limit of many particles: its_hub with ``G_t^(1/T_t)``, T_t a number that follows from the population of step t."""
+    rows = trajectories()
+    powers: list[float] = []
+
+    def potential(t: int, steps: int, z: tuple[float, ...]) -> float:
+        return float(odds(z[: min(t, steps)], "prod") ** (1 / score_temperature))
+
+    def weight(steps: int, z: tuple[float, ...]) -> float:
+        return math.prod(potential(t, steps, z) ** power for t, power in enumerate(powers, 1))
+
+    for t in range(1, MAX_STEPS + 1):
+        eta = [p * weight(steps, z) for _, steps, p, z, _ in rows]
+        g = [potential(t, steps, z) for _, steps, _, z, _ in rows]
+        first, second = (sum(e * value**k for e, value in zip(eta, g, strict=True)) / sum(eta) for k in (1, 2))
+        share, progress = first**2 / second, t / MAX_STEPS
+        powers.append(min(1.0, share / (1 - progress)) if share < 0.5 and progress < 0.5 else 1.0)
+    return weight
+
+
 LAWS = {
     "exact": lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z),
     "twisted": lambda steps, z: min(1 / (1 + math.exp(-value)) for value in z),
     "as_paper": as_paper,
     "its_hub": lambda steps, z: as_paper(steps, z) * odds(z, "prod"),
+    "entropic": entropic(1.0),
 }
 
 
@@ -182,8 +203,32 @@ def test_presets_follow_their_laws(name: str) -> None:
     expected = law(LAWS[name])
     bound = tv_bound(expected, float(posterior.get_ESS()) / 3)
     assert tv(empirical(posterior), expected) < bound
-    others = [tv(law(other), expected) for known, other in LAWS.items() if known != name]
+    # With scores as flat as these the entropic filter never anneals, and is its_hub; see below for sharper ones.
+    same = {"its_hub", "entropic"} if name in ("its_hub", "entropic") else {name}
+    others = [tv(law(other), expected) for known, other in LAWS.items() if known not in same]
     assert min(others) > 2 * bound  # every other preset's law would be rejected
+
+
+def test_the_entropic_preset_anneals_sharp_scores() -> None:
+    """Odds to the power of 1 / 0.3, first two tokens: the first step is annealed with T = 3.8. The plain filter would be rejected."""
+    pyro.set_rng_seed(12)
+    n, score_temperature = 100_000, 0.3
+    steps = {"stop": ";", "max_tokens": MAX_TOKENS, "max_steps": MAX_STEPS, "temperature": TEMPERATURE}
+    model = reasoning(LM, PRM, "entropic", score_temperature=score_temperature, **steps)
+    assert model.preset.selection == EntropicAnnealing("ess", num_steps=MAX_STEPS, keeps_target=False)
+    posterior = SMC(model, n, **model.preset.smc).run("a")
+
+    def begins(table: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+        summed: dict[tuple[int, ...], float] = defaultdict(float)
+        for tokens, mass in table.items():
+            summed[tokens[:2]] += mass
+        return summed
+
+    expected = begins(law(entropic(score_temperature)))
+    plain = begins(law(lambda steps, z: (as_paper(steps, z) * odds(z, "prod")) ** (1 / score_temperature)))
+    bound = tv_bound(expected, n / 10)
+    assert tv(begins(empirical(posterior)), expected) < bound
+    assert tv(plain, expected) > 2 * bound
 
 
 def test_choose_follows_the_preset() -> None:
