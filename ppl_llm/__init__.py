@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .lm.protocol import LanguageModel
     from .lm.tabular import TabularLM
     from .lm.transformers_lm import TransformersLM
+    from .look_ahead import LookAhead
     from .models import ReasoningModel, reasoning
     from .presets import PRESETS, Preset
     from .reward.function_reward import FunctionReward
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .reward.transformers_orm import TransformersORM
     from .reward.transformers_prm import TransformersPRM
     from .smc_filter_adapter import SMCFilterAdapter
+    from .step_proposal import StepProposal
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ _HOME = {
     "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
     "LanguageModel": "lm.protocol",
+    "LookAhead": "look_ahead",
     "MathEquivalence": "equivalence",
     "OpenAILM": "lm.openai_lm",
     "ParallelTempering": "inference",
@@ -74,6 +77,7 @@ _HOME = {
     "SMCFilterAdapter": "smc_filter_adapter",
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
+    "StepProposal": "step_proposal",
     "StepReward": "distributions",
     "StopReason": "context",
     "SumReward": "reward.sum_reward",
@@ -107,6 +111,7 @@ __all__ = [
     "JudgeReward",
     "LLMStep",
     "LanguageModel",
+    "LookAhead",
     "MathEquivalence",
     "OpenAILM",
     "ParallelTempering",
@@ -121,6 +126,7 @@ __all__ = [
     "SMCFilterAdapter",
     "SelfCertainty",
     "SelfConsistency",
+    "StepProposal",
     "StepReward",
     "StopReason",
     "SumReward",
