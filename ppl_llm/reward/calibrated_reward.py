@@ -36,8 +36,8 @@ class Calibration:
     def fit(cls, log_odds: Tensor, labels: Tensor) -> Calibration:
         """Maximum likelihood of a logistic regression of labels on log-odds, by L-BFGS.
 
-        Labels may be probabilities; without gold labels, agreement with the majority answer serves. A faint prior (a tenth of an observation)
-        keeps separable data finite.
+        Labels may be probabilities; without gold labels, agreement with the majority answer serves. A faint prior (a tenth of an
+        observation) keeps separable data finite.
 
         :param Tensor log_odds: ``[M]``.
         :param Tensor labels: ``[M]`` in [0, 1].
