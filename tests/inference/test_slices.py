@@ -1,0 +1,371 @@
+"""SMC in slices: bit for bit what one run gives, nothing done twice, and a usable state wherever it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from torch import Tensor
+
+from ppl_llm import Context, reasoning
+from ppl_llm.inference import (
+    SMC,
+    Importance,
+    IslandPosterior,
+    ParticleMessenger,
+    ParticlePosterior,
+    SMCFailed,
+    TemperMessenger,
+    barrier,
+    count,
+    smc_slice,
+)
+from ppl_llm.inference.resume_messenger import ResumeMessenger
+from tests.exact import AbsorbingCategorical
+from tests.inference.test_smc import OBSERVATIONS, walk
+from tests.inference.test_smc_exact import spiky
+from tests.mutants import forget_lane_state
+from tests.reasoning import LM, PRM, solve
+
+
+def assert_same(first: ParticlePosterior, second: ParticlePosterior) -> None:
+    """Bit for bit."""
+    if isinstance(first, IslandPosterior):
+        assert isinstance(second, IslandPosterior) and torch.equal(first.log_weights, second.log_weights)
+        for one, other in zip(first.islands, second.islands, strict=True):
+            assert_same(one, other)
+        return
+    for name in ("log_weights", "ess", "ancestors", "resampled", "lengths", "log_likelihood", "log_evidence"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    for sites in ("sites", "site_log_probs"):
+        one, other = getattr(first, sites), getattr(second, sites)
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one), sites
+    one, other = (posterior.value for posterior in (first, second))
+    if isinstance(one, Context):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("tokens", "lengths", "ends", "reasons", "done"))
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other)
+
+
+def two_sites(steps: int) -> tuple[Tensor, list[Tensor]]:
+    """Two latent sites and a deterministic one in each step, a history in a list, a site after the last barrier."""
+    z, history = torch.zeros(()), []
+    for t in range(steps):
+        drift = pyro.sample(f"drift_{t}", dist.Normal(0.0, 0.5))
+        z = pyro.sample(f"z_{t}", dist.Normal(z + drift, 1.0))
+        pyro.deterministic(f"square_{t}", z**2)
+        pyro.factor(f"f_{t}", -((z - 1) ** 2))
+        history.append(z)
+        z, *history = barrier([z, *history])
+    pyro.sample("last", dist.Normal(z, 1.0))
+    return z, history
+
+
+def subsampled(data: Tensor) -> Tensor:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    for t in range(3):
+        with pyro.plate(f"data_{t}", len(data), subsample_size=4, dim=-1) as index:
+            pyro.sample(f"y_{t}", dist.Normal(mu[..., None] if mu.dim() < 2 else mu, 1.0), obs=data[index])
+        mu = barrier(mu)
+    return mu
+
+
+def stragglers_die() -> Tensor:
+    """Ends when every lane is done, which comes early for the lineages that survive: the others are killed by the fourth factor."""
+    done = torch.zeros((), dtype=torch.bool)
+    for t in range(6):
+        x = pyro.sample(f"x_{t}", AbsorbingCategorical(torch.tensor([0.6, 0.4]), ~done))
+        done = done | (x == 0)
+        pyro.factor(f"f_{t}", torch.where(done | torch.tensor(t < 3), 0.0, -math.inf))
+        done = barrier(done)
+        if done.all():
+            break
+    return done
+
+
+REASONING = reasoning(LM, PRM, "exact", stop=";", max_tokens=2, max_steps=6)
+PROPOSALS = {f"z_{t}": dist.Normal(y, 0.6) for t, y in enumerate(OBSERVATIONS)}
+CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    "continuous": (walk, (OBSERVATIONS,), {"audit": True}),
+    "proposals": (walk, (OBSERVATIONS,), {"proposals": PROPOSALS}),
+    "two sites": (two_sites, (4,), {"audit": True}),
+    "tempered": (TemperMessenger(likelihood=0.5)(two_sites), (4,), {}),
+    "plate": (spiky(), (3,), {"max_plate_nesting": 1}),
+    "model that forgets its state": (forget_lane_state(spiky(ends=False)), (3,), {"max_plate_nesting": 1}),
+    "subsampling": (subsampled, (torch.arange(9.0),), {"max_plate_nesting": 1}),
+    "reasoning": (REASONING, ("a",), {}),
+    "early exit of the survivors": (stragglers_die, (), {"ess_threshold": 1.0}),
+    "repeating preset": (reasoning(LM, PRM, "its_hub", stop=";", max_tokens=2, max_steps=4), ("ab",), {"ess_threshold": 1.0}),
+    "islands of problems": (REASONING, (["a", "ba"],), {"max_plate_nesting": 1, "islands": 2, "audit": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_slices_give_what_a_run_gives(case: str) -> None:
+    model, args, options = CASES[case]
+    smc = SMC(model, 16, **{"ess_threshold": 0.8, **options})
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        whole = smc.run(*args)
+        after = torch.get_rng_state()
+        pyro.set_rng_seed(seed)
+        states = []
+        for state in smc.iterate(*args):
+            assert not _PYRO_STACK and not _DIM_ALLOCATOR._stack
+            states.append(state)
+        assert_same(states[-1], whole)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert states[-1].cost.get("tokens_sampled") == whole.cost.get("tokens_sampled")
+        assert [state.complete for state in states] == [False] * whole.step + [True] and whole.complete
+        assert [state.step for state in states] == [*range(1, whole.step + 1), whole.step]
+        if states[-1].audit is not None:
+            assert whole.audit is not None and states[-1].audit.error == whole.audit.error
+
+
+class SurvivingLineages(ResumeMessenger):
+    """Goes through the beginning with the values of the surviving lineages, as if dead lanes had never been."""
+
+    def __init__(self, messenger: ParticleMessenger, start: Any, rng: Any) -> None:
+        super().__init__(messenger, start, rng)
+        self.values = start.snapshot.posterior().sites
+        self.steps = tuple(step._replace(resampled=torch.zeros_like(step.resampled)) for step in self.steps)
+
+
+class ForgottenDone(ResumeMessenger):
+    """Does not know any more which lanes were done."""
+
+    def _go_on(self, value: Any) -> None:
+        super()._go_on(value)
+        self.messenger._done = None
+
+
+class ForgottenLikelihood(ResumeMessenger):
+    """Goes on without the log-likelihood so far."""
+
+    def _go_on(self, value: Any) -> None:
+        super()._go_on(value)
+        self.messenger.log_likelihood = torch.zeros_like(self.messenger.log_likelihood)
+
+
+WRONG = {
+    "model that forgets its state": SurvivingLineages,
+    "early exit of the survivors": SurvivingLineages,
+    "reasoning": ForgottenDone,
+    "continuous": ForgottenLikelihood,
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_rejects_wrong_ways_to_go_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smc_slice, "ResumeMessenger", WRONG[case])
+    with pytest.raises((AssertionError, ValueError)):
+        test_slices_give_what_a_run_gives(case)
+
+
+def test_a_state_is_what_the_callback_gets() -> None:
+    seen: list[ParticlePosterior] = []
+    pyro.set_rng_seed(0)
+    SMC(solve, 10, callback=seen.append).run("a")
+    pyro.set_rng_seed(0)
+    for state, expected in zip(SMC(solve, 10).iterate("a"), seen, strict=False):
+        assert_same(state, expected)
+
+
+class Counting(dist.Normal):
+    """Counts its work."""
+
+    work: dict[str, int] = {}  # noqa: RUF012 - shared by its copies
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Counting:
+        new = super().expand(batch_shape, _instance)
+        new.__class__ = Counting
+        return new
+
+    def sample(self, *args: Any) -> Tensor:
+        self.work["draws"] = self.work.get("draws", 0) + 1
+        return super().sample(*args)
+
+    __call__ = sample
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        self.work["scores"] = self.work.get("scores", 0) + 1
+        return super().log_prob(value)
+
+
+def test_no_distribution_is_asked_twice() -> None:
+    def model(steps: int) -> Tensor:
+        z = torch.zeros(())
+        for t in range(steps):
+            count(rounds=1)
+            z = pyro.sample(f"z_{t}", Counting(z, 1.0))
+            pyro.sample(f"y_{t}", Counting(z, 1.0), obs=torch.tensor(0.3))
+            z = barrier(z)
+        return z
+
+    Counting.work.clear()
+    *_, last = SMC(model, 8, ess_threshold=1.0).iterate(10)
+    assert Counting.work == {"draws": 10, "scores": 10}
+    assert last.cost["rounds"] == 10  # what is gone through again is not counted
+
+
+def test_the_caller_may_stop() -> None:
+    pyro.set_rng_seed(1)
+    for state in SMC(walk, 50).iterate(OBSERVATIONS):
+        if state.step == 2:
+            break
+    assert not state.complete and set(state.sites) == {"z_0", "z_1"}
+    torch.testing.assert_close(state.value, state.sites["z_1"])
+    assert float(state.log_evidence) < 0 and not _PYRO_STACK
+
+
+def test_what_the_caller_does_between_slices_is_its_own() -> None:
+    """Handlers, other runs, even of the same object, and draws of its own; the latter are fresh, and so is what follows."""
+    smc = SMC(walk, 20, ess_threshold=1.0)
+    pyro.set_rng_seed(2)
+    whole = smc.run(OBSERVATIONS)
+    pyro.set_rng_seed(2)
+    states = []
+    for state in smc.iterate(OBSERVATIONS):
+        states.append(state)
+        with torch.random.fork_rng():
+            smc.run(OBSERVATIONS[:2])
+            with pyro.plate("mine", 3):
+                pyro.sample("mine", dist.Normal(0.0, 1.0))
+    assert_same(states[-1], whole)
+    pyro.set_rng_seed(2)
+    drawn = [torch.rand(20) for _ in smc.iterate(OBSERVATIONS)]
+    assert len(torch.stack(drawn).unique()) == 100
+
+
+def test_budget_of_tokens() -> None:
+    pyro.set_rng_seed(3)
+    states = list(SMC(REASONING, 20).iterate("a"))
+    budget = int(states[1].cost["tokens_sampled"])
+    pyro.set_rng_seed(3)
+    stopped = SMC(REASONING, 20, max_tokens_total=budget).run("a")
+    assert_same(stopped, states[1])
+    assert not stopped.complete and stopped.cost["tokens_sampled"] == budget
+    pyro.set_rng_seed(3)
+    *_, last = SMC(REASONING, 20, max_tokens_total=budget).iterate("a")
+    assert_same(last, stopped)
+    pyro.set_rng_seed(3)
+    assert SMC(REASONING, 20, max_tokens_total=budget + 1).run("a").step == 3
+    with pytest.raises(ValueError, match="max_tokens_total must be an integer of at least 1, got 0"):
+        SMC(REASONING, 20, max_tokens_total=0)
+
+
+def test_a_budget_does_not_stop_lanes_that_are_done() -> None:
+    """Nothing is left to sample: the model may as well return."""
+    model = reasoning(LM, PRM, "exact", stop=";", max_tokens=1, max_steps=400)
+    pyro.set_rng_seed(4)
+    whole = SMC(model, 3).run("a")
+    assert bool(whole.value.done.all())
+    tokens = int(whole.cost["tokens_sampled"])
+    for run in (lambda smc: smc.run("a"), lambda smc: list(smc.iterate("a"))[-1]):
+        pyro.set_rng_seed(4)
+        assert run(SMC(model, 3, max_tokens_total=tokens)).complete
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interruptions_keep_the_last_state(error: type[BaseException], tmp_path: Any) -> None:
+    """An interruption between two barriers, or while the beginning is gone through again; what is left can be saved and resumed."""
+    stop: list[int] = []
+
+    def model(steps: int) -> Tensor:
+        z = torch.zeros(())
+        for t in range(steps):
+            if stop and stop[0] == t:
+                raise error
+            z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+            pyro.factor(f"f_{t}", -(z**2))
+            z = barrier(z)
+        return z
+
+    smc = SMC(model, 10, ess_threshold=1.0)
+    pyro.set_rng_seed(5)
+    whole = smc.run(6)
+    for again in (False, True):
+        pyro.set_rng_seed(5)
+        stop.clear()
+        with pytest.raises(error) as caught:
+            for state in smc.iterate(6):
+                stop[:] = [1 if again else 3] if state.step == 3 else []
+        partial = caught.value.partial_posterior
+        assert_same(partial, state)
+        assert partial.step == 3 and not partial.complete
+        stop.clear()
+        partial.save(tmp_path / "state")
+        assert_same(smc.resume(tmp_path / "state"), whole)
+    stop[:] = [4]
+    pyro.set_rng_seed(5)
+    with pytest.raises(error) as caught:
+        smc.run(6)
+    stop.clear()
+    caught.value.partial_posterior.save(tmp_path / "state")
+    assert_same(smc.resume(tmp_path / "state"), whole)
+
+
+def test_dead_populations_carry_the_state_before() -> None:
+    def model() -> None:
+        for t in range(3):
+            x = pyro.sample(f"x_{t}", dist.Normal(0.0, 1.0))
+            pyro.factor(f"wall_{t}", torch.full_like(x, -math.inf if t == 2 else 0.0))
+            x = barrier(x)
+
+    with pytest.raises(SMCFailed, match="'wall_2'") as caught:
+        for state in SMC(model, 5).iterate():
+            assert state.step < 3
+    assert caught.value.partial_posterior.step == 2
+
+
+def test_a_model_that_catches_exceptions_is_left_all_the_same() -> None:
+    def model() -> Tensor:
+        z = torch.zeros(())
+        for t in range(3):
+            try:
+                z = barrier(pyro.sample(f"z_{t}", dist.Normal(z, 1.0)))
+            except Exception:
+                raise AssertionError("the pause must pass") from None
+        return z
+
+    assert [state.step for state in SMC(model, 4).iterate()] == [1, 2, 3, 3]
+
+
+def test_models_that_change_between_slices() -> None:
+    calls = []
+
+    def renaming() -> None:
+        calls.append(1)
+        for t in range(3):
+            barrier(pyro.sample(f"z_{len(calls)}_{t}", dist.Normal(0.0, 1.0)))
+
+    with pytest.raises(
+        ValueError, match=r"it now has a site 'z_2_0', which was not there\. A model that is run in slices must be the same"
+    ):
+        list(SMC(renaming, 4).iterate())
+
+    def shrinking() -> None:
+        calls.append(1)
+        for t in range(8 - len(calls)):
+            barrier(pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0)))
+
+    calls.clear()
+    with pytest.raises(ValueError, match="it now ends after 3 barriers"):
+        list(SMC(shrinking, 4).iterate())
+    assert not _PYRO_STACK
+
+
+def test_importance_in_slices() -> None:
+    pyro.set_rng_seed(6)
+    whole = Importance(walk, 30).run(OBSERVATIONS)
+    pyro.set_rng_seed(6)
+    *_, last = Importance(walk, 30).iterate(OBSERVATIONS)
+    assert_same(last, whole)
+    assert [state.step for state in SMC(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), 3).iterate()] == [0]
