@@ -13,10 +13,13 @@ from .entropic_annealing import EntropicAnnealing
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
 from .importance import Importance
+from .island_posterior import IslandPosterior
 from .parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .particle_gibbs import ParticleGibbs
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
+from .pimh import PIMH
+from .pmmh import PMMH
 from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
 from .representatives import Equivalent, representatives
@@ -35,6 +38,8 @@ from .weights import Weights
 
 __all__ = [
     "DVTS",
+    "PIMH",
+    "PMMH",
     "RESAMPLERS",
     "SMC",
     "AuditError",
@@ -50,6 +55,7 @@ __all__ = [
     "Enumeration",
     "Equivalent",
     "Importance",
+    "IslandPosterior",
     "ParallelTempering",
     "ParallelTemperingPosterior",
     "ParticleGibbs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -50,13 +51,16 @@ class ChainPosterior(PooledPosterior):
 
     There is no evidence estimate: a conditional filter's is not unbiased.
 
-    :ivar list iterations: the :class:`ParticlePosterior` of each iteration.
+    :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
     """
 
     def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
         self.iterations = iterations
-        scale = math.log(sum(i.num_particles for i in iterations) / len(iterations))
-        super().__init__(iterations, [i._weights.normalized.log() + scale for i in iterations], cost)
+        # Where nothing was accepted an iteration gives the same particles again; they are kept once.
+        times = Counter(map(id, iterations))
+        distinct = list({id(i): i for i in iterations}.values())
+        scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
+        super().__init__(distinct, [i._weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
 
     @property
     def log_evidence(self) -> Tensor:

@@ -76,6 +76,8 @@ class ParticlePosterior(PyroTraces):
         lengths: Tensor | None = None,
         log_likelihood: Tensor | None = None,
     ) -> None:
+        if lengths is not None:  # where no site has weighed the populations of a plate yet
+            weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
         self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
         self._lengths = None if lengths is None else lengths.expand_as(weights.log_weights)
         self._log_likelihood = None if log_likelihood is None else log_likelihood.expand_as(weights.log_weights)

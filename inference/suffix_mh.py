@@ -65,17 +65,23 @@ class SuffixMH(TrajectoryKernel):
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
-        cut = (torch.rand(length.shape, device=length.device, dtype=torch.float64) * length).long()
-        messenger = SuffixMessenger(self.max_plate_nesting, reference=reference, cut=cut)
-        posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
+        posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), self.proposals, args, kwargs)
+        self._check_length(length, posterior)
         posterior._weights = Weights(self.accept(posterior).log())
         return posterior
+
+    def messenger(self, reference: Mapping[str, Tensor], cut: Tensor) -> SuffixMessenger:
+        return SuffixMessenger(self.max_plate_nesting, reference=reference, cut=cut)
+
+    def draw_cut(self, length: Tensor) -> Tensor:
+        """``[*plates]``: steps to keep, uniform on 0 .. length - 1."""
+        return (torch.rand(length.shape, device=length.device, dtype=torch.float64) * length).long()
 
     def accept(self, posterior: ParticlePosterior) -> Tensor:
         """``[2, *plates]``: probabilities of the present and the proposed trajectory."""
         assert posterior._lengths is not None
         log_gamma = posterior._weights.log_weights
-        log_ratio = (log_gamma - posterior._lengths.log()).diff(dim=0)[0]
+        log_ratio = (log_gamma - posterior._lengths.to(log_gamma).log()).diff(dim=0)[0]
         # A present state of density zero (a first draw) is left whatever the proposal.
         log_ratio = torch.where(log_gamma[_CURRENT] == -torch.inf, 0.0, log_ratio)
         acceptance = log_ratio.clamp(max=0.0).exp()
@@ -84,7 +90,22 @@ class SuffixMH(TrajectoryKernel):
     def _length(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Steps of a state that came without its length: one replay."""
         never = torch.full((1,) * self.max_plate_nesting, torch.iinfo(torch.long).max)
-        messenger = SuffixMessenger(self.max_plate_nesting, reference=reference, cut=never)
-        posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
+        posterior = sweep(self.model, self.messenger(reference, never), self.proposals, args, kwargs)
         assert posterior._lengths is not None
         return posterior._lengths[_CURRENT]
+
+    @staticmethod
+    def _check_length(length: Tensor, posterior: ParticlePosterior) -> None:
+        """The number of steps must be a property of the trajectory alone, or the ratio of lengths would be wrong.
+
+        :raises ValueError: if the same trajectory now took another number of steps.
+        """
+        assert posterior._lengths is not None
+        now = posterior._lengths[_CURRENT]
+        if bool((now != length).any()):
+            before, after = (int(tensor[now != length][0]) for tensor in torch.broadcast_tensors(length, now))
+            raise ValueError(
+                f"a trajectory of {before} steps took {after} when it was run again: the model stops early, but barrier() does not see "
+                "which lanes are done. Pass barrier() an object with reorder(index) and a done tensor, such as a Context, or always make "
+                "the same number of rounds"
+            )

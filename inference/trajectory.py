@@ -19,6 +19,7 @@ class Trajectory(dict[str, Tensor]):
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
     :ivar Tensor log_likelihood: ``[*plates]`` log-probability of the observed sites, not tempered; ``None`` if not known.
     :ivar value: what the model returned.
+    :ivar system: the particles among which it was drawn, for kernels whose state these are; else ``None``.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Trajectory(dict[str, Tensor]):
     ) -> None:
         super().__init__(values)
         self.length, self.log_likelihood, self.value = length, log_likelihood, value
+        self.system: Any = None
 
     def reorder(self, index: Tensor) -> Trajectory:
         """Trajectories of several populations in another order.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
 
 from .chain_posterior import ChainPosterior
 from .cost import CostMeter
@@ -122,8 +123,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
         return self._initial_params
 
     @initial_params.setter
-    def initial_params(self, params: Trajectory) -> None:
-        self._initial_params = params
+    def initial_params(self, params: Mapping[str, Tensor]) -> None:
+        self._initial_params = params if isinstance(params, Trajectory) else Trajectory(params)
 
     def sample(self, params: Trajectory) -> Trajectory:
         return self.step(params, *self._args, **self._kwargs)[1]

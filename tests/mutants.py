@@ -17,7 +17,9 @@ from ppl_llm.inference import (
     EntropicAnnealing,
     ParallelTempering,
     ParticleMessenger,
+    ParticlePosterior,
     ReferenceMessenger,
+    SuffixMH,
     TemperedSMC,
     TemperMessenger,
     Trajectory,
@@ -29,6 +31,7 @@ from ppl_llm.inference import (
 from ppl_llm.inference.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.suffix_messenger import Splice, SuffixScore
+from ppl_llm.inference.suffix_mh import SuffixMessenger
 from tests.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -497,3 +500,45 @@ class DroppedResidual(EntropicAnnealing):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "keeps_target": False})
+
+
+# Row 8: Metropolis-Hastings over trajectories
+_SUFFIX = "tests/inference/test_suffix_mh.py::test_rejects_wrong_acceptance"
+
+
+@mutant("missing length ratio", _SUFFIX, "tests/inference/test_suffix_mh.py::test_power_posterior_of_a_language_model")
+class NoLengthRatio(SuffixMH):
+    """The choice of the cut among |x| steps is not corrected for (code of the power sampling paper)."""
+
+    def accept(self, posterior: ParticlePosterior) -> Tensor:
+        acceptance = posterior._weights.log_weights.diff(dim=0)[0].clamp(max=0.0).exp()
+        return torch.stack([1 - acceptance, acceptance])
+
+
+class _TruncatedMessenger(SuffixMessenger):
+    def __enter__(self) -> _TruncatedMessenger:
+        self.history: list[Tensor] = []
+        super().__enter__()
+        return self
+
+    def _pyro_barrier(self, msg: Any) -> None:
+        self.history.append(self.weights.log_weights)
+        super()._pyro_barrier(msg)
+
+    def posterior(self, value: Any) -> ParticlePosterior:
+        made = super().posterior(value)
+        history = torch.stack([*self.history, made._weights.log_weights])
+        present = history[:, 0].gather(0, (made._lengths[1:] - 1).clamp(max=len(history) - 1))
+        made._weights = Weights(torch.cat([present, made._weights.log_weights[1:]]))
+        return made
+
+
+@mutant("truncated suffix sum", _SUFFIX)
+class TruncatedSuffix(SuffixMH):
+    """The present trajectory's terms summed only up to the proposed one's length (code of the power sampling paper)."""
+
+    def messenger(self, reference: Any, cut: Tensor) -> SuffixMessenger:
+        return _TruncatedMessenger(self.max_plate_nesting, reference=reference, cut=cut)
+
+
+WRONG_SUFFIX: dict[str, type[SuffixMH]] = {"no length ratio": NoLengthRatio, "truncated": TruncatedSuffix}

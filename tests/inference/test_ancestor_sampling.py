@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
 
-from ppl_llm.inference import TemperMessenger, barrier
+from ppl_llm.inference import TemperMessenger
 from ppl_llm.inference.ancestor_messenger import AncestorMessenger
-from tests.exact import END, AbsorbingCategorical, Chain, chains
+from tests.exact import Chain, chains
 from tests.exact_conditional import conditional_outcomes, invariance_error, law
 from tests.inference.test_smc_exact import EXACT, spiky
 from tests.mutants import WRONG_ANCESTORS, WRONG_REFERENCES
+from tests.programs_that_stop import Silent, Stopping, three_symbols
 
 exactly = settings(max_examples=3)
 SCHEMES = ("multinomial", "systematic", "stratified", "residual")
 PGAS: dict[str, Any] = {"messenger": AncestorMessenger, "ancestors": True}
-
-
-def three_symbols(length: int, ends: bool, seed: int = 0, kind: type[Chain] = Chain) -> Chain:
-    """With two, all trajectories that are not done are the same where a symbol ends them: nothing to splice."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    potentials = [0.05 + 3 * rand(4 ** (t + 1)) ** 3 for t in range(length)]
-    return kind(rand(3).softmax(0), (3 * rand(3, 3)).softmax(-1), potentials, ends, last_barrier=False)
 
 
 def shortened(model: Chain, length: int, last_barrier: bool = False) -> Chain:
@@ -66,45 +54,6 @@ def test_three_particles_three_steps(scheme: str, ends: bool) -> None:
 
 def test_one_particle() -> None:
     assert invariance_error(shortened(spiky(), 3), 1, "multinomial", 1.0, **PGAS) < EXACT
-
-
-class Lanes:
-    """A state that tells which lanes are done."""
-
-    def __init__(self, x: Tensor, code: Tensor, done: Tensor) -> None:
-        self.x, self.code, self.done = x, code, done
-
-    def reorder(self, index: Tensor) -> Lanes:
-        return Lanes(*(tensor.expand(index.shape).gather(0, index) for tensor in (self.x, self.code, self.done)))
-
-
-class Stopping(Chain):
-    """Stops once every lane is done, so that short references lack sites; ``tells`` says so to the barrier."""
-
-    tells = True
-
-    def __call__(self, columns: int) -> Any:
-        with pyro.plate("columns", columns, dim=-1):
-            x = code = torch.zeros(columns, dtype=torch.long)
-            done = torch.zeros(columns, dtype=torch.bool)
-            for t in range(self.length):
-                x = pyro.sample(f"x_{t}", AbsorbingCategorical(self.init if t == 0 else self.transition[x.clamp(min=0)], ~done))
-                code = code * (self.num_symbols + 1) + x + 1
-                pyro.factor(f"y_{t}", self.log_factor(t, code, done))
-                done = done | (x == END)
-                if self.last_barrier or t + 1 < self.length:
-                    if self.tells:
-                        state = barrier(Lanes(x, code, done))
-                        x, code, done = state.x, state.code, state.done
-                    else:
-                        x, code, done = barrier((x, code, done))
-                if done.all():
-                    break
-        return code
-
-
-class Silent(Stopping):
-    tells = False
 
 
 @pytest.mark.parametrize("n", [2, 3])
