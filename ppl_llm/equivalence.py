@@ -103,7 +103,7 @@ class MathEquivalence:
 
 
 def normalised(text: str) -> str:
-    r"""Without white space around it, a final full stop, enclosing ``$`` or ``\( \)``, ``\text{}`` around it, parentheses around a number."""
+    r"""Without white space around it, a final full stop, enclosing ``$`` or ``\( \)``, ``\text{}``, and parentheses around a number."""
     while True:
         before = text
         text = text.strip().removesuffix(".").strip("$ \n\t").removesuffix("\\")

@@ -13,8 +13,8 @@ from .probe import disagreement
 
 VERIFIED = frozenset(
     {
-        *("cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_neox", "gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo2"),
-        *("olmo3", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+        *("cohere2", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm4", "gpt_neox", "gpt_oss", "granite", "llama", "ministral"),
+        *("mistral", "mixtral", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
     }
 )
 """``model_type`` of the architectures that the tests compare with plain forward passes; others are tried on a few tokens when loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,8 @@ from .probe import agree
 from .protocol import StepOptions
 from .sampling import inverse_cdf, warp
 from .stop import StopAutomaton
+
+_log = logging.getLogger(__name__)
 
 _LOGITS_ELEMENTS = 2**24
 """Logits made at a time where whole sequences are run (64 MiB)."""
@@ -40,10 +43,15 @@ class PlainDecoding:
         self._model, self._device = model, device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_name = ""
-        self.cached = self._cache_works()
+        try:
+            self.cached = self._cache_works()
+        except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            _log.info("the state of %s cannot be used: %s", type(model).__name__, error)
+            self.cached = False
 
     @torch.no_grad()
     def _cache_works(self) -> bool:
+        """Try it: exchange two lanes, go on token by token, and compare with passes over their whole texts."""
         ids = (torch.arange(16, device=self._device).view(2, 8) * 5) % 11 + 2
         output = self._model(input_ids=ids[:, :5], use_cache=True)
         self._cache_name = next((name for name in _CACHE_NAMES if isinstance(getattr(output, name, None), Cache)), "")

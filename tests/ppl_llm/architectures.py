@@ -117,6 +117,7 @@ class Architecture:
     """
     :ivar str config: name of the transformers config class, without ``Config``.
     :ivar dict settings: besides the common tiny sizes.
+    :ivar dict outer: settings of the config around that of the text model, for models that also see images.
     :ivar str fallback: what the warning says if the model cannot use the slab, empty if it can.
     """
 
@@ -125,6 +126,7 @@ class Architecture:
     kind: str = "byte-level"
     settings: dict[str, Any] = field(default_factory=dict)
     fallback: str = ""
+    outer: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -144,9 +146,11 @@ class Architecture:
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": None,
         }
+        settings = sizes | self.settings
+        config = getattr(transformers, f"{self.config}Config")(**({"text_config": settings, **self.outer} if self.outer else settings))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(getattr(transformers, f"{self.config}Config")(**(sizes | self.settings)))
+            model = AutoModelForCausalLM.from_config(config)
         generator = torch.Generator().manual_seed(1)
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and "conv" not in name:
@@ -183,9 +187,24 @@ ARCHITECTURES = {
     "gemma": Architecture("Gemma", "turns", "sentencepiece", {"head_dim": 8}),
     "gemma2": Architecture("Gemma2", "turns", "sentencepiece", {"head_dim": 8, "attn_logit_softcapping": 1.5, **_SLIDING}),
     "gemma3": Architecture("Gemma3Text", "turns", "sentencepiece", {"head_dim": 8, **_SLIDING}),
+    "gemma3 with images": Architecture(
+        "Gemma3",
+        "turns",
+        "sentencepiece",
+        {"head_dim": 8, **_SLIDING},
+        outer={
+            **{"mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7},
+            "vision_config": {
+                **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+                **{"image_size": 28, "patch_size": 14},
+            },
+        },
+    ),
+    "gemma4": Architecture("Gemma4Text", "turns", "sentencepiece", {"head_dim": 8, "global_head_dim": 8, **_SLIDING}),
     "phi": Architecture("Phi"),
     "phi3": Architecture("Phi3", "roles", "sentencepiece", {"sliding_window": 6}),
     "phi3 long": Architecture("Phi3", "roles", "sentencepiece", _LONG),
+    "ministral": Architecture("Ministral", "instructions", "sentencepiece", {"head_dim": 8, **_SLIDING}),
     "gpt-oss": Architecture("GptOss", settings={"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, **_SLIDING}),
     "gpt-neox": Architecture("GPTNeoX"),
     "olmo2": Architecture("Olmo2"),
@@ -213,6 +232,22 @@ ARCHITECTURES = {
             **{"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "shared_expert_intermediate_size": 16, **_EXPERTS},
         },
         fallback="again at each step, which is slow: it has layers of the kind linear_attention",
+    ),
+    "qwen3.5": Architecture(
+        "Qwen3_5Text",
+        settings={
+            **{"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        fallback="again at each step, which is slow: it has layers of the kind linear_attention",
+    ),
+    "qwen3.5 without attention": Architecture(
+        "Qwen3_5Text",
+        settings={
+            **{"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+            "layer_types": ["linear_attention", "linear_attention"],
+        },
+        fallback="again for each token, which is slow",
     ),
     "falcon": Architecture("Falcon", fallback="again at each step, which is slow: it does not take an attention function"),
     "exaone4": Architecture("Exaone4", settings=_SLIDING, fallback="again at each step, which is slow: its attention slides over 6 tokens"),

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from transformers import AutoModelForCausalLM, Cache
 
 from ppl_llm.context import PAD
+from ppl_llm.lm.architecture import VERIFIED
 from ppl_llm.lm.layer_masks import LayerMasks
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.sampling import warp
@@ -65,6 +66,11 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             torch.testing.assert_close(log_probs[lane], forced, atol=5e-5, rtol=1e-5)
         context = context.extend(step, OPTIONS.stop).reorder(torch.tensor([0, 0, 1, 3]))
     drive(lm)
+
+
+def test_what_counts_as_verified_is_tested_here() -> None:
+    on_slab = [architecture.model().config.get_text_config() for architecture in ARCHITECTURES.values() if not architecture.fallback]
+    assert {config.model_type for config in on_slab} >= VERIFIED
 
 
 def _unlimited(masks: LayerMasks, mask: Any, positions: Any) -> Any:
