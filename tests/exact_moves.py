@@ -6,7 +6,6 @@ probabilities of its choices.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -30,11 +29,14 @@ class Script(Messenger):
     def __init__(self, model: Chain, choices: dict[str, tuple[int, ...]]) -> None:
         super().__init__()
         self.model, self.choices = model, choices
-        sizes = [size for size, *shape in choices.values() for _ in range(math.prod(shape))]
-        grid = torch.tensor(list(itertools.product(*map(range, sizes)))).T.contiguous()
-        self.columns = grid.shape[1]
-        parts = grid.split([math.prod(shape) for _, *shape in choices.values()])
-        self.values = {name: part.view(*shape, self.columns) for (name, (_, *shape)), part in zip(choices.items(), parts, strict=True)}
+        self.columns = stride = math.prod(size ** math.prod(shape) for size, *shape in choices.values())
+        self.values: dict[str, Tensor] = {}
+        for name, (size, *shape) in choices.items():
+            digits = []
+            for _ in range(math.prod(shape)):
+                stride //= size
+                digits.append((torch.arange(self.columns) // stride) % size)
+            self.values[name] = torch.stack(digits).view(*shape, self.columns)
         self.unused = set(choices)
         self.log_prob = torch.zeros(self.columns, dtype=torch.float64)
         self.cut: Tensor | None = None

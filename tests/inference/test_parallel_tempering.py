@@ -129,6 +129,13 @@ def test_three_replicas_keep_their_joint_target(turn: int, model: Chain, betas: 
     assert drift(model, betas, turn) < EXACT
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", [0, 1])
+def test_three_replicas_of_two_steps(turn: int) -> None:
+    """A million columns."""
+    assert drift(shortened(spiky(ends=False), 2), [0.0, 0.4, 1.0], turn) < EXACT
+
+
 def test_an_iteration_with_wrong_swaps_drifts() -> None:
     model = shortened(spiky(ends=False), 1)
     assert drift(model, [0.1, 0.6, 1.0], 0) < EXACT

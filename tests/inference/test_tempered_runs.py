@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 
 from ppl_llm import reasoning
-from ppl_llm.inference import SMC, Importance, ParallelTempering, ParticleGibbs, SMCFailed, SuffixMH, TemperedSMC, Trajectory, barrier
+from ppl_llm.inference import (
+    PIMH,
+    PMMH,
+    SMC,
+    Importance,
+    ParallelTempering,
+    ParticleGibbs,
+    SMCFailed,
+    SuffixMH,
+    TemperedSMC,
+    Trajectory,
+    barrier,
+)
 from ppl_llm.inference.replicate import replicate
 from tests import reasoning as program
 from tests.inference.test_smc import Broken
@@ -145,6 +157,9 @@ def test_a_likelihood_that_is_no_number() -> None:
         ({"kernel": ParticleGibbs}, r"missing 1 required positional argument: 'num_particles'.*partial\(ParticleGibbs, num_particles=4\)"),
         ({"kernel": lambda model, max_plate_nesting: 3}, "kernel must make a kernel over trajectories.* it made 3"),
         ({"kernel": partial(ParallelTempering, betas=[0.1, 1.0])}, "ParallelTempering cannot move the particles .* its state is more than"),
+        ({"kernel": partial(PIMH, num_particles=4)}, "PIMH cannot move the particles of another algorithm"),
+        ({"kernel": partial(PMMH, num_particles=4, parameters=["x"])}, "PMMH cannot move the particles of another algorithm"),
+        ({"kernel": partial(ParticleGibbs, num_particles=4, num_references=2)}, "ParticleGibbs cannot move the particles of another"),
         ({"resampler": "sistematic"}, "did you mean 'systematic'"),
     ],
 )

@@ -128,7 +128,6 @@ def test_two_steps_are_unbiased(ess_threshold: float, model: Chain, beta: float)
     assert estimator_error(model, *enumerate_tempered(model, 2, [beta, 1.0], ess_threshold, moving=1)) < EXACT
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic", "stratified", "residual"])
 @settings(exactly, max_examples=2)
 @given(model=chains(length=1))
