@@ -49,7 +49,8 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
-    workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
     equivalence: Annotated[
         str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
@@ -93,6 +94,7 @@ def evaluate(
                 seeds=range(seeds),
                 group_size=group_size,
                 workers=workers,
+                ray=ray,
                 report=live,
             )
         except KeyboardInterrupt:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -12,6 +15,7 @@ from typing import Any
 
 from ..datasets import Problem
 from .pool import Pool
+from .ray_pool import RayPool
 from .records import RecordStore
 from .source import Models
 from .votes import fingerprint
@@ -52,6 +56,8 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     group_size: int = 8,
     workers: int = 0,
+    ray: str | None = None,
+    shard: tuple[int, int] | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Run every method at every budget on every problem; what ``out`` already holds is not done again.
@@ -67,13 +73,17 @@ def evaluate(
     :param seeds: each a repetition of everything.
     :param int group_size: problems per batch.
     :param int workers: processes; 0 runs in this one.
+    :param str ray: address of a Ray cluster, ``auto`` or ``local``; its actors do the work (extra ``ray``).
+    :param tuple shard: this process's rank and the number of processes that share the work and the folder; by default what ``torchrun``
+        and ``accelerate launch`` set in the environment.
     :param report: called after every unit.
     :returns: what was done. A unit that fails three times is given up and reported in ``quarantined``.
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
+    rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
-    units = list(plan(len(parts), methods, budgets, seeds))
+    units = list(plan(len(parts), methods, budgets, seeds))[rank::world]
     configuration = {
         **asdict(models),
         "group_size": group_size,
@@ -82,11 +92,12 @@ def evaluate(
         "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
     }
     progress = Progress(total=len(units))
-    with RecordStore(out, configuration) as store:
-        _note_run(store.folder, methods, budgets, seeds)
+    with RecordStore(out, configuration, rank) as store:
+        if rank == 0:
+            _note_run(store.folder, methods, budgets, seeds)
         missing = [unit for unit in units if any(key not in store for key in unit.keys(parts[unit.group]))]
         progress.skipped = len(units) - len(missing)
-        with Pool(models, parts, workers) as pool:
+        with _pool(models, parts, workers, ray) as pool:
             for outcome in pool.run(missing):
                 if outcome.error is not None:
                     progress.quarantined[outcome.unit] = outcome.error
@@ -116,11 +127,23 @@ def _check(problems: Sequence[Problem], budgets: Sequence[int], group_size: int,
         raise ValueError(f"workers must not be negative, got {workers!r}")
 
 
+def _pool(models: Models, parts: Sequence[Sequence[Problem]], workers: int, ray: str | None) -> Pool | RayPool:
+    return Pool(models, parts, workers) if ray is None else RayPool(models, parts, ray, workers)
+
+
+def _shard() -> tuple[int, int]:
+    """Rank and number of the processes that a launcher started.
+
+    :raises ValueError: if the environment holds something else.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise ValueError(f"RANK={rank!r} and WORLD_SIZE={world!r} do not say which process of how many this is; unset them or use torchrun")
+    return int(rank), int(world)
+
+
 def _note_run(folder: Path, methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> None:
     """A line on each run: what was asked for, and on what machine."""
-    import json
-    import time
-
     note = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv[1:],

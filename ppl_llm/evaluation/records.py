@@ -10,7 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-RECORDS, CONFIGURATION, LOCK = "records.jsonl", "configuration.json", ".lock"
+RECORDS, CONFIGURATION = "records.jsonl", "configuration.json"
+
+
+def records_file(shard: int) -> str:
+    """Where the writer number ``shard`` writes."""
+    return RECORDS if shard == 0 else f"records-{shard}.jsonl"
 
 
 class Key(NamedTuple):
@@ -31,30 +36,33 @@ class RecordStore:
     """A folder with ``records.jsonl`` and the configuration that its records were made with.
 
     Every append is one write, flushed and synchronised. A last line that a crash left incomplete is removed on opening; the work that it
-    stood for is then missing and done again. A lock keeps a second process out. Use it as a context.
+    stood for is then missing and done again. A lock keeps a second process out. Use it as a context. Several processes may write to one
+    folder as different shards, each to a file of its own.
 
     :param folder: created where it does not exist.
     :param dict configuration: plain values; the records of one folder share it.
+    :param int shard: number of this writer; the first writes ``records.jsonl``.
     :raises ValueError: if the folder was made with another configuration, showing the difference, or holds a damaged line.
     :raises OSError: if the folder cannot be written to, or another process has it open.
     """
 
-    def __init__(self, folder: str | Path, configuration: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path, configuration: dict[str, Any], shard: int = 0) -> None:
         self.folder = Path(folder)
+        self.path = self.folder / records_file(shard)
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration))
         self._keys: set[Key] = set()
 
     def __enter__(self) -> RecordStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / LOCK, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._lock = os.open(self.path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
         except OSError as error:
             raise OSError(error.errno, f"cannot write to the run's folder {str(self.folder)!r}: {error.strerror}") from error
         try:
             self._take_lock()
             self._check_configuration()
             self._repair()
-            self._file = os.open(self.folder / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             self._keys = {Key.of(record) for record in read_records(self.folder)}
         except BaseException:
             os.close(self._lock)
@@ -95,23 +103,22 @@ class RecordStore:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, size)
-            message = f"cannot write to {str(self.folder / RECORDS)!r}: {error.strerror}; earlier records are safe, run again to go on"
+            message = f"cannot write to {str(self.path)!r}: {error.strerror}; earlier records are safe, run again to go on"
             raise OSError(error.errno, message) from error
         self._keys.update(new)
         return len(new)
 
     def _repair(self) -> None:
         """Cut off an incomplete last line."""
-        path = self.folder / RECORDS
-        content = path.read_bytes() if path.exists() else b""
+        content = self.path.read_bytes() if self.path.exists() else b""
         end = content.rfind(b"\n") + 1
         if end < len(content):
-            os.truncate(path, end)
+            os.truncate(self.path, end)
 
     def _check_configuration(self) -> None:
         path = self.folder / CONFIGURATION
         if not path.exists():
-            draft = path.with_suffix(".tmp")
+            draft = self.path.with_suffix(".tmp")
             draft.write_text(json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
             os.replace(draft, path)
             return
@@ -125,21 +132,26 @@ class RecordStore:
 
 
 def read_records(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's folder, in the order they were written; an incomplete last line is passed over.
+    """The records of a run's folder, in the order they were written; an incomplete last line is passed over, and so are repetitions.
 
     :raises FileNotFoundError: if there are none.
     :raises ValueError: for a damaged line, with its number.
     """
-    path = Path(folder) / RECORDS
-    if not path.exists():
+    paths = sorted(Path(folder).glob("records*.jsonl"))
+    if not paths:
         raise FileNotFoundError(f"there are no records in {str(folder)!r}; make some with: ppl-llm evaluate ... --out {folder}")
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-                Key.of(record)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"line {number} of {str(path)!r} is not a record ({error}); remove the line and run again") from error
-            yield record
+    seen: set[Key] = set()
+    for path in paths:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    record = json.loads(line)
+                    key = Key.of(record)
+                except (ValueError, KeyError, TypeError) as error:
+                    message = f"line {number} of {str(path)!r} is not a record ({error}); remove the line and run again"
+                    raise ValueError(message) from error
+                if key not in seen:
+                    seen.add(key)
+                    yield record

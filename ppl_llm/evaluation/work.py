@@ -93,6 +93,10 @@ def execute(
     :param equivalent: when two answers are the same.
     """
     pyro.set_rng_seed(unit.rng_seed)
+    # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
+    for network in (model.lm, model.prm):
+        if callable(release := getattr(network, "release_caches", None)):
+            release()
     began = time.perf_counter()
     methods = [get_method(name) for name in unit.methods]
     run = methods[0].run if methods[0].run is not None else independent

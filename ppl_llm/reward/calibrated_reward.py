@@ -103,3 +103,8 @@ class CalibratedReward:
     def step_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""
         return self.calibration(self.prm.step_log_odds(context))
+
+    def release_caches(self) -> None:
+        """Free what the reward model caches, if it does."""
+        if callable(release := getattr(self.prm, "release_caches", None)):
+            release()

@@ -16,6 +16,7 @@ import pytest
 from ppl_llm.datasets import Problem, load_problems
 from ppl_llm.evaluation.evaluate import Progress, evaluate
 from ppl_llm.evaluation.pool import Pool, Worker
+from ppl_llm.evaluation.ray_pool import RayPool
 from ppl_llm.evaluation.records import Key, read_records
 from ppl_llm.evaluation.source import Models
 from ppl_llm.evaluation.work import Unit, groups, plan
@@ -108,6 +109,40 @@ def test_a_unit_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
     with Pool(MODELS, parts, workers=1) as pool:
         outcomes = {outcome.unit.group: outcome for outcome in pool.run(list(plan(2, ["smc"], [1], [0])))}
     assert outcomes[0].error is None and "worker died" in str(outcomes[1].error)
+
+
+def test_processes_of_a_launcher_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "one", budgets=[2])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert run(tmp_path / "two", budgets=[2]).total == 2
+    assert {path.name for path in (tmp_path / "two").glob("*.jsonl")} == {"records.jsonl", "records-1.jsonl", "runs.jsonl"}
+    assert comparable(tmp_path / "two") == comparable(tmp_path / "one")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ValueError, match="do not say which process of how many"):
+        run(tmp_path / "two")
+
+
+def test_ray_missing_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'ppl-llm\[ray\]'"):
+        run(tmp_path, ray="auto")
+
+
+@pytest.mark.slow
+def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    run(tmp_path / "here", budgets=[2])
+    units = list(plan(2, ["importance", "best-of-n", "smc"], [2], [0]))
+    outcomes: list[Any] = []
+    with RayPool(MODELS, groups(PROBLEMS, 2), "local", 2) as pool:
+        for outcome in pool.run(units):
+            if not outcomes:
+                ray.kill(pool.actors[0])
+            outcomes.append(outcome)
+    found = {Key.of(r): r["answer"] for outcome in outcomes for r in outcome.records}
+    assert found == {key: record["answer"] for key, record in comparable(tmp_path / "here").items()}
 
 
 @pytest.mark.slow
