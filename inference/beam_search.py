@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .particle_posterior import ParticlePosterior
-from .search import Search
 from .search_messenger import Candidates, SearchMessenger
 from .trajectory_kernel import check_count
+from .tree_search import TreeSearch
 from .weights import Weights
 
 
@@ -24,9 +24,11 @@ class BeamMessenger(SearchMessenger):
         expand: int,
         max_plate_nesting: int,
         sort_completed: bool,
+        *,
+        record_log_probs: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__(beam_width * expand, max_plate_nesting, "beam search", callback)
+        super().__init__(beam_width * expand, max_plate_nesting, "beam search", record_log_probs=record_log_probs, callback=callback)
         self.beam_width, self.sort_completed = beam_width, sort_completed
 
     def __enter__(self) -> BeamMessenger:
@@ -59,12 +61,22 @@ class BeamMessenger(SearchMessenger):
 
     def finalists(self) -> Candidates:
         assert self.active is not None
+        return self._first(Candidates.joined([self._completed(), self.active]))
+
+    def finished(self) -> Candidates | None:
+        if self.has_completed is None or not bool(self.has_completed.all()):
+            return None
+        return self._first(self._completed())
+
+    def _completed(self) -> Candidates:
         completed = Candidates.joined(self.completed)
-        if self.sort_completed:
-            completed = completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
-        pool = Candidates.joined([completed, self.active])
+        if not self.sort_completed:
+            return completed
+        return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
+
+    def _first(self, pool: Candidates) -> Candidates:
+        """The first ``N`` that are eligible, repeated where there are fewer."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        # Fewer than N only where lanes died: then they are repeated.
         return pool.take(eligible_first.gather(0, self._own() % pool.eligible.sum(0)))
 
     def check_alive(self) -> None:
@@ -78,7 +90,7 @@ class BeamMessenger(SearchMessenger):
         return Weights(torch.where(populations & (weights.log_mean == -torch.inf), 0.0, weights.log_weights))
 
 
-class BeamSearch(Search):
+class BeamSearch(TreeSearch):
     """Step-level beam search guided by scores.
 
     ``beam_width * expand`` lanes take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
@@ -94,6 +106,7 @@ class BeamSearch(Search):
     :param int expand: continuations drawn of each kept lane.
     :param bool sort_completed: return the best finished candidates instead of the first.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present lanes after each barrier.
     :raises ValueError: for arguments out of range.
 
@@ -111,12 +124,20 @@ class BeamSearch(Search):
         *,
         sort_completed: bool = False,
         max_plate_nesting: int = 0,
+        audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_count("beam_width", beam_width)
         check_count("expand", expand)
-        super().__init__(model, beam_width * expand, max_plate_nesting=max_plate_nesting, callback=callback)
+        super().__init__(model, beam_width * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
         self.beam_width, self.expand, self.sort_completed = beam_width, expand, sort_completed
 
     def messenger(self) -> BeamMessenger:
-        return BeamMessenger(self.beam_width, self.expand, self.max_plate_nesting, self.sort_completed, self.callback)
+        return BeamMessenger(
+            self.beam_width,
+            self.expand,
+            self.max_plate_nesting,
+            self.sort_completed,
+            record_log_probs=self.audit,
+            callback=self.callback,
+        )

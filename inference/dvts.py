@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .particle_posterior import ParticlePosterior
-from .search import Search
 from .search_messenger import Candidates, SearchMessenger
 from .trajectory_kernel import check_count
+from .tree_search import TreeSearch
 
 
 class SubtreeMessenger(SearchMessenger):
@@ -22,9 +22,11 @@ class SubtreeMessenger(SearchMessenger):
         num_subtrees: int,
         expand: int,
         max_plate_nesting: int,
+        *,
+        record_log_probs: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__(num_subtrees * expand, max_plate_nesting, "DVTS", callback)
+        super().__init__(num_subtrees * expand, max_plate_nesting, "DVTS", record_log_probs=record_log_probs, callback=callback)
         self.groups = (num_subtrees, expand)
 
     def __enter__(self) -> SubtreeMessenger:
@@ -68,7 +70,7 @@ class SubtreeMessenger(SearchMessenger):
         return pool.take(by_lane[: self.num_particles])
 
 
-class DVTS(Search):
+class DVTS(TreeSearch):
     """Diverse verifier tree search: independent greedy searches.
 
     Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and goes on with the best (ties: the first). It stops
@@ -82,6 +84,7 @@ class DVTS(Search):
     :param int num_subtrees: independent searches.
     :param int expand: candidates for each step.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has subtrees of its own.
+    :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present lanes after each barrier.
     :raises ValueError: for arguments out of range.
 
@@ -97,12 +100,13 @@ class DVTS(Search):
         expand: int,
         *,
         max_plate_nesting: int = 0,
+        audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_count("num_subtrees", num_subtrees)
         check_count("expand", expand)
-        super().__init__(model, num_subtrees * expand, max_plate_nesting=max_plate_nesting, callback=callback)
+        super().__init__(model, num_subtrees * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
         self.num_subtrees, self.expand = num_subtrees, expand
 
     def messenger(self) -> SubtreeMessenger:
-        return SubtreeMessenger(self.num_subtrees, self.expand, self.max_plate_nesting, self.callback)
+        return SubtreeMessenger(self.num_subtrees, self.expand, self.max_plate_nesting, record_log_probs=self.audit, callback=self.callback)

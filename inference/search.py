@@ -1,4 +1,4 @@
-"""What searches share: arguments, cost, and the replay that gives finished trajectories their values."""
+"""What searches share: arguments, cost, and what is left of a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import torch
 from .cost import CostMeter
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
-from .replay_messenger import ReplayMessenger
-from .search_messenger import SearchMessenger
 from .search_posterior import SearchPosterior
 from .smc import check_particles
 from .sweep import sweep
@@ -46,20 +44,23 @@ class Search(ABC):
     def messenger(self) -> ParticleMessenger:
         """The handler of one run."""
 
+    @abstractmethod
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         """The result, given the posterior of the lanes with which the model ended."""
-        assert isinstance(messenger, SearchMessenger)
-        chosen = messenger.end(ended.value)
-        replay = ReplayMessenger(self.num_particles, self.max_plate_nesting, messenger.known_values(chosen))
-        return messenger.result(chosen, sweep(self.model, replay, None, args, kwargs))
+
+    def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
+        """What a run that was interrupted has found so far."""
+        partial: SearchPosterior | None = getattr(messenger, "partial", None)
+        return partial
 
     @torch.no_grad()
     def run(self, *args: Any, **kwargs: Any) -> SearchPosterior:
         """Search ``model(*args, **kwargs)``.
 
-        An exception in the middle, Ctrl-C included, carries the lanes of the last barrier as ``partial_posterior``.
+        An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
 
         :raises SMCFailed: if all lanes of a population have score minus infinity.
+        :raises AuditError: if an audit was asked for and fails.
         """
         start = time.perf_counter()
         messenger = self.messenger()
@@ -67,7 +68,7 @@ class Search(ABC):
             try:
                 result = self.conclude(messenger, sweep(self.model, messenger, None, args, kwargs), args, kwargs)
             except BaseException as error:
-                partial = getattr(messenger, "partial", None)
+                partial = self.salvage(messenger, args, kwargs)
                 error.partial_posterior = partial  # type: ignore[attr-defined]
                 if partial is not None:
                     partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}

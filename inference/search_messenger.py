@@ -50,9 +50,15 @@ class SearchMessenger(ParticleMessenger, ABC):
     """
 
     def __init__(
-        self, num_particles: int, max_plate_nesting: int, method: str, callback: Callable[[ParticlePosterior], None] | None = None
+        self,
+        num_particles: int,
+        max_plate_nesting: int,
+        method: str,
+        *,
+        record_log_probs: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__(num_particles, max_plate_nesting, multinomial, 1.0, callback=callback)
+        super().__init__(num_particles, max_plate_nesting, multinomial, 1.0, record_log_probs=record_log_probs, callback=callback)
         self.method = method
 
     def __enter__(self) -> SearchMessenger:
@@ -72,6 +78,10 @@ class SearchMessenger(ParticleMessenger, ABC):
     @abstractmethod
     def finalists(self) -> Candidates:
         """The ``N`` candidates of each population that the search returns, once the model has ended."""
+
+    def finished(self) -> Candidates | None:
+        """``N`` finished candidates of each population so far; ``None`` if one has none."""
+        return None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         super()._pyro_post_sample(msg)
@@ -122,20 +132,36 @@ class SearchMessenger(ParticleMessenger, ABC):
             lengths=self.lengths.expand_as(scores).gather(0, lanes),
         )
 
-    def known_values(self, chosen: Candidates) -> dict[str, KnownValue]:
-        """The latent sites of candidates, each up to the barrier before which it lived."""
-        lanes, known = {}, {}
+    def lineages(self, chosen: Candidates) -> list[KnownValue]:
+        """For each generation of sites, the lane ``[N, *plates]`` where each candidate's ancestor lived, and whether it still took part."""
+        lineages = []
         now = chosen.lanes
         for generation in range(len(self.steps), -1, -1):
-            lanes[generation], known[generation] = now, chosen.generation >= generation
+            took_part = chosen.generation >= generation
+            lineages.append(KnownValue(now, took_part))
             if generation > 0:
-                before = self.steps[generation - 1].ancestors.gather(0, now)
-                now = torch.where(known[generation], before, now)
-        return {
-            site.name: KnownValue(take(site.value, lanes[site.generation]), known[site.generation])
-            for site in self.sites
-            if site.value is not None
-        }
+                now = torch.where(took_part, self.steps[generation - 1].ancestors.gather(0, now), now)
+        return lineages[::-1]
+
+    def known_values(self, chosen: Candidates) -> dict[str, KnownValue]:
+        """The latent sites of candidates, each up to the barrier before which it lived."""
+        found = {}
+        lineages = self.lineages(chosen)
+        for site in self.sites:
+            if site.value is not None:
+                lanes, known = lineages[site.generation]
+                found[site.name] = KnownValue(take(site.value, lanes), known)
+        return found
+
+    def known_log_probs(self, chosen: Candidates) -> dict[str, Tensor]:
+        """The log-probabilities of their sites, 0 after that barrier; where they were recorded."""
+        found = {}
+        lineages = self.lineages(chosen)
+        for site in self.sites:
+            if site.log_prob is not None:
+                lanes, known = lineages[site.generation]
+                found[site.name] = torch.where(known, take(site.log_prob, lanes), 0.0)
+        return found
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         return SearchPosterior.of(found, scores=found._weights.log_weights, method=self.method)

@@ -86,17 +86,17 @@ def beams(draw: Any, preset: str, width: int, expand: int, max_steps: int) -> li
 
 @pytest.mark.parametrize("preset", ["twisted", "exact"])
 def test_beam_search_follows_the_reward_model(preset: str) -> None:
-    """40 problems with draws of their own: the texts of the published search; the cumulative weight is the aggregated score of a prefix."""
+    """20 problems with draws of their own: the texts of the published search; the cumulative weight is the aggregated score of a prefix."""
     pyro.set_rng_seed(0)
     lm = RecordingLM(LM.logits.float(), SYMBOLS, eos="$")
-    posterior = BeamSearch(program(lm, preset), 2, 3, max_plate_nesting=1).run(["a"] * 40)
+    posterior = BeamSearch(program(lm, preset), 2, 3, max_plate_nesting=1).run(["a"] * 20)
     drawn = lm.__dict__["drawn"][:4]
 
     def step(t: int, i: int, problem: int) -> Step:
         return tuple(v for v in drawn[t][i, problem].tolist() if v >= 0)
 
     assert posterior.scores is not None
-    for problem in range(40):
+    for problem in range(20):
         expected = beams(lambda t, i, p=problem: step(t, i, p), preset, 2, 3, 4)
         assert [lm.decode([v for s in lane for v in s]) for lane in expected] == [row[problem] for row in posterior.value.text]
         assert posterior.scores[:, problem].tolist() == pytest.approx([score(lane, preset) for lane in expected], abs=1e-5)
