@@ -200,7 +200,12 @@ ARCHITECTURES = {
             },
         },
     ),
-    "gemma4": Architecture("Gemma4Text", "turns", "sentencepiece", {"head_dim": 8, "global_head_dim": 8, **_SLIDING}),
+    "gemma4": Architecture(
+        "Gemma4Text",
+        "turns",
+        "sentencepiece",
+        {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 8, **_SLIDING},
+    ),
     "phi": Architecture("Phi"),
     "phi3": Architecture("Phi3", "roles", "sentencepiece", {"sliding_window": 6}),
     "phi3 long": Architecture("Phi3", "roles", "sentencepiece", _LONG),

@@ -21,7 +21,7 @@ from tests.ppl_llm.architectures import ARCHITECTURES
 from tests.ppl_llm.filters import CheckedLM, Filters
 from tests.ppl_llm.tiny_models import plain_logits
 
-SETTINGS = settings(max_examples=5, stateful_step_count=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=3, stateful_step_count=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 BROKEN = settings(SETTINGS, max_examples=20, phases=[Phase.generate], report_multiple_bugs=False)  # no search for the least example
 OPTIONS = StepOptions(stop=("a", "\n\n"), max_tokens=6, temperature=0.8, top_k=100)
 

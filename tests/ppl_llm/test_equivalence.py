@@ -201,22 +201,28 @@ def test_without_math_verify(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counted:
-    """Counts the requests to the process."""
+    """A process whose requests are counted."""
 
-    def __init__(self, equivalent: MathEquivalence, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.requests = 0
-        ask = equivalent._process.ask
+    timeouts = 0
 
-        def counted(kind: str, *texts: str) -> Any:
-            self.requests += 1
-            return ask(kind, *texts)
+    def __init__(self, process: Any) -> None:
+        self.process, self.requests = process, 0
 
-        monkeypatch.setattr(equivalent._process, "ask", counted)
+    def ask(self, kind: str, *texts: str) -> Any:
+        self.requests += 1
+        return self.process.ask(kind, *texts)
 
 
-def test_identical_answers_and_plain_numbers_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = MathEquivalence(timeout=60)
-    counted = Counted(fresh, monkeypatch)
+@pytest.fixture
+def fresh(equivalent: MathEquivalence) -> MathEquivalence:
+    """One that remembers nothing, with a process that is there already."""
+    fresh = MathEquivalence()
+    fresh._process = Counted(equivalent._process)  # type: ignore[assignment]
+    return fresh
+
+
+def test_identical_answers_and_plain_numbers_are_not_compared(fresh: Any) -> None:
+    counted = fresh._process
     assert majority([r"\frac{1}{2}"] * 64, fresh) == r"\frac{1}{2}"
     assert majority([str(n) for n in range(63)] + ["62"], fresh) == "62"
     assert counted.requests == 0
@@ -228,9 +234,8 @@ def test_identical_answers_and_plain_numbers_are_not_compared(monkeypatch: pytes
     assert counted.requests == first  # remembered
 
 
-def test_numbers_are_told_apart_by_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = MathEquivalence(timeout=60)
-    counted = Counted(fresh, monkeypatch)
+def test_numbers_are_told_apart_by_their_values(fresh: Any) -> None:
+    counted = fresh._process
     assert not any(fresh(rf"\frac{{{a}}}{{97}}", rf"\frac{{{b}}}{{97}}") for a, b in itertools.combinations(range(1, 33), 2))
     assert counted.requests == 32  # not 496 pairs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppl_llm import Problem, extract_answer, load_problems
-from ppl_llm.equivalence import decide, normalised
+from ppl_llm.equivalence import MathEquivalence, decide, normalised
 from ppl_llm.lm.prompts import PromptBuilder
 from tests.ppl_llm.architectures import FORMATS, tokenizer
 
@@ -22,6 +22,12 @@ NOT_EXTRACTED: dict[str, str] = {}
 
 SAME_GOLD = {("55^\\circ", "55"), ("145^\\circ", "145")}
 """Gold answers of different problems that are written differently and count as the same."""
+
+
+@pytest.fixture(scope="module")
+def equivalent() -> MathEquivalence:
+    pytest.importorskip("math_verify", reason="math-verify is not installed (extra: math)")
+    return MathEquivalence(timeout=60)
 
 
 def problems(name: str) -> list[Problem]:
@@ -39,11 +45,7 @@ def test_loading(name: str) -> None:
         assert {"27", "36", "45", "204"} & {problem.answer for problem in loaded}  # AMC writes 27.0
 
 
-def test_gold_solutions_of_math_give_the_gold_answers() -> None:
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra: math)")
-    from ppl_llm import MathEquivalence
-
-    equivalent = MathEquivalence(timeout=60)
+def test_gold_solutions_of_math_give_the_gold_answers(equivalent: MathEquivalence) -> None:
     wrong = {
         problem.id: extract_answer(problem.metadata["solution"])
         for problem in problems("math100")
@@ -60,11 +62,7 @@ def test_gold_solutions_of_math_give_the_gold_answers() -> None:
     assert equivalent.timeouts == 0
 
 
-def test_different_gold_answers_are_different() -> None:
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra: math)")
-    from ppl_llm import MathEquivalence
-
-    equivalent = MathEquivalence(timeout=60)
+def test_different_gold_answers_are_different(equivalent: MathEquivalence) -> None:
     golds = sorted({str(problem.answer) for problem in problems("math100")})
     same = {(a, b) for a, b in itertools.combinations(golds, 2) if equivalent(a, b)}
     assert {frozenset(pair) for pair in same} <= {frozenset(pair) for pair in SAME_GOLD}, same
