@@ -32,7 +32,8 @@ _WIDTH = 120
 _METHOD_HELP = "How to infer: " + ", ".join(f"[bold]{name}[/]" for name in METHODS) + "; list tells more."
 _PRESET_HELP = (
     "What to infer. [bold]exact[/]: p(solution) times the probability that every step is right. [bold]twisted[/]: times that of the worst "
-    "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released."
+    "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released. [bold]entropic[/]: those, flattened while "
+    "few particles dominate."
 )
 
 
@@ -109,6 +110,10 @@ def solve(
     ] = None,
     iterations: Annotated[int | None, typer.Option(help=_option("iterations", "Of a chain."))] = None,
     warmup: Annotated[int | None, typer.Option(help=_option("warmup", "Iterations before those that count."))] = None,
+    ancestor_sampling: Annotated[
+        bool, typer.Option("--ancestor-sampling", help=_option("ancestor_sampling", "Give the kept solution other beginnings."))
+    ] = False,
+    references: Annotated[int | None, typer.Option(help=_option("references", "Solutions kept, each in a filter of its own."))] = None,
     beam_width: Annotated[int | None, typer.Option(help=_option("beam_width", "Solutions kept at every step."))] = None,
     subtrees: Annotated[int | None, typer.Option(help=_option("subtrees", "Independent searches."))] = None,
     expand: Annotated[int | None, typer.Option(help=_option("expand", "Continuations of each kept solution."))] = None,
@@ -153,6 +158,8 @@ def solve(
         subtrees=subtrees,
         betas=betas,
         kernel=kernel,
+        ancestor_sampling=ancestor_sampling or None,
+        references=references,
         islands=islands,
         max_tokens_total=max_tokens_total,
         audit=audit or None,

@@ -41,6 +41,9 @@ def details(posterior: ParticlePosterior) -> Details:
         ess = [float(each.get_ESS()) for each in posterior.iterations]
         resampled = [bool(each.resampled.any()) for each in posterior.iterations]
         values["iterations"] = len(posterior.iterations)
+        values["distinct_iterations"] = len(posterior.parts)
+        if len(posterior.parts) < len(posterior.iterations):
+            lines.append(f"{len(posterior.parts)} of {len(posterior.iterations)} iterations differ: the others kept the state before")
     if hasattr(posterior, "islands"):
         islands = posterior.islands
         ess = [min(each) for each in zip(*(island.ess.tolist() for island in islands), strict=True)]

@@ -81,6 +81,11 @@ def _chain(kernel: Any, o: Options, callback: Callback | None) -> Run:
 
 
 def _particle_gibbs(kernel: Any, model: ReasoningModel, o: Options, callback: Callback | None) -> Run:
+    built = kernel(model, o["particles"], ancestor_sampling=o["ancestor_sampling"], num_references=o["references"], **_scheme(o))
+    return _chain(built, o, callback)
+
+
+def _pimh(kernel: Any, model: ReasoningModel, o: Options, callback: Callback | None) -> Run:
     return _chain(kernel(model, o["particles"], **_scheme(o)), o, callback)
 
 
@@ -160,6 +165,13 @@ METHODS: dict[str, Method] = {
         "chain of particle filters, each around a solution that the one before drew",
         _particle_gibbs,
         "iteration",
+        {**_PARTICLES, **_RESAMPLING, "iterations": 4, "warmup": 0, "ancestor_sampling": False, "references": 1},
+    ),
+    "pimh": Method(
+        "PIMH",
+        "chain of independent particle filters, each kept or left by its evidence",
+        _pimh,
+        "iteration",
         {**_PARTICLES, **_RESAMPLING, "iterations": 4, "warmup": 0},
     ),
     "suffix-mh": Method(
@@ -196,7 +208,7 @@ METHODS: dict[str, Method] = {
     "self-consistency": Method("SelfConsistency", "majority of independent solutions, without scores", _vote, options=_PARTICLES),
 }
 
-NOT_HERE = "In Python only: Enumeration, exact, for models that can be listed."
+NOT_HERE = "In Python only: Enumeration (exact, for models that can be listed) and PMMH (for models with unknown parameters)."
 """Algorithms that make no sense for a language model given on the command line."""
 
 

@@ -11,7 +11,7 @@ from .methods import METHODS, Callback, Run, get_method
 if TYPE_CHECKING:
     from ..models import ReasoningModel
 
-_OPTIONS = {"num_particles": "--particles", "num_subtrees": "--subtrees"} | {
+_OPTIONS = {"num_particles": "--particles", "num_subtrees": "--subtrees", "num_references": "--references"} | {
     name: f"--{name.replace('_', '-')}"
     for name in ("max_steps", "max_tokens", "temperature", *{option for method in METHODS.values() for option in method.options})
 }
@@ -42,6 +42,8 @@ class Settings:
     subtrees: int | None = None
     betas: str | None = None
     kernel: str | None = None
+    ancestor_sampling: bool | None = None
+    references: int | None = None
     islands: int | None = None
     max_tokens_total: int | None = None
     audit: bool | None = None

@@ -85,6 +85,7 @@ def without_times(report: dict) -> dict:
 
 FAST = {
     "particle-gibbs": ["--iterations", "2", "--particles", "4"],
+    "pimh": ["--iterations", "3", "--particles", "4"],
     "suffix-mh": ["--iterations", "5", "--warmup", "1"],
     "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
     "parallel-tempering": ["--iterations", "4", "--warmup", "1"],
@@ -93,7 +94,11 @@ FAST = {
 
 COMBINATIONS = [
     *((method, "exact") for method in METHODS),
-    *((method, preset) for method in ("smc", "importance", "beam-search", "best-of-n") for preset in ("twisted", "as_paper", "its_hub")),
+    *(
+        (method, preset)
+        for method in ("smc", "importance", "beam-search", "best-of-n")
+        for preset in ("twisted", "as_paper", "its_hub", "entropic")
+    ),
     *((method, "twisted") for method in FAST),
 ]
 
@@ -135,6 +140,8 @@ def test_tables_and_progress_of_every_method(tables, method):
         ("smc", ["--islands", "3", "--particles", "4"], "islands", 3),
         ("smc", ["--particles", "5"], "particles", 5),
         ("particle-gibbs", ["--iterations", "3", "--particles", "2", "--resampler", "stratified"], "ess", 3),
+        ("particle-gibbs", ["--references", "2", "--iterations", "1", "--particles", "4"], "particles", 8),
+        ("pimh", ["--iterations", "5", "--particles", "3"], "iterations", 5),
         ("suffix-mh", ["--iterations", "6", "--warmup", "0"], "particles", 12),
         ("tempered-smc", ["--betas", "0.1,0.5,1", "--kernel", "particle-gibbs", "--particles", "3"], "betas", 3),
         ("parallel-tempering", ["--betas", "0,1", "--iterations", "2", "--warmup", "0"], "swap_rates", 1),
@@ -148,6 +155,12 @@ def test_options_reach_the_algorithm(tables, method, arguments, key, expected):
     assert (len(report[key]) if isinstance(report[key], list) else report[key]) == expected
     for option, value in zip(arguments[::2], arguments[1::2], strict=True):
         assert str(report["settings"][option[2:].replace("-", "_")]) == value
+
+
+def test_ancestor_sampling(tables):
+    report = solved("--method", "particle-gibbs", "--ancestor-sampling", *FAST["particle-gibbs"])
+    assert report["settings"]["ancestor_sampling"] is True
+    assert solve("--ancestor-sampling").exit_code == 2
 
 
 def test_a_budget_of_tokens_stops_the_filter(tables):
@@ -238,6 +251,7 @@ def test_best_solution_has_the_highest_weight_among_lanes_with_the_answer(tables
         (["--method", "tempered-smc", "--kernel", "sufix-mh"], "unknown kernel 'sufix-mh'; did you mean 'suffix-mh'?"),
         (["--method", "particle-gibbs", "--resampler", "ssp"], "unknown conditional resampler 'ssp'"),
         (["--method", "particle-gibbs", "--preset", "as_paper"], "choose --preset exact or twisted, or --method smc"),
+        (["--method", "particle-gibbs", "--references", "0"], "--references must be an integer of at least 1, got 0"),
         (["--islands", "0"], "--islands must be an integer of at least 1, got 0"),
         (["--device", "abacus"], "--device 'abacus'"),
         (["--lm", "/no/such/model"], "/no/such/model"),
@@ -397,6 +411,30 @@ def test_solves_a_demo_problem():
     assert without_times(report) == without_times(json.loads(again.stdout))
     other = json.loads(run(*arguments, "--seed", "1").stdout)
     assert other["log_evidence"] != report["log_evidence"]
+
+
+SMALL = {
+    **FAST,
+    "smc": ["--particles", "4", "--islands", "2", "--audit"],
+    "importance": ["--particles", "4", "--audit"],
+    "beam-search": ["--beam-width", "2", "--expand", "2"],
+    "dvts": ["--subtrees", "2", "--expand", "2"],
+    "best-of-n": ["--particles", "4"],
+    "self-consistency": ["--particles", "4"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_the_demo_models(method):
+    result = run("solve", example(1).text, "--json", "--method", method, *SMALL[method])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    report = json.loads(result.stdout)
+    assert sum(each["probability"] for each in report["answers"]) == pytest.approx(1.0)
+    assert report["finished"] > 0 and report["best"]["steps"]
+    assert (report["audit"] or {"error": 0.0})["error"] == 0.0
+    assert (report["audit"] is not None) == ("--audit" in SMALL[method])
+    assert (report["cost"].get("prm_forwards", 0) == 0) == (method == "self-consistency")
 
 
 def test_audit_passes_on_the_demo_models():
