@@ -103,8 +103,8 @@ class OpenAILM:
         self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template)
         self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
         self.extra_body = dict(extra_body or {})
-        if clash := _OWN_FIELDS & self.extra_body.keys():
-            raise ValueError(f"extra_body must not set {', '.join(sorted(clash))}: OpenAILM and the options of a step do")
+        if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
+            raise ValueError(f"extra_body must not set {', '.join(clash)}: OpenAILM and the options of a step do")
         self._automata: dict[tuple[str, ...], StopAutomaton] = {}
         self._special_ids = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -157,8 +157,7 @@ class OpenAILM:
             tokens[active, : drawn.shape[1]] = drawn
             log_probs = None if each is None or log_probs is None else log_probs.index_copy(0, active, each)
         count(tokens_sampled=int((tokens != PAD).sum()))
-        shape = context.batch_shape
-        return StepSample(tokens.view(*shape, width), None if log_probs is None else log_probs.view(shape))
+        return StepSample(tokens.view(*context.batch_shape, width), None if log_probs is None else log_probs.view(context.batch_shape))
 
     def _lane_seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
@@ -203,6 +202,8 @@ class OpenAILM:
         for k in (~over).nonzero()[:, 0].tolist():
             if isinstance(self.mode, TokenMode) or choices[k].finish_reason != "length" or not written[k]:
                 raise ValueError(choices[k].complaint(int(active[k]), self.decode(written[k]), int(room[k])))
+        if overrun := int((tokens != PAD).sum() - lengths.sum()):
+            count(lm_tokens_past_the_end=overrun)
         tokens = torch.where(torch.arange(options.max_tokens, device=self.device) < lengths[:, None], tokens, PAD)
         if self.log_probs == "none" or (self.log_probs == "raw" and not options.plain):
             return tokens, None
@@ -234,7 +235,7 @@ class OpenAILM:
                     "a server scores given steps under the model itself: in mode token_ids, at temperature 1, without top_p and top_k; "
                     "else use a local TransformersLM, or an algorithm that needs no log-probabilities of steps (SMC without audit)"
                 )
-            given = [tuple(steps[lane, : int(counts[lane])].tolist()) for lane in active.tolist()]
+            given = (tuple(steps[lane, : int(counts[lane])].tolist()) for lane in active.tolist())
             pairs = list(zip(map(tuple, _sequences(context, active)), given, strict=True))
             log_probs[active] = score_steps(self._service, self.model, pairs).to(log_probs)
         return log_probs.view(lanes)
