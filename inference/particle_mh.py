@@ -55,6 +55,8 @@ class ParticleMH(TrajectoryKernel):
     """
 
     extended_state: ClassVar[bool] = True
+    messengers: ClassVar[tuple[type[ParameterMessenger], type[ParameterMessenger]]] = ParameterMessenger, ParameterReferenceMessenger
+    """Of a filter, and of a conditional one."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class ParticleMH(TrajectoryKernel):
         self, unconstrained: Mapping[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any], lenient: bool = True
     ) -> ParticleSystem:
         """One filter with given parameters, or with parameters from their prior."""
-        messenger = ParameterMessenger(
+        messenger = self.messengers[0](
             self.num_particles,
             self.max_plate_nesting,
             self.resampler,
@@ -125,7 +127,7 @@ class ParticleMH(TrajectoryKernel):
 
         :raises ValueError: if the resampler has no conditional form.
         """
-        messenger = ParameterReferenceMessenger(
+        messenger = self.messengers[1](
             self.num_particles,
             self.max_plate_nesting,
             get_conditional_resampler(self.resampler),  # type: ignore[arg-type]

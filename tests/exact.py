@@ -246,11 +246,12 @@ def enumerate_sweep(
     """
     v, length, n = model.num_symbols, model.length, num_particles
     uniforms = num_uniforms(scheme, n)
-    sizes = [v] * (length * n) + [n] * (length * uniforms)
+    barriers = length if model.last_barrier else length - 1
+    sizes = [v] * (length * n) + [n] * (barriers * uniforms)
     grid = torch.tensor(list(itertools.product(*map(range, sizes)))).T.contiguous()
     columns = grid.shape[1]
     values = grid[: length * n].view(length, n, columns)
-    cells = grid[length * n :].view(length, uniforms, columns)
+    cells = grid[length * n :].view(barriers, uniforms, columns)
     forced = EnumeratedResampler(resampler or RESAMPLERS[scheme], cells, scheme)
     path = Path(columns)
 

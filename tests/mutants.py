@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import (
+    PIMH,
+    PMMH,
     SMC,
     EntropicAnnealing,
     ParallelTempering,
@@ -29,6 +31,7 @@ from ppl_llm.inference import (
     systematic,
 )
 from ppl_llm.inference.ancestor_messenger import AncestorMessenger
+from ppl_llm.inference.parameter_messenger import ParameterMessenger
 from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.suffix_messenger import Splice, SuffixScore
 from ppl_llm.inference.suffix_mh import SuffixMessenger
@@ -542,3 +545,68 @@ class TruncatedSuffix(SuffixMH):
 
 
 WRONG_SUFFIX: dict[str, type[SuffixMH]] = {"no length ratio": NoLengthRatio, "truncated": TruncatedSuffix}
+
+
+_PIMH = "tests/inference/test_particle_mh.py::test_rejects_wrong_pimh"
+_PMMH = "tests/inference/test_particle_mh.py::test_rejects_wrong_pmmh"
+
+
+@mutant("PIMH accepts always", _PIMH)
+class AcceptsAlways(PIMH):
+    """The next filter whatever its evidence: the law of an average filter, which is biased for few particles."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        return torch.ones_like(proposed.log_density)
+
+
+@mutant("PIMH accepts the lower evidence", _PIMH)
+class AcceptsInverse(PIMH):
+    """Z / Z' for Z' / Z."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        return super().accept(proposed, present)
+
+
+class _NoJacobianMessenger(ParameterMessenger):
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        if msg["name"] in self.parameters:
+            self._log_jacobian[msg["name"]] = torch.zeros_like(self._log_jacobian[msg["name"]])
+        super().reweight(msg, log_prob)
+
+
+class _NoPriorMessenger(ParameterMessenger):
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        super().reweight(msg, torch.zeros_like(log_prob) if msg["name"] in self.parameters and log_prob is not None else log_prob)
+
+
+def _with_parameter_messenger(messenger: type[ParameterMessenger]) -> type[PMMH]:
+    class Conditional(messenger, ReferenceMessenger):  # type: ignore[misc, valid-type]
+        pass
+
+    class Wrong(PMMH):
+        messengers = messenger, Conditional
+
+    return Wrong
+
+
+@mutant("PMMH without the Jacobian", _PMMH)
+class NoJacobian(_with_parameter_messenger(_NoJacobianMessenger)):  # type: ignore[misc]
+    """A walk in unconstrained space accepted with densities of the constrained one."""
+
+
+@mutant("PMMH without the prior", _PMMH)
+class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[misc]
+    """The parameters' prior left out, as if proposals came from it."""
+
+
+@mutant("PMMH keeps no evidence estimate", _PMMH)
+class FreshEvidence(PMMH):
+    """The present parameters' evidence estimated anew for each comparison (the noisy chain, biased for few particles)."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        again = self.filter(present.unconstrained, (present.log_density.numel(),), {})
+        return super().accept(again, proposed)
+
+
+WRONG_PIMH: dict[str, type[PIMH]] = {"always": AcceptsAlways, "inverse": AcceptsInverse}
+WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPrior, "fresh evidence": FreshEvidence}
