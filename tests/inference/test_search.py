@@ -11,13 +11,26 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.inference import DVTS, AuditError, BeamSearch, BestOfN, Importance, SearchPosterior, SelfConsistency, SMCFailed, barrier, count
+from ppl_llm.inference import (
+    DVTS,
+    AuditError,
+    BeamSearch,
+    BestOfN,
+    Importance,
+    SearchPosterior,
+    SelfConsistency,
+    SMCFailed,
+    TemperMessenger,
+    barrier,
+    count,
+)
 from ppl_llm.inference.beam_search import BeamMessenger
 from ppl_llm.inference.dvts import SubtreeMessenger
 from tests.searches import SYMBOLS, Found, Path, Tree, published_beam_search, published_dvts, tree
@@ -456,6 +469,45 @@ def test_finished_candidates_outlive_a_dead_beam() -> None:
     model = scripted([[0, 1, 2, 0], [1, 1, 1, 1]], {(0,): -1.0, (1, 1): -math.inf, (2, 1): -math.inf})
     posterior, _ = searched(BeamSearch(model, 2, 2, max_plate_nesting=1), model, problems=1)
     assert results(posterior) == [("0", -1.0, True)] * 4
+
+
+def test_a_dead_subtree_leaves_the_others_alone() -> None:
+    model = scripted([[1, 2, 1, 3], [1, 1, 0, 2]], {(1,): -math.inf, (2,): -math.inf, (3,): -1.0, (3, 0): -0.5, (3, 2): -2.0})
+    posterior, _ = searched(DVTS(model, 2, 2, max_plate_nesting=1), model, problems=1)
+    assert posterior.weights[:, 0].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert [path for path, _, votes in results(posterior) if votes][-1] == "30"
+
+
+def test_plates_that_share_a_latent_are_one_search() -> None:
+    pyro.set_rng_seed(0)
+    data = torch.tensor([0.9, 1.1, 1.3])
+
+    def model() -> Tensor:
+        mu = torch.zeros(())
+        for t in range(3):
+            mu = pyro.sample(f"mu_{t}", dist.Normal(mu, 1.0))
+            with pyro.plate(f"data_{t}", 3, dim=-1):
+                x = pyro.sample(f"x_{t}", dist.Normal(mu, 1.0))
+                pyro.sample(f"y_{t}", dist.Normal(x, 0.5), obs=data)
+            mu, x = barrier((mu, x))
+        return mu
+
+    for search in (BeamSearch(model, 2, 3, max_plate_nesting=1, audit=True), DVTS(model, 2, 3, max_plate_nesting=1, audit=True)):
+        posterior = search.run()
+        assert posterior.weights.shape == (6,) and posterior.sites["x_1"].shape == (6, 3)
+        expected = sum(dist.Normal(posterior.sites[f"x_{t}"], 0.5).log_prob(data).sum(-1) for t in range(3))
+        torch.testing.assert_close(posterior.scores, expected.double(), atol=1e-5, rtol=1e-5)  # type: ignore[union-attr]
+
+
+def test_searches_of_conditioned_and_tempered_models() -> None:
+    pyro.set_rng_seed(0)
+    conditioned = BeamSearch(poutine.condition(walk, {"z_1": torch.tensor(0.5)}), 2, 3).run()
+    assert "z_1" not in conditioned.sites and conditioned.scores is not None
+    z0, z2 = conditioned.sites["z_0"], conditioned.sites["z_2"]
+    expected = -(z0**2) + dist.Normal(z0, 1.0).log_prob(torch.tensor(0.5)) - 0.25 - (z2 - 2) ** 2
+    torch.testing.assert_close(conditioned.scores, expected.double())
+    tempered = BestOfN(TemperMessenger(likelihood=0.5)(walk), 8).run()
+    torch.testing.assert_close(tempered.scores, 0.5 * tempered.log_likelihood)
 
 
 def test_interrupt_keeps_the_lanes_of_the_last_barrier() -> None:
