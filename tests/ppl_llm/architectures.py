@@ -204,7 +204,7 @@ ARCHITECTURES = {
         "Gemma4Text",
         "turns",
         "sentencepiece",
-        {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 8, **_SLIDING},
+        {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 1000, "hidden_size_per_layer_input": 8, **_SLIDING},
     ),
     "phi": Architecture("Phi"),
     "phi3": Architecture("Phi3", "roles", "sentencepiece", {"sliding_window": 6}),
