@@ -15,7 +15,9 @@ from .context import DEFAULT_STOP, Context, StopReason
 from .distributions import LLMStep, StepReward, prefix_log_odds
 from .inference import Equivalent, barrier
 from .inference.particle_posterior import ParticlePosterior
+from .inference.plain_file import is_plain
 from .lm.protocol import LanguageModel, StepOptions, step_limits
+from .notes import label_of
 from .presets import Preset, get_preset
 from .reward.protocol import RewardModel
 
@@ -39,6 +41,13 @@ class ReasoningModel:
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
         self.early_exit, self.score = early_exit, score
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the law of the model depends on, as plain values; a run that is resumed must have the same."""
+        kind = {name: getattr(self.preset, name) for name in ("potential", "finished", "last_factor")}
+        given = {**kind, **vars(self.options), **vars(self), "lm": label_of(self.lm), "prm": label_of(self.prm)}
+        return {name: value for name, value in given.items() if is_plain(value)}
 
     def __call__(self, problem: Any) -> Context:
         """

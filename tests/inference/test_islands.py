@@ -57,7 +57,7 @@ def enumerate_islands(model: Chain, num_particles: int, islands: int, scheme: st
 
 
 @pytest.mark.parametrize("ess_threshold", [0.0, 0.7, 1.0])
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(model=chains(length=2), scheme=st.sampled_from(["systematic", "ssp", "residual"]))
 def test_evidence_and_expectations_are_unbiased(ess_threshold: float, model: Chain, scheme: str) -> None:
     """Two islands of two particles: E[Z-hat] = Z and E[Z-hat sum W f] = Z E[f]."""
