@@ -144,16 +144,18 @@ class LMChecks:
         """Whether a server's log-probabilities are those before or after the temperature."""
         if not self.remote or self.lm.log_probs == "none":
             return
+        raw: bool | None = None
         believed, self.lm.log_probs = self.lm.log_probs, "processed"
         try:
             with self.findings.trying("meaning of log-probabilities"):
                 sample, _ = self._sample(context, self._options(temperature=0.5))
                 plain = self.lm.step_log_prob(context, sample.tokens, self._options())
-                if sample.log_probs is None:
-                    return
-                raw = bool((sample.log_probs - plain).abs().max() < _TOLERANCE)
+                if sample.log_probs is not None:
+                    raw = bool((sample.log_probs - plain).abs().max() < _TOLERANCE)
         finally:
             self.lm.log_probs = believed
+        if raw is None:
+            return
         if raw:
             detail = "raw, of the model itself: not used at other temperatures than 1"
             self.findings.add("meaning of log-probabilities", True, detail, "for the others: vLLM --logprobs-mode processed_logprobs")
