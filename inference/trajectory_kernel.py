@@ -86,25 +86,27 @@ class TrajectoryKernel(MCMCKernel, ABC):
         :param int warmup_steps: iterations before those that are kept.
         :param callback: called with the :class:`ParticlePosterior` of each iteration, those of the warm-up included.
         :returns: all trajectories of all kept iterations, each iteration with the same total weight (Rao-Blackwellised). An exception in
-            the middle, Ctrl-C included, carries those so far as ``partial_posterior``.
+            the middle, Ctrl-C included, carries those so far as ``partial_posterior``; in the warm-up, its last iteration.
         :raises ValueError: if ``num_samples`` is less than 1.
         """
         check_count("num_samples", num_samples)
         check_count("warmup_steps", warmup_steps, 0)
         kept: list[ParticlePosterior] = []
+        warm: list[ParticlePosterior] = []  # the last iteration
         start = time.perf_counter()
         with CostMeter() as meter:
             try:
                 state = self.start(*args, **kwargs)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
+                    warm = [posterior]
                     if i >= warmup_steps:
                         kept.append(posterior)
                     if callback is not None:
                         callback(posterior)
             except BaseException as error:
                 cost = {**meter.totals, "seconds": time.perf_counter() - start}
-                error.partial_posterior = self._chain(kept, cost) if kept else None  # type: ignore[attr-defined]
+                error.partial_posterior = self._chain(kept or warm, cost) if warm else None  # type: ignore[attr-defined]
                 raise
         return self._chain(kept, {**meter.totals, "seconds": time.perf_counter() - start})
 

@@ -62,6 +62,9 @@ def details(posterior: ParticlePosterior) -> Details:
             rate = getattr(posterior, name)
             values[name] = rate.tolist() if hasattr(rate, "tolist") else rate
             lines.append(f"{text} {_numbers(values[name] if isinstance(values[name], list) else [values[name]])}")
+    if not getattr(posterior, "complete", True):
+        values["complete"] = False
+        lines.append("stopped before every solution was finished")
     if getattr(posterior, "scores", None) is not None:
         values["scores"] = posterior.scores.tolist()
     return Details(log_evidence, reason, unit, ess, resampled, values, lines)

@@ -167,6 +167,7 @@ def test_a_budget_of_tokens_stops_the_filter(tables):
     tables(tabular_lm(ends=False), Prm())
     report = solved("--max-tokens-total", "100", "--max-tokens", "4", "--particles", "4")
     assert 100 <= report["cost"]["tokens_sampled"] < 120
+    assert report["complete"] is False and not report["partial"]
 
 
 def test_methods_are_listed(monkeypatch):
@@ -339,6 +340,14 @@ def test_every_method_shows_what_it_has(tables, method):
     assert report["partial"] and len(report["ess"]) > 0
     assert sum(each["probability"] for each in report["answers"]) == pytest.approx(1.0)
     assert report["cost"]["tokens_sampled"] > 0
+
+
+def test_interrupted_in_the_warm_up(tables):
+    tables(tabular_lm(), Prm(fail_at=40))
+    result = solve("--json", "--method", "suffix-mh", "--warmup", "1000")
+    assert result.exit_code == 130
+    report = json.loads(result.stdout)
+    assert report["partial"] and report["iterations"] == 1 and report["particles"] == 2
 
 
 def test_interrupted_before_the_first_step(tables):
