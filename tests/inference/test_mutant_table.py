@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,12 @@ NAMED = {
         "residual, first slot overwritten",
         "N - 1 systematic plus pinning",
     ],
+    "references": [
+        "full weight of the reference among partial weights",
+        "offspring of the reference replays it",
+        "reference always in the first slot",
+    ],
+    "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
     "stale state": ["stale locals"],
     "tempering": [
         "increments instead of weights",
@@ -44,6 +51,14 @@ NAMED = {
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped"],
+    "suffixes": ["missing length ratio", "truncated suffix sum"],
+    "particle Metropolis-Hastings": [
+        "PIMH accepts always",
+        "PIMH accepts the lower evidence",
+        "PMMH without the Jacobian",
+        "PMMH without the prior",
+        "PMMH keeps no evidence estimate",
+    ],
 }
 """What must not be missing, by the kind of bug."""
 
@@ -102,3 +117,42 @@ def test_every_wrong_engine_is_entered() -> None:
         if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == mutants.__name__ and not name.startswith("_")
     }
     assert defined - HELPERS - {mutant.wrong.__name__ for mutant in MUTANTS.values()} == set()
+
+
+def right_engine(wrong: Any) -> Any:
+    """What a wrong class is derived from."""
+    return next((base for base in wrong.__mro__ if base.__module__.startswith("ppl_llm.")), None) if inspect.isclass(wrong) else None
+
+
+def with_right_engine(entry: Any, wrong: Any) -> Any:
+    """A table's entry with the right engine in the place of the wrong one."""
+    return (
+        tuple(with_right_engine(item, wrong) for item in entry)
+        if isinstance(entry, tuple)
+        else right_engine(wrong)
+        if entry is wrong
+        else entry
+    )
+
+
+CONTROLS = [(name, test) for name, mutant in MUTANTS.items() if right_engine(mutant.wrong) is not None for test in mutant.rejected_by]
+
+
+@pytest.mark.parametrize(("name", "test"), CONTROLS)
+def test_the_right_engine_fails_the_rejecting_test(name: str, test: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: with the right engine in the place of the wrong one nothing is rejected, so it is the bug that is."""
+    wrong = MUTANTS[name].wrong
+    path, function = test.split("::")
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    fn = getattr(module, function)
+    tables = [value for value in vars(mutants).values() if isinstance(value, dict | list) and value is not MUTANTS and holds(value, wrong)]
+    keys = [key for table in tables if isinstance(table, dict) for key, entry in table.items() if holds(entry, wrong)]
+    for table in tables:
+        for key in [key for key in keys if isinstance(table, dict) and key in table and holds(table[key], wrong)]:
+            monkeypatch.setitem(table, key, with_right_engine(table[key], wrong))
+    if hasattr(module, wrong.__name__):
+        monkeypatch.setattr(module, wrong.__name__, right_engine(wrong))
+    arguments = {"name": keys[0] if keys else None, "wrong": right_engine(wrong)}
+    marked = {mark.args[0]: next(iter(mark.args[1])) for mark in getattr(fn, "pytestmark", []) if mark.name == "parametrize"}
+    with pytest.raises(AssertionError):
+        fn(**{parameter: arguments.get(parameter, marked.get(parameter)) for parameter in inspect.signature(fn).parameters})
