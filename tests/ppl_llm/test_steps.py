@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,20 @@ def test_options_of_loading_are_passed_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen["trust_remote_code"] is False and seen["use_safetensors"] is True
     with pytest.raises(ValueError, match="attn_implementation is chosen for the model here"):
         TransformersLM.from_pretrained(tmp_path, attn_implementation="eager")
+
+
+def test_a_quantised_checkpoint_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ternary weights and 8-bit activations, as the config.json of the checkpoint asks for."""
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # the kernels are the same without a compiler
+    ARCHITECTURES["llama"].write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    kind = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": kind}))
+    lm = TransformersLM.from_pretrained(tmp_path, device_map="cpu")
+    assert type(lm.model.model.layers[0].mlp.up_proj).__name__ == "AutoBitLinear" and lm.model.is_quantized
+    ids = lm.start("What is 12 + 30?").tokens.tolist()
+    # Rounding to 8 bits amplifies the least difference of the activations before it.
+    assert agree(logits_after(lm, ids), plain_logits(lm.model, ids)[-1]) and disagreement(lm._engine, lm.model) is None
 
 
 def test_unknown_architectures_are_tried_when_loaded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
