@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -132,7 +131,7 @@ class ParticleMessenger(ParticleSystem, Messenger):
         chosen = self.ess_triggers(ess)
         if not self.resample_finished and (done := self.population_done(state)) is not None:
             chosen = chosen & ~done.all(0).expand_as(chosen)
-        if chosen.any():
+        if bool(chosen if chosen.numel() == 1 else chosen.any()):
             selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
             ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), ancestors)
             if self.selection is None or not self.selection.keeps_target:
@@ -165,10 +164,6 @@ class ParticleMessenger(ParticleSystem, Messenger):
         :raises ValueError: for a nan weight, naming the site.
         """
         pending, self.unchecked = self.unchecked, []
-        if pending and not _all_finite(pending[-1][1].log_mean):
+        if pending and not pending[-1][1].alive:
             assert self.plates is not None
             raise_for_dead(pending, sorted(frame.dim for frame in self.plates), self.num_particles)
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    return math.isfinite(tensor.item()) if tensor.numel() == 1 else bool(tensor.isfinite().all())

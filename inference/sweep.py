@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import pyro.poutine as poutine
+from pyro.poutine.runtime import am_i_wrapped
 
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
@@ -55,7 +56,8 @@ def sweep(
     proposed = ProposalMessenger(proposals) if proposals is not None else None
     plate = particle_plate(messenger.num_particles, messenger.max_plate_nesting)
     with ExitStack() as stack:
-        for handler in (poutine.block(), pause, messenger, proposed, resume, plate):
+        hidden = poutine.block() if am_i_wrapped() else None
+        for handler in (hidden, pause, messenger, proposed, resume, plate):
             if handler is not None:
                 stack.enter_context(handler)
         value = model(*args, **kwargs)

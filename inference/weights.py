@@ -22,7 +22,7 @@ class Weights:
     __slots__ = ("_log_mean", "_shifted", "log_weights")
 
     def __init__(self, log_weights: Tensor) -> None:
-        self.log_weights = log_weights.to(torch.float64)
+        self.log_weights = log_weights if log_weights.dtype is torch.float64 else log_weights.to(torch.float64)
         self._log_mean: Tensor | None = None
         self._shifted: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -57,6 +57,12 @@ class Weights:
         """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994)."""
         _, relative, total = self._relative
         return total.square() / relative.square().sum(0)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every population has a mean weight that is neither zero nor infinite nor nan."""
+        total = self._relative[2]
+        return 0.0 < total.item() < math.inf if total.numel() == 1 else bool(((total > 0) & (total < math.inf)).all())
 
     def add(self, log_increment: Tensor) -> Weights:
         """Multiply the weights by ``exp(log_increment)``."""
