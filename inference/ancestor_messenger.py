@@ -13,7 +13,7 @@ from .reference_messenger import ReferenceMessenger
 from .resampling import ConditionalResampler
 from .resampling.protocol import invert_cdf, scaled_weights
 from .selection import Selection
-from .suffix_messenger import Splice, SuffixScore
+from .suffix_score import Splice, SuffixScore
 from .weights import Weights
 
 

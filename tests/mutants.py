@@ -33,8 +33,8 @@ from ppl_llm.inference import (
 from ppl_llm.inference.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.parameter_messenger import ParameterMessenger
 from ppl_llm.inference.resampling.protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
-from ppl_llm.inference.suffix_messenger import Splice, SuffixScore
 from ppl_llm.inference.suffix_mh import SuffixMessenger
+from ppl_llm.inference.suffix_score import Splice, SuffixScore
 from tests.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
