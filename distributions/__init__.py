@@ -2,6 +2,6 @@
 
 from .llm_step import LLMStep
 from .potentials import prefix_log_odds, prefix_log_score
-from .step_reward import StepReward
+from .step_reward import RewardChoices, StepReward
 
-__all__ = ["LLMStep", "StepReward", "prefix_log_odds", "prefix_log_score"]
+__all__ = ["LLMStep", "RewardChoices", "StepReward", "prefix_log_odds", "prefix_log_score"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -21,13 +22,36 @@ FINISHED = ("neutral", "repeat")
 SCORES = ("log_prob", "log_odds")
 
 
-class _Choices(NamedTuple):
-    potential: str
-    temperature: float
-    aggregation: str
-    finished: str
-    score: str
-    last_round: bool
+@dataclass(frozen=True)
+class RewardChoices:
+    """How scores become factors; see :class:`StepReward`.
+
+    :raises ValueError: for unknown names, a temperature that is not positive, or choices that do not go together.
+    """
+
+    potential: str = "likelihood"
+    temperature: float = 1.0
+    aggregation: str = "last"
+    finished: str = "neutral"
+    score: str = "log_prob"
+
+    def __post_init__(self) -> None:
+        for name, known in (("potential", POTENTIALS), ("aggregation", AGGREGATIONS), ("finished", FINISHED), ("score", SCORES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise unknown_name(name, value, known)
+        potential = self.potential
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
+        if potential == "likelihood" and (self.aggregation != "last" or self.temperature != 1.0):
+            raise ValueError(
+                "potential='likelihood' is the score of the new step alone; aggregation and temperature go with the other potentials: "
+                f"{', '.join(POTENTIALS[1:])}"
+            )
+        if potential not in STEERING and self.score != "log_prob":
+            raise ValueError(f"score={self.score!r} goes with the potentials {', '.join(STEERING)}; potential {potential!r} has its own")
+        if potential in STEERING and self.finished == "repeat":
+            raise ValueError(f"finished='repeat' undoes the telescoping product of potential {potential!r}; use it with odds or likelihood")
 
 
 class StepReward(TorchDistribution):
@@ -81,40 +105,25 @@ class StepReward(TorchDistribution):
         score: str = "log_prob",
         last_round: bool = False,
     ) -> None:
-        for name, value, known in (
-            ("potential", potential, POTENTIALS),
-            ("aggregation", aggregation, AGGREGATIONS),
-            ("finished", finished, FINISHED),
-            ("score", score, SCORES),
-        ):
-            if value not in known:
-                raise unknown_name(name, value, known)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
-        if potential == "likelihood" and (aggregation != "last" or temperature != 1.0):
-            raise ValueError(
-                "potential='likelihood' is the score of the new step alone; aggregation and temperature go with the other potentials: "
-                f"{', '.join(POTENTIALS[1:])}"
-            )
-        if potential not in STEERING and score != "log_prob":
-            raise ValueError(f"score={score!r} goes with the potentials {', '.join(STEERING)}; potential {potential!r} has its own")
-        if potential in STEERING and finished == "repeat":
-            raise ValueError(f"finished='repeat' undoes the telescoping product of potential {potential!r}; use it with odds or likelihood")
-        self._init(prm, context, _Choices(potential, temperature, aggregation, finished, score, last_round), context.batch_shape)
+        choices = RewardChoices(potential, temperature, aggregation, finished, score)
+        self._init(prm, context, choices, last_round, context.batch_shape)
 
-    def _init(self, prm: RewardModel, context: Context, choices: _Choices, batch_shape: torch.Size) -> None:
-        self.prm, self.context, self._choices = prm, context, choices
-        self.potential, self.temperature, self.aggregation, self.finished, self.score, self.last_round = choices
+    def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_round: bool, batch_shape: torch.Size) -> None:
+        self.prm, self.context, self.choices, self.last_round = prm, context, choices, last_round
         super().__init__(batch_shape, torch.Size(), validate_args=False)
+
+    @property
+    def potential(self) -> str:
+        return self.choices.potential
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StepReward:
         new = type(self).__new__(type(self))
-        new._init(self.prm, self.context, self._choices, torch.Size(batch_shape))
+        new._init(self.prm, self.context, self.choices, self.last_round, torch.Size(batch_shape))
         return new
 
     @property
     def _concerned(self) -> Tensor:
-        return torch.ones_like(self.context.done) if self.finished == "repeat" else self.context.advanced
+        return torch.ones_like(self.context.done) if self.choices.finished == "repeat" else self.context.advanced
 
     def log_prob(self, value: Tensor) -> Tensor:
         z = self.prm.step_log_odds(self.context)
@@ -130,10 +139,10 @@ class StepReward(TorchDistribution):
     def _log_potential(self, z: Tensor) -> Tensor:
         real = self.context.reasons != StopReason.FINISHED
         if self.potential == "odds":
-            return prefix_log_odds(z, real, self.aggregation) / self.temperature
-        running = running_log_odds if self.score == "log_odds" else running_log_score
+            return prefix_log_odds(z, real, self.choices.aggregation) / self.choices.temperature
+        running = running_log_odds if self.choices.score == "log_odds" else running_log_score
         # In float64, so that the product telescopes.
-        scaled = running(z.to(torch.float64), real, self.aggregation) / self.temperature
+        scaled = running(z.to(torch.float64), real, self.choices.aggregation) / self.choices.temperature
         return steering_log_factor(self.potential, scaled, self.context.done | self.last_round)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .context import Context
-from .distributions import StepReward
+from .distributions import RewardChoices, StepReward
 from .inference.weights import Weights
 from .lm.protocol import LanguageModel, StepOptions
 from .reward.protocol import RewardModel
@@ -69,12 +69,7 @@ class LookAhead:
         self.lm, self.prm = lm, prm
         self.options = options if options is not None else StepOptions()
         self.power, self.floor, self.finish, self.max_steps = power, floor, finish, max_steps
-        self._reward: dict[str, Any] = {
-            "potential": potential,
-            "temperature": score_temperature,
-            "aggregation": aggregation,
-            "score": score,
-        }
+        self.choices = RewardChoices(potential, score_temperature, aggregation, score=score)
 
     @classmethod
     def of(cls, model: ReasoningModel, *, power: float = 0.5, temperature: float | None = None, floor: float = 1e-4) -> LookAhead:
@@ -111,7 +106,7 @@ class LookAhead:
             context = replace(context, lm=self.lm)
         tokens = self.lm.sample_step(context, context.batch_shape, self.options).tokens
         successor = context.extend(tokens, stop=self.options.stop, finish=self.finish)
-        reward = StepReward(self.prm, successor, **self._reward)
+        reward = StepReward(self.prm, successor, **asdict(self.choices))
         return reward.log_prob(torch.ones((), device=tokens.device)).to(torch.float64).clamp(min=math.log(self.floor))
 
     @staticmethod

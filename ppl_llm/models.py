@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .answers import Answer, argmax, weighted_majority
 from .context import DEFAULT_STOP, Context, StopReason
-from .distributions import LLMStep, StepReward, prefix_log_odds
+from .distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from .inference import Equivalent, barrier
 from .inference.particle_posterior import ParticlePosterior
 from .inference.plain_file import is_plain
@@ -179,6 +179,8 @@ def reasoning(
         chosen = replace(chosen, potential=potential)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
+    aggregation = aggregation if aggregation is not None else chosen.aggregation
+    RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)  # what does not go together fails here
     if chosen.selection is not None:
         chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
     return ReasoningModel(
@@ -187,7 +189,7 @@ def reasoning(
         chosen,
         max_steps,
         StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k),
-        aggregation if aggregation is not None else chosen.aggregation,
+        aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
         early_exit,

@@ -211,3 +211,15 @@ def test_running_scores_agree_with_those_of_each_prefix() -> None:
 def test_bad_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StepReward(GivenScores(torch.zeros(1, 1)), after_steps([0], 1), *args, **kwargs)
+
+
+def test_models_fail_before_work_is_lost() -> None:
+    """What does not go together is an error of ``reasoning``, not of the first step."""
+    with pytest.raises(ValueError, match=r"unknown potential 'ratio'\. Known: likelihood, odds, difference, max, sum"):
+        reasoning(LM, PRM, "twisted", potential="ratio")
+    with pytest.raises(ValueError, match="aggregation and temperature go with the other potentials: odds, difference, max, sum"):
+        reasoning(LM, PRM, "exact", score_temperature=2.0)
+    with pytest.raises(ValueError, match="score='log_odds' goes with the potentials difference, max, sum"):
+        reasoning(LM, PRM, "as_paper", score="log_odds")
+    with pytest.raises(ValueError, match="finished='repeat' undoes the telescoping product of potential 'max'"):
+        reasoning(LM, PRM, "as_paper", potential="max")
