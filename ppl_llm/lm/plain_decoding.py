@@ -97,6 +97,7 @@ class PlainDecoding:
             position += 1
             if len(keep) == 0:
                 return tokens, log_probs
+            count(tokens_prefilled=int(given.sum()))
             if len(keep) < len(lanes):
                 lanes, token, watch = lanes[keep], token[keep], watch[keep]
                 if state is not None:

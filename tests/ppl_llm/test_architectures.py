@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from transformers import AutoModelForCausalLM, Cache
 
 from ppl_llm.context import PAD
+from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm.architecture import VERIFIED
 from ppl_llm.lm.layer_masks import LayerMasks
 from ppl_llm.lm.protocol import StepOptions
@@ -66,6 +67,26 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             torch.testing.assert_close(log_probs[lane], forced, atol=5e-5, rtol=1e-5)
         context = context.extend(step, OPTIONS.stop).reorder(torch.tensor([0, 0, 1, 3]))
     drive(lm)
+
+
+def test_lanes_without_a_slab_share_their_passes(tmp_path: Path) -> None:
+    """A pass over what all lanes have in common, then one for each position, however ragged the lanes are."""
+    lm = load("mamba", tmp_path, max_length=64)
+    lm.eos_ids = torch.tensor([], dtype=torch.long)
+    options, lanes = StepOptions(stop="\x00\x00", max_tokens=6), 5
+    context = lm.start("What is 12 + 30?")
+    prompt = int(context.lengths)
+    with CostMeter() as meter:
+        lm.sample_step(context, torch.Size((lanes,)), options)
+    assert meter.totals["tokens_prefilled"] == prompt and meter.totals["lm_forwards"] == 6
+    counts = torch.tensor([1, 4, 2, 2, 6])
+    ragged = context.extend(torch.where(torch.arange(6) < counts[:, None], torch.arange(20, 26), PAD), options.stop)
+    with CostMeter() as meter:
+        lm.sample_step(ragged, torch.Size((lanes,)), options)
+    given = int((counts - 1).sum())
+    assert meter.totals["tokens_prefilled"] == prompt + 1 + given
+    assert meter.totals["lm_forwards"] == 1 + (6 - 1) + (6 - 1)
+    assert meter.totals["tokens_sampled"] == lanes * 6
 
 
 def test_what_counts_as_verified_is_tested_here() -> None:
