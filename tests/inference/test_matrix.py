@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ppl_llm.inference import SMC, Enumeration
 from ppl_llm.inference.replicate import replicate
+from tests import mutants
 from tests.inference.algorithms import ALGORITHMS, ALL, SEARCHES, Algorithm
 from tests.models import MODELS, Known
 from tests.mutants import WRONG_WEIGHTS, with_messenger
@@ -138,3 +140,20 @@ def test_a_wrong_engine_is_rejected_in_its_cell(wrong: str, model: str) -> None:
         algorithm = ALGORITHMS["SMC, multinomial at every barrier"]
     scores, _ = cell(algorithm, known(model), "wrong", with_messenger(WRONG_WEIGHTS[wrong]))
     assert float(scores.max()) > Z
+
+
+@pytest.mark.parametrize(
+    ("wrong", "arguments", "cell_of", "model"),
+    [
+        (mutants.NoLengthRatio, {}, "SuffixMH", "tabular"),
+        (mutants.AcceptsAlways, {"num_particles": 8}, "PIMH", "problems"),
+        (mutants.TemperedSwap, {"betas": [0.1, 0.5, 1.0]}, "ParallelTempering", "calibrated"),
+        (mutants.StaleLikelihood, {"num_particles": 6, "betas": [0.2, 0.6, 1.0]}, "TemperedSMC", "prefix"),
+        (mutants.BehindKernel, {"num_particles": 6, "betas": [0.2, 0.6, 1.0]}, "TemperedSMC", "linear gaussian"),
+    ],
+)
+def test_a_wrong_kernel_is_rejected_in_its_cell(wrong: Any, arguments: dict[str, Any], cell_of: str, model: str) -> None:
+    """By more than 8 standard errors, where the right one has less than 4.9."""
+    right = ALGORITHMS[cell_of]
+    scores, _ = cell(replace(right, build=lambda m, nesting: wrong(m, **arguments, max_plate_nesting=nesting)), known(model), "wrong")
+    assert float(scores.max()) > 8
