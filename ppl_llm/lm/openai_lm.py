@@ -56,7 +56,7 @@ class OpenAILM:
     :param str log_probs: ``raw``, ``processed`` or ``none``.
     :param str system_prompt: system turn before a problem given as a string.
     :param str chat_template: Jinja template to use in place of the tokenizer's.
-    :param int max_length: longest context in tokens; by default, and at most, what the server tells.
+    :param int max_length: longest context in tokens; by default, and at most, what the server or the configuration tells.
     :param eos_ids: tokens that end the text, beside those of the tokenizer and its model's configuration.
     :param bool server_stop: ``False`` does not send stop strings to a server in text mode.
     :param dict extra_body: further fields of every request for steps.
@@ -93,8 +93,8 @@ class OpenAILM:
         self._service = CompletionService(ServerClient(base_url, api_key_env=api_key_env, **client))
         served = ServedModel.find(self.client, model)
         self.model = served.name
-        self.max_length = served.limit(max_length)
         own = ServedTokenizer.of(served, tokenizer)
+        self.max_length = served.limit(max_length, own.max_length)
         self.tokenizer, self.vocab_size, ends = own.tokenizer, own.vocab_size, own.eos_ids | set(eos_ids)
         if not ends:
             raise ValueError("the tokenizer names no token that ends the text; pass eos_ids=(...)")

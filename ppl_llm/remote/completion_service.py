@@ -34,7 +34,12 @@ class CompletionService:
         def read(i: int, reply: Any) -> Completion:
             return Completion.parse(reply, sizes[i])
 
-        completions = self.client.post(f"{self.client.address.api}/completions", bodies, read)
+        try:
+            completions = self.client.post(f"{self.client.address.api}/completions", bodies, read)
+        except ServerError as error:
+            if error.status in (400, 422) and "return_token_ids" in bodies[0]:
+                raise ServerError(f"{error}. A server that knows no token ids needs OpenAILM(..., mode='text')", error.status) from None
+            raise
         count(**{f"{self._counter}_requests": len(bodies), f"{self._counter}_requests_repeated": self.client.retries - before})
         for completion in completions:
             if self.answers_as is None:

@@ -25,16 +25,17 @@ class ServedModel(NamedTuple):
         """Where its tokenizer may be: the model's directory, if the server is on this machine, or its name."""
         return self.root if self.root is not None and Path(self.root).is_dir() else self.name
 
-    def limit(self, given: int | None) -> int:
-        """Longest context: what was asked for, at most what the server tells.
+    def limit(self, given: int | None, configured: int | None) -> int:
+        """Longest context: what was asked for, at most what the server tells, or else the model's configuration.
 
-        :raises ValueError: if neither is known, or more is asked for.
+        :raises ValueError: if none of them is known, or more is asked for.
         """
-        if given is None and self.max_length is None:
+        most = self.max_length or configured
+        if given is None and most is None:
             raise ValueError("the server does not tell how long its contexts may be; pass max_length=...")
-        if given is not None and (given < 2 or (self.max_length is not None and given > self.max_length)):
-            raise ValueError(f"max_length must lie in 2 .. {self.max_length or 'the context of the model'}, got {given!r}")
-        return given if given is not None else int(self.max_length or 0)
+        if given is not None and (given < 2 or (most is not None and given > most)):
+            raise ValueError(f"max_length must lie in 2 .. {most or 'the context of the model'}, got {given!r}")
+        return given if given is not None else int(most or 0)
 
     @classmethod
     def find(cls, client: ServerClient, name: str | None) -> ServedModel:
@@ -53,15 +54,15 @@ class ServedModel(NamedTuple):
             return models[0]
         if name not in names:
             asked = "serves several models; name one" if name is None else f"does not serve {name!r}"
-            raise ValueError(f"{client.address.api} {asked}. It serves: {', '.join(names[:10]) or 'nothing'}")
+            raise ValueError(f"{client.address.api} {asked}. It serves: {', '.join(names[:10])}")
         return models[names.index(name)]
 
     @classmethod
     def all(cls, client: ServerClient) -> list[ServedModel] | None:
-        """Every model, or ``None`` if the server has no list of them."""
+        """Every model, or ``None`` if the server has no list of them; ``transformers serve`` lists only what was downloaded."""
         try:
             reply = client.get(f"{client.address.api}/models", max_attempts=1)
-            return [cls(str(entry["id"]), entry.get("max_model_len"), entry.get("root")) for entry in reply["data"]]
+            return [cls(str(entry["id"]), entry.get("max_model_len"), entry.get("root")) for entry in reply["data"]] or None
         except ServerError as error:
             if error.status in (None, 401, 403):
                 raise

@@ -14,12 +14,14 @@ class ServedTokenizer(NamedTuple):
     :ivar set eos_ids: tokens that end the text.
     :ivar int vocab_size: width of the model's logits where the configuration is known, else of the tokenizer.
     :ivar str source: the directory or name it was loaded from; ``None`` for an object.
+    :ivar int max_length: longest context, where the configuration is known.
     """
 
     tokenizer: Any
     eos_ids: set[int]
     vocab_size: int
     source: str | None = None
+    max_length: int | None = None
 
     @classmethod
     def of(cls, served: ServedModel, given: Any, kind: str = "lm") -> ServedTokenizer:
@@ -51,7 +53,7 @@ class ServedTokenizer(NamedTuple):
         path = Path(source).expanduser()
         name = str(path) if path.is_dir() else locate(source, kind)
         tokenizer = load_tokenizer(name)
-        eos_ids, vocab_size = _ids(tokenizer), len(tokenizer)
+        eos_ids, vocab_size, max_length = _ids(tokenizer), len(tokenizer), None
         for settings in (AutoConfig, GenerationConfig):
             try:
                 config = settings.from_pretrained(name)
@@ -59,8 +61,9 @@ class ServedTokenizer(NamedTuple):
                 continue  # a directory with the tokenizer alone will do
             text = config.get_text_config() if settings is AutoConfig else config
             eos_ids |= _ids(text)
+            max_length = getattr(text, "max_position_embeddings", None) or max_length
             vocab_size = max(vocab_size, getattr(text, "vocab_size", None) or 0)
-        return cls(tokenizer, eos_ids, vocab_size, name)
+        return cls(tokenizer, eos_ids, vocab_size, name, max_length)
 
 
 def _ids(source: Any) -> set[int]:

@@ -44,7 +44,7 @@ class RemotePRM:
     :param tokenizer: of the model: an object, a directory or a hub name; by default what the server calls the model.
     :param str endpoint: ``pooling``, ``completions``, or ``auto`` for the family's usual one.
     :param bool whole_answer: score the answer so far as a single step.
-    :param int max_length: longest trace in tokens; by default, and at most, what the server tells.
+    :param int max_length: longest trace in tokens; by default, and at most, what the server or the configuration tells.
     :param dict format_options: of the family's format, e.g. ``{"system_prompt": None}``.
     :param client: keywords for :class:`~ppl_llm.remote.client.ServerClient`.
     :raises ServerError: if the server cannot be reached, and ValueError if it does not serve the model or the family cannot be told.
@@ -69,8 +69,8 @@ class RemotePRM:
         known = None if family == "auto" else get_family(family)
         self.client = ServerClient(base_url, api_key_env=api_key_env, **client)
         served = ServedModel.find(self.client, model)
-        self.model, self.max_length, self.whole_answer = served.name, served.limit(max_length), whole_answer
         own = ServedTokenizer.of(served, tokenizer, kind="prm")
+        self.model, self.max_length, self.whole_answer = served.name, served.limit(max_length, own.max_length), whole_answer
         kind = known or _detected(own, served)
         self.family, self.tokenizer = kind.name, own.tokenizer
         self.format = kind.make_format(own.tokenizer, own.vocab_size, **(format_options or {}))

@@ -396,3 +396,25 @@ def test_a_server_that_does_not_tell_its_context() -> None:
     with pytest.raises(ValueError, match="pass max_length="):
         remote(serve(max_model_len=None))
     assert remote(serve(max_model_len=None), max_length=100).max_length == 100
+    demo = OpenAILM(URL, "fake", tokenizer="demo", transport=serve(max_model_len=None).transport())
+    assert demo.max_length == 1024 and demo.vocab_size == 422 and demo.eos_ids.tolist() == [2], "from the configuration"
+
+
+def test_a_server_that_refuses_fields_it_does_not_know() -> None:
+    server = serve(faults=lambda call: Fault("status", 422))
+    with pytest.raises(ServerError, match=r"HTTP 422: fault 422. A server that knows no token ids needs OpenAILM\(..., mode='text'\)"):
+        reasons(remote(server))
+    assert len(server.calls) <= 60, "not tried again"
+
+
+def test_a_server_whose_list_of_models_is_empty_is_believed() -> None:
+    class Shy(FakeServer):
+        async def _reply(self, path: str, raw: bytes) -> Any:
+            if path == "/v1/models":
+                return 200, {}, b'{"object": "list", "data": []}'
+            return await super()._reply(path, raw)
+
+    shy = Shy(table, byte_tokenizer(SYMBOLS, "$"))
+    assert remote(shy, model="fake", max_length=64).model == "fake"
+    with pytest.raises(ValueError, match="does not list its models"):
+        remote(shy, max_length=64)
