@@ -111,7 +111,7 @@ class SeedPerRequest(OpenAILM):
         return super()._write(prompts, room, seeds, options)
 
 
-def chi_square(lm: OpenAILM, num_lanes: int = 1000) -> tuple[float, int]:
+def chi_square(lm: OpenAILM, num_lanes: int = 600) -> tuple[float, int]:
     """Statistic and degrees of freedom of sampled steps against the exact law, rare steps pooled."""
     context = local().start("b")
     support = local().enumerate_steps(context, OPTIONS)
@@ -138,7 +138,7 @@ def test_sampled_steps_pass_a_chi_square_test(seeded: bool) -> None:
     server = serve()
     statistic, dof = chi_square(remote(server, seeded=seeded))
     assert tail(statistic, dof) > 1e-4
-    assert len(server.calls) == (1000 if seeded else 4), "a request for each lane, or 256 lanes to a request"
+    assert len(server.calls) == (600 if seeded else 3), "a request for each lane, or 256 lanes to a request"
 
 
 @pytest.mark.parametrize("wrong", [OneSeed, SeedPerRequest])
