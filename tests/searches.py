@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import barrier
+from ppl_llm.inference import SearchPosterior, barrier
 from ppl_llm.inference.state import take
 from tests.exact import AbsorbingCategorical
 
@@ -195,3 +195,47 @@ def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> li
         else:
             output += [Found(c, tree.score(c)) for c in candidates]
     return output
+
+
+SEEDS = 100
+"""Problems of a run, each with draws of its own."""
+
+
+def candidates(posterior: SearchPosterior, problem: int) -> list[Found]:
+    lanes = [posterior.lane((n, problem)).path() for n in range(posterior.num_particles)]
+    assert posterior.scores is not None
+    scores, weights = posterior.scores[:, problem].tolist(), posterior.log_weights[:, problem].tolist()
+    return [Found(path, s, votes=w == s) for path, s, w in zip(lanes, scores, weights, strict=True)]
+
+
+def searched(search: Any, model: Tree, seed: int = 0, problems: int = SEEDS) -> tuple[SearchPosterior, list[Tensor]]:
+    """The posterior, and what was drawn in each round."""
+    pyro.set_rng_seed(seed)
+    model.draws.clear()
+    posterior = search.run(problems)
+    return posterior, model.draws[: model.length]
+
+
+def disagreement(search: Any, model: Tree, published: Any, seed: int = 0, problems: int = SEEDS) -> float:
+    """Share of the problems whose result differs from the published definition's."""
+    posterior, draws = searched(search, model, seed, problems)
+
+    def differs(problem: int) -> bool:
+        return candidates(posterior, problem) != published(lambda t, i: int(draws[t][i, problem]))
+
+    return sum(map(differs, range(problems))) / problems
+
+
+def scripted(rounds: list[list[int]], factors: dict[Path, float], **kwargs: Any) -> Tree:
+    """A tree with given draws of one problem, and log-factors of the named prefixes (0 elsewhere)."""
+    model = tree(0, len(rounds), forced=lambda t: torch.tensor(rounds[t])[:, None], **kwargs)
+    for t, table in enumerate(model.factors):
+        table.zero_()
+        for path, value in factors.items():
+            if len(path) == t + 1:
+                table[sum((s + 1) * (SYMBOLS + 1) ** (t - i) for i, s in enumerate(path))] = value
+    return model
+
+
+def results(posterior: SearchPosterior) -> list[tuple[str, float, bool]]:
+    return [("".join(map(str, f.path)), f.score, f.votes) for f in candidates(posterior, 0)]
