@@ -81,6 +81,7 @@ def main() -> None:
     runs = {
         "ppl_llm.SMC": lambda: SMC(model, n).run(steps),
         "ppl_llm.SMC, audit=True": lambda: SMC(model, n, audit=True).run(steps),
+        "ppl_llm.SMC.iterate": lambda: list(SMC(model, n).iterate(steps)),
         "pyro.infer.SMCFilter": lambda: smc_filter(n, steps),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -42,13 +42,6 @@ class Step(NamedTuple):
     resampled: Tensor
 
 
-def _flat(index: tuple[int, ...], shape: torch.Size) -> int:
-    flat = 0
-    for i, size in zip(index, shape, strict=True):
-        flat = flat * size + i
-    return flat
-
-
 class ParticlePosterior(PyroTraces):
     """Weighted particles with their genealogy.
 
@@ -222,7 +215,7 @@ class ParticlePosterior(PyroTraces):
         def one(plate: tuple[int, ...]) -> DiscreteMarginal:
             picked = iter(plate)
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
-            mass = weights.reshape(len(weights), -1)[:, _flat(plate, plates)].tolist()
+            mass = weights[(slice(None), *plate)].tolist()
             return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
 
         def nest(plate: tuple[int, ...]) -> Any:

@@ -52,6 +52,10 @@ class SMC:
         posterior = SMC(model, num_particles=100).run(observations)
         posterior.log_evidence, posterior.sites["z_0"], posterior.weights
 
+        for state in SMC(model, num_particles=100).iterate(observations):    # the same, barrier by barrier
+            state.save("run.checkpoint")
+        SMC(model, num_particles=100).resume("run.checkpoint")               # the same, in another process
+
     The evidence estimate is unbiased for every resampling scheme and ESS threshold.
 
     :param model: a function with ``pyro.sample`` sites, run once with all particles in one plate on the left of its own plates.
