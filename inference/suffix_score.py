@@ -104,7 +104,7 @@ class SuffixScore(Messenger):
 
     @staticmethod
     def _log_prob(msg: Any) -> Tensor:
-        """Of distributions that do not validate: -inf outside the support, and 0 to be added where the lane is impossible anyway."""
+        """-inf outside the support, where a distribution that does not validate its values may give nan."""
         log_prob: Tensor = msg["fn"].log_prob(msg["value"])
         if log_prob.isnan().any():
             log_prob = torch.where(msg["fn"].support.check(msg["value"]), log_prob, -torch.inf)
