@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..inference.names import unknown_name
+from ..lm.protocol import LanguageModel
 from ..models import ReasoningModel, get_preset, reasoning
+from ..remote.address import is_address
 from ..reward.protocol import RewardModel
 
 
@@ -16,8 +18,8 @@ from ..reward.protocol import RewardModel
 class Models:
     """Names and options from which every process loads the same program.
 
-    :param str lm: ``demo``, a directory, or a name on the Hugging Face Hub.
-    :param str prm: ``demo``, ``demo-weak``, a directory, or a name on the Hub.
+    :param str lm: ``demo``, a directory, a name on the Hugging Face Hub, or the address of a server that has one model.
+    :param str prm: ``demo``, ``demo-weak``, a directory, a name on the Hub, or an address.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
     :param int max_steps: rounds at most.
@@ -72,9 +74,22 @@ class Models:
         from ..reward.transformers_prm import TransformersPRM
 
         self.check()
-        prm: RewardModel = TransformersPRM.from_pretrained(self.prm, device_map=self.device)
+        lm: LanguageModel
+        prm: RewardModel
+        if is_address(self.lm):
+            from ..lm.openai_lm import OpenAILM
+
+            lm = OpenAILM(self.lm)
+        else:
+            lm = TransformersLM.from_pretrained(self.lm, device_map=self.device)
+        if is_address(self.prm):
+            from ..reward.remote_prm import RemotePRM
+
+            prm = RemotePRM(self.prm)
+        else:
+            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device)
         return reasoning(
-            TransformersLM.from_pretrained(self.lm, device_map=self.device),
+            lm,
             prm if self.calibration is None else CalibratedReward(prm, Calibration(*self.calibration)),
             self.preset,
             **self._options(),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..context import PAD, Context
 from ..inference.cost import count
+from ..notes import NoteKey
 from ..remote.client import DEFAULT_VARIABLE, ServerClient
 from ..remote.completion_service import CompletionService
 from ..remote.completions import Choice
@@ -92,8 +93,7 @@ class OpenAILM:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self._service = CompletionService(ServerClient(base_url, api_key_env=api_key_env, **client))
         served = ServedModel.find(self.client, model)
-        self.model = served.name
-        own = ServedTokenizer.of(served, tokenizer)
+        self.model, own = served.name, ServedTokenizer.of(served, tokenizer)
         self.max_length = served.limit(max_length, own.max_length)
         self.tokenizer, self.vocab_size, ends = own.tokenizer, own.vocab_size, own.eos_ids | set(eos_ids)
         if not ends:
@@ -105,6 +105,7 @@ class OpenAILM:
         self.extra_body = dict(extra_body or {})
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
             raise ValueError(f"extra_body must not set {', '.join(clash)}: OpenAILM and the options of a step do")
+        self._key = NoteKey(f"lm on a server {self.model}")
         self._automata: dict[tuple[str, ...], StopAutomaton] = {}
         self._special_ids = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -125,8 +126,7 @@ class OpenAILM:
         """
         batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
         texts, prompts = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
-        longest = max(map(len, prompts))
-        if longest >= self.max_length:
+        if (longest := max(map(len, prompts))) >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
         return Context.root(self, texts, list(prompts), batched)
 
@@ -188,7 +188,7 @@ class OpenAILM:
         found: dict[int, Choice] = {}
         for group, completion in zip(groups, self._service.complete(bodies, list(map(len, groups))), strict=True):
             found.update(zip(group, completion.choices, strict=True))
-        return [found[i] for i in range(len(prompts))]
+        return [choice for _, choice in sorted(found.items())]
 
     def _steps(self, choices: list[Choice], room: Tensor, active: Tensor, options: StepOptions) -> tuple[Tensor, Tensor | None]:
         """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.cost import count
+from ..notes import NoteKey
 from ..remote.client import DEFAULT_VARIABLE, ServerClient
 from ..remote.served import ServedModel
 from ..remote.served_tokenizer import ServedTokenizer
@@ -84,6 +85,7 @@ class RemotePRM:
             self.scorer = PoolingScorer(self.client, self.model, self.format)
         else:
             self.scorer = NextTokenScorer(self.client, self.model, *pair)
+        self._key = NoteKey(f"prm on a server {self.model} {whole_answer}")
         self._memo = ScoreMemo()
         self._written: dict[tuple[int, str], list[int]] = {}
 

@@ -76,8 +76,8 @@ def bigram(ids: list[int]) -> Tensor:
     return torch.randn(422, generator=torch.Generator().manual_seed(ids[-1]))
 
 
-def demo_lm(logits: Any, **options: Any) -> FakeServer:
-    return FakeServer(logits, AutoTokenizer.from_pretrained(LM_DIR), max_model_len=1024, model="demo-lm", **options)
+def demo_lm(logits: Any, model: str = "demo-lm", **options: Any) -> FakeServer:
+    return FakeServer(logits, AutoTokenizer.from_pretrained(LM_DIR), max_model_len=1024, model=model, **options)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def demo_pool() -> Any:
     return pool
 
 
-def demo_prm(pool: Any) -> FakeServer:
+def demo_prm(pool: Any, model: str = "demo-prm") -> FakeServer:
     tokenizer = AutoTokenizer.from_pretrained(PRM_DIR)
     pooler = {"step_tag_id": tokenizer.convert_tokens_to_ids("<extra_0>")}
-    return FakeServer(None, tokenizer, pool=pool, pooler=pooler, max_model_len=1024, model="demo-prm")
+    return FakeServer(None, tokenizer, pool=pool, pooler=pooler, max_model_len=1024, model=model)
 
 
 def test_the_models_of_this_package() -> None:
@@ -173,6 +173,14 @@ def test_solve_on_servers_is_solve_on_their_models(network: Any, demo_logits: An
     assert first["settings"]["lm"] == URL and first["settings"]["lm_model"] == "demo-lm"
     assert first["cost"]["lm_requests"] >= 3 and first["cost"]["prm_requests"] >= 2
     assert (first["log_evidence"], first["best"]) == (again["log_evidence"], again["best"])
+
+
+def test_an_evaluation_loads_models_on_servers(network: Any, demo_pool: Any) -> None:
+    from ppl_llm.evaluation.source import Models
+
+    network(fake=demo_lm(bigram, model="demo"), judge=demo_prm(demo_pool, model="demo"))
+    program = Models(URL, "http://judge/v1").load()
+    assert repr(program.lm) == f"OpenAILM({URL!r}, 'demo')" and repr(program.prm) == "RemotePRM('http://judge/v1', 'demo', 'qwen')"
 
 
 @pytest.mark.parametrize("option", ["--lm-model", "--prm-tokenizer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 from typing import Any
@@ -367,6 +368,18 @@ def test_another_model_under_way_is_an_error() -> None:
     lm = remote(serve(faults=lambda call: Fault("model") if call == 3 else None))
     with pytest.raises(ServerError, match="changed under way, from 'fake' to 'another'"):
         lm.sample_step(lm.start("a"), torch.Size([5]), OPTIONS)
+
+
+def test_a_kept_run_knows_the_model_and_not_the_connection() -> None:
+    """Contexts go through a file with their model; a program is told from that of another model."""
+    lm = remote(serve())
+    context = lm.start("a")
+    context = context.extend(lm.sample_step(context, torch.Size([3]), OPTIONS).tokens, stop=";")
+    again = pickle.loads(pickle.dumps(context))
+    assert torch.equal(again.tokens, context.tokens) and again.text == context.text
+    reward = TabularReward(torch.zeros(4))
+    named = reasoning(lm, reward).settings, reasoning(remote(serve(model="other")), reward).settings
+    assert named[0]["lm"] == "lm on a server fake" != named[1]["lm"]
 
 
 def test_prefix_cache_hits_are_counted() -> None:
