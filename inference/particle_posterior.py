@@ -215,7 +215,8 @@ class ParticlePosterior(PyroTraces):
         def one(plate: tuple[int, ...]) -> DiscreteMarginal:
             picked = iter(plate)
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
-            mass = weights[(slice(None), *plate)].tolist()
+            here: tuple[Any, ...] = (slice(None), *plate)
+            mass = weights[here].tolist()
             return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
 
         def nest(plate: tuple[int, ...]) -> Any:
