@@ -41,13 +41,14 @@ class CompletionService:
                 raise ServerError(f"{error}. A server that knows no token ids needs OpenAILM(..., mode='text')", error.status) from None
             raise
         count(**{f"{self._counter}_requests": len(bodies), f"{self._counter}_requests_repeated": self.client.retries - before})
-        for completion in completions:
+        for size, completion in zip(sizes, completions, strict=True):
             if self.answers_as is None:
                 self.answers_as = completion.model
             elif completion.model != self.answers_as:
                 raise ServerError(f"the server's model changed under way, from {self.answers_as!r} to {completion.model!r}: start again")
             prefilled = "tokens_prefilled" if self._counter == "lm" else f"{self._counter}_tokens"
-            count(**{prefilled: completion.prompt_tokens - (completion.cached_tokens or 0)})
-            if completion.cached_tokens is not None:
-                count(**{f"{self._counter}_tokens_cached": completion.cached_tokens})
+            cached = completion.cached_tokens if size == 1 else None  # of several prompts vLLM tells the last one's only
+            count(**{prefilled: completion.prompt_tokens - (cached or 0)})
+            if cached is not None:
+                count(**{f"{self._counter}_tokens_cached": cached})
         return completions
