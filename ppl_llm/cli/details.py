@@ -13,6 +13,7 @@ class Details(NamedTuple):
     :ivar float log_evidence: ``None`` where the algorithm gives none.
     :ivar str no_evidence: why, in the library's words.
     :ivar str unit: what ``ess`` and ``resampled`` are a list over: ``step``, ``iteration`` or ``stage``.
+    :ivar bool estimates: whether the weights estimate the model's posterior; those of a search are votes.
     :ivar list ess: effective sample size; the least of several islands.
     :ivar dict values: what else there is, for programs.
     :ivar list lines: the same for people.
@@ -21,6 +22,7 @@ class Details(NamedTuple):
     log_evidence: float | None
     no_evidence: str | None
     unit: str
+    estimates: bool
     ess: list[float]
     resampled: list[bool]
     values: dict[str, Any]
@@ -29,6 +31,8 @@ class Details(NamedTuple):
 
 def details(posterior: ParticlePosterior) -> Details:
     """Of the posterior of a single problem."""
+    from ..inference.search_posterior import SearchPosterior
+
     try:
         log_evidence, reason = float(posterior.log_evidence), None
     except ValueError as error:
@@ -67,7 +71,7 @@ def details(posterior: ParticlePosterior) -> Details:
         lines.append("stopped before every solution was finished")
     if getattr(posterior, "scores", None) is not None:
         values["scores"] = posterior.scores.tolist()
-    return Details(log_evidence, reason, unit, ess, resampled, values, lines)
+    return Details(log_evidence, reason, unit, not isinstance(posterior, SearchPosterior), ess, resampled, values, lines)
 
 
 def _numbers(values: list[float]) -> str:

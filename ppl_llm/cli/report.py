@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 8
 """Answers shown in the table; JSON has all."""
+_ROUNDS = 24
+"""Steps, iterations or stages of which the effective sample size is shown; JSON has all."""
 _BAR = 24
 
 
@@ -110,16 +112,18 @@ class Report:
     def print(self, console: Console) -> None:
         """For people."""
         told = self.details
-        title = "Posterior over answers"
+        title = "Posterior over answers" if told.estimates else "Vote over answers"
         if self.partial:
-            title = f"Partial posterior over answers: interrupted after {len(told.ess)} {told.unit}s"
+            title = f"Partial {title[0].lower()}{title[1:]}: interrupted after {len(told.ess)} {told.unit}s"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         finished = f"{self.finished} of {self.particles} finished"
         resampled = f"resampled {sum(told.resampled)} of {len(told.resampled)} times"
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
         console.print(Text(f"{evidence}, {finished}, {resampled}"))
-        console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess), style="dim"))
+        if told.estimates:
+            more = f" .. {len(told.ess) - _ROUNDS} more" if len(told.ess) > _ROUNDS else ""
+            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ROUNDS]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
             console.print(Text(line, style="dim"))
         best = self.best

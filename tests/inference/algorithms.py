@@ -80,13 +80,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ParticleGibbs, two references": chain(
         lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
-    "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 40, 60),
+    "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 30, 50),
     "PIMH": chain(lambda model, nesting: PIMH(model, 8, max_plate_nesting=nesting), 12, 12),
     "PMMH": replace(
         chain(lambda model, nesting: PMMH(model, 16, ["factor"], step_size=0.8, max_plate_nesting=nesting), 40, 40),
         not_for={model: "'factor'" for model in ("hmm", "tabular", "two sites", "problems", "linear gaussian", "prefix")},
     ),
-    "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 40, 60),
+    "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 25, 40),
 }
 
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {

@@ -126,7 +126,13 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    for part in ("Posterior over answers", f"ESS per {unit}", "Best solution", "tokens sampled"):
+    search = method in ("beam-search", "dvts", "best-of-n", "self-consistency")
+    for part in (
+        "Vote over answers" if search else "Posterior over answers",
+        "" if search else f"ESS per {unit}",
+        "Best solution",
+        "tokens sampled",
+    ):
         assert part in result.stdout
     assert ("log evidence" in result.stdout) == (method in ("smc", "importance", "tempered-smc"))
     assert ("gives no evidence" in result.stdout) == (method not in ("smc", "importance", "tempered-smc"))
