@@ -148,8 +148,8 @@ class SMC:
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """Go on to the end from a file of :meth:`ParticlePosterior.save`.
 
-        On the CPU the result is bit for bit that of a run without the interruption, the state of torch's random number generators, which
-        the file brings, included. Reward models that keep no state of their own score earlier steps again.
+        On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
+        brings the state of torch's random number generators. Reward models that keep no notes on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.

@@ -114,6 +114,36 @@ def test_problems_islands_and_audit(tmp_path: Path) -> None:
     assert resumed.audit is not None and resumed.audit.error == 0.0
 
 
+def test_interrupted_in_the_middle_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caches have gone on beyond the last barrier by then; what they hold of the state is still found."""
+    forget()
+    pyro.set_rng_seed(0)
+    whole = smc().run(PROBLEM)
+    forget()
+    engine = model().lm._engine  # type: ignore[attr-defined]
+    forward, calls = engine._forward, []
+
+    def interrupted(**inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 45:
+            raise KeyboardInterrupt
+        return forward(**inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forward", interrupted)
+        pyro.set_rng_seed(0)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            list(smc().iterate(PROBLEM))
+    partial = caught.value.partial_posterior
+    assert 0 < partial.step < whole.step and not partial.complete
+    partial.save(tmp_path / "state")
+    forget()
+    resumed = smc().resume(tmp_path / "state")
+    assert torch.equal(resumed.value.tokens, whole.value.tokens)
+    assert dict(resumed.answers().probs) == pytest.approx(dict(whole.answers().probs), abs=1e-5)
+    torch.testing.assert_close(resumed.log_weights, whole.log_weights, atol=1e-5, rtol=0)
+
+
 def test_without_caches_up_to_rounding(tmp_path: Path) -> None:
     """A fraction of the size: prompts and steps are run again, in other batches, hence up to the rounding of float32."""
     small, large = tmp_path / "small", tmp_path / "large"
