@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import ReferenceMessenger, Weights
+from ppl_llm.inference import ProposalMessenger, ReferenceMessenger, Weights
 from ppl_llm.inference.resampling import CONDITIONAL_RESAMPLERS
 from tests.exact import PAD, AbsorbingCategorical, Chain, Path
 
@@ -114,7 +114,8 @@ def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Te
             place = (lanes - (lanes > slot).long()).clamp(max=max(n - 2, 0))
             values = free[t].gather(0, place) if n > 1 else torch.zeros(1, columns, dtype=torch.long)
             msg["value"] = torch.where(msg["fn"].active, values, PAD)
-            log_p = torch.where(msg["fn"].active, msg["fn"].log_prob(msg["value"]), -math.log(msg["fn"].probs.shape[-1]))
+            drawn_from = msg["infer"].get("proposal", msg["fn"])
+            log_p = torch.where(msg["fn"].active, drawn_from.log_prob(msg["value"]), -math.log(msg["fn"].probs.shape[-1]))
             path.log_prob = path.log_prob + torch.where(lanes != slot, log_p, 0.0).sum(0)
             super()._pyro_sample(msg)
 
@@ -144,6 +145,7 @@ def conditional_outcomes(
     messenger: type[ReferenceMessenger] = ReferenceMessenger,
     ancestors: bool = False,
     program: Callable[[int], Any] | None = None,
+    proposal: Tensor | None = None,
     own_sites_only: bool = False,
 ) -> tuple[Tensor, Tensor, Any]:
     """Every outcome of a conditional sweep from each of some references.
@@ -152,6 +154,7 @@ def conditional_outcomes(
     :param wrong: replaces the conditional scheme, keeping its cells.
     :param bool ancestors: whether the messenger samples ancestors.
     :param program: a model with the same sites instead of ``model`` itself.
+    :param Tensor proposal: ``[T, V]`` probabilities to propose from instead of the prior.
     :param bool own_sites_only: leave out the sites that the references reach done; they must then be of one length.
     :returns: index of the reference ``[columns]``, probability of the outcome ``[columns]``, posterior with plate ``columns``.
     """
@@ -172,9 +175,15 @@ def conditional_outcomes(
         reference = {name: value for name, value in reference.items() if (value != PAD).any()}
     resampler: Any = EnumeratedConditional(wrong or CONDITIONAL_RESAMPLERS[scheme], scheme, chosen_cells)
     program = program or model
+
+    def propose(site: Any) -> Any:
+        if proposal is None or not isinstance(site["fn"], AbsorbingCategorical):
+            return None
+        return AbsorbingCategorical(proposal[int(site["name"].split("_")[1])].expand(n, columns, v), site["fn"].active)
+
     more = {"program": lambda: program(columns)} if ancestors else {}
     engine = forced(messenger, free, path, indices, rotations)(n, 1, resampler, ess_threshold, reference=reference, **more)
-    with torch.no_grad(), engine, pyro.plate("_particles", n, dim=-2):
+    with torch.no_grad(), engine, ProposalMessenger(propose), pyro.plate("_particles", n, dim=-2):
         value = program(columns)
     posterior = engine.posterior(value)
     log_probs = [resampler.log_prob, engine.index_log_prob if ancestors else []]  # type: ignore[attr-defined]

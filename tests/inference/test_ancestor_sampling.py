@@ -65,6 +65,15 @@ def test_references_of_any_length_without_the_sites_they_lack(kind: type[Stoppin
         assert invariance_error(model, n, "systematic", 1.0, own_sites_only=True, **PGAS) < EXACT
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_proposals(scheme: str) -> None:
+    """Weights p / q: with ancestors the suffix counts by the target, whatever it was proposed from."""
+    proposal = torch.tensor([[0.5, 0.2, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    model = three_symbols(2, True, 1)
+    assert invariance_error(model, 2, scheme, 0.9, proposal=proposal) < EXACT
+    assert invariance_error(model, 2, scheme, 0.9, proposal=proposal, **PGAS) < EXACT
+
+
 @pytest.mark.parametrize(("likelihood", "prior"), [(0.3, 1.0), (1.0, 2.0), (0.0, 0.5)])
 def test_tempered_targets(likelihood: float, prior: float) -> None:
     """The suffix counts with its powers: p(x)^prior p(y | x)^likelihood."""
