@@ -69,6 +69,12 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     drive(lm)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_exactness_at_length(name: str, tmp_path: Path) -> None:
+    drive(load(name, tmp_path, max_length=64), settings(SETTINGS, max_examples=40, stateful_step_count=12))
+
+
 def test_lanes_without_a_slab_share_their_passes(tmp_path: Path) -> None:
     """A pass over what all lanes have in common, then one for each position, however ragged the lanes are."""
     lm = load("mamba", tmp_path, max_length=64)
