@@ -40,7 +40,9 @@ class CompletionService:
             if error.status in (400, 422) and "return_token_ids" in bodies[0]:
                 raise ServerError(f"{error}. A server that knows no token ids needs OpenAILM(..., mode='text')", error.status) from None
             raise
-        count(**{f"{self._counter}_requests": len(bodies), f"{self._counter}_requests_repeated": self.client.retries - before})
+        count(**{f"{self._counter}_requests": len(bodies)})
+        if repeated := self.client.retries - before:
+            count(**{f"{self._counter}_requests_repeated": repeated})
         for size, completion in zip(sizes, completions, strict=True):
             if self.answers_as is None:
                 self.answers_as = completion.model

@@ -58,7 +58,9 @@ class PoolingScorer:
         bodies = [{"model": self.model, "input": [list(ids) for ids in group], "use_activation": activation} for group in groups]
         before = self.client.retries
         replies = self.client.post(f"{self.client.address.root}/pooling", bodies, lambda i, reply: _parse(reply, len(groups[i])))
-        count(prm_requests=len(bodies), prm_requests_repeated=self.client.retries - before, prm_tokens=sum(map(len, sequences)))
+        count(prm_requests=len(bodies), prm_tokens=sum(map(len, sequences)))
+        if repeated := self.client.retries - before:
+            count(prm_requests_repeated=repeated)
         for _, name in replies:
             if self._answers_as is not None and name != self._answers_as:
                 raise ServerError(f"the server's reward model changed under way, from {self._answers_as!r} to {name!r}: start again")
