@@ -8,43 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+
+from tests.ppl_llm.fake_network import ConnectionDropped, Fault, Network
 
 URL = "http://fake/v1"
-
-
-def byte_tokenizer(symbols: list[str], eos: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer whose tokens are given; ``eos`` is special."""
-    alphabet = {" ": "Ġ", "\n": "Ċ"}
-    vocabulary = {"".join(alphabet.get(char, char) for char in symbol): i for i, symbol in enumerate(symbols)}
-    core = Tokenizer(models.BPE(vocabulary, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([eos])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
-
-
-@dataclass
-class Fault:
-    """One thing that can go wrong with a call.
-
-    :ivar str kind: ``status``, ``truncated``, ``dropped``, ``slow``, ``choices`` or ``model``.
-    """
-
-    kind: str
-    status: int = 500
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class ConnectionDropped(Exception):
-    """Raised by the application, turned into the client's own error by :class:`Network`."""
 
 
 class FakeServer:
@@ -251,23 +223,6 @@ class FakeServer:
 
 class _Refused(Exception):
     """A request that the server does not accept."""
-
-
-class Network(httpx.AsyncBaseTransport):
-    """Carries requests to the application; a connection that it drops looks as it does over a socket."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self._inner = httpx.ASGITransport(server)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        timeout = request.extensions["timeout"]["read"]
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._inner.handle_async_request(request)
-        except ConnectionDropped:
-            raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request) from None
-        except TimeoutError:
-            raise httpx.ReadTimeout("", request=request) from None
 
 
 def _warped(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

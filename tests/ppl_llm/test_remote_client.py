@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,11 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ppl_llm.remote.address import Address, is_address
 from ppl_llm.remote.api_key import ApiKey
 from ppl_llm.remote.client import ServerClient
-from ppl_llm.remote.completions import Completion
-from ppl_llm.remote.errors import MalformedReply, ServerError, TransientError
+from ppl_llm.remote.errors import ServerError, TransientError
 
 URL = "http://fake/v1"
 
@@ -218,56 +214,3 @@ def test_without_a_key_no_header_is_sent(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="PPL_LLM_API_KEY holds characters"):
         post(client(transport))
     assert ApiKey("X").scrub("text") == "text"
-
-
-# Addresses and replies --------------------------------------------------------------------------------------------------------------------
-
-
-def test_addresses() -> None:
-    assert Address.parse("http://host:8000") == Address.parse("http://host:8000/v1/") == ("http://host:8000/v1", "http://host:8000")
-    assert Address.parse("https://host/gateway/v1") == ("https://host/gateway/v1", "https://host/gateway")
-    assert is_address("https://host") and not is_address("org/model")
-    with pytest.raises(ValueError, match="looks like http://host:8000/v1") as caught:
-        Address.parse("ftp://host")
-    with pytest.raises(ValueError, match="user name or password") as caught:
-        Address.parse(f"http://me:{SECRET}@host/v1")
-    assert SECRET not in str(caught.value)
-    with pytest.raises(ValueError, match="no query") as caught:
-        Address.parse(f"http://host/v1?key={SECRET}")
-    assert SECRET not in str(caught.value)
-
-
-CHOICE = {"index": 0, "text": "a", "finish_reason": "stop", "token_ids": [1]}
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        {"choices": []},
-        {"choices": [CHOICE, CHOICE]},
-        {"choices": [CHOICE, {**CHOICE, "index": 2}]},
-        {"choices": [{**CHOICE, "finish_reason": "abort"}]},
-        {"choices": [{**CHOICE, "finish_reason": None}]},
-        {"choices": [{**CHOICE, "logprobs": {"token_logprobs": [0.0, 0.0]}}]},
-        {"choices": None},
-        {"error": "busy"},
-        [],
-        "text",
-    ],
-)
-def test_malformed_completions(reply: Any) -> None:
-    with pytest.raises(MalformedReply):
-        Completion.parse(reply, 1)
-    assert Completion.parse({"choices": [CHOICE]}, 1).choices[0].token_ids == [1]
-
-
-def test_options_out_of_range() -> None:
-    for options, message in [({"max_attempts": 0}, "max_attempts"), ({"timeout": 0}, "timeout"), ({"concurrency": True}, "concurrency")]:
-        with pytest.raises(ValueError, match=message):
-            ServerClient(URL, **options)
-
-
-def test_a_missing_extra_says_what_to_install() -> None:
-    code = "import sys; sys.modules['httpx'] = None\nimport ppl_llm.remote.client"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
-    assert done.returncode == 1 and "pip install 'ppl-llm[remote]'" in done.stderr

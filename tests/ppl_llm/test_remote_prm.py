@@ -18,7 +18,8 @@ from ppl_llm.inference import CostMeter
 from ppl_llm.remote.errors import ServerError
 from ppl_llm.reward.next_token_scorer import NextTokenScorer
 from ppl_llm.reward.pooling_scorer import PoolingScorer
-from tests.ppl_llm.fake_server import URL, FakeServer, Fault
+from tests.ppl_llm.fake_network import Fault
+from tests.ppl_llm.fake_server import URL, FakeServer
 from tests.ppl_llm.test_prm_families import PROBLEMS, compare, run_filter, written
 from tests.ppl_llm.tiny_models import language_model
 from tests.ppl_llm.tiny_prms import RECIPES, WRITE, Recipe
