@@ -207,7 +207,7 @@ ARCHITECTURES = {
         "turns",
         "sentencepiece",
         {"head_dim": 8, "global_head_dim": 8, "vocab_size_per_layer_input": 1000, "hidden_size_per_layer_input": 8, **_SLIDING},
-        scale=0.7,  # its attention scores are not divided by the square root of the width: rounding counts for more
+        scale=0.7,  # attention scores are not divided by the square root of the width: rounding counts for more
     ),
     "phi": Architecture("Phi"),
     "phi3": Architecture("Phi3", "roles", "sentencepiece", {"sliding_window": 6}),
@@ -217,7 +217,7 @@ ARCHITECTURES = {
     "gpt-neox": Architecture("GPTNeoX"),
     "olmo2": Architecture("Olmo2"),
     "olmo3": Architecture("Olmo3", settings=_SLIDING),
-    "granite": Architecture("Granite"),
+    "granite": Architecture("Granite", scale=0.7),  # as Gemma 4
     "cohere2": Architecture("Cohere2", settings=_SLIDING),
     "glm4": Architecture("Glm4", settings={"head_dim": 8}),
     "smollm3": Architecture("SmolLM3"),
