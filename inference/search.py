@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from .cost import CostMeter
-from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .search_posterior import SearchPosterior
 from .smc import check_particles
 from .sweep import sweep
+from .voting_messenger import VotingMessenger
 
 
 class Search(ABC):
@@ -41,12 +41,13 @@ class Search(ABC):
         self.callback = callback
 
     @abstractmethod
-    def messenger(self) -> ParticleMessenger:
+    def messenger(self) -> VotingMessenger:
         """The handler of one run."""
 
-    @abstractmethod
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         """The result, given the posterior of the lanes with which the model ended."""
+        assert isinstance(ended, SearchPosterior)
+        return ended
 
     def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
         """What a run that was interrupted has found so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .factors import is_deterministic
-from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior, Site, Step
 from .replay_messenger import KnownValue
 from .resampling import multinomial
 from .search_posterior import SearchPosterior
 from .state import reorder, take
+from .voting_messenger import VotingMessenger
 from .weights import Weights
 
 
@@ -43,7 +43,7 @@ class Candidates(NamedTuple):
         return Candidates(*(tensor.gather(0, index) for tensor in self))
 
 
-class SearchMessenger(ParticleMessenger, ABC):
+class SearchMessenger(VotingMessenger):
     """Propose, reweight, record, select: weights travel with their lanes and are never reset, so they are the scores of whole prefixes.
 
     :param str method: name of the search, for its posterior.
@@ -165,14 +165,6 @@ class SearchMessenger(ParticleMessenger, ABC):
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         return SearchPosterior.of(found, scores=found._weights.log_weights, method=self.method)
-
-    def posterior(self, value: Any) -> SearchPosterior:
-        return self.as_search(super().posterior(value))
-
-    @property
-    def partial(self) -> SearchPosterior | None:
-        found = super().partial
-        return None if found is None else self.as_search(found)
 
     def result(self, chosen: Candidates, replayed: ParticlePosterior) -> SearchPosterior:
         """The posterior of the finalists, whose sites and values come from a replay."""

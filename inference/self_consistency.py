@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
 from .resampling import multinomial
 from .search import Search
 from .search_posterior import SearchPosterior
+from .voting_messenger import VotingMessenger
 
 
 class SelfConsistency(Search):
@@ -28,25 +27,11 @@ class SelfConsistency(Search):
     [1] *Self-Consistency Improves Chain of Thought Reasoning in Language Models*, Xuezhi Wang et al. (2023).
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_particles: int,
-        *,
-        max_plate_nesting: int = 0,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
-
-    def messenger(self) -> ParticleMessenger:
+    def messenger(self) -> VotingMessenger:
         return PriorMessenger(self.num_particles, self.max_plate_nesting, multinomial, 0.0, callback=self.callback)
 
-    def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
-        assert isinstance(ended, SearchPosterior)
-        return ended
 
-
-class PriorMessenger(ParticleMessenger):
+class PriorMessenger(VotingMessenger):
     """A sweep without resampling that evaluates no density."""
 
     def _needs_log_prob(self, msg: Any) -> bool:
@@ -57,11 +42,3 @@ class PriorMessenger(ParticleMessenger):
         posterior = SearchPosterior.of(found, method="self-consistency", reason=reason, decisive=True)
         posterior._log_likelihood = None  # never evaluated
         return posterior
-
-    def posterior(self, value: Any) -> SearchPosterior:
-        return self.as_search(super().posterior(value))
-
-    @property
-    def partial(self) -> SearchPosterior | None:
-        found = super().partial
-        return None if found is None else self.as_search(found)
