@@ -177,6 +177,7 @@ def test_a_budget_of_tokens_stops_the_filter(tables):
 
 
 def test_methods_are_listed(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     result = run("methods")
     assert result.exit_code == 0
     for name, method in METHODS.items():
