@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_code_blocks_run() -> None:
+def test_readme_code_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert blocks
