@@ -22,6 +22,7 @@ from .pimh import PIMH
 from .pmmh import PMMH
 from .proposal_messenger import ProposalMessenger
 from .reference_messenger import ReferenceMessenger
+from .replicate import replicate
 from .representatives import Equivalent, representatives
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .search_posterior import SearchPosterior
@@ -79,6 +80,7 @@ __all__ = [
     "barrier",
     "count",
     "multinomial",
+    "replicate",
     "representatives",
     "residual",
     "ssp",
