@@ -20,6 +20,7 @@ class Importance(SMC):
     :param proposals: per-site proposals; the prior where there is none.
     :param int max_plate_nesting: as for :class:`SMC`.
     :param bool audit: as for :class:`SMC`.
+    :param bool record_log_probs: as for :class:`SMC`.
     :param callback: as for :class:`SMC`.
     """
 
@@ -31,6 +32,7 @@ class Importance(SMC):
         proposals: Proposals | None = None,
         max_plate_nesting: int = 0,
         audit: bool = False,
+        record_log_probs: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         super().__init__(
@@ -40,5 +42,6 @@ class Importance(SMC):
             proposals=proposals,
             max_plate_nesting=max_plate_nesting,
             audit=audit,
+            record_log_probs=record_log_probs,
             callback=callback,
         )

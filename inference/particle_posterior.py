@@ -158,7 +158,7 @@ class ParticlePosterior(PyroTraces):
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:
-        """``{name: [N, *P]}`` along the surviving lineages; only where the algorithm recorded them (``audit=True``)."""
+        """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
         lineages = self._lineages()
         return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
 

@@ -70,6 +70,7 @@ class SMC:
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
+    :param bool record_log_probs: keep every site's log-probability, also of latent sites, in ``site_log_probs`` (``audit`` does so, too).
     :param bool resample_finished: resample also where the state says that every lane is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
@@ -95,6 +96,7 @@ class SMC:
         islands: int = 1,
         max_tokens_total: int | None = None,
         audit: bool = False,
+        record_log_probs: bool = False,
         resample_finished: bool = False,
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
@@ -117,7 +119,7 @@ class SMC:
             get_resampler(resampler),
             ess_threshold,
             resample_finished=resample_finished,
-            record_log_probs=audit,
+            record_log_probs=audit or record_log_probs,
             selection=selection,
         )
 
@@ -182,6 +184,7 @@ class SMC:
             "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
             "selection": name_of(messenger.selection),
             "audit": self.audit,
+            "record_log_probs": self._messenger.record_log_probs,
         }
 
     def _slice(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], one_step: bool = False) -> Slice:

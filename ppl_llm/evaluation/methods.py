@@ -17,6 +17,7 @@ from ..inference import (
     TemperedSMC,
 )
 from ..inference.names import unknown_name
+from ..lm.decoding import DecodingLM
 from ..models import ReasoningModel
 
 _SWEEPS = 4
@@ -51,8 +52,9 @@ class Method:
 
 
 def independent(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:
-    """The samples that every vote shares."""
-    return Importance(model, budget, max_plate_nesting=1).run(problems)
+    """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
+    local = isinstance(model.lm, DecodingLM)
+    return Importance(model, budget, record_log_probs=local, max_plate_nesting=1).run(problems)
 
 
 def _smc(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:

@@ -22,6 +22,7 @@ from .aggregators import (
 )
 from .metrics import Interval, bootstrap, pass_at_k
 from .records import read_records
+from .rpc import rpc
 from .votes import from_record
 from .work import SHARED
 
@@ -31,6 +32,7 @@ OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
     "majority": majority,
     "best-of-majority": best_of_majority,
     "first-finish": first_finish,
+    "rpc": rpc,
     **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
     **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
 }
@@ -137,7 +139,9 @@ class Results:
 
         def cell(problem: str, seed: int) -> float:
             pool = self.samples.get((problem, seed), [])
-            return float(str(fn(pool[:budget])) == self.gold[problem]) if len(pool) >= budget else math.nan
+            if len(pool) < budget or (fn is rpc and pool[0].log_prob is None):
+                return math.nan
+            return float(str(fn(pool[:budget])) == self.gold[problem])
 
         return np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
 

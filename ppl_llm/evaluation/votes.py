@@ -36,12 +36,15 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
     real = (context.reasons != StopReason.FINISHED).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
     done = context.done.tolist()
+    known = [log_p[:, problem] for name, log_p in posterior.site_log_probs.items() if name in posterior.sites]
+    log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
     return [
         Candidate(
             answer=answer,
             weight=weights[n],
             step_log_odds=tuple(scores[n][real[n]].tolist()),
             tokens=tokens[n],
+            log_prob=log_probs[n],
             finished=done[n],
             path=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
         )
@@ -58,7 +61,7 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
-        **({} if candidate.log_prob is None else {"log_prob": candidate.log_prob}),
+        **({} if candidate.log_prob is None else {"log_prob": float(f"{candidate.log_prob:.6g}")}),
     }
 
 

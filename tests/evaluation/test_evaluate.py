@@ -50,6 +50,7 @@ def test_records_of_every_method_and_only_what_is_missing(tmp_path: Path) -> Non
         large, small = by_key[Key(problem.id, "importance", 4, 0)], by_key[Key(problem.id, "importance", 1, 0)]
         assert len(large["candidates"]) == 4 and "candidates" not in small
         assert small["answer"] == large["candidates"][0]["answer"]  # a small budget is a prefix of the large one
+        assert all(-200 < c["log_prob"] < 0 for c in large["candidates"])
         assert large["cost"]["tokens_sampled"] > small["cost"]["tokens_sampled"] > 0
         filtered = by_key[Key(problem.id, "smc", 4, 0)]
         assert filtered["ess"] and filtered["log_evidence"] < 0 and abs(sum(filtered["answers"].values()) - 1) < 1e-4
