@@ -128,7 +128,7 @@ def test_kill_nine_in_the_middle_of_appending(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         while not (tmp_path / RECORDS).exists() or os.stat(tmp_path / RECORDS).st_size < 50_000:
-            pass
+            assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
