@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint format study clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+study: $(STAMP)
+	$(BIN)/python benchmarks/study.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

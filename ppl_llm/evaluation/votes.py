@@ -53,11 +53,11 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
 
 
 def as_record(candidate: Candidate) -> dict[str, Any]:
-    """Plain values, rounded to what float32 scores can tell."""
+    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same."""
     return {
         "answer": candidate.answer,
         "weight": float(f"{candidate.weight:.6g}"),
-        "log_odds": [float(f"{z:.6g}") for z in candidate.step_log_odds],
+        "log_odds": [float(f"{z:.9g}") for z in candidate.step_log_odds],
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
