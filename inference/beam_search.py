@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_count
 from .particle_posterior import ParticlePosterior
 from .search_messenger import Candidates, SearchMessenger
-from .trajectory_kernel import check_count
 from .tree_search import TreeSearch
 from .weights import Weights
 

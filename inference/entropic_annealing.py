@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_count
 from .names import unknown_name
-from .trajectory_kernel import check_count
 from .weights import Weights
 
 RULES = ("ess", "entropy", "base")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .ancestor_messenger import AncestorMessenger
+from .arguments import check_count, check_particles
 from .chain_posterior import PooledPosterior
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import ParticlePosterior
@@ -15,10 +16,9 @@ from .proposal_messenger import Proposals
 from .reference_messenger import ReferenceMessenger
 from .replicate import replica, replicate
 from .resampling import ConditionalResampler, get_conditional_resampler
-from .smc import check_particles
 from .sweep import sweep
 from .trajectory import Trajectory
-from .trajectory_kernel import TrajectoryKernel, check_count
+from .trajectory_kernel import TrajectoryKernel
 
 
 class ParticleGibbs(TrajectoryKernel):

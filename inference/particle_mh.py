@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import check_particles
 from .errors import SMCFailed
 from .parameter_messenger import ParameterMessenger, ParameterReferenceMessenger
 from .particle_messenger import ParticleMessenger
@@ -15,7 +16,6 @@ from .particle_posterior import ParticlePosterior
 from .proposal_messenger import Proposals
 from .replay_messenger import KnownValue, ReplayMessenger
 from .resampling import Resampler, get_conditional_resampler, get_resampler
-from .smc import check_particles
 from .sweep import sweep
 from .trajectory import Trajectory
 from .trajectory_kernel import TrajectoryKernel

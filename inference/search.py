@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from .arguments import check_particles
 from .cost import CostMeter
 from .particle_posterior import ParticlePosterior
 from .search_posterior import SearchPosterior
-from .smc import check_particles
 from .sweep import sweep
 from .voting_messenger import VotingMessenger
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 
+from .arguments import check_count, check_particles
 from .audit_messenger import AuditMessenger, AuditReport
 from .checkpoint import Checkpoint
 from .particle_messenger import ParticleMessenger
@@ -19,21 +20,6 @@ from .selection import Selection
 from .settings import name_of, of_model
 from .smc_slice import TOKENS, Slice
 from .sweep import particle_plate
-
-
-def check_particles(model: Any, num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
-    """The arguments that all particle algorithms share.
-
-    :raises ValueError: for one out of range, naming its value.
-    """
-    if not callable(model):
-        raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles must be an integer of at least 1, got {num_particles!r}")
-    if not 0.0 <= ess_threshold <= 1.0:
-        raise ValueError(f"ess_threshold must lie in [0, 1] (0 never resamples, 1 at every barrier), got {ess_threshold!r}")
-    if isinstance(max_plate_nesting, bool) or not isinstance(max_plate_nesting, int) or max_plate_nesting < 0:
-        raise ValueError(f"max_plate_nesting must be an integer of at least 0, got {max_plate_nesting!r}")
 
 
 class SMC:
@@ -102,9 +88,8 @@ class SMC:
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_particles(model, num_particles, ess_threshold, max_plate_nesting)
-        for name, value in (("islands", islands), ("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_count("islands", islands)
+        check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
         self.model = model
         self.num_particles = num_particles
         self.max_plate_nesting = max_plate_nesting

@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_count, check_particles
 from .cost import CostMeter
 from .errors import SMCFailed
 from .particle_messenger import ParticleMessenger
 from .particle_posterior import Step
 from .replicate import Kernel, replica_kernel
 from .resampling import Resampler, get_resampler
-from .smc import check_particles
 from .suffix_mh import SuffixMH
 from .sweep import sweep
 from .temper_messenger import TemperMessenger
 from .tempered_posterior import Stage, TemperedPosterior
 from .trajectory import Trajectory
-from .trajectory_kernel import check_count
 from .weights import Weights
 
 _HALVINGS = 60

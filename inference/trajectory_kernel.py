@@ -11,6 +11,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from .arguments import check_count
 from .chain_posterior import ChainPosterior
 from .cost import CostMeter
 from .particle_messenger import ParticleMessenger
@@ -20,14 +21,6 @@ from .resampling import multinomial
 from .sweep import sweep
 from .temper_messenger import TemperMessenger
 from .trajectory import Trajectory
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """
-    :raises ValueError: if ``value`` is not an integer of at least ``least``.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 class TrajectoryKernel(MCMCKernel, ABC):

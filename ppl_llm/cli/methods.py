@@ -73,7 +73,7 @@ def _scheme(o: Options) -> dict[str, Any]:
 
 def _chain(kernel: Any, o: Options, callback: Callback | None) -> Run:
     """A kernel run for ``--iterations`` after ``--warmup``."""
-    from ..inference.trajectory_kernel import check_count
+    from ..inference.arguments import check_count
 
     check_count("iterations", o["iterations"])
     check_count("warmup", o["warmup"], 0)
