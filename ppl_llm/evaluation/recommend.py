@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .metrics import Interval, bootstrap
-from .results import Results, _nanmean
+from .results import Results, known_mean
 
 NUM_CLASSES = 3
 
@@ -78,7 +78,7 @@ def recommend(runs: dict[str, Results], tokens: float) -> list[Choice]:
             affordable, key=lambda option: (_mean(runs[option[0]], option[1], option[2], problems), -option[3])
         )
         table = _rows(runs[name], method, budget, problems)
-        choices.append(Choice(between, len(problems), name, method, budget, cost, bootstrap(table, _nanmean)))
+        choices.append(Choice(between, len(problems), name, method, budget, cost, bootstrap(table, known_mean)))
     return choices
 
 
@@ -88,5 +88,5 @@ def _rows(results: Results, method: str, budget: int, problems: Sequence[str]) -
 
 
 def _mean(results: Results, method: str, budget: int, problems: Sequence[str]) -> float:
-    value = _nanmean(_rows(results, method, budget, problems))
+    value = known_mean(_rows(results, method, budget, problems))
     return -math.inf if math.isnan(value) else value

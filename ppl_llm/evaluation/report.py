@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import figures
-from .metrics import Interval
+from .metrics import Interval, bootstrap
 from .records import CONFIGURATION
-from .results import OFFLINE, Results
+from .results import OFFLINE, Results, known_mean
 from .work import SHARED
 
 Rows = list[list[str]]
@@ -40,13 +40,10 @@ def accuracy_rows(results: Results) -> Rows:
 
 def offline_rows(results: Results) -> Rows:
     """Votes over the same independent samples, by budget."""
-    from .metrics import bootstrap
-    from .results import _nanmean
-
     budgets = results.budgets(SHARED)
     rows = [["vote over the same samples", *map(str, budgets)]]
     for vote in OFFLINE:
-        rows.append([vote, *(str(bootstrap(results.offline(vote, budget), _nanmean)) for budget in budgets)])
+        rows.append([vote, *(str(bootstrap(results.offline(vote, budget), known_mean)) for budget in budgets)])
     return rows
 
 

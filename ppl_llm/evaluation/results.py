@@ -90,16 +90,16 @@ class Results:
         table = self.table(method, budget)
         if problems is not None:
             table = table[[self.problems.index(p) for p in problems]]
-        return bootstrap(table, _nanmean)
+        return bootstrap(table, known_mean)
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
         """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed."""
         both = np.stack([self.table(*first), self.table(*second)], -1)
-        return bootstrap(both, lambda t: _nanmean(t[..., 0] - t[..., 1]))
+        return bootstrap(both, lambda t: known_mean(t[..., 0] - t[..., 1]))
 
     def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
         """Mean of a cost counter per problem."""
-        return _nanmean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+        return known_mean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
 
     def scaling_ratio(self, first: str, second: str) -> Interval:
         """How many times the budget the second method needs for the accuracy of the first: geometric mean over the accuracies that both
@@ -110,7 +110,7 @@ class Results:
         split = len(budgets[0])
 
         def ratio(sample: Table) -> float:
-            means = [_nanmean(sample[..., i]) for i in range(sample.shape[-1])]
+            means = [known_mean(sample[..., i]) for i in range(sample.shape[-1])]
             return _budget_ratio(budgets[0], means[:split], budgets[1], means[split:])
 
         return bootstrap(np.stack(tables, -1), ratio, draws=500)
@@ -151,7 +151,8 @@ class Results:
         return [float(np.mean([pass_at_k(n, right, k) for n, right in counts if n >= k])) for k in ks]
 
 
-def _nanmean(table: Table) -> float:
+def known_mean(table: Table) -> float:
+    """Mean of what is not nan; nan if nothing is left."""
     known = table[~np.isnan(table)]
     return float(known.mean()) if known.size else math.nan
 
