@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -13,14 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..demo import example, looks_like_demo
-from . import evaluation, loading, remote
+from . import completion, evaluation, loading, remote
 from .errors import INTERRUPTED, reported
+from .json_log import LOG_JSON, JsonLog
 from .methods import KERNELS, METHODS, NOT_HERE
+from .one_line_errors import OneLineErrors
 from .settings import Settings
 
 _PROBLEM = example(1).text
 
 app = typer.Typer(
+    cls=OneLineErrors,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -88,9 +92,19 @@ def _options(
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
     lm: Annotated[
-        str, typer.Option(help="Language model: demo, a directory, a name on the Hugging Face Hub, or the address of a server.")
+        str,
+        typer.Option(
+            help="Language model: demo, a directory, a name on the Hugging Face Hub, or the address of a server.",
+            autocompletion=completion.model(completion.LMS),
+        ),
     ] = "demo",
-    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address.")] = "demo",
+    prm: Annotated[
+        str,
+        typer.Option(
+            help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address.",
+            autocompletion=completion.model(completion.PRMS),
+        ),
+    ] = "demo",
     lm_model: Annotated[str | None, typer.Option(help="Name that the server knows the language model by.")] = None,
     lm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
     prm_model: Annotated[str | None, typer.Option(help="Name that the server knows the reward model by.")] = None,
@@ -98,15 +112,21 @@ def solve(
     prm_family: Annotated[
         str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
     ] = None,
-    method: Annotated[str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP)] = "smc",
+    method: Annotated[
+        str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP, autocompletion=completion.among(METHODS))
+    ] = "smc",
     particles: Annotated[int | None, typer.Option(help=_option("particles", "Solutions written side by side."))] = None,
-    preset: Annotated[str, typer.Option(help=_PRESET_HELP)] = "exact",
+    preset: Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=completion.among(completion.PRESETS))] = "exact",
     ess_threshold: Annotated[
         float | None,
         typer.Option(help="Resample where the effective sample size is at most this share of the particles; by default the preset's."),
     ] = None,
     resampler: Annotated[
-        str | None, typer.Option(help="systematic, stratified, residual, ssp or multinomial; by default the preset's.")
+        str | None,
+        typer.Option(
+            help="systematic, stratified, residual, ssp or multinomial; by default the preset's.",
+            autocompletion=completion.among(completion.RESAMPLERS),
+        ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(help=_option("iterations", "Of a chain."))] = None,
     warmup: Annotated[int | None, typer.Option(help=_option("warmup", "Iterations before those that count."))] = None,
@@ -134,6 +154,7 @@ def solve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
 ) -> None:
     """Solve a problem and show the posterior over answers, the best solution with its scores, and the cost.
 
@@ -164,8 +185,9 @@ def solve(
         max_tokens_total=max_tokens_total,
         audit=audit or None,
     )
+    log = JsonLog() if log_json else None
     served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)
-    with reported(verbose):
+    with reported(verbose, log):
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
@@ -179,10 +201,10 @@ def solve(
     from .report import Report
     from .run import sweep
 
-    with loading.quiet(verbose):
-        with reported(verbose):
+    with loading.quiet(verbose or log_json), log or nullcontext():
+        with reported(verbose, log):
             models = remote.load_lm(served[0], device), remote.load_prm(served[1], device)
-            progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit)
+            progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit, log)
             outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {METHODS[method].unit} was complete; there is nothing to show")

@@ -8,34 +8,40 @@ from contextlib import contextmanager
 
 import typer
 
+from .json_log import JsonLog
+
 BAD_INPUT = 2
 AUDIT_FAILED = 1
 INTERRUPTED = 130
 
 
 @contextmanager
-def reported(verbose: bool) -> Iterator[None]:
+def reported(verbose: bool, log: JsonLog | None = None) -> Iterator[None]:
     """What the user can mend becomes one line on stderr; every other exception is a defect and keeps its traceback.
 
     :param bool verbose: show the traceback of those as well.
+    :param JsonLog log: where the line goes as an event instead.
     """
     try:
         yield
     except (ValueError, OSError) as error:
-        _leave(error, "error", BAD_INPUT, verbose)
+        _leave(error, "error", BAD_INPUT, verbose, log)
     except AssertionError as error:
         from ..inference import AuditError
 
         if not isinstance(error, AuditError):
             raise
-        _leave(error, "audit failed", AUDIT_FAILED, verbose)
+        _leave(error, "audit failed", AUDIT_FAILED, verbose, log)
     except KeyboardInterrupt as error:
-        _leave(error, "interrupted", INTERRUPTED, verbose)
+        _leave(error, "interrupted", INTERRUPTED, verbose, log)
 
 
-def _leave(error: BaseException, title: str, code: int, verbose: bool) -> None:
+def _leave(error: BaseException, title: str, code: int, verbose: bool, log: JsonLog | None) -> None:
     if verbose:
         traceback.print_exception(error)
     message = " ".join(str(error).split())
-    typer.secho(f"{title}: {message}" if message else title, fg=typer.colors.RED, err=True)
+    if log is not None:
+        log.event("error", kind=title, message=message, exit_code=code)
+    else:
+        typer.secho(f"{title}: {message}" if message else title, fg=typer.colors.RED, err=True)
     raise typer.Exit(code) from error

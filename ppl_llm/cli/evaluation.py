@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from . import completion
 from .errors import INTERRUPTED, reported
+from .json_log import LOG_JSON, JsonLog
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Progress
@@ -37,7 +40,9 @@ def parse_numbers(option: str, text: str) -> list[int]:
 def evaluate(
     data: Annotated[str, typer.Argument(help="demo, or a JSONL file with the fields problem and answer.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
-    methods: Annotated[str, typer.Option(help=f"Separated by commas: {_NAMES}.")] = "smc,importance,self-consistency,best-of-n",
+    methods: Annotated[
+        str, typer.Option(help=f"Separated by commas: {_NAMES}.", autocompletion=completion.several(_NAMES.split(", ")))
+    ] = "smc,importance,self-consistency,best-of-n",
     budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
@@ -57,6 +62,7 @@ def evaluate(
     ] = "exact",
     calibration: Annotated[Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
@@ -64,7 +70,8 @@ def evaluate(
     """
     from . import loading
 
-    with loading.quiet(verbose), reported(verbose):
+    log = JsonLog() if log_json else None
+    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
         from ..datasets import load_problems
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.source import Models
@@ -83,7 +90,7 @@ def evaluate(
         if limit is not None and limit < 1:
             raise ValueError(f"--limit must be at least 1, got {limit}")
         problems = list(load_problems(data, limit=limit))
-        live = Live(Console(stderr=True))
+        live = Live(Console(stderr=True), log)
         try:
             progress = run(
                 problems,
@@ -179,19 +186,24 @@ def _print_tables(folder: Path) -> None:
 class Live:
     """A line on stderr: how far, how long to go, how accurate so far."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.began = console, time.perf_counter()
+    def __init__(self, console: Console, log: JsonLog | None = None) -> None:
+        self.console, self.log, self.began = console, log, time.perf_counter()
         self.shown = 0.0
 
     def __call__(self, progress: Progress) -> None:
         """:param Progress progress: after a unit."""
         now = time.perf_counter()
         left = progress.total - progress.skipped - progress.done
+        rest = (now - self.began) / max(1, progress.done) * left
+        best = {method: hits / total for method, (hits, total) in self._best(progress).items()}
+        if self.log is not None:
+            done = progress.skipped + progress.done
+            self.log.event("progress", done=done, total=progress.total, seconds_left=round(rest, 1), accuracy=best)
+            return
         if not self.console.is_terminal or (now - self.shown < 0.2 and left):
             return
         self.shown = now
-        rest = (now - self.began) / progress.done * left
-        accuracy = ", ".join(f"{method} {hits / total:.2f}" for method, (hits, total) in self._best(progress).items())
+        accuracy = ", ".join(f"{method} {share:.2f}" for method, share in best.items())
         line = f"{progress.skipped + progress.done} of {progress.total} batches, {rest / 60:.0f} min left; {accuracy}"
         self.console.print(line[: self.console.width - 1].ljust(self.console.width - 1), end="\r", highlight=False, markup=False)
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from .details import details
+from .json_log import JsonLog
 
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
@@ -46,16 +47,17 @@ class Progress:
     :param str title: of the table.
     :param bool verbose: print a line per step where there is no terminal.
     :param str unit: what the algorithm calls back after: ``step``, ``iteration`` or ``stage``.
+    :param JsonLog log: where the steps go as events instead.
     """
 
-    def __init__(self, console: Console, title: str, verbose: bool = False, unit: str = "step") -> None:
+    def __init__(self, console: Console, title: str, verbose: bool = False, unit: str = "step", log: JsonLog | None = None) -> None:
         from ..inference import CostMeter
 
-        self.console, self.title, self.unit, self.count = console, title, unit, 0
-        self.lines = verbose and not console.is_terminal
+        self.console, self.title, self.unit, self.count, self.log = console, title, unit, 0, log
+        self.lines = verbose and not console.is_terminal and log is None
         self.rows: deque[Row] = deque(maxlen=_ROWS)
         self._meter = CostMeter()
-        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal and log is None else None
 
     def __enter__(self) -> Progress:
         self._meter.__enter__()
@@ -83,6 +85,8 @@ class Progress:
         self.rows.append(Row(self.unit, self.count, ess, posterior.num_particles, resampled, done, rate))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
+        if self.log is not None:
+            self.log.event("step", **self.rows[-1]._asdict())
         if self.lines:
             self.console.print(str(self.rows[-1]), markup=False, highlight=False, soft_wrap=True)
 
