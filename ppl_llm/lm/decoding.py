@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..context import PAD, Context
 from ..inference.cost import count
+from .out_of_memory import BatchLimit
 from .protocol import StepOptions, StepSample
 from .sampling import inverse_cdf, warp
 from .stop import StopAutomaton
@@ -99,10 +101,24 @@ class DecodingLM(ABC):
         log_probs = torch.zeros(total, device=device)
         active = (~context.done).flatten().nonzero()[:, 0]
         if len(active):
-            self._run(context, active, options, uniforms, tokens, log_probs)
+
+            def run(batch: slice) -> None:
+                some = active[batch]
+                tokens[some], log_probs[some] = PAD, 0.0
+                self._run(context, some, options, uniforms, tokens, log_probs)
+
+            self._at_once.in_batches(len(active), run, self._free_memory)
             original.memo.update(context.memo)
         count(tokens_sampled=int((tokens != PAD).sum()))
         return StepSample(tokens.view(*lanes, width), log_probs.view(lanes))
+
+    @cached_property
+    def _at_once(self) -> BatchLimit:
+        """Lanes that are known to fit into memory."""
+        return BatchLimit("lanes")
+
+    def _free_memory(self) -> None:  # noqa: B027 - most models hold nothing
+        """Release what is not needed for a correct result."""
 
     def _run(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Fill in the tokens and log-probabilities of the flat lanes ``active``."""
@@ -166,10 +182,14 @@ class DecodingLM(ABC):
         if len(active):
             chosen = steps[active]
             chosen = chosen[:, : int((chosen != PAD).sum(-1).max())]
-            for rows, logits in self._step_logits(context, active, chosen):
-                given = chosen[rows]
-                each = figure(warp(logits, options).log_softmax(-1), given)
-                totals[active[rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+
+            def run(batch: slice) -> None:
+                for rows, logits in self._step_logits(context, active[batch], chosen[batch]):
+                    given = chosen[batch][rows]
+                    each = figure(warp(logits, options).log_softmax(-1), given)
+                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+
+            self._at_once.in_batches(len(active), run, self._free_memory)
             original.memo.update(context.memo)
         return totals.view(lanes)
 

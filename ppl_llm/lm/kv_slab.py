@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .out_of_memory import CacheTooLarge, is_out_of_memory
 
 _ALIGN = 64
 
@@ -14,7 +18,7 @@ _ALIGN = 64
 class _Writes:
     """Where the next forward pass writes and how much it reads; shared by all layers of a slab.
 
-    :ivar rows: the slab row of each lane, ``None`` for rows ``0 .. A-1``, which are read as a view.
+    :ivar rows: the slab row of each lane, ``None`` for ``A`` rows from ``first`` on, which are read as a view.
     :ivar Tensor row_index: ``[A]``, the same as a tensor.
     :ivar Tensor columns: ``[A, q]`` column that each token is written to.
     :ivar int stop: columns read.
@@ -24,6 +28,7 @@ class _Writes:
         self.num_rows = 0
         self.capacity = 0
         self.rows: Tensor | None = None
+        self.first = 0
         self.row_index = torch.empty(0, dtype=torch.long)
         self.columns = torch.empty(0, 0, dtype=torch.long)
         self.stop = 0
@@ -44,9 +49,7 @@ class SlabLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
             # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
-            torch.zeros(
-                self._writes.num_rows, states.shape[1], self._writes.capacity, states.shape[3], dtype=self.dtype, device=self.device
-            )
+            _zeros(states, self._writes.num_rows, self._writes.capacity)
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -64,16 +67,23 @@ class SlabLayer(CacheLayerMixin):
                 store[rows[:, None], :, columns] = states.transpose(1, 2)
         keys, values = self.keys[:, :, : writes.stop], self.values[:, :, : writes.stop]
         if writes.rows is None:
-            return keys[:lanes], values[:lanes]
+            return keys[writes.first : writes.first + lanes], values[writes.first : writes.first + lanes]
         return keys.index_select(0, rows), values.index_select(0, rows)
 
-    def resize(self, num_rows: int, capacity: int) -> None:
+    def grow(self, num_rows: int, capacity: int) -> None:
+        """:raises CacheTooLarge: if there is no memory for it; the layer then is as before."""
         if self.is_initialized:
-            for name in ("keys", "values"):
-                old = getattr(self, name)
-                new = old.new_zeros(num_rows, old.shape[1], capacity, old.shape[3])
-                new[: old.shape[0], :, : old.shape[2]] = old
-                setattr(self, name, new)
+            before = self.keys, self.values
+            try:
+                self.keys, self.values = (_grown(store, num_rows, capacity) for store in before)
+            except CacheTooLarge:
+                self.keys, self.values = before
+                raise
+
+    def shrink(self, num_rows: int, capacity: int) -> None:
+        """Undo :meth:`grow`."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:num_rows, :, :capacity], self.values[:num_rows, :, :capacity]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._writes.stop, 0
@@ -87,6 +97,21 @@ class SlabLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """The same under its name in transformers 5.17."""
         return self._writes.capacity
+
+
+def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+    try:
+        return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens: {error}") from error
+
+
+def _grown(store: Tensor, num_rows: int, capacity: int) -> Tensor:
+    new = _zeros(store, num_rows, capacity)
+    new[: store.shape[0], :, : store.shape[2]] = store
+    return new
 
 
 class KVSlab:
@@ -125,17 +150,26 @@ class KVSlab:
         stores = [store for layer in self._layers if layer.is_initialized for store in (layer.keys, layer.values)]
         return sum(store.numel() * store.element_size() for store in [*stores, self.tokens, self.lengths])
 
-    def reserve(self, num_rows: int, columns: int) -> None:
-        """Make room for at least so many rows and columns; columns grow geometrically up to ``max_length``."""
+    def reserve(self, num_rows: int, columns: int, spare: bool = True) -> None:
+        """Make room for at least so many rows and columns.
+
+        :param bool spare: let columns grow geometrically, up to ``max_length``.
+        :raises CacheTooLarge: if there is no memory for them; the slab then is as before.
+        """
         rows, capacity = max(num_rows, self.num_rows), self.capacity
         if columns > capacity:
-            capacity = min(self.max_length, -(-(columns + columns // 2) // _ALIGN) * _ALIGN)
+            capacity = min(self.max_length, -(-(columns + columns // 2 * spare) // _ALIGN) * _ALIGN)
         if (rows, capacity) != (self.num_rows, self.capacity):
             self._resize(rows, capacity)
 
     def _resize(self, rows: int, capacity: int) -> None:
-        for layer in self._layers:
-            layer.resize(rows, capacity)
+        try:
+            for layer in self._layers:
+                layer.grow(rows, capacity)
+        except CacheTooLarge:
+            for layer in self._layers:
+                layer.shrink(self.num_rows, self.capacity)
+            raise
         grown = self.tokens.new_zeros(rows, capacity)
         grown[: self.num_rows, : self.capacity] = self.tokens
         self.lengths = torch.nn.functional.pad(self.lengths, (0, rows - self.num_rows))
@@ -173,10 +207,22 @@ class KVSlab:
         :returns: the attention mask ``[A, 1, q, stop]``.
         """
         writes = self._writes
-        writes.rows, writes.stop = rows, stop
+        writes.rows, writes.first, writes.stop = rows, 0, stop
         writes.row_index = self._row[: positions.shape[0]] if rows is None else rows
         writes.columns = positions
         return (self._column[:stop] <= positions[..., None])[:, None]
+
+    @contextmanager
+    def part(self, lanes: slice, columns: slice) -> Iterator[None]:
+        """For the pass that :meth:`place` prepared to be run on some of its lanes and tokens only."""
+        writes = self._writes
+        whole = writes.rows, writes.row_index, writes.columns
+        writes.rows, writes.first = None if writes.rows is None else writes.rows[lanes], lanes.start
+        writes.row_index, writes.columns = writes.row_index[lanes], writes.columns[lanes, columns]
+        try:
+            yield
+        finally:
+            (writes.rows, writes.row_index, writes.columns), writes.first = whole, 0
 
     def common_prefix(self, rows: Tensor, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Number of leading tokens that row ``rows[i]`` shares with ``tokens[i]``.

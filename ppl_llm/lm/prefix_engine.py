@@ -15,6 +15,7 @@ from torch import Tensor
 from ..context import PAD, LaneMemo
 from ..inference.cost import count
 from .kv_slab import KVSlab
+from .out_of_memory import BatchLimit, CacheTooLarge, is_out_of_memory
 from .slab_pool import SlabPool
 
 _FORWARD_TOKENS = 8192
@@ -62,6 +63,7 @@ class PrefixEngine:
     :param int num_layers: layers of the model.
     :param int max_length: longest sequence.
     :param int cache_bytes: bound on the memory of all slabs; the one in use may exceed it.
+    :ivar BatchLimit at_once: tokens of one forward pass that memory is known to allow.
     """
 
     def __init__(
@@ -80,9 +82,28 @@ class PrefixEngine:
         self._counters = (f"{name}_forwards", f"{name}_seconds")
         self.device = device
         self.pool = SlabPool(lambda: KVSlab(num_layers, max_length, device), cache_bytes)
+        self.at_once = BatchLimit("tokens of a forward pass")
 
     def run(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
-        """One forward pass over tokens ``[A, q]`` that ``slab.place`` has made room for: outputs ``[A, keep, V]``."""
+        """One forward pass over tokens ``[A, q]`` that ``slab.place`` has made room for: outputs ``[A, keep, V]``.
+
+        Where memory runs out, slabs that nobody is using are released, and then the pass is run in parts, later ones too.
+
+        :raises MemoryError: if it does not even allow a pass over one token.
+        """
+        while True:
+            size = self.at_once.allowed(ids.numel())
+            try:
+                if size == ids.numel():
+                    return self._pass(slab, ids, positions, mask, keep)
+                return self._in_parts(slab, ids, positions, mask, keep, size)
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
+                    raise
+                if not self.pool.release_others(slab):
+                    self.at_once.halve(size, error)
+
+    def _pass(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
         began = time.perf_counter()
         output = self._forward(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slab.cache, use_cache=True, logits_to_keep=keep
@@ -90,6 +111,35 @@ class PrefixEngine:
         # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
         count(**{self._counters[0]: 1, self._counters[1]: time.perf_counter() - began})
         return output
+
+    def _in_parts(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
+        """The same over some lanes at a time; or one lane, and some of its tokens, as later ones see the keys of those before."""
+        total, width = ids.shape
+        at_once = max(1, size // width)
+        lanes = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
+        columns = [slice(begin, min(begin + size, width)) for begin in range(0, width, size)]
+        outputs = []
+        for some in lanes:
+            ends = []
+            for piece in columns:
+                wanted = min(piece.stop - piece.start, piece.stop - (width - keep))
+                with slab.part(some, piece):
+                    output = self._pass(slab, ids[some, piece], positions[some, piece], mask[some, :, piece], max(1, wanted))
+                if wanted > 0:
+                    ends.append(output)
+            outputs.append(torch.cat(ends, 1))
+        return torch.cat(outputs)
+
+    def reserve(self, slab: KVSlab, num_rows: int, columns: int) -> None:
+        """Make room in a slab, if need be by releasing those that nobody is using, and without room for more.
+
+        :raises CacheTooLarge: if that is not enough; the slab then is as before.
+        """
+        try:
+            slab.reserve(num_rows, columns)
+        except CacheTooLarge:
+            self.pool.release_others(slab)
+            slab.reserve(num_rows, columns, spare=False)
 
     def seat(
         self, memo: LaneMemo | None, lanes: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, stems: Tensor, num_rows: int = 0
@@ -109,7 +159,7 @@ class PrefixEngine:
         distinct, group = torch.unique(tokens, dim=0, return_inverse=True)
         order = torch.arange(len(tokens), device=self.device)
         first = order.new_full((len(distinct),), len(tokens)).scatter_reduce(0, group, order, "amin")
-        slab.reserve(max(len(distinct), num_rows), tokens.shape[1])
+        self.reserve(slab, max(len(distinct), num_rows), tokens.shape[1])
         hint = torch.full_like(first, -1) if hints is None else hints[first]
         hint = torch.where(hint < slab.num_rows, hint, -1)
         known = known[first]
@@ -147,7 +197,7 @@ class PrefixEngine:
         free = (~in_use).nonzero()[:, 0]
         if len(free) < len(prompts):
             added = torch.arange(slab.num_rows, slab.num_rows + len(prompts) - len(free), device=self.device)
-            slab.reserve(slab.num_rows + len(added), tokens.shape[1])
+            self.reserve(slab, slab.num_rows + len(added), tokens.shape[1])
             free = torch.cat([free, added])
         # A prompt that a row holds in part already stays where it is.
         rows = free[: len(prompts)]

@@ -38,7 +38,7 @@ class SlabDecoder:
         slab, lanes = self._slab, len(tokens)
         # An upper bound that needs no reading back from the device: every row may have grown by one.
         self._longest = min(self._longest + 1, slab.max_length)
-        slab.reserve(lanes, self._longest)
+        self._engine.reserve(slab, lanes, self._longest)
         at = slab.lengths[:lanes]
         positions = at[:, None].clone()
         slab.tokens.scatter_(1, positions, tokens[:, None])

@@ -84,6 +84,14 @@ class SlabPool:
             self._leases.pop(id(oldest), None)
             total -= oldest.num_bytes
 
+    def release_others(self, slab: KVSlab) -> bool:
+        """Release all slabs but one; whether there were any."""
+        others = [other for other in self.slabs if other is not slab]
+        for other in others:
+            self.slabs.remove(other)
+            self._leases.pop(id(other), None)
+        return bool(others)
+
     def clear(self) -> None:
         """Release all slabs; contexts stay valid."""
         self.slabs.clear()

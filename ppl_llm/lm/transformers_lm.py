@@ -147,7 +147,13 @@ class TransformersLM(DecodingLM):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def release_caches(self) -> None:
-        """Free the memory of all keys and values; contexts stay valid."""
+        """Free the memory of all keys and values; contexts stay valid. What was too much for the memory before is tried again."""
+        self._free_memory()
+        self._at_once.largest = None
+        if self._slab_engine is not None:
+            self._slab_engine.at_once.largest = None
+
+    def _free_memory(self) -> None:
         if self._slab_engine is not None:
             self._slab_engine.pool.clear()
 
