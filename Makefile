@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint format study clean
+.PHONY: demo test test-all lint format docs study clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 study: $(STAMP)
 	$(BIN)/python benchmarks/study.py
