@@ -61,6 +61,9 @@ def evaluate(
         str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
     ] = "exact",
     calibration: Annotated[Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.")] = None,
+    answer_scores: Annotated[
+        bool, typer.Option("--answer-scores", help="Record the score of each whole solution as one step as well, for model-based votes.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
 ) -> None:
@@ -82,7 +85,7 @@ def evaluate(
 
             loaded = Calibration.load(calibration)
             scale = (loaded.temperature, loaded.bias)
-        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale)
+        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores)
         models.check()
         loading.check_device(device)
         if seeds < 1:

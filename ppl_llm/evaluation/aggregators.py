@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from ..answers import Answer
 
 AGGREGATIONS = ("last", "prod", "min", "mean")
+"""Scores of a solution from those of its steps."""
+
+MODEL = "model"
+"""The model-based score: the reward model's own, of the whole solution written as one step."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Candidate:
     :ivar bool finished: whether the text came to its end.
     :ivar float temperature: at which it was sampled.
     :ivar str path: identifies the text, so that repeated paths are known.
+    :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
     """
 
     answer: Answer
@@ -37,17 +42,22 @@ class Candidate:
     finished: bool = True
     temperature: float = 1.0
     path: str | None = None
+    whole_log_odds: float | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
-    """Log of the aggregated score of a candidate's steps.
+    """Log of the score of a candidate.
 
-    :param str aggregation: ``last``, ``prod``, ``min`` or ``mean``.
+    :param str aggregation: of its steps: ``last``, ``prod``, ``min`` or ``mean``; ``model`` is the score of all of them as one step.
     :raises ValueError: for another aggregation, or a candidate without scores.
     """
+    if aggregation == MODEL:
+        if candidate.whole_log_odds is None:
+            raise ValueError("the candidate has no score of the whole solution; record it with evaluate --answer-scores")
+        return _log_sigmoid(candidate.whole_log_odds)
     if not candidate.step_log_odds:
         raise ValueError("the candidate has no step scores; record them, or take an aggregator that needs none, such as majority")
-    log_r = [-math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z)) for z in candidate.step_log_odds]
+    log_r = [_log_sigmoid(z) for z in candidate.step_log_odds]
     if aggregation == "last":
         return log_r[-1]
     if aggregation == "prod":
@@ -56,16 +66,21 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
         return min(log_r)
     if aggregation == "mean":
         return math.log(sum(map(math.exp, log_r)) / len(log_r))
-    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join(AGGREGATIONS)}")
+    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join((*AGGREGATIONS, MODEL))}")
+
+
+def _log_sigmoid(z: float) -> float:
+    return -math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z))
 
 
 def tally(candidates: Sequence[Candidate], worth: Callable[[Candidate], float]) -> dict[Answer, float]:
     """Total worth of each answer, in order of first appearance; candidates without an answer have no vote."""
-    totals: dict[Answer, float] = {}
+    votes: dict[Answer, list[float]] = {}
     for candidate in candidates:
         if candidate.answer is not None:
-            totals[candidate.answer] = totals.get(candidate.answer, 0.0) + worth(candidate)
-    return totals
+            votes.setdefault(candidate.answer, []).append(worth(candidate))
+    # Correctly rounded sums: the same votes in another order are the same total, and a tie stays one.
+    return {answer: math.fsum(worths) for answer, worths in votes.items()}
 
 
 def best(totals: dict[Answer, float]) -> Answer:
@@ -115,14 +130,14 @@ def first_finish(candidates: Sequence[Candidate]) -> Answer:
 
 def multi_temperature_vote(candidates: Sequence[Candidate]) -> Answer:
     """A majority vote within each temperature, then one among their winners, weighted by their shares (arXiv:2510.02611)."""
-    totals: dict[Answer, float] = {}
+    shares: dict[Answer, list[float]] = {}
     for temperature in sorted({candidate.temperature for candidate in candidates}):
         group = [candidate for candidate in candidates if candidate.temperature == temperature]
         counts = tally(group, lambda candidate: 1.0)
         winner = best(counts)
         if winner is not None:
-            totals[winner] = totals.get(winner, 0.0) + counts[winner] / len(group)
-    return best(totals)
+            shares.setdefault(winner, []).append(counts[winner] / len(group))
+    return best({answer: math.fsum(won) for answer, won in shares.items()})
 
 
 def expected_accuracy(candidates: Sequence[Candidate], is_correct: Callable[[Answer], bool]) -> float:

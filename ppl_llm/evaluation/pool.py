@@ -58,11 +58,11 @@ class Pool:
         yield from self._here(units) if self.num_workers == 0 else self._elsewhere(units)
 
     def _here(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        model, aggregation, equivalent = self.models.load(), self.models.vote_aggregation, self.models.equivalent()
+        model, votes = self.models.load(), self.models.vote_options()
         for unit in units:
             # The same unit draws the same numbers: what fails here fails again.
             try:
-                yield Outcome(unit, execute(unit, model, self.parts[unit.group], aggregation, equivalent))
+                yield Outcome(unit, execute(unit, model, self.parts[unit.group], **votes))
             except (ValueError, RuntimeError, SMCFailed) as error:
                 yield Outcome(unit, [], f"{type(error).__name__}: {error}")
 
@@ -142,7 +142,7 @@ def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Prob
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
     torch.set_num_threads(1)
-    model, equivalent = None, models.equivalent()
+    model, votes = None, models.vote_options()
     while True:
         try:
             unit = connection.recv()
@@ -150,6 +150,6 @@ def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Prob
             return
         try:
             model = model if model is not None else models.load()
-            connection.send(execute(unit, model, parts[unit.group], models.vote_aggregation, equivalent))
+            connection.send(execute(unit, model, parts[unit.group], **votes))
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")

@@ -17,12 +17,11 @@ class _Actor:
     """Loads the models once and does one unit at a time."""
 
     def __init__(self, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
-        self.models, self.parts = models, parts
-        self.model, self.equivalent = models.load(), models.equivalent()
+        self.parts, self.model, self.votes = parts, models.load(), models.vote_options()
 
     def execute(self, unit: Unit) -> list[dict[str, Any]] | str:
         try:
-            return execute(unit, self.model, self.parts[unit.group], self.models.vote_aggregation, self.equivalent)
+            return execute(unit, self.model, self.parts[unit.group], **self.votes)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers import Answer
-from .aggregators import Candidate, best
+from .aggregators import Candidate, best, tally
 
 _ITERATIONS = 100
 _SHAPES = (0.05, 50.0)
@@ -37,12 +37,9 @@ def rpc(candidates: Sequence[Candidate]) -> Answer:
         return None
     log_p = np.array([candidate.log_prob for candidate in distinct], dtype=np.float64)
     kept = keep(np.array([candidate.log_prob for candidate in candidates], dtype=np.float64), log_p)
-    totals: dict[Answer, float] = {}
     top = log_p.max()
-    for candidate, p, is_kept in zip(distinct, np.exp(log_p - top), kept, strict=True):
-        if is_kept and candidate.answer is not None:
-            totals[candidate.answer] = totals.get(candidate.answer, 0.0) + float(p)
-    return best(totals)
+    survivors = [candidate for candidate, is_kept in zip(distinct, kept, strict=True) if is_kept]
+    return best(tally(survivors, lambda candidate: math.exp(float(candidate.log_prob) - top)))  # type: ignore[arg-type]
 
 
 def keep(log_probs: Array, queries: Array) -> NDArray[np.bool_]:

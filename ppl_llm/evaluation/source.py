@@ -28,6 +28,8 @@ class Models:
     :param str device: where the models run; by default the CPU.
     :param tuple calibration: temperature and bias of the reward model's log-odds, see
         :class:`~ppl_llm.reward.calibrated_reward.Calibration`.
+    :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
+        for votes recomputed from the records; needs a local process reward model.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -41,6 +43,7 @@ class Models:
     device: str | None = None
     equivalence: str = "exact"
     calibration: tuple[float, float] | None = None
+    answer_scores: bool = False
 
     @property
     def vote_aggregation(self) -> str:
@@ -62,6 +65,10 @@ class Models:
         from ..equivalence import MathEquivalence
 
         return MathEquivalence()
+
+    def vote_options(self) -> dict[str, Any]:
+        """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
+        return {"aggregation": self.vote_aggregation, "equivalent": self.equivalent(), "answer_scores": self.answer_scores}
 
     def load(self) -> ReasoningModel:
         """The Pyro program.
@@ -100,6 +107,8 @@ class Models:
         :raises ValueError: for options out of range, before a model is loaded.
         """
         self.equivalent()
+        if self.answer_scores and is_address(self.prm):
+            raise ValueError("answer_scores needs a reward model in this process; a served one gives scores of steps")
         reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, Any]:

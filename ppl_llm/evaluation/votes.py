@@ -24,15 +24,17 @@ VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
 
 
 @torch.no_grad()
-def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int) -> list[Candidate]:
+def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int, answer_scores: bool = False) -> list[Candidate]:
     """The lanes of one problem.
 
     :param ParticlePosterior posterior: of a list of problems.
     :param int problem: index in that list.
+    :param bool answer_scores: ask the reward model for its score of each whole solution, too.
     """
     context: Context = posterior.value.select_plate(1, problem)
     weights = posterior.weights[:, problem].tolist()
     scores = model.prm.step_log_odds(context).cpu()
+    whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(scores)  # type: ignore[attr-defined]
     real = (context.reasons != StopReason.FINISHED).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
     done = context.done.tolist()
@@ -47,6 +49,7 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
             log_prob=log_probs[n],
             finished=done[n],
             path=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+            whole_log_odds=whole[n],
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
@@ -54,6 +57,7 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
 
 def as_record(candidate: Candidate) -> dict[str, Any]:
     """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same."""
+    known = {"log_prob": (candidate.log_prob, ".6g"), "whole_log_odds": (candidate.whole_log_odds, ".9g")}
     return {
         "answer": candidate.answer,
         "weight": float(f"{candidate.weight:.6g}"),
@@ -61,12 +65,15 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
-        **({} if candidate.log_prob is None else {"log_prob": float(f"{candidate.log_prob:.6g}")}),
+        **{name: float(format(value, digits)) for name, (value, digits) in known.items() if value is not None},
     }
 
 
-def from_record(record: dict[str, Any]) -> Candidate:
-    """The reverse of :func:`as_record`."""
+def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
+    """The reverse of :func:`as_record`.
+
+    :param float temperature: of the run, which a record does not repeat.
+    """
     return Candidate(
         record["answer"],
         record["weight"],
@@ -74,7 +81,9 @@ def from_record(record: dict[str, Any]) -> Candidate:
         record["tokens"],
         record.get("log_prob"),
         record["finished"],
+        temperature=temperature,
         path=record["path"],
+        whole_log_odds=record.get("whole_log_odds"),
     )
 
 

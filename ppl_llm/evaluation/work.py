@@ -85,12 +85,14 @@ def execute(
     problems: Sequence[Problem],
     aggregation: str = "prod",
     equivalent: Callable[[Hashable, Hashable], bool] = operator.eq,
+    answer_scores: bool = False,
 ) -> list[dict[str, Any]]:
     """The records of a unit.
 
     :param problems: of its group.
     :param str aggregation: score of a solution from those of its steps, for votes by score.
     :param equivalent: when two answers are the same.
+    :param bool answer_scores: of the independent samples, record the reward model's score of each whole solution as well.
     """
     pyro.set_rng_seed(unit.rng_seed)
     # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
@@ -104,7 +106,7 @@ def execute(
     seconds = time.perf_counter() - began
     records = []
     for i, problem in enumerate(problems):
-        pool = pooled(candidates(model, posterior, i), problem.answer, equivalent)
+        pool = pooled(candidates(model, posterior, i, answer_scores and SHARED in unit.methods), problem.answer, equivalent)
         for budget in unit.budgets:
             part = pool[:budget] if methods[0].run is None else pool
             share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)

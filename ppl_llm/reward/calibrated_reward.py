@@ -104,6 +104,13 @@ class CalibratedReward:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""
         return self.calibration(self.prm.step_log_odds(context))
 
+    def whole_log_odds(self, context: Context) -> Tensor:
+        """Calibrated log-odds ``[*batch]`` of whole answers.
+
+        :raises AttributeError: if the reward model scores steps only.
+        """
+        return self.calibration(self.prm.whole_log_odds(context))  # type: ignore[attr-defined]
+
     def release_caches(self) -> None:
         """Free what the reward model caches, if it does."""
         if callable(release := getattr(self.prm, "release_caches", None)):

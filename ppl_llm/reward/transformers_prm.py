@@ -109,11 +109,32 @@ class TransformersPRM:
             context.memo[self._key] = memo
         return memo.lanes["scores"].to(context.tokens.device)
 
+    @torch.no_grad()
+    def whole_log_odds(self, context: Context) -> Tensor:
+        """Log-odds of everything that each lane has written so far, put to the model as one step: ``[*batch]`` float32.
+
+        :raises ValueError: if a trace is longer than the model's context, or a score is nan.
+        """
+        memo = self._blank(context)
+        begin, end = context.prompt_lengths.flatten().tolist(), context.lengths.flatten().tolist()
+        texts = [tuple(row[b:e]) for row, b, e in zip(context.tokens.reshape(len(end), -1).tolist(), begin, end, strict=True)]
+        written = {text: self._format.answer(context.lm.decode(list(text))) if text else [] for text in dict.fromkeys(texts)}
+        ids, lengths = self._appended(memo, [written[text] for text in texts])
+        taken = torch.tensor([[bool(text)] for text in texts], device=self._device)
+        scores, _, _ = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
+        if scores.isnan().any():
+            raise ValueError(f"the log-odds of whole answer {int(scores.isnan().nonzero()[0, 0])} is nan")
+        return scores[:, 0].view(context.batch_shape).to(context.tokens.device)
+
     def _memo(self, context: Context) -> LaneMemo:
         """What is known of a context: the PRM's token ids of each lane, and the scores of the steps in them."""
         memo = note_of(context, self._key, self._scorer.engine.pool.adopt)
         if memo is not None and memo.lanes["scores"].shape[:-1] == context.batch_shape:
             return memo
+        return self._blank(context)
+
+    def _blank(self, context: Context) -> LaneMemo:
+        """Prompts alone."""
         prompts = [self._format.prompt(problem) for problem in context.problems]
         problem = context.problem_index.to(self._device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)[problem]

@@ -122,6 +122,12 @@ def test_the_whole_answer_as_one_step(name: str, directories: dict[str, Path], r
     with pytest.raises(AssertionError, match="not close"):
         run_filter(per_step, compare(per_step, recipes[name], whole), 1, steps=3)
 
+    def check(context: Context) -> None:
+        wanted = expected(recipes[name], context, whole)[..., -1]
+        torch.testing.assert_close(per_step.whole_log_odds(context), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+    run_filter(per_step, check, 1, steps=3)
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_increments_of_the_whole_answer_leave_its_score(name: str, directories: dict[str, Path], recipes: dict[str, Recipe]):
