@@ -1,15 +1,19 @@
 """Overhead of the generic sweep: ``ppl_llm.SMC`` against ``pyro.infer.SMCFilter`` on the same hidden Markov model, in one process.
 
-Process CPU time on one thread; ratios of medians from one run. ``python benchmarks/sweep.py [--particles 64 --steps 40 --repeats 21]``.
+The bare loop makes the same draws and densities without Pyro: what a row takes beyond it is bookkeeping. ``particles`` (numpy, no
+probabilistic programs) runs where it is installed. Process CPU time on one thread, in turns; ratios within each turn.
+
+    python benchmarks/sweep.py [--particles 64 --steps 40 --repeats 21]
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import importlib.util
+from typing import Any
 
+import common
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -64,39 +68,73 @@ def smc_filter(num_particles: int, steps: int) -> None:
         smc.step()
 
 
-def cpu_ms(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return 1e3 * (time.process_time() - start)
+def bare_loop(num_particles: int, steps: int) -> None:
+    """The model's draws and densities with nothing around them: no weights, no resampling, nothing kept."""
+    z = torch.zeros(num_particles, dtype=torch.long)
+    observed = torch.tensor(1.0)
+    with torch.no_grad():
+        for _ in range(steps):
+            z = dist.Categorical(TRANSITION[z], validate_args=False).sample()
+            dist.Bernoulli(EMISSION[z], validate_args=False).log_prob(observed)
+
+
+def particles_smc(num_particles: int, steps: int) -> None:
+    """The same filter in the library ``particles``."""
+    import particles
+
+    cumulative, log_emission = TRANSITION.numpy().cumsum(1), EMISSION.log().numpy()
+
+    class HMM(particles.FeynmanKac):
+        def __init__(self) -> None:
+            self.T = steps
+
+        def M0(self, N: int) -> Any:
+            return self.M(0, np.zeros(N, dtype=int))
+
+        def M(self, t: int, xp: Any) -> Any:
+            return (cumulative[xp] < np.random.rand(len(xp), 1)).sum(1).clip(max=STATES - 1)
+
+        def logG(self, t: int, xp: Any, x: Any) -> Any:
+            return log_emission[x]
+
+    particles.SMC(fk=HMM(), N=num_particles, resampling="systematic", ESSrmin=0.5).run()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--particles", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=21)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    common.single_thread()
+    pyro.set_rng_seed(0)
     n, steps = arguments.particles, arguments.steps
     runs = {
+        "bare loop": lambda: bare_loop(n, steps),
         "ppl_llm.SMC": lambda: SMC(model, n).run(steps),
         "ppl_llm.SMC, audit=True": lambda: SMC(model, n, audit=True).run(steps),
         "ppl_llm.SMC.iterate": lambda: list(SMC(model, n).iterate(steps)),
         "pyro.infer.SMCFilter": lambda: smc_filter(n, steps),
     }
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(arguments.repeats + 1):
-        for name, run in runs.items():
-            pyro.set_rng_seed(repeat)
-            elapsed = cpu_ms(run)
-            if repeat > 0:  # the first one warms up
-                times[name].append(elapsed)
-    base = statistics.median(times["ppl_llm.SMC"])
-    print(f"{n} particles x {steps} steps, {arguments.repeats} runs, process CPU time on one thread\n")
-    print("| | median ms | least | most | ms per site | relative |\n|---|---|---|---|---|---|")
-    for name, each in times.items():
-        middle = statistics.median(each)
-        print(f"| {name} | {middle:.1f} | {min(each):.1f} | {max(each):.1f} | {middle / (2 * steps):.3f} | {middle / base:.2f} |")
+    if importlib.util.find_spec("particles") is not None:
+        runs["particles.SMC"] = lambda: particles_smc(n, steps)
+    times = {name: [1e3 * seconds for seconds, _ in each] for name, each in common.in_turns(runs, arguments.repeats).items()}
+    sites = 2 * steps
+    rows = [
+        {
+            "filter": name,
+            "ms": common.Spread.of(each),
+            "ms per site": common.Spread.of([ms / sites for ms in each]),
+            "ms of bookkeeping per site": common.Spread.of(
+                [(ms - least) / sites for ms, least in zip(each, times["bare loop"], strict=True)]
+            ),
+            "relative to ppl_llm.SMC": common.ratios(each, times["ppl_llm.SMC"]),
+        }
+        for name, each in times.items()
+    ]
+    print(f"{n} particles x {steps} steps, {arguments.repeats} runs, process CPU time on one thread: median (least-most)\n")
+    print(common.table(rows))
+    common.record("sweep", rows, {"particles": n, "steps": steps})
 
 
 if __name__ == "__main__":
