@@ -25,7 +25,7 @@ class Decoder(Protocol):
     """Next-token logits of a shrinking set of lanes.
 
     :ivar Tensor lanes: ``[A]`` flat lane number of each row.
-    :ivar Tensor logits: ``[A, V]`` logits of each row's next token.
+    :ivar Tensor logits: ``[A, V]`` logits of each row's next token; sampling overwrites them.
     """
 
     lanes: Tensor
@@ -130,7 +130,7 @@ class DecodingLM(ABC):
         check_every = 1 if self.device.type == "cpu" else 8  # reading the flags waits for the device
         for k in range(options.max_tokens):
             lanes = decoder.lanes
-            token, log_prob = inverse_cdf(warp(decoder.logits, options), uniforms[lanes, k])
+            token, log_prob = inverse_cdf(warp(decoder.logits, options), uniforms[lanes, k], overwrite=True)
             tokens[lanes, k] = torch.where(alive, token, PAD)
             log_probs[lanes] += torch.where(alive, log_prob, 0.0)
             state = automaton.step(state, token)

@@ -86,7 +86,7 @@ class PlainDecoding:
         while True:
             k = position - lengths[lanes]
             given = k < 0
-            drawn, log_prob = inverse_cdf(warp(logits, options), u[lanes, k.clamp(min=0)])
+            drawn, log_prob = inverse_cdf(warp(logits, options), u[lanes, k.clamp(min=0)], overwrite=True)
             token = torch.where(given, grown[lanes, position], drawn)
             grown[lanes, position] = token
             tokens[lanes[~given], k[~given]] = token[~given]

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from .protocol import StepOptions
 
-_BLOCK = 512
+_BLOCK = 256
+"""Tokens whose mass is summed in float32."""
+
+_ONE_LEVEL = 1024
+"""Vocabularies up to this size are faster without blocks."""
 
 
 def warp(logits: Tensor, options: StepOptions) -> Tensor:
@@ -27,30 +31,38 @@ def warp(logits: Tensor, options: StepOptions) -> Tensor:
     return logits
 
 
-def inverse_cdf(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens ``[A]`` and their log-probabilities from logits ``[A, V]`` and uniforms ``[A]`` in [0, 1).
 
-    Two levels (blocks, then tokens of one block) keep the cumulative sums short and precise for large vocabularies. A token of zero
+    Large vocabularies are searched in two levels: blocks by their mass in float32, of which few are added in a row, so that a token's
+    probability is right to a few units in the last place however small it is; then the tokens of one block in float64. A token of zero
     probability is never returned, whatever the rounding.
+
+    :param bool overwrite: destroy the logits, which saves a copy of them.
     """
     top = logits.amax(-1, keepdim=True)
-    mass = (logits - top).exp_()
-    if mass.shape[-1] <= 2 * _BLOCK:
+    mass = (logits.sub_(top) if overwrite else logits - top).exp_()
+    size = mass.shape[-1]
+    if size <= _ONE_LEVEL:
         cdf = mass.cumsum(-1, dtype=torch.float64)
-        token = _search(cdf, u * cdf[:, -1])
         total = cdf[:, -1]
+        token = _search(cdf, u * total)
     else:
-        blocks = torch.nn.functional.pad(mass, (0, -mass.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-        outer = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+        even = size - size % _BLOCK
+        sums = mass[:, :even].unflatten(-1, (-1, _BLOCK)).sum(-1)
+        if even < size:
+            sums = torch.cat([sums, mass[:, even:].sum(-1, keepdim=True)], -1)
+        outer = sums.cumsum(-1, dtype=torch.float64)
         total = outer[:, -1]
         target = u * total
-        block = _search(outer, target)
-        chosen = blocks[torch.arange(len(block), device=block.device), block]
-        inner = chosen.cumsum(-1, dtype=torch.float64)
-        before = outer.gather(-1, block[:, None])[:, 0] - inner[:, -1]
-        token = block * _BLOCK + _search(inner, target - before)
-    log_prob = logits.gather(-1, token[:, None])[:, 0] - top[:, 0] - total.log().to(logits.dtype)
-    return token, log_prob
+        block = _search(outer, target)[:, None]
+        own = sums.gather(-1, block).double()
+        column = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+        inner = torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0).cumsum(-1, dtype=torch.float64)
+        # How far into the block the target lies, on the scale of the block's exact sum.
+        rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
+        token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
+    return token, mass.gather(-1, token[:, None])[:, 0].log() - total.log().to(mass.dtype)
 
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
