@@ -8,9 +8,10 @@ import threading
 from collections.abc import Hashable
 from fractions import Fraction
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from .math_process import MathProcess
+from .worker_process import WorkerProcess
 
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
@@ -45,7 +46,7 @@ class MathEquivalence:
             raise ValueError(f"timeout must be positive, got {timeout!r}")
         if find_spec("math_verify") is None:
             raise ImportError('mathematical equivalence needs math-verify: pip install "ppl-llm[math]"')
-        self._process = MathProcess(timeout)
+        self._process = WorkerProcess(Path(__file__).with_name("math_worker.py"), timeout)
         self._equal: dict[tuple[str, str], bool] = {}
         self._descriptions: dict[str, Any] = {}
         self._strikes: dict[str, int] = {}  # timeouts of each text

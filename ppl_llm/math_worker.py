@@ -1,4 +1,4 @@
-"""The process that compares mathematical answers, run by :class:`~ppl_llm.math_process.MathProcess`; imports nothing of this package.
+"""The process that compares mathematical answers, run by :class:`~ppl_llm.worker_process.WorkerProcess`; imports nothing of this package.
 
 Reads one JSON request per line from standard input and writes one JSON reply per line to standard output.
 """

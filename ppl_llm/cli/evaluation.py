@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,7 @@ from rich.console import Console
 from . import completion
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
+from .remote import importing
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Progress
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
     "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
+    "\n\nppl-llm evaluate reasoning-gym:chain_sum --task-option seed=3 --task-option min_terms=4 --limit 50 --out runs/sums"
 )
 _NAMES = (
     "importance, self-consistency, best-of-n, weighted-best-of-n, smc, particle-gibbs, beam-search, dvts, tempered-smc, parallel-tempering"
@@ -37,8 +41,37 @@ def parse_numbers(option: str, text: str) -> list[int]:
         raise ValueError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from error
 
 
+_TASK_OPTION = (
+    "Of the data, as NAME=VALUE, and as often as needed: problem, answer, id and level (names of fields), split and config (of a "
+    "data set); size, seed, level and the task's own (of reasoning-gym)."
+)
+
+
+def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Options given as ``name=value``; a value that is JSON stands for what it says, any other for its text.
+
+    :raises ValueError: for anything else, naming the option of the command line.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} must be NAME=VALUE, such as seed=3, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
 def evaluate(
-    data: Annotated[str, typer.Argument(help="demo, or a JSONL file with the fields problem and answer.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="demo, a JSONL file with the fields problem and answer, a data set of the Hugging Face Hub, or reasoning-gym:TASK.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
     methods: Annotated[
         str, typer.Option(help=f"Separated by commas: {_NAMES}.", autocompletion=completion.several(_NAMES.split(", ")))
@@ -46,6 +79,7 @@ def evaluate(
     budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
+    task_option: Annotated[list[str] | None, typer.Option(help=_TASK_OPTION)] = None,
     lm: Annotated[str, typer.Option(help="Language model: demo, a directory, or a name on the Hugging Face Hub.")] = "demo",
     prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name.")] = "demo",
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
@@ -75,7 +109,7 @@ def evaluate(
 
     log = JsonLog() if log_json else None
     with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
-        from ..datasets import load_problems
+        from ..datasets import open_task
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.source import Models
 
@@ -92,7 +126,8 @@ def evaluate(
             raise ValueError(f"--seeds must be at least 1, got {seeds}")
         if limit is not None and limit < 1:
             raise ValueError(f"--limit must be at least 1, got {limit}")
-        problems = list(load_problems(data, limit=limit))
+        with importing():
+            problems = list(open_task(data, parse_options("--task-option", task_option or [])).problems(limit))
         live = Live(Console(stderr=True), log)
         try:
             progress = run(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..answers import Answer
 from ..reward.calibrated_reward import Calibration
 from .aggregators import Candidate, tally
 from .metrics import Bin, brier, calibration_error, reliability
@@ -46,7 +48,7 @@ def calibrate(results: Results, labels: str = "gold") -> Fit:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     halves: tuple[list[tuple[Candidate, float]], list[tuple[Candidate, float]]] = ([], [])
     for (problem, _), pool in results.samples.items():
-        known = _labelled(pool, results.gold[problem] if labels == "gold" else None)
+        known = _labelled(pool, partial(results.is_right, problem) if labels == "gold" else None)
         halves[results.problems.index(problem) % 2].extend(known)
     if not halves[0] or not halves[1]:
         raise ValueError("calibration needs the independent samples of at least two problems; add --methods importance to the run")
@@ -86,10 +88,10 @@ def fit_solutions(z: Tensor, real: Tensor, labels: Tensor) -> Calibration:
     return Calibration(1 / slope, bias)
 
 
-def _labelled(pool: Sequence[Candidate], gold: str | None) -> list[tuple[Candidate, float]]:
+def _labelled(pool: Sequence[Candidate], is_right: Callable[[Answer], bool] | None) -> list[tuple[Candidate, float]]:
     scored = [candidate for candidate in pool if candidate.step_log_odds]
-    if gold is not None:
-        return [(candidate, float(str(candidate.answer) == gold)) for candidate in scored]
+    if is_right is not None:
+        return [(candidate, float(is_right(candidate.answer))) for candidate in scored]
     votes = tally(scored, lambda candidate: 1.0)
     if len(scored) < 2:
         return []

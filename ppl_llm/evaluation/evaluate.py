@@ -89,6 +89,7 @@ def evaluate(
         "group_size": group_size,
         "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
         "num_problems": len(problems),
+        **_verifiers(problems),
         "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
     }
     progress = Progress(total=len(units))
@@ -109,6 +110,12 @@ def evaluate(
                 if report is not None:
                     report(progress)
     return progress
+
+
+def _verifiers(problems: Sequence[Problem]) -> dict[str, Any]:
+    """What judges the answers, where it is more than a comparison."""
+    found = {json.dumps(p.verifier.description, sort_keys=True) for p in problems if p.verifier is not None}
+    return {"verifiers": [json.loads(text) for text in sorted(found)]} if found else {}
 
 
 def _check(problems: Sequence[Problem], budgets: Sequence[int], group_size: int, workers: int) -> None:

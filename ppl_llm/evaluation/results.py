@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tasks import RIGHT
 from .aggregators import (
     AGGREGATIONS,
     Candidate,
@@ -126,9 +127,33 @@ class Results:
         return best
 
     @cached_property
-    def gold(self) -> dict[str, str]:
-        """The right answer of each problem."""
-        return {problem: str(record["gold"]) for cells in self.by_key.values() for (problem, _), record in cells.items()}
+    def gold(self) -> dict[str, str | None]:
+        """The right answer of each problem, ``None`` where it is not known or not the only one."""
+        known = {problem: record["gold"] for cells in self.by_key.values() for (problem, _), record in cells.items()}
+        return {problem: None if answer is None else str(answer) for problem, answer in known.items()}
+
+    @cached_property
+    def verdicts(self) -> dict[str, dict[str, float]]:
+        """What the verifier of each problem that has one gave for the answers that occurred."""
+        found: dict[str, dict[str, float]] = {}
+        for cells in self.by_key.values():
+            for (problem, _), record in cells.items():
+                if "verdicts" in record:
+                    found.setdefault(problem, {}).update(record["verdicts"])
+        return found
+
+    def is_right(self, problem: str, answer: Any) -> bool:
+        """Whether an answer is right, by the verdict on it where the problem has a verifier, else by the right answer.
+
+        :raises ValueError: for an answer that occurs in no record and only a verifier could judge.
+        """
+        if answer is None:
+            return False
+        if problem not in self.verdicts:
+            return str(answer) == self.gold[problem]
+        if str(answer) not in self.verdicts[problem]:
+            raise ValueError(f"no record has a verdict on answer {answer!r} to problem {problem!r}; a vote chooses among recorded answers")
+        return self.verdicts[problem][str(answer)] >= RIGHT
 
     def offline(self, vote: str, budget: int, methods: dict[str, Callable[[Sequence[Candidate]], Any]] | None = None) -> Table:
         """``[problems, seeds]``: whether a vote over the first ``budget`` independent samples is correct.
@@ -141,13 +166,13 @@ class Results:
             pool = self.samples.get((problem, seed), [])
             if len(pool) < budget or (fn is rpc and pool[0].log_prob is None):
                 return math.nan
-            return float(str(fn(pool[:budget])) == self.gold[problem])
+            return float(self.is_right(problem, fn(pool[:budget])))
 
         return np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
 
     def coverage(self, ks: Sequence[int]) -> list[float]:
         """pass@k for each k, averaged over problems and seeds."""
-        counts = [(len(pool), sum(str(c.answer) == self.gold[problem] for c in pool)) for (problem, _), pool in self.samples.items()]
+        counts = [(len(pool), sum(self.is_right(problem, c.answer) for c in pool)) for (problem, _), pool in self.samples.items()]
         return [float(np.mean([pass_at_k(n, right, k) for n, right in counts if n >= k])) for k in ks]
 
 

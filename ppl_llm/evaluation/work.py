@@ -12,7 +12,6 @@ from typing import Any
 
 import pyro
 
-from ..answers import Answer
 from ..datasets import Problem
 from ..inference import ParticlePosterior
 from ..inference.representatives import representatives
@@ -146,12 +145,14 @@ def _record(
         "budget": budget,
         "seed": unit.seed,
         "answer": answer,
-        "correct": is_correct(answer, problem),
+        "correct": problem.is_right(answer),
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
         "answers": {str(a): round(mass / total, 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
-        "right_samples": sum(is_correct(c.answer, problem) for c in part),
+        "right_samples": sum(problem.is_right(c.answer) for c in part),
         "num_samples": len(part),
+        # What a vote that is recomputed from the records may choose is among these.
+        **({"verdicts": problem.verdicts([answer, *(c.answer for c in part)])} if problem.verifier is not None else {}),
     }
 
 
@@ -163,8 +164,3 @@ def _diagnostics(posterior: ParticlePosterior, problem: int) -> dict[str, Any]:
     ess = posterior.ess
     trace = [round(value, 3) for value in ess[:, problem].tolist()] if ess.dim() == 2 else []
     return {"log_evidence": log_evidence if math.isfinite(log_evidence) else None, "ess": trace}
-
-
-def is_correct(answer: Answer, problem: Problem) -> bool:
-    """Whether an answer is the problem's."""
-    return answer is not None and str(answer) == str(problem.answer)

@@ -94,7 +94,7 @@ def test_limits() -> None:
 
 
 def test_hugging_face_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppl_llm.datasets.find_spec", lambda name: None)
+    monkeypatch.setattr("ppl_llm.tasks.row_task.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'"ppl-llm\[datasets\]"'):
         load_problems("openai/gsm8k")
     asked: list[Any] = []
@@ -106,7 +106,7 @@ def test_hugging_face_names(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr("ppl_llm.datasets.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("ppl_llm.tasks.row_task.find_spec", lambda name: SimpleNamespace())
     rows = load_problems("openai/gsm8k", config="main", split="train", answer=lambda row: extract_answer(row["answer"]))
     assert next(rows) == Problem("1", "6 * 7?", "42", {"answer": "so\n#### 42"})
     assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]

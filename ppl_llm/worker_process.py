@@ -9,32 +9,38 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 _START = 120.0
-"""Seconds that the process may take to start; it imports sympy."""
+"""Seconds that the process may take to start; it imports large libraries."""
 
 
-class MathProcess:
-    """Sends requests to :mod:`ppl_llm.math_worker` in a process of its own, which is ended if a reply does not come in time.
+class WorkerProcess:
+    """Sends requests to a script in a process of its own, which is ended if a reply does not come in time.
 
-    Safe in threads, which take turns, and after a fork. Signals, by which math-verify bounds its time, work in the main thread only, and a
-    thread cannot be ended at all.
+    Safe in threads, which take turns, and after a fork. Signals, by which some libraries bound their time, work in the main thread only,
+    and a thread cannot be ended at all.
 
+    The script writes ``"ready"`` when it has started, then reads one JSON request ``[kind, timeout, values]`` per line and writes one JSON
+    reply per line; ``null`` stands for a request that failed.
+
+    :param Path script: imports nothing of this package.
     :param float timeout: seconds for one request.
+    :param dict environment: variables to set for it.
     :ivar int timeouts: requests that were given up.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, script: Path, timeout: float, environment: Mapping[str, str] | None = None) -> None:
+        self.script, self.timeout, self.environment = script, timeout, dict(environment or {})
         self.timeouts = 0
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._owner = 0
 
-    def ask(self, kind: str, *texts: str) -> Any:
+    def ask(self, kind: str, *values: Any) -> Any:
         """The reply.
 
         :raises TimeoutError: if there is none in time, or the process ends over the request.
@@ -45,7 +51,7 @@ class MathProcess:
                 self._start()
             assert self._process is not None and self._process.stdin is not None
             try:
-                self._process.stdin.write(json.dumps([kind, self.timeout, texts]) + "\n")
+                self._process.stdin.write(json.dumps([kind, self.timeout, values]) + "\n")
                 self._process.stdin.flush()
                 reply = self._replies.get(timeout=self.timeout)
             except (queue.Empty, BrokenPipeError):
@@ -60,10 +66,10 @@ class MathProcess:
             return json.loads(reply)
 
     def _start(self) -> None:
-        worker = Path(__file__).with_name("math_worker.py")
         # -P: the folder of this package must not come before the standard library and the installed packages.
-        command = [sys.executable, "-P", "-W", "ignore", str(worker)]
+        command = [sys.executable, "-P", "-W", "ignore", str(self.script)]
         options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        options["env"] = {**os.environ, **self.environment}
         process = subprocess.Popen(command, encoding="utf-8", start_new_session=True, **options)  # Ctrl-C is for this process alone
         self._process, self._owner = process, os.getpid()
         self._replies = queue.SimpleQueue()
@@ -76,7 +82,7 @@ class MathProcess:
             first = None
         if first is None:
             self._end()
-            raise OSError(f"the process that compares answers did not start: {' '.join(command)}")
+            raise OSError(f"the process did not start: {' '.join(command)}")
 
     def _end(self) -> None:
         if self._process is not None:

@@ -1,0 +1,22 @@
+"""Held-out problems of the demo models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .protocol import Problem
+
+DEMO_SIZE = 60
+"""Problems where no limit is given."""
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """The arithmetic problems inside this package, levels 1 to 6 in turn."""
+
+    def problems(self, limit: int | None = None) -> Iterator[Problem]:
+        from ..demo import held_out
+
+        for index, made in enumerate(held_out(limit or DEMO_SIZE), 1):
+            yield Problem(f"demo-{index}", made.text, made.answer, {"level": made.level, "solution": made.solution})

@@ -1,0 +1,121 @@
+"""Problems from rows: JSONL files, data sets of the Hugging Face Hub, or rows in memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .protocol import Problem
+
+Row = Mapping[str, Any]
+Field = str | Callable[[Row], Any]
+"""Name of a column, or a function of the row."""
+
+_PROBLEM = ("problem", "question", "text")
+_ANSWER = ("answer", "final_answer")
+_ID = ("id", "unique_id")
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """Rows as problems; the parameters are those of :func:`ppl_llm.load_problems`."""
+
+    source: str | Path | Iterable[Row]
+    problem: Field | None = None
+    answer: Field | None = None
+    id: Field | None = None
+    level: Field | None = None
+    split: str = "test"
+    config: str | None = None
+
+    def problems(self, limit: int | None = None) -> Iterator[Problem]:
+        """
+        :raises OSError: at once, if there is no such file or data set.
+        :raises ImportError: at once, for a data set on the Hub without ``datasets``.
+        :raises ValueError: for a row that is not a problem, naming its line.
+        """
+        return itertools.islice(self._problems(self._rows()), limit)
+
+    def _rows(self) -> Iterable[tuple[str, Row]]:
+        if not isinstance(self.source, (str, Path)):
+            return ((f"row {number}", row) for number, row in enumerate(self.source, 1))
+        path = Path(self.source).expanduser()
+        return _lines(path) if path.is_file() else _hub(self.source, self.split, self.config)
+
+    def _problems(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Problem]:
+        seen: dict[str, str] = {}
+        for number, (where, row) in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{where}: expected an object with named fields, got {type(row).__name__}")
+            text = _value(row, self.problem, _PROBLEM, where, "problem")
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{where}: the problem must be a text that is not empty, got {text!r}")
+            right = _value(row, self.answer, _ANSWER, where, "answer", optional=self.answer is None)
+            name = _plain(_value(row, self.id, _ID, where, "id", optional=self.id is None))
+            name = str(number) if name is None else name
+            if name in seen:
+                raise ValueError(f"{where}: the id {name!r} is already that of {seen[name]}")
+            seen[name] = where
+            used = {_column(row, given, known) for given, known in ((self.problem, _PROBLEM), (self.answer, _ANSWER), (self.id, _ID))}
+            metadata = {key: value for key, value in row.items() if key not in used}
+            difficulty = _value(row, self.level, ("level",), where, "level", optional=self.level is None)
+            if difficulty is not None:
+                metadata["level"] = difficulty
+            yield Problem(name, text, _plain(right), metadata)
+
+
+def _column(row: Row, given: Field | None, known: tuple[str, ...]) -> str | None:
+    """The column that a value is taken from, ``None`` if there is none."""
+    if given is not None:
+        return given if isinstance(given, str) and given in row else None
+    return next((name for name in known if name in row), None)
+
+
+def _value(row: Row, given: Field | None, known: tuple[str, ...], where: str, what: str, optional: bool = False) -> Any:
+    if given is not None and not isinstance(given, str):
+        return given(row)
+    column = _column(row, given, known)
+    if column is not None:
+        return row[column]
+    if optional:
+        return None
+    wanted = repr(given) if given is not None else " or ".join(map(repr, known))
+    raise ValueError(f"{where}: no field {wanted} for the {what}; it has {', '.join(map(repr, row)) or 'none'}")
+
+
+def _plain(value: Any) -> str | None:
+    """A value as text; a whole number without its decimal point."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else str(value)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+                yield where, row
+
+
+def _hub(source: str | Path, split: str, config: str | None) -> Iterator[tuple[str, Row]]:
+    name = str(source)
+    if isinstance(source, Path) or name.endswith((".jsonl", ".json")) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(
+            f"no file {name!r}; give a JSONL file, the name of a data set on the Hugging Face Hub, reasoning-gym:TASK, or 'demo'"
+        )
+    if find_spec("datasets") is None:
+        raise ImportError(f'{name!r} is no file, and data sets of the Hugging Face Hub need datasets: pip install "ppl-llm[datasets]"')
+    import datasets
+
+    rows = datasets.load_dataset(name, config, split=split)
+    return ((f"{name} ({split}), row {number}", row) for number, row in enumerate(rows, 1))
