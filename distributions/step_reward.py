@@ -93,6 +93,9 @@ class StepReward(TorchDistribution):
     support = constraints.boolean
     has_rsample = False
 
+    score: Tensor | None = None
+    """``[*batch]``: probability that the last step is right, nan for lanes that took none; known once :meth:`log_prob` has been asked."""
+
     def __init__(
         self,
         prm: RewardModel,
@@ -127,6 +130,7 @@ class StepReward(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         z = self.prm.step_log_odds(self.context)
+        self.score = torch.where(self.context.advanced, z[..., -1].sigmoid(), torch.nan)
         if self.potential == "likelihood":
             log_factor = torch.where(value.to(z.device) > 0, logsigmoid(z[..., -1]), logsigmoid(-z[..., -1]))
         else:

@@ -8,7 +8,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from .particle_posterior import ParticlePosterior, Site
+from .history import Site
+from .particle_posterior import ParticlePosterior
 from .state import concatenate
 from .weights import Weights
 
@@ -19,7 +20,14 @@ class PooledPosterior(ParticlePosterior):
     :param list parts: posteriors with the same plates.
     :param list log_weights: ``[N_i, *plates]`` for each part, on a common scale.
     :ivar list parts: the posteriors. :attr:`sites` has those that all of them have.
+    :cvar str part_name: what a part is.
+    :cvar str parts_at: the attribute to take parts from.
+    :cvar bool unbiased: whether the mean weight of a part estimates the evidence.
     """
+
+    part_name = "filter"
+    parts_at = "parts"
+    unbiased = False
 
     def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
         self.parts = parts
@@ -40,6 +48,11 @@ class PooledPosterior(ParticlePosterior):
         )
         self.cost = cost
 
+    @property
+    def part_numbers(self) -> list[int]:
+        """A number for each part."""
+        return list(range(len(self.parts)))
+
 
 def _joined(tensors: list[Tensor | None]) -> Tensor | None:
     known = [tensor for tensor in tensors if tensor is not None]
@@ -54,6 +67,9 @@ class ChainPosterior(PooledPosterior):
     :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
     """
 
+    part_name = "iteration"
+    parts_at = "iterations"
+
     def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
         self.iterations = iterations
         # Where nothing was accepted an iteration gives the same particles again; they are kept once.
@@ -61,6 +77,14 @@ class ChainPosterior(PooledPosterior):
         distinct = list({id(i): i for i in iterations}.values())
         scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
         super().__init__(distinct, [i._weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+
+    @property
+    def part_numbers(self) -> list[int]:
+        """The iteration in which each part came first."""
+        first: dict[int, int] = {}
+        for number, iteration in enumerate(self.iterations):
+            first.setdefault(id(iteration), number)
+        return [first[id(part)] for part in self.parts]
 
     @property
     def log_evidence(self) -> Tensor:

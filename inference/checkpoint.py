@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import plain_file
-from .particle_posterior import Site, Step
+from .history import Site, Step
 from .populations import Frame
 from .snapshot import Snapshot
 from .state import map_objects

@@ -13,7 +13,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .particle_posterior import ParticlePosterior, Site
+from .history import Site
+from .particle_posterior import ParticlePosterior
 from .sweep import particle_plate
 from .weights import Weights
 

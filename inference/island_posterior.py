@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .chain_posterior import PooledPosterior
-from .particle_posterior import ParticlePosterior, Site, Step
+from .particle_posterior import ParticlePosterior
 from .state import select_plate
 from .weights import Weights
 
@@ -20,6 +20,10 @@ class IslandPosterior(PooledPosterior):
     :param ParticlePosterior joint: of the replicated model, whose leftmost plate is the islands.
     :ivar list islands: the :class:`ParticlePosterior` of each, with its ESS, genealogy and evidence.
     """
+
+    part_name = "island"
+    parts_at = "islands"
+    unbiased = True
 
     def __init__(self, joint: ParticlePosterior) -> None:
         num_islands = joint._weights.log_weights.shape[1]
@@ -41,8 +45,8 @@ class IslandPosterior(PooledPosterior):
 
 
 def _island(joint: ParticlePosterior, k: int) -> ParticlePosterior:
-    def lanes(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.select(1, k)
+    def lanes(tensor: Tensor) -> Tensor:
+        return tensor.select(1, k)
 
     def population(tensor: Tensor) -> Tensor:
         return tensor.select(0, k)
@@ -51,9 +55,9 @@ def _island(joint: ParticlePosterior, k: int) -> ParticlePosterior:
     return ParticlePosterior(
         Weights(joint._weights.log_weights.select(1, k)),
         tuple(dim for dim in joint._plate_dims if dim != leftmost),
-        tuple(Site(site.name, lanes(site.value), lanes(site.log_prob), site.generation) for site in joint._sites),
-        tuple(Step(population(step.ess), step.ancestors.select(1, k), population(step.resampled)) for step in joint._steps),
+        tuple(site.map(lanes) for site in joint._sites),
+        tuple(step.map(lanes, population) for step in joint._steps),
         select_plate(joint.value, 1, k),
-        lengths=lanes(joint._lengths),
-        log_likelihood=lanes(joint._log_likelihood),
+        lengths=None if joint._lengths is None else lanes(joint._lengths),
+        log_likelihood=None if joint._log_likelihood is None else lanes(joint._log_likelihood),
     )

@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .factors import is_deterministic, is_one, raise_for_dead, scaled
-from .particle_posterior import ParticlePosterior, Step
+from .particle_posterior import ParticlePosterior
 from .particle_system import ParticleSystem
 from .resampling import Resampler
 from .selection import Selection
@@ -127,10 +127,10 @@ class ParticleMessenger(ParticleSystem, Messenger):
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""
         assert self.weights is not None and self.log_likelihood is not None
-        ancestors = self._lanes.expand_as(self.weights.log_weights)
-        chosen = self.ess_triggers(ess)
-        if not self.resample_finished and (done := self.population_done(state)) is not None:
-            chosen = chosen & ~done.all(0).expand_as(chosen)
+        ancestors, chosen = self._lanes.expand_as(self.weights.log_weights), self.ess_triggers(ess)
+        before = self.step_before(state, ess, ancestors)
+        if not self.resample_finished and before.done is not None:
+            chosen = chosen & ~before.done.all(0)
         if bool(chosen if chosen.numel() == 1 else chosen.any()):
             selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
             ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), ancestors)
@@ -141,7 +141,7 @@ class ParticleMessenger(ParticleSystem, Messenger):
             self.log_likelihood = self.log_likelihood.gather(0, ancestors)
             self.lengths = self.lengths.expand_as(ancestors).gather(0, ancestors)
             state = reorder(state, ancestors)
-        self.steps.append(Step(ess, ancestors, chosen))
+        self.steps.append(before._replace(ancestors=ancestors, resampled=chosen))
         return state
 
     def ess_triggers(self, ess: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ class ParticleMH(TrajectoryKernel):
             Weights(chosen(old._weights.log_weights, new._weights.log_weights)),
             old._plate_dims,
             replayed._sites,
-            replayed._steps,
+            tuple(step.bare for step in replayed._steps),  # a replay weighs nothing
             replayed.value,
             lengths=chosen(old._lengths, new._lengths),
             log_likelihood=chosen(old._log_likelihood, new._log_likelihood),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -13,11 +13,13 @@ from pyro.infer.abstract_infer import EmpiricalMarginal
 from torch import Tensor
 
 from .discrete_marginal import DiscreteMarginal, pool
+from .history import History, Site, Step
 from .pyro_traces import PyroTraces
 from .representatives import Equivalent
 from .state import lane as lane_of
 from .state import pick, take, take_one
 from .trajectory import Trajectory
+from .views import PosteriorViews
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -25,24 +27,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 
-class Site(NamedTuple):
-    """A site as it was met: ``generation`` barriers came before it."""
-
-    name: str
-    value: Tensor | None
-    log_prob: Tensor | None
-    generation: int
-
-
-class Step(NamedTuple):
-    """What happened at a barrier: ESS before it ``[*plates]``, ancestors ``[N, *plates]``, which populations were resampled."""
-
-    ess: Tensor
-    ancestors: Tensor
-    resampled: Tensor
-
-
-class ParticlePosterior(PyroTraces):
+class ParticlePosterior(PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
     N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
@@ -56,6 +41,7 @@ class ParticlePosterior(PyroTraces):
     """
 
     complete: bool = True
+    gives_evidence: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
 
     def __init__(
@@ -161,6 +147,17 @@ class ParticlePosterior(PyroTraces):
         """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
         lineages = self._lineages()
         return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
+
+    @cached_property
+    def site_scores(self) -> dict[str, Tensor]:
+        """``{name: [N, *P]}`` along the surviving lineages: scores of observed sites whose distribution has them (``StepReward``)."""
+        lineages = self._lineages()
+        return {site.name: take(site.score, lineages[site.generation]) for site in self._sites if site.score is not None}
+
+    @cached_property
+    def history(self) -> History:
+        """All particles of the run, those that died included, and where the lanes of this posterior come from."""
+        return History.of(self._sites, self._steps, self._weights.log_weights)
 
     def lane(self, index: tuple[int, ...]) -> Any:
         """What the model returned for one lane.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .factors import is_deterministic
-from .particle_posterior import ParticlePosterior, Site, Step
+from .history import Site, Step, score_of
+from .particle_posterior import ParticlePosterior
 from .populations import Frame, dependent_dims, per_population, plates_of
 from .snapshot import Snapshot
 from .state import lanes_done
@@ -124,8 +125,19 @@ class ParticleSystem:
         if not msg["is_observed"] or is_deterministic(msg):
             shape = msg["fn"].shape()
             value = msg["value"] if msg["value"].shape == shape else msg["value"].expand(shape)
-        if value is not None or self.record_log_probs:
-            self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.steps)))
+        score = score_of(msg["fn"], log_prob) if msg["is_observed"] else None
+        if value is not None or score is not None or self.record_log_probs:
+            self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.steps), score))
+
+    def step_before(self, state: Any, ess: Tensor, own: Tensor) -> Step:
+        """A barrier at which nothing has happened yet: every lane is its own ancestor.
+
+        :param Tensor own: ``[N, *plates]`` each lane's number.
+        """
+        assert self.weights is not None
+        like, done = self.weights.log_weights, self.population_done(state)
+        done = None if done is None else done.expand_as(like)
+        return Step(ess, own, torch.zeros_like(ess, dtype=torch.bool), like, self.log_likelihood, done)
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: lanes of which all that one population holds is done; ``None`` if the state does not tell."""

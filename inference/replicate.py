@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 
-from .particle_posterior import ParticlePosterior, Step
+from .particle_posterior import ParticlePosterior
 from .state import select_plate
 from .trajectory_kernel import TrajectoryKernel
 from .weights import Weights
@@ -35,13 +35,8 @@ def replica(posterior: ParticlePosterior, k: int) -> ParticlePosterior:
     return ParticlePosterior(
         Weights(posterior._weights.log_weights[:, k]),
         tuple(dim for dim in posterior._plate_dims if dim != replicas),
-        tuple(
-            site._replace(
-                value=None if site.value is None else site.value[:, k], log_prob=None if site.log_prob is None else site.log_prob[:, k]
-            )
-            for site in posterior._sites
-        ),
-        tuple(Step(step.ess[k], step.ancestors[:, k], step.resampled[k]) for step in posterior._steps),
+        tuple(site.map(lambda tensor: tensor[:, k]) for site in posterior._sites),
+        tuple(step.map(lambda tensor: tensor[:, k], lambda tensor: tensor[k]) for step in posterior._steps),
         select_plate(posterior.value, 1, k),
         lengths=None if posterior._lengths is None else posterior._lengths[:, k],
         log_likelihood=None if posterior._log_likelihood is None else posterior._log_likelihood[:, k],

@@ -11,7 +11,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .factors import is_deterministic
-from .particle_posterior import ParticlePosterior, Site, Step
+from .history import History, Site
+from .particle_posterior import ParticlePosterior
 from .replay_messenger import KnownValue
 from .resampling import multinomial
 from .search_posterior import SearchPosterior
@@ -89,12 +90,13 @@ class SearchMessenger(VotingMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         assert self.weights is not None and self.log_likelihood is not None
+        before = self.step_before(state, ess, self._own())
         ancestors, log_weights = self.select(self.weights.log_weights, self._finished(state))
-        moved = (ancestors != self._own()).any(0)
+        moved = (ancestors != before.ancestors).any(0)
         self.weights = Weights(log_weights)
         self.log_likelihood = self.log_likelihood.gather(0, ancestors)
         self.lengths = self.lengths.expand_as(ancestors).gather(0, ancestors)
-        self.steps.append(Step(ess, ancestors, moved))
+        self.steps.append(before._replace(ancestors=ancestors, resampled=moved))
         self._met_site = False
         return reorder(state, ancestors) if bool(moved.any()) else state
 
@@ -168,7 +170,7 @@ class SearchMessenger(VotingMessenger):
 
     def result(self, chosen: Candidates, replayed: ParticlePosterior) -> SearchPosterior:
         """The posterior of the finalists, whose sites and values come from a replay."""
-        return SearchPosterior(
+        found = SearchPosterior(
             Weights(chosen.log_weights),
             replayed._plate_dims,
             tuple(Site(site.name, site.value, None, len(self.steps)) for site in replayed._sites),
@@ -179,3 +181,5 @@ class SearchMessenger(VotingMessenger):
             scores=chosen.scores,
             method=self.method,
         )
+        found.history = History(tuple(self.sites), tuple(self.steps), chosen.generation, chosen.lanes)
+        return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .particle_posterior import ParticlePosterior, Site, Step
+from .history import Site, Step
+from .particle_posterior import ParticlePosterior
 from .weights import Weights
 
 BY_RANK = "it keeps candidates by rank, not in proportion to their weights, so their mean weight does not estimate the evidence"
@@ -24,6 +25,8 @@ class SearchPosterior(ParticlePosterior):
     :ivar str reason: why it gives no evidence.
     :ivar bool decisive: whether the weights alone make the choice, whatever vote a model prefers.
     """
+
+    gives_evidence: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .particle_posterior import ParticlePosterior, Site, Step
+from .history import Site, Step
+from .particle_posterior import ParticlePosterior
 from .trajectory import Trajectory
 from .weights import Weights
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from .arguments import check_count, check_particles
 from .cost import CostMeter
 from .errors import SMCFailed
+from .history import Step
 from .particle_messenger import ParticleMessenger
-from .particle_posterior import Step
 from .replicate import Kernel, replica_kernel
 from .resampling import Resampler, get_resampler
 from .suffix_mh import SuffixMH
@@ -174,7 +174,7 @@ class TemperedSMC:
             living = torch.where(chosen, self.resampler(log_w, u), living)
             ancestors = torch.where(chosen, living, ancestors)
             weights = weights.set_to_mean(chosen)
-        return Step(ess, ancestors, chosen), weights, particles.reorder(living)
+        return Step(ess, ancestors, chosen, log_w), weights, particles.reorder(living)
 
     def move(self, particles: Trajectory, beta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Trajectory, Tensor]:
         """``x <- K_b(x)`` for all particles in one batch, and the fraction of moves that changed a particle."""

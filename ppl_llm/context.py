@@ -291,6 +291,12 @@ class Context:
 
         return self._nested(split)
 
+    def describe(self, value: Tensor) -> str | None:
+        """The text of one value ``[max_tokens]`` of an :class:`LLMStep`; ``None`` for what cannot be one."""
+        if value.dim() != 1 or value.is_floating_point() or bool((value >= self.lm.vocab_size).any()):
+            return None
+        return self.lm.decode(value[value != PAD].tolist())
+
     def answers(self) -> Any:
         """The answer extracted from each lane's text, ``None`` where there is none; nested lists over the batch shape."""
         return self._nested(lambda lane: extract_answer(lane.text))

@@ -1,0 +1,99 @@
+"""What a sweep remembers of its particles, those that died included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Site(NamedTuple):
+    """A site as it was met: ``generation`` barriers came before it.
+
+    :ivar Tensor value: ``[N, *batch, *event]`` of a latent or deterministic site.
+    :ivar Tensor log_prob: ``[N, *batch]``, where it is recorded.
+    :ivar Tensor score: ``[N, *batch]``: what the distribution of an observed site says of each lane in its attribute ``score``, for people.
+    """
+
+    name: str
+    value: Tensor | None
+    log_prob: Tensor | None
+    generation: int
+    score: Tensor | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Site:
+        """``fn`` of every tensor."""
+        value, log_prob, score = (None if tensor is None else fn(tensor) for tensor in (self.value, self.log_prob, self.score))
+        return Site(self.name, value, log_prob, self.generation, score)
+
+
+class Step(NamedTuple):
+    """What happened at a barrier. All but the ancestors is from before it; what is ``None`` was not known.
+
+    :ivar Tensor ess: ``[*plates]``.
+    :ivar Tensor ancestors: ``[N, *plates]``.
+    :ivar Tensor resampled: ``[*plates]`` populations that were resampled.
+    :ivar Tensor log_weights: ``[N, *plates]``.
+    :ivar Tensor log_likelihood: ``[N, *plates]`` of the observed sites of each lane so far, not tempered.
+    :ivar Tensor done: ``[N, *plates]`` lanes that had finished.
+    """
+
+    ess: Tensor
+    ancestors: Tensor
+    resampled: Tensor
+    log_weights: Tensor | None = None
+    log_likelihood: Tensor | None = None
+    done: Tensor | None = None
+
+    def map(self, lanes: Callable[[Tensor], Tensor], populations: Callable[[Tensor], Tensor]) -> Step:
+        """``lanes`` of every tensor with a particle dimension, ``populations`` of the others."""
+        weights, likelihood, done = (None if t is None else lanes(t) for t in (self.log_weights, self.log_likelihood, self.done))
+        return Step(populations(self.ess), lanes(self.ancestors), populations(self.resampled), weights, likelihood, done)
+
+    @property
+    def bare(self) -> Step:
+        """Without what is known of the lanes."""
+        return Step(self.ess, self.ancestors, self.resampled)
+
+
+class History(NamedTuple):
+    """All particles of a sweep, and where those of its posterior come from.
+
+    :ivar Tensor generation: ``[N, *plates]``: barriers before the last segment that each lane of the posterior lived in.
+    :ivar Tensor lane: ``[N, *plates]``: its lane there.
+    """
+
+    sites: tuple[Site, ...]
+    steps: tuple[Step, ...]
+    generation: Tensor
+    lane: Tensor
+
+    @classmethod
+    def of(cls, sites: tuple[Site, ...], steps: tuple[Step, ...], like: Tensor) -> History:
+        """Of lanes that were there to the end.
+
+        :param Tensor like: ``[N, *plates]``.
+        """
+        own = torch.arange(like.shape[0], device=like.device).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
+        last = len(steps)
+        if steps and all(site.generation < last for site in sites):  # the model ended with a barrier
+            return cls(sites, steps, torch.full_like(own, last - 1), steps[-1].ancestors.expand_as(own))
+        return cls(sites, steps, torch.full_like(own, last), own)
+
+    def map(self, lanes: Callable[[Tensor], Tensor], populations: Callable[[Tensor], Tensor]) -> History:
+        """As for :meth:`Step.map`."""
+        steps = tuple(step.map(lanes, populations) for step in self.steps)
+        return History(tuple(site.map(lanes) for site in self.sites), steps, lanes(self.generation), lanes(self.lane))
+
+
+def score_of(fn: Any, log_prob: Tensor | None) -> Tensor | None:
+    """What a distribution that was evaluated says in its attribute ``score [*batch]``, also under a mask.
+
+    :param Tensor log_prob: ``[N, *batch]`` its log-probability, ``None`` if it was not evaluated.
+    """
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    score = getattr(fn, "score", None)
+    return score.expand_as(log_prob) if isinstance(score, Tensor) and log_prob is not None else None
