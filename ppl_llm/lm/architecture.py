@@ -56,8 +56,7 @@ def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.dev
         return None, obstacle
 
     def forward(**inputs: Any) -> torch.Tensor:
-        inputs["attention_mask"] = masks(inputs["attention_mask"], inputs["position_ids"])
-        logits: torch.Tensor = model(**inputs).logits
+        logits: torch.Tensor = model(**masks.narrowed(inputs)).logits
         return logits
 
     before = model.config._attn_implementation

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .out_of_memory import CacheTooLarge, is_out_of_memory
+from .segments import Segments
 
 _ALIGN = 64
 
@@ -22,6 +23,7 @@ class _Writes:
     :ivar Tensor row_index: ``[A]``, the same as a tensor.
     :ivar Tensor columns: ``[A, q]`` column that each token is written to.
     :ivar int stop: columns read.
+    :ivar segments: of packed tokens, else ``None``: all rows are then read, and ``row_index`` and ``columns`` are ``[T]``.
     """
 
     def __init__(self) -> None:
@@ -32,6 +34,7 @@ class _Writes:
         self.row_index = torch.empty(0, dtype=torch.long)
         self.columns = torch.empty(0, 0, dtype=torch.long)
         self.stop = 0
+        self.segments: Segments | None = None
 
 
 class SlabLayer(CacheLayerMixin):
@@ -61,10 +64,14 @@ class SlabLayer(CacheLayerMixin):
         lanes, _, length, _ = key_states.shape
         rows, columns = writes.row_index.to(device), writes.columns.to(device)
         for store, states in ((self.keys, key_states), (self.values, value_states)):
-            if length == 1:
+            if writes.segments is not None:
+                store[rows, :, columns] = states[0].transpose(0, 1)
+            elif length == 1:
                 store[rows, :, columns[:, 0]] = states[:, :, 0]
             else:
                 store[rows[:, None], :, columns] = states.transpose(1, 2)
+        if writes.segments is not None:
+            return self.keys, self.values
         keys, values = self.keys[:, :, : writes.stop], self.values[:, :, : writes.stop]
         if writes.rows is None:
             return keys[writes.first : writes.first + lanes], values[writes.first : writes.first + lanes]
@@ -207,10 +214,16 @@ class KVSlab:
         :returns: the attention mask ``[A, 1, q, stop]``.
         """
         writes = self._writes
-        writes.rows, writes.first, writes.stop = rows, 0, stop
+        writes.rows, writes.first, writes.stop, writes.segments = rows, 0, stop, None
         writes.row_index = self._row[: positions.shape[0]] if rows is None else rows
         writes.columns = positions
         return (self._column[:stop] <= positions[..., None])[:, None]
+
+    def place_packed(self, segments: Segments) -> None:
+        """Prepare a forward pass over packed tokens, whose mask they bring along."""
+        writes = self._writes
+        writes.segments, writes.stop = segments, segments.mask.shape[-1]
+        writes.row_index, writes.columns = segments.rows, segments.positions
 
     @contextmanager
     def part(self, lanes: slice, columns: slice) -> Iterator[None]:

@@ -49,3 +49,9 @@ class LayerMasks:
         if self.mapped:
             return {_FULL: mask, _SLIDING: narrow}
         return narrow if self.kinds == (_SLIDING,) else mask
+
+    def narrowed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of a forward pass with the mask that the model takes in place of a slab's."""
+        segments = inputs.get("segments")
+        positions = inputs["position_ids"] if segments is None else segments.looking
+        return inputs | {"attention_mask": self(inputs["attention_mask"], positions)}

@@ -16,10 +16,11 @@ from ..context import PAD, LaneMemo
 from ..inference.cost import count
 from .kv_slab import KVSlab
 from .out_of_memory import BatchLimit, CacheTooLarge, is_out_of_memory
+from .segments import Segment, Segments, take
 from .slab_pool import SlabPool
 
 _FORWARD_TOKENS = 8192
-"""Tokens of one forward pass, padding included; bounds the memory of its activations."""
+"""Tokens of one forward pass; bounds the memory of its activations."""
 
 _MASK_ELEMENTS = 2**25
 """Entries of one attention mask."""
@@ -56,8 +57,8 @@ class Seating:
 class PrefixEngine:
     """Slabs and forward passes of one model.
 
-    :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``past_key_values``, ``use_cache`` and
-        ``logits_to_keep``; gives outputs ``[A, logits_to_keep, V]``.
+    :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``past_key_values``, ``use_cache``,
+        ``logits_to_keep``, a number or a list of columns, and ``segments`` where tokens are packed; gives outputs of the columns to keep.
     :param str name: prefix of the counters, e.g. ``lm`` for ``lm_forwards`` and ``lm_seconds``.
     :param str tokens_counter: counter of the tokens run by :meth:`complete`.
     :param int num_layers: layers of the model.
@@ -103,10 +104,20 @@ class PrefixEngine:
                 if not self.pool.release_others(slab):
                     self.at_once.halve(size, error)
 
-    def _pass(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
+    def _pass(
+        self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int | list[int], segments: Segments | None = None
+    ) -> Tensor:
+        """:param keep: the last so many outputs of each lane, or those of given columns."""
         began = time.perf_counter()
+        packed = {} if segments is None else {"segments": segments}
         output = self._forward(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=slab.cache, use_cache=True, logits_to_keep=keep
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=slab.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **packed,
         ).to(self.device)
         # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
         count(**{self._counters[0]: 1, self._counters[1]: time.perf_counter() - began})
@@ -202,8 +213,8 @@ class PrefixEngine:
         # A prompt that a row holds in part already stays where it is.
         rows = free[: len(prompts)]
         lengths = (prompts != PAD).sum(-1)
-        for _ in self._complete(slab, rows, prompts, lengths, slab.common_prefix(rows, prompts), keep=1):
-            pass
+        present = torch.minimum(slab.common_prefix(rows, prompts), lengths - 1)
+        self.append(slab, rows, prompts, lengths, present, lengths[:, None] - 1)
         return hint.index_put((cold,), rows[which]), held.index_put((cold,), stems[cold])
 
     def _settle(self, slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
@@ -225,64 +236,67 @@ class PrefixEngine:
         slab.lengths[row] = held
         return row
 
-    def complete(self, seating: Seating, keep: int | None = None, max_rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def complete(self, seating: Seating, wanted: Tensor, max_rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the missing tokens.
 
-        :param keep: outputs wanted of each sequence, counted from its end; ``None`` for those of all tokens run.
-        :param max_rows: sequences run at a time.
-        :returns: pairs of rows ``[u]`` and outputs ``[u, k, V]``, the last of them that of the sequence's last token.
+        :param Tensor wanted: ``[U, K]`` positions of the tokens whose outputs are wanted; of those before ``seating.reused`` the outputs
+            mean nothing.
+        :param max_rows: sequences run at a time, which bounds the memory of outputs.
+        :returns: pairs of rows ``[u]`` and outputs ``[u, K, V]``.
         """
         rows = torch.arange(seating.num_rows, device=self.device)
-        yield from self._complete(seating.slab, rows, seating.tokens, seating.lengths, seating.reused, keep, max_rows)
+        for members in rows.split(max_rows or len(rows)):
+            at = slice(int(members[0]), int(members[-1]) + 1)
+            yield members, self.append(seating.slab, members, seating.tokens[at], seating.lengths[at], seating.reused[at], wanted[at])
         self.pool.trim()
 
-    def _complete(
-        self, slab: KVSlab, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, keep: int | None, max_rows: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        missing, ends, places = (lengths - held).tolist(), lengths.tolist(), rows.tolist()
-        count(**{self._tokens_counter: sum(missing)})
-        for members in _groups(missing, max_rows):
-            index = torch.tensor(members, device=self.device)
-            whole = [places[i] for i in members] == list(range(len(members)))
-            width, stop = max(missing[i] for i in members), max(ends[i] for i in members)
-            outputs = self._append(slab, None if whole else rows[index], tokens[index], lengths[index], width, stop, keep or width)
-            yield rows[index], outputs
-
-    def _append(self, slab: KVSlab, rows: Tensor | None, tokens: Tensor, lengths: Tensor, width: int, stop: int, keep: int) -> Tensor:
-        """Run the last ``width`` columns of right-aligned sequences, in pieces if they are many: outputs ``[u, keep, V]``.
-
-        The last column holds the last token of each. Where a sequence misses fewer, the columns before run tokens again that are there
-        already, which writes the same keys once more: no other padding is needed.
-        """
-        lanes = len(tokens)
-        piece = max(1, min(_FORWARD_TOKENS // lanes, _MASK_ELEMENTS // (lanes * stop)))
-        keep = min(keep, width)
-        outputs = []
-        for begin in range(0, width, piece):
-            end = min(begin + piece, width)
-            positions = (lengths[:, None] - width + torch.arange(begin, end, device=self.device)).clamp(min=0)
-            ids = tokens.gather(1, positions)
-            mask = slab.place(rows, positions, stop - width + end)
-            wanted = min(end - begin, end - (width - keep))
-            output = self.run(slab, ids, positions, mask, max(1, wanted))
-            if wanted > 0:
-                outputs.append(output)
-        target = torch.arange(lanes, device=self.device) if rows is None else rows
-        slab.tokens[target, : tokens.shape[1]] = tokens
-        slab.lengths[target] = lengths
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def _groups(missing: list[int], max_rows: int | None) -> list[list[int]]:
-    """Sequences that are run together: of similar length, so that at most half of a forward pass is padding."""
-    shortest, longest = min(missing), max(missing)
-    if max_rows is None and 2 * shortest >= longest and len(missing) <= _FORWARD_TOKENS:
-        return [list(range(len(missing)))]
-    groups: list[list[int]] = []
-    for i in sorted(range(len(missing)), key=lambda i: -missing[i]):
-        group = groups[-1] if groups else []
-        if not group or 2 * missing[i] < missing[group[0]] or len(group) == (max_rows or _FORWARD_TOKENS):
-            groups.append([i])
+    def append(self, slab: KVSlab, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
+        """Run sequences from ``held [u]`` tokens on in given rows of a slab, at least one token each: outputs ``[u, K, V]``."""
+        places, starts, stops = rows.tolist(), held.tolist(), lengths.tolist()
+        count(**{self._tokens_counter: sum(stops) - sum(starts)})
+        one_each = all(stop == start + 1 for start, stop in zip(starts, stops, strict=True))
+        fits = len(places) <= min(_FORWARD_TOKENS, _MASK_ELEMENTS // max(stops))
+        if one_each and fits and places == list(range(len(places))):
+            positions = held[:, None]
+            mask = slab.place(None, positions, max(stops))
+            outputs = self.run(slab, tokens.gather(1, positions), positions, mask, 1).expand(-1, wanted.shape[1], -1)
         else:
-            group.append(i)
-    return groups
+            waiting = [Segment(place, start, stop) for place, start, stop in zip(places, starts, stops, strict=True)]
+            by_row = torch.zeros(slab.num_rows, dtype=torch.long, device=self.device)
+            by_row[rows] = torch.arange(len(rows), device=self.device)
+            outputs = self._packed(slab, waiting, tokens, by_row, wanted)
+        slab.tokens[rows, : tokens.shape[1]] = tokens
+        slab.lengths[rows] = lengths
+        return outputs
+
+    def _packed(self, slab: KVSlab, waiting: list[Segment], tokens: Tensor, by_row: Tensor, wanted: Tensor) -> Tensor:
+        """Forward passes without padding, each over as many tokens as memory allows: outputs ``[u, K, V]``.
+
+        :param waiting: what to run in each row, at least one token.
+        :param Tensor by_row: the index into ``tokens`` and ``wanted`` of each row in use.
+        """
+        waiting = sorted(waiting, key=lambda segment: segment.start)
+        outputs: Tensor | None = None
+        while waiting:
+            limit = self.at_once.allowed(_FORWARD_TOKENS)
+            taken, left = take(waiting, limit, _MASK_ELEMENTS)
+            segments = Segments(taken, self.device)
+            sequence = by_row[segments.rows]
+            ids = tokens[sequence, segments.positions]
+            asked = wanted[sequence] == segments.positions[:, None]
+            token, column = asked.nonzero(as_tuple=True)
+            slab.place_packed(segments)
+            try:
+                found = self._pass(slab, ids[None], segments.positions[None], segments.mask, token.tolist(), segments)[0]
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
+                    raise
+                if not self.pool.release_others(slab):
+                    self.at_once.halve(len(ids), error)
+                continue
+            if outputs is None:
+                outputs = found.new_zeros(*wanted.shape, found.shape[-1])
+            outputs[sequence[token], column] = found
+            waiting = left
+        assert outputs is not None
+        return outputs

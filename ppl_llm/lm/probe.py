@@ -31,16 +31,12 @@ def disagreement(engine: PrefixEngine, model: Any) -> str | None:
     slab = engine.pool.take(None)
     slab.reserve(2, 9)
     text = (torch.arange(18, device=device).view(2, 9) * 7) % 13 + 2
-    known = text.new_tensor([0, 0])
     try:
         # The second lane is taken back by one token before it goes on, as lanes are that stop before the others.
-        for width, back in ((4, 0), (3, 1), (1, 0)):
-            known = known - torch.tensor([0, back], device=device)
-            positions = known[:, None] + torch.arange(width, device=device)
-            mask = slab.place(None, positions, int(positions.max()) + 1)
-            logits = engine.run(slab, text.gather(1, positions), positions, mask, 1)[:, -1]
-            known = known + width
-        whole = [model(input_ids=text[lane : lane + 1, : int(known[lane])], use_cache=False).logits[0, -1] for lane in (0, 1)]
+        for held, ends in (((0, 0), (4, 4)), ((4, 3), (7, 6)), ((7, 6), (8, 7))):
+            before, lengths = text.new_tensor(held), text.new_tensor(ends)
+            logits = engine.append(slab, torch.arange(2, device=device), text, lengths, before, lengths[:, None] - 1)[:, 0]
+        whole = [model(input_ids=text[lane : lane + 1, : int(lengths[lane])], use_cache=False).logits[0, -1] for lane in (0, 1)]
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"its forward pass refuses our cache ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     finally:

@@ -18,11 +18,8 @@ class SlabDecoder:
 
     def __init__(self, engine: PrefixEngine, seating: Seating, lanes: Tensor, rows: Tensor) -> None:
         self._engine, self._slab, self._rows = engine, seating.slab, rows
-        parts = list(engine.complete(seating, keep=1))
-        logits = parts[0][1][:, -1]
-        if len(parts) > 1:
-            logits = torch.cat([part[:, -1] for _, part in parts])
-            logits = logits[torch.cat([row for row, _ in parts]).argsort()]
+        [(_, outputs)] = engine.complete(seating, seating.lengths[:, None] - 1)
+        logits = outputs[:, 0]
         source = seating.row_of
         row_of = torch.where(seating.repeated, seating.num_rows - 1 + seating.repeated.cumsum(0), source)
         copies = seating.repeated.nonzero()[:, 0]

@@ -200,14 +200,13 @@ class TransformersLM(DecodingLM):
         width = tokens.shape[1]
         at_once = max(1, _LOGITS_ELEMENTS // (width * self.vocab_size))
         place = torch.zeros(seating.num_rows, dtype=torch.long, device=self.device)
-        first_logit = ends - before  # the step's first logits stand this far before the last
-        for members, logits in self._engine.complete(seating, keep=width, max_rows=at_once):
+        wanted = seating.lengths[:, None] - width + column  # a row may stand for lanes that began their step at different places
+        for members, logits in self._engine.complete(seating, wanted, max_rows=at_once):
             place[members] = torch.arange(len(members), device=self.device)
-            wanted = torch.isin(seating.row_of, members).nonzero()[:, 0]
-            for lanes in wanted.split(at_once):
-                at = (logits.shape[1] - 1 - first_logit[lanes])[:, None] + column
+            for lanes in torch.isin(seating.row_of, members).nonzero()[:, 0].split(at_once):
+                at = (before + width - 1 - ends)[lanes, None] + column
                 mine = logits[place[seating.row_of[lanes]]]
-                yield lanes, mine.gather(1, at.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[2]))
+                yield lanes, mine.gather(1, at.clamp(max=width - 1)[..., None].expand(-1, -1, logits.shape[2]))
 
     def _seat(
         self, context: Context, active: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, num_rows: int

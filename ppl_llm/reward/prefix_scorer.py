@@ -32,7 +32,7 @@ class PrefixScorer:
     """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
 
     :param model: the transformers model inside; its attention function is replaced by one of this package.
-    :param log_odds: called as a model by :class:`~ppl_llm.lm.prefix_engine.PrefixEngine`; gives log-odds ``[A, logits_to_keep, 1]``.
+    :param log_odds: called as a model by :class:`~ppl_llm.lm.prefix_engine.PrefixEngine`; gives log-odds ``[A, k, 1]``.
     :param int cache_bytes: bound on the memory of keys and values.
     :ivar int max_length: longest sequence.
     :raises ValueError: if the model needs another cache than keys and values of every token.
@@ -51,8 +51,7 @@ class PrefixScorer:
             model.set_attn_implementation(PACKED)
 
         def forward(**inputs: Any) -> Tensor:
-            inputs["attention_mask"] = masks(inputs["attention_mask"], inputs["position_ids"])
-            return log_odds(**inputs)
+            return log_odds(**masks.narrowed(inputs))
 
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.engine = PrefixEngine(
@@ -81,14 +80,10 @@ class PrefixScorer:
         :param Tensor at: ``[A, K]`` positions wanted; those before ``first`` give a score of no meaning.
         """
         seating = self.engine.seat(note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
-        odds = torch.zeros(seating.num_rows, at.shape[1], device=self.device)
-        where = torch.zeros_like(odds, dtype=torch.long)
-        where[seating.row_of] = at
-        for members, z in self.engine.complete(seating):
-            # Outputs end with that of the last token of each sequence.
-            column = (where[members] - seating.lengths[members, None] + z.shape[1]).clamp(min=0)
-            odds[members] = z[..., 0].gather(-1, column)
-        return Scored(odds[seating.row_of], seating.row_of, self.engine.pool.lease(seating.slab))
+        wanted = torch.zeros(seating.num_rows, at.shape[1], dtype=torch.long, device=self.device)
+        wanted[seating.row_of] = at
+        [(_, odds)] = self.engine.complete(seating, wanted)
+        return Scored(odds[seating.row_of, :, 0], seating.row_of, self.engine.pool.lease(seating.slab))
 
     def require_room(self, lengths: Tensor, what: str = "the trace") -> None:
         """:raises ValueError: if a sequence ``[A]`` is longer than the model's context."""

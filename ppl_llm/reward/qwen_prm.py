@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
+from .head_columns import head_columns
+
 
 class Qwen2PRM(Qwen2PreTrainedModel):
     """A Qwen2 backbone with a two-layer head on every token.
@@ -21,10 +23,12 @@ class Qwen2PRM(Qwen2PreTrainedModel):
         self.score = nn.Sequential(nn.Linear(config.hidden_size, config.hidden_size), nn.ReLU(), nn.Linear(config.hidden_size, 2))
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0, **kwargs: Any) -> Tensor:
-        """Logits ``[B, L, 2]`` (wrong, right) of each token, or of the last ``logits_to_keep``."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int | list[int] = 0, **kwargs: Any
+    ) -> Tensor:
+        """Logits ``[B, L, 2]`` (wrong, right) of each token, or of those to keep."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        logits: Tensor = self.score(hidden[:, -logits_to_keep:].to(self.score[0].weight.dtype))
+        logits: Tensor = self.score(head_columns(hidden, logits_to_keep).to(self.score[0].weight.dtype))
         return logits
 
     def log_odds(self, **inputs: Any) -> Tensor:

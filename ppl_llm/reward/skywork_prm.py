@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
+from .head_columns import head_columns
+
 
 class SkyworkPRM(Qwen2PreTrainedModel):
     """A Qwen2 backbone with a linear value head on every token, whose value is the log-odds.
@@ -24,11 +26,13 @@ class SkyworkPRM(Qwen2PreTrainedModel):
         self.v_head = nn.ModuleDict({"summary": nn.Linear(config.hidden_size, 1)})
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0, **kwargs: Any) -> Tensor:
-        """Values ``[B, L, 1]`` of each token, or of the last ``logits_to_keep``."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int | list[int] = 0, **kwargs: Any
+    ) -> Tensor:
+        """Values ``[B, L, 1]`` of each token, or of those to keep."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         head = self.v_head["summary"]
-        values: Tensor = head(hidden[:, -logits_to_keep:].to(head.weight.dtype))
+        values: Tensor = head(head_columns(hidden, logits_to_keep).to(head.weight.dtype))
         return values
 
     def log_odds(self, **inputs: Any) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .head_columns import head_columns
+
 _OTHER_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of architectures that do more to hidden states than multiply them by the head's rows."""
 
@@ -41,7 +43,7 @@ class TokenPairPRM(nn.Module):
         embeddings: nn.Module = self.backbone.get_input_embeddings()
         return embeddings
 
-    def log_odds(self, input_ids: Tensor, logits_to_keep: int = 0, **inputs: Any) -> Tensor:
+    def log_odds(self, input_ids: Tensor, logits_to_keep: int | list[int] = 0, **inputs: Any) -> Tensor:
         """Log-odds ``[B, L, 1]`` of the good token against the bad one as the next."""
-        hidden = self.backbone(input_ids=input_ids, **inputs).last_hidden_state[:, -logits_to_keep:]
+        hidden = head_columns(self.backbone(input_ids=input_ids, **inputs).last_hidden_state, logits_to_keep)
         return (hidden.float().to(self.rows.device) @ self.rows + self.shift)[..., None]

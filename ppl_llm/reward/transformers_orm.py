@@ -13,6 +13,7 @@ from torch import Tensor
 from ..lm.loading import load, load_tokenizer, locate
 from ..lm.slab_pool import DEFAULT_CACHE_BYTES
 from .answer_reward import AnswerReward
+from .head_columns import head_columns
 from .plain_ids import ids_with_specials, neutralised
 from .prefix_scorer import PrefixScorer, padded
 
@@ -125,8 +126,8 @@ class TransformersORM(AnswerReward):
         pairs = enumerate(zip(self._encoded(problem, "")["input_ids"], ids, strict=False))
         return min(next((i for i, (bare, given) in pairs if bare != given), 0), len(ids) - 1)
 
-    def _causal_log_odds(self, logits_to_keep: int = 0, **inputs: Any) -> Tensor:
-        hidden = self.model.base_model(**inputs).last_hidden_state[:, -logits_to_keep:]
+    def _causal_log_odds(self, logits_to_keep: int | list[int] = 0, **inputs: Any) -> Tensor:
+        hidden = head_columns(self.model.base_model(**inputs).last_hidden_state, logits_to_keep)
         return self._log_odds(self.model.score(hidden.to(self.model.score.weight.dtype)))[..., None]
 
     def _plain_log_odds(self, encoded: list[dict[str, list[int]]]) -> Tensor:

@@ -1,0 +1,127 @@
+"""A whole particle filter's loop: ``ppl_llm`` against the ways to write it with transformers alone, and with and without dropping lanes.
+
+Steps are ragged (random lengths, geometric with a cap), and multinomial resampling follows each of them; tokens per second count useful
+tokens only. See ``stock_loops.py`` for the others' loops.
+
+``python benchmarks/smc.py``, with ``--quick`` for a small case. Process CPU time on one thread, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from common import Spread, in_turns, make_model, make_tokenizer, ratios, record, root, single_thread, table, words
+from stock_loops import continuous_batching, generate_and_realign, generate_anew
+
+from ppl_llm import SMC, Context, LLMStep, barrier
+from ppl_llm.lm import decoding
+from ppl_llm.lm.transformers_lm import TransformersLM
+
+STOPS = 80
+"""Of 8192 tokens: a step ends with about one token in a hundred."""
+STOPS_OF_29 = 282
+"""Steps of 29 tokens in the mean."""
+
+
+def smc_loop(lm: TransformersLM, prompt: list[int], lanes: int, steps: int, width: int) -> int:
+    """The filter as a user runs it: a Pyro program under ``SMC``; from an empty cache."""
+    lm.release_caches()
+
+    def program() -> Context:
+        context = root(lm, prompt)
+        for t in range(steps):
+            context = context.extend(pyro.sample(f"step_{t}", LLMStep(context, max_tokens=width)))
+            context = barrier(context)
+        return context
+
+    return int(SMC(program, lanes, resampler="multinomial", ess_threshold=1.0).run().cost["tokens_sampled"])
+
+
+def whole_loop(lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
+    """``SMC`` and transformers' ways, each row with how many times faster ``SMC`` is."""
+    prompt, model = words(length), make_model()
+    model.set_attn_implementation("sdpa")
+    paged = make_model()
+    lm = TransformersLM(make_model(), make_tokenizer(STOPS))
+    lm.stop_automaton("\n\n")
+    size = prompt, lanes, steps, width
+    runs: dict[str, Callable[[], int]] = {
+        "ppl_llm.SMC": lambda: smc_loop(lm, *size),
+        "generate, cache kept and realigned": lambda: generate_and_realign(model, *size, STOPS),
+        "generate on whole texts": lambda: generate_anew(model, *size, STOPS),
+        "continuous batching": lambda: continuous_batching(paged, *size, STOPS),
+    }
+    torch.manual_seed(0)
+    measured = in_turns(runs, repeats)
+    what = f"{lanes} lanes, prompt {length}, {steps} steps of at most {width}"
+    return _rows(what, measured)
+
+
+@contextmanager
+def no_dropping() -> Iterator[None]:
+    """Lanes that have finished their step stay in the batch until all have."""
+    kept = decoding._KEEP_OCCUPANCY
+    decoding._KEEP_OCCUPANCY = 0.0
+    try:
+        yield
+    finally:
+        decoding._KEEP_OCCUPANCY = kept
+
+
+def dropping(lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
+    """Exponential step lengths, finished lanes dropped or not."""
+    prompt, lm = words(length, stops=STOPS_OF_29), TransformersLM(make_model(), make_tokenizer(STOPS_OF_29))
+    lm.stop_automaton("\n\n")
+
+    def loop(seed: int) -> int:
+        torch.manual_seed(seed)
+        return smc_loop(lm, prompt, lanes, steps, width)
+
+    def undropped(seed: int) -> int:
+        with no_dropping():
+            return loop(seed)
+
+    seeds = {"finished lanes dropped": iter(range(repeats + 1)), "kept to the end of the step": iter(range(repeats + 1))}
+    runs = {name: (lambda run=run, name=name: run(next(seeds[name]))) for name, run in zip(seeds, (loop, undropped), strict=True)}
+    return _rows(f"{lanes} lanes, prompt {length}, {steps} steps of 29 in the mean, at most {width}", in_turns(runs, repeats))
+
+
+def _rows(what: str, measured: dict[str, list[tuple[float, int]]]) -> list[dict[str, Any]]:
+    """Each way with its rate and how many times faster the first way is."""
+    per_token = {name: [seconds / tokens for seconds, tokens in each] for name, each in measured.items()}
+    ours = next(iter(per_token.values()))
+    return [
+        {
+            "loop": what,
+            "way": name,
+            "tokens": Spread.of([tokens for _, tokens in measured[name]]).median,
+            "tokens/s": Spread.of([1 / each for each in times]),
+            "first is faster by": ratios(times, ours),
+        }
+        for name, times in per_token.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 lanes, prompt 32, 2 steps")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    single_thread()
+    if arguments.quick:
+        rows = whole_loop(4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
+    else:
+        rows = whole_loop(64, 256, 5, 64, arguments.repeats) + whole_loop(16, 256, 5, 32, arguments.repeats)
+        rows += dropping(64, 256, 3, 141, arguments.repeats)
+    print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
+    print(table(rows))
+    record("smc", rows, vars(arguments))
+
+
+if __name__ == "__main__":
+    main()
