@@ -29,7 +29,7 @@ class ParticleGibbs(TrajectoryKernel):
 
     Example::
 
-        posterior = ParticleGibbs(model, num_particles=8).run(num_samples=20, problem)    # all particles of all iterations
+        posterior = ParticleGibbs(model, num_particles=8).run(20, problem)    # all particles of all iterations
         pyro.infer.MCMC(ParticleGibbs(model, 8), num_samples=200).run(problem)            # Pyro's own driver
 
     Pyro's driver wants the same sites in every iteration: give it a model that always makes the same number of rounds.

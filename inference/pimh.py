@@ -19,7 +19,7 @@ class PIMH(ParticleMH):
 
     Example::
 
-        posterior = PIMH(model, num_particles=16).run(num_samples=50, problem)
+        posterior = PIMH(model, num_particles=16).run(50, problem)
 
     :param model: as for :class:`SMC`.
     :param int num_particles: N.
