@@ -130,11 +130,13 @@ class KVSlab:
     :param int max_length: longest lane.
     :ivar Tensor tokens: ``[rows, capacity]`` token ids of each row.
     :ivar Tensor lengths: ``[rows]`` how many of them are valid.
+    :ivar int version: changes whenever tensors of the slab are replaced by others.
     :ivar Cache cache: what the model's forward is given as ``past_key_values``.
     """
 
     def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:
         self.max_length = max_length
+        self.version = 0
         self._writes = _Writes()
         self._layers = [SlabLayer(self._writes) for _ in range(num_layers)]
         self.cache = Cache(layers=self._layers)
@@ -184,6 +186,7 @@ class KVSlab:
         self._column = torch.arange(capacity, device=grown.device)
         self._row = torch.arange(rows, device=grown.device)
         self._writes.num_rows, self._writes.capacity = rows, capacity
+        self.version += 1
 
     def state(self) -> dict[str, Any]:
         """Tokens, keys and values; without the columns that no row uses."""

@@ -119,9 +119,13 @@ class PrefixEngine:
             logits_to_keep=keep,
             **packed,
         ).to(self.device)
+        self.counted(began)
+        return output
+
+    def counted(self, began: float) -> None:
+        """Count a forward pass whose call began at a ``time.perf_counter()``."""
         # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
         count(**{self._counters[0]: 1, self._counters[1]: time.perf_counter() - began})
-        return output
 
     def _in_parts(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
         """The same over some lanes at a time; or one lane, and some of its tokens, as later ones see the keys of those before."""

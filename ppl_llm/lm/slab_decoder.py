@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .kv_slab import KVSlab
 from .prefix_engine import PrefixEngine, Seating
 
 
@@ -32,16 +33,26 @@ class SlabDecoder:
         self._longest = int(seating.lengths.max())
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        slab, lanes = self._slab, len(tokens)
-        # An upper bound that needs no reading back from the device: every row may have grown by one.
-        self._longest = min(self._longest + 1, slab.max_length)
-        self._engine.reserve(slab, lanes, self._longest)
+        lanes = len(tokens)
+        slab, longest = self.grow(lanes)
         at = slab.lengths[:lanes]
         positions = at[:, None].clone()
         slab.tokens.scatter_(1, positions, tokens[:, None])
-        mask = slab.place(None, positions, self._longest)
+        mask = slab.place(None, positions, longest)
         self.logits = self._engine.run(slab, tokens[:, None], positions, mask, 1)[:, -1]
         at += alive
+
+    def grow(self, rows: int) -> tuple[KVSlab, int]:
+        """Make room for one more token in each of the first rows: the slab, and a bound on the tokens of any lane."""
+        # It needs no reading back from the device: every row may have grown by one.
+        self._longest = min(self._longest + 1, self._slab.max_length)
+        self._engine.reserve(self._slab, rows, self._longest)
+        return self._slab, self._longest
+
+    def fill_up(self, rows: int) -> None:
+        """Let further rows take part in passes whatever they hold: they exist, and have a column behind their end to write to."""
+        self._engine.reserve(self._slab, rows, self._longest)
+        self._slab.lengths[len(self.lanes) : rows].clamp_(max=self._slab.capacity - 1)
 
     def keep(self, alive: Tensor) -> None:
         number = int(alive.sum())

@@ -14,6 +14,7 @@ from ..context import PAD, Context, LaneMemo
 from ..notes import NoteKey, note_of
 from .architecture import context_limit, slab_engine
 from .decoding import DecodingLM
+from .device_loop import DeviceLoop
 from .loading import load, load_tokenizer, locate
 from .plain_decoding import PlainDecoding
 from .prefix_engine import PrefixEngine, Seating
@@ -45,6 +46,8 @@ class TransformersLM(DecodingLM):
     :param dict template_options: further variables of the chat template, e.g. ``{"enable_thinking": False}`` for Qwen3.
     :param int max_length: longest context in tokens; by default, and at most, what the model was made for.
     :param int cache_bytes: memory for keys and values; the lanes of one step may exceed it.
+    :param bool device_loop: keep sampling, the watch for a step's end and all lengths on the device, so that the host looks at the lanes
+        once in eight tokens; on a CUDA device the token step then is a CUDA graph. By default where the model lies on one CUDA device.
     :ivar str fallback: why the model does without the cache of this package; empty if it does not.
     :raises ValueError: for an encoder-decoder model.
     """
@@ -59,6 +62,7 @@ class TransformersLM(DecodingLM):
         template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device_loop: bool | None = None,
     ) -> None:
         self.model = model.eval()
         self._prompt = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
@@ -74,6 +78,7 @@ class TransformersLM(DecodingLM):
         self._key = NoteKey.of_model("lm", model)
         self._slab_engine, self.fallback = slab_engine(model, self.max_length, cache_bytes, device)
         self._plain = PlainDecoding(model, device) if self._slab_engine is None else None
+        self._device_loop = self._loop_on(device, device_loop)
         if self._plain is not None:
             way = "runs every prefix again at each step" if self._plain.cached else "runs the whole prefix again for each token"
             _log.warning("%s %s, which is slow: %s", type(model).__name__, way, self.fallback)
@@ -163,7 +168,17 @@ class TransformersLM(DecodingLM):
             raise ValueError(f"{type(self.model).__name__} does without the slab engine: {self.fallback}")
         return self._slab_engine
 
+    def _loop_on(self, device: torch.device, wanted: bool | None) -> DeviceLoop | None:
+        graphs = device.type == "cuda" and all(parameter.device == device for parameter in self.model.parameters())
+        if self._slab_engine is None or not (graphs if wanted is None else wanted):
+            return None
+        return DeviceLoop.captured(self._slab_engine, self.eos_ids) if graphs else DeviceLoop(self._slab_engine, self.eos_ids)
+
     def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        if self._device_loop is not None:
+            room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+            decoder, automaton = self._decoder(context, active), self.stop_automaton(options.stop)
+            return self._device_loop.run(decoder, u, room, options, automaton, tokens, log_probs)
         if self._plain is None:
             return super()._run(context, active, options, u, tokens, log_probs)
         sequences, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]

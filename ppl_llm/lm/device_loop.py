@@ -1,0 +1,124 @@
+"""The token loop for accelerators: the host looks at the lanes once in a while instead of at every token."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from .prefix_engine import PrefixEngine
+from .protocol import StepOptions
+from .slab_decoder import SlabDecoder
+from .step_graphs import Capture, CudaCapture, StepGraphs
+from .stop import StopAutomaton
+from .token_step import TokenStep
+
+_CHECK_EVERY = 8
+"""Tokens between two looks at the flags; each look waits for the device."""
+
+_KV_BUCKET = 256
+"""The columns that attention reads are rounded up to a multiple of this."""
+
+
+def padded(lanes: int) -> int:
+    """Rows that a batch of lanes is filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... A graph is captured for each such number."""
+    power = 1 << max(lanes - 1, 0).bit_length()
+    return power * 3 // 4 if power > 16 and lanes <= power * 3 // 4 else power
+
+
+class DeviceLoop:
+    """Samples steps like the loop of :class:`~ppl_llm.lm.decoding.DecodingLM`, with the same results up to rounding.
+
+    :param PrefixEngine engine: of the language model.
+    :param Tensor eos_ids: token ids that end the text.
+    :param capture: how token steps are captured; ``None`` to launch each operation from the host.
+    :param int check_every: tokens between two looks at which lanes are alive.
+    :param int kv_bucket: see ``_KV_BUCKET``; smaller ones are for tests.
+    :ivar graphs: the captured steps, if any.
+    """
+
+    def __init__(
+        self,
+        engine: PrefixEngine,
+        eos_ids: Tensor,
+        capture: Capture | None = None,
+        *,
+        check_every: int = _CHECK_EVERY,
+        kv_bucket: int = _KV_BUCKET,
+    ) -> None:
+        self._engine, self._eos_ids = engine, eos_ids
+        self._check_every, self._kv_bucket = check_every, kv_bucket
+        self.graphs = None if capture is None else StepGraphs(capture)
+        self._step = TokenStep(0, 0, engine.device)
+
+    @classmethod
+    def captured(cls, engine: PrefixEngine, eos_ids: Tensor) -> DeviceLoop:
+        """With CUDA graphs, for a model that lies on one CUDA device."""
+        return cls(engine, eos_ids, CudaCapture(engine.device))
+
+    def run(
+        self,
+        decoder: SlabDecoder,
+        uniforms: Tensor,
+        room: Tensor,
+        options: StepOptions,
+        automaton: StopAutomaton,
+        tokens: Tensor,
+        log_probs: Tensor,
+    ) -> None:
+        """Fill in the tokens ``[total, M]`` and log-probabilities ``[total]`` of the decoder's lanes.
+
+        :param Tensor uniforms: ``[total, M]`` by flat lane, one for each token.
+        :param Tensor room: ``[total]`` tokens that each lane may take.
+        """
+        first = decoder.lanes
+        number = len(first)
+        step = self._room_for(number, options.max_tokens)
+        step.begin(uniforms[first], room[first])
+        step.choose(decoder.logits, options, automaton, self._eos_ids)
+        decoder.fill_up(padded(number))
+        for k in range(1, options.max_tokens):
+            if k % self._check_every == 0:
+                alive = int(step.alive.sum())
+                if alive == 0:
+                    break
+                if padded(alive) < padded(number):
+                    number = self._drop(decoder, step, uniforms.shape[0])
+            self._advance(decoder, step, number, options, automaton)
+        tokens[first] = step.tokens[: len(first), : options.max_tokens]
+        log_probs[first] = step.log_probs[: len(first)]
+
+    def _room_for(self, lanes: int, width: int) -> TokenStep:
+        """Tensors large enough; graphs of smaller ones are void."""
+        if padded(lanes) > self._step.rows or width > self._step.width:
+            self._step = TokenStep(max(padded(lanes), self._step.rows), max(width, self._step.width), self._engine.device)
+            if self.graphs is not None:
+                self.graphs.clear()
+        return self._step
+
+    def _drop(self, decoder: SlabDecoder, step: TokenStep, total: int) -> int:
+        """Leave only rows of lanes that are alive; returns how many."""
+        before = decoder.lanes
+        row_of = torch.zeros(total, dtype=torch.long, device=before.device)
+        row_of[before] = torch.arange(len(before), device=before.device)
+        decoder.keep(step.alive[: len(before)])
+        step.take(row_of[decoder.lanes])
+        decoder.fill_up(padded(len(decoder.lanes)))
+        return len(decoder.lanes)
+
+    def _advance(self, decoder: SlabDecoder, step: TokenStep, number: int, options: StepOptions, automaton: StopAutomaton) -> None:
+        lanes = padded(number)
+        slab, longest = decoder.grow(lanes)
+        stop = min(-(-longest // self._kv_bucket) * self._kv_bucket, slab.capacity)
+
+        def body() -> None:
+            logits = step.advance(self._engine, slab, lanes, stop)
+            step.choose(logits, options, automaton, self._eos_ids)
+
+        if self.graphs is None:
+            return body()
+        began = time.perf_counter()
+        law = (options.temperature, options.top_k, options.top_p)
+        if self.graphs.run(slab, (lanes, stop, law, automaton), body):
+            self._engine.counted(began)
