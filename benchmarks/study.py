@@ -19,9 +19,10 @@ from pathlib import Path
 from ppl_llm.datasets import load_problems
 from ppl_llm.evaluation.evaluate import Progress, evaluate
 from ppl_llm.evaluation.records import RECORDS
-from ppl_llm.evaluation.report import accuracy_rows, as_text, cost_rows, difference_rows, offline_rows, ratio_rows, write
+from ppl_llm.evaluation.report import write
 from ppl_llm.evaluation.results import Results
 from ppl_llm.evaluation.source import Models
+from ppl_llm.evaluation.tables import accuracy_rows, as_text, cost_rows, difference_rows, offline_rows, ratio_rows
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "study.md"

@@ -158,17 +158,26 @@ def evaluate(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote.")],
+    other: Annotated[Path | None, typer.Argument(help="Another one, to compare the first with.", show_default=False)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
-    """Tables on the terminal, and figures in one HTML file that opens without a network."""
+    """Tables on the terminal, and figures in one HTML file that opens without a network.
+
+    Of two runs: what differs, on the problems and seeds that both have.
+    """
     with reported(verbose):
+        from ..evaluation.comparison import Comparison
         from ..evaluation.report import write
 
         try:
-            path = write(folder)
+            comparison = None if other is None else Comparison.read(folder, other)
+            path = write(folder) if comparison is None else comparison.write(folder)
         except ImportError as error:
             raise ValueError(str(error)) from error
-        _print_tables(folder)
+        if comparison is None:
+            _print_tables(folder)
+        else:
+            _print(comparison.tables())
         typer.echo(f"figures and tables: {path}")
 
 
@@ -183,8 +192,8 @@ def recommend(
     """
     with reported(verbose):
         from ..evaluation.recommend import recommend as choose
-        from ..evaluation.report import as_text
         from ..evaluation.results import Results
+        from ..evaluation.tables import as_text
 
         rows = [["samples that agree", "problems", "run", "method", "budget", "tokens", "accuracy"]]
         for c in choose({folder.name: Results.read(folder) for folder in folders}, tokens):
@@ -214,10 +223,16 @@ def calibrate(
 
 
 def _print_tables(folder: Path) -> None:
-    from ..evaluation.report import as_text, tables
+    from ..evaluation.report import tables
     from ..evaluation.results import Results
 
-    for title, rows in tables(Results.read(folder)):
+    _print(tables(Results.read(folder)))
+
+
+def _print(tables: Sequence[tuple[str, list[list[str]]]]) -> None:
+    from ..evaluation.tables import as_text
+
+    for title, rows in tables:
         typer.echo(f"\n{title}\n\n{as_text(rows)}")
 
 
@@ -258,6 +273,6 @@ class Live:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog=_EVALUATE_EXAMPLES)(evaluate)
-    app.command(epilog="Example:\n\nppl-llm report runs/first")(report)
+    app.command(epilog="Examples:\n\nppl-llm report runs/first\n\nppl-llm report runs/first runs/second")(report)
     app.command(epilog="Example:\n\nppl-llm recommend runs/first --tokens 500")(recommend)
     app.command(epilog="Example:\n\nppl-llm calibrate runs/first --out demo.json")(calibrate)

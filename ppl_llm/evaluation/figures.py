@@ -1,66 +1,50 @@
-"""Figures of a run, by matplotlib (extra ``plots``)."""
+"""Figures of accuracy: against budget and tokens, by level, coverage."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .methods import METHODS
-from .metrics import fit_coverage, reliability
+from .drawing import COLOURS, figure, legend_beside, powers_of_two, style
+from .metrics import PowerLaw
 from .results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#3d5a80", "#8d6e63", "#00897b", "#ad1457", "#546e7a")
-_MARKERS = "osD^vP*Xhp"
+_DASHES = ("-", "--", ":", "-.")
 
 
-def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Any]:
-    """An empty figure with one pair of axes.
+def scaling(results: Results | Mapping[str, Results], against: str = "budget") -> Figure:
+    """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals.
 
-    :raises ImportError: without matplotlib, naming the extra.
+    :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own.
     """
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ImportError("figures need matplotlib; install it with: pip install 'ppl-llm[plots]'") from error
-    drawn = Canvas(figsize=(width, height), layout="constrained")
-    axes = drawn.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    return drawn, axes
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5, "linewidth": 1.6}
-
-
-def _legend_beside(drawn: Figure) -> None:
-    drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
-
-
-def scaling(results: Results, against: str = "budget") -> Figure:
-    """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals."""
-    drawn, axes = figure()
-    for i, method in enumerate(results.methods):
-        budgets = results.budgets(method)
-        bars = [results.accuracy(method, budget) for budget in budgets]
-        x = budgets if against == "budget" else [results.mean_cost(method, budget, against) for budget in budgets]
-        shift = 1 + 0.015 * (i - len(results.methods) / 2)  # so that intervals do not hide one another
+    runs = {"": results} if isinstance(results, Results) else dict(results)
+    methods = list(dict.fromkeys(method for run in runs.values() for method in run.methods))
+    lines = [(name, run, method) for name, run in runs.items() for method in run.methods]
+    drawn, axes = figure(7.6 if len(runs) > 1 else 7.0)
+    for i, (name, run, method) in enumerate(lines):
+        budgets = run.budgets(method)
+        bars = [run.accuracy(method, budget) for budget in budgets]
+        x = budgets if against == "budget" else [run.mean_cost(method, budget, against) for budget in budgets]
+        shift = 1 + 0.015 * (i - len(lines) / 2)  # so that intervals do not hide one another
         places = [value * shift for value in x]
-        axes.plot(places, [bar.value for bar in bars], label=method, **_style(i))
-        axes.vlines(places, [bar.low for bar in bars], [bar.high for bar in bars], color=_style(i)["color"], alpha=0.35)
-    axes.set_xscale("log", base=2)
+        look = style(methods.index(method))
+        dashes = _DASHES[list(runs).index(name) % len(_DASHES)]
+        axes.plot(places, [bar.value for bar in bars], label=f"{method}, {name}" if name else method, linestyle=dashes, **look)
+        axes.vlines(places, [bar.low for bar in bars], [bar.high for bar in bars], color=look["color"], alpha=0.45)
     if against == "budget":
-        ticks = sorted({budget for method in results.methods for budget in results.budgets(method)})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
+        powers_of_two(axes, sorted({budget for _, run, method in lines for budget in run.budgets(method)}))
+    else:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("generations per problem" if against == "budget" else f"{against.replace('_', ' ')} per problem")
     axes.set_ylabel("accuracy")
-    _legend_beside(drawn)
+    legend_beside(drawn)
     return drawn
 
 
@@ -73,50 +57,53 @@ def levels(results: Results) -> Figure:
         budget = results.budgets(method)[-1]
         heights = [results.accuracy(method, budget, [p for p, level in results.levels.items() if level == name]).value for name in names]
         offset = (i - (len(results.methods) - 1) / 2) * width
-        axes.bar(np.arange(len(names)) + offset, heights, width, label=f"{method}, {budget}", color=_style(i)["color"])
+        axes.bar(np.arange(len(names)) + offset, heights, width, label=f"{method}, {budget}", color=style(i)["color"])
     axes.set_xticks(range(len(names)), [str(name) for name in names])
+    axes.grid(visible=False, axis="x")
     axes.set_xlabel("level")
     axes.set_ylabel("accuracy")
-    _legend_beside(drawn)
+    legend_beside(drawn)
     return drawn
 
 
-def coverage(results: Results) -> Figure:
-    """pass@k of the independent samples with the fitted power law."""
-    most = max(len(pool) for pool in results.samples.values())
-    ks = [2**i for i in range(int(math.log2(most)) + 1)]
-    values = results.coverage(ks)
+def coverage(ks: list[int], values: list[float], votes: list[float], law: PowerLaw | None) -> Figure:
+    """pass@k of the independent samples with the fitted power law, and a majority vote among as many.
+
+    :param votes: maj@k.
+    """
     drawn, axes = figure()
-    axes.plot(ks, values, label="pass@k", **_style(0))
-    try:
-        law = fit_coverage(ks, values)
-    except ValueError:
-        pass
-    else:
-        fine = np.geomspace(1, most, 100)
-        axes.plot(fine, law(fine), color=_COLOURS[1], linestyle="--", label=f"exp(-{law.scale:.2f} k^-{law.exponent:.2f})")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ks, [str(k) for k in ks])
-    axes.minorticks_off()
-    axes.set_xlabel("k")
-    axes.set_ylabel("some sample is right")
-    axes.legend(frameon=False, fontsize=8)
+    axes.plot(ks, values, label="pass@k", **style(0))
+    axes.plot(ks, votes, label="maj@k", **style(2))
+    if law is not None:
+        fine = np.geomspace(1, max(ks), 100)
+        label = f"exp(-{law.scale:.2f} k^-{law.exponent:.2f})"
+        axes.plot(fine, law(fine), color=COLOURS[1], linestyle="--", label=label)
+    powers_of_two(axes, ks)
+    axes.set_xlabel("k samples")
+    axes.set_ylabel("share of problems")
+    legend_beside(drawn)
     return drawn
 
 
-def calibration(results: Results) -> Figure:
-    """Reliability of the posterior probability of the answer given, for the methods that estimate a posterior."""
-    drawn, axes = figure(6.0, 4.2)
-    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-    for i, method in enumerate(results.methods):
-        if method not in METHODS or METHODS[method].vote not in ("posterior", "preset"):
-            continue
-        cells = results.by_key[method, results.budgets(method)[-1]].values()
-        stated = [(record["answers"].get(str(record["answer"]), 0.0), record["correct"]) for record in cells if "answers" in record]
-        if stated:
-            bins = reliability([p for p, _ in stated], [c for _, c in stated], 8)
-            axes.plot([b.confidence for b in bins], [b.frequency for b in bins], label=method, **_style(i))
-    axes.set_xlabel("posterior probability of the answer")
-    axes.set_ylabel("how often it is right")
-    _legend_beside(drawn)
+def effective_sample_size(results: Results) -> Figure:
+    """Mean of ESS / particles at each step, every filter at its largest budget; the band holds eight of ten problems."""
+    drawn, axes = figure()
+    for i, (method, budget) in enumerate(with_ess(results)):
+        traces = [[e / r["num_samples"] for e in r["ess"]] for r in results.by_key[method, budget].values() if r.get("ess")]
+        table = np.full((len(traces), max(map(len, traces))), math.nan)
+        for row, trace in zip(table, traces, strict=True):
+            row[: len(trace)] = trace
+        steps = np.arange(1, table.shape[1] + 1)
+        axes.plot(steps, np.nanmean(table, 0), label=f"{method}, {budget}", **style(i))
+        axes.fill_between(steps, *np.nanquantile(table, [0.1, 0.9], axis=0), color=style(i)["color"], alpha=0.2, linewidth=0)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("step")
+    axes.set_ylabel("effective sample size / particles")
+    legend_beside(drawn)
     return drawn
+
+
+def with_ess(results: Results) -> list[tuple[str, int]]:
+    """Methods, at their largest budgets, whose records have a trace of the effective sample size."""
+    largest = [(method, results.budgets(method)[-1]) for method in results.methods]
+    return [key for key in largest if any(record.get("ess") for record in results.by_key[key].values())]

@@ -1,4 +1,4 @@
-"""Figures of merit, and how sure they are."""
+"""Figures of merit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..answers import Answer
-from .aggregators import Candidate, majority
-
-
-class Interval(NamedTuple):
-    """An estimate with an interval around it."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from .aggregators import Candidate
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -36,15 +25,39 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def majority_at_k(candidates: Sequence[Candidate], gold: Answer, k: int, draws: int = 200, seed: int = 0) -> float:
-    """Accuracy of a majority vote among k of the samples, averaged over random subsets; exact for ``k = n``."""
+def majority_at_k(candidates: Sequence[Candidate], is_correct: Callable[[Answer], bool], k: int, draws: int = 100, seed: int = 0) -> float:
+    """Accuracy of a majority vote among k of the samples in random order: a tie, which goes to the first, counts its share.
+
+    :param is_correct: tells whether an answer is right.
+    :param int draws: random subsets that it is averaged over; for ``k = n`` it is exact.
+    :raises ValueError: if ``k`` exceeds the number of samples.
+    """
     if not 1 <= k <= len(candidates):
         raise ValueError(f"k must lie in 1 .. {len(candidates)} (the number of samples), got {k!r}")
-    if k == len(candidates):
-        return float(majority(candidates) == gold)
-    rng = np.random.default_rng(seed)
-    hits = [majority([candidates[i] for i in rng.choice(len(candidates), k, replace=False)]) == gold for _ in range(draws)]
-    return float(np.mean(hits))
+    known = {answer: i for i, answer in enumerate(dict.fromkeys(c.answer for c in candidates if c.answer is not None))}
+    right = np.array([is_correct(answer) for answer in known], dtype=bool)
+    if not right.any():
+        return 0.0
+    answers = np.array([len(known) if c.answer is None else known[c.answer] for c in candidates])
+    n = len(candidates)
+    subsets = np.arange(n)[None] if k == n else np.random.default_rng(seed).random((draws, n)).argsort(-1)[:, :k]
+    votes = (answers[subsets][..., None] == np.arange(len(known))).sum(-2)  # [draws, answers]
+    wins = (votes == votes.max(-1, keepdims=True)) & (votes > 0)
+    return float(np.mean((wins & right).sum(-1) / np.maximum(1, wins.sum(-1))))
+
+
+def best_of_k_chances(scores: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Probability of each sample to be the best of k that are drawn without replacement; of equal ones the first is the best.
+
+    :raises ValueError: if ``k`` exceeds the number of samples.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie in 1 .. {n} (the number of samples), got {k!r}")
+    below = np.empty(n, dtype=np.int64)
+    below[np.lexsort((-np.arange(n), values))] = np.arange(n)
+    return np.array([math.comb(int(rank), k - 1) / math.comb(n, k) for rank in below])
 
 
 class PowerLaw(NamedTuple):
@@ -112,33 +125,3 @@ def false_positive_rate(scores: Sequence[float], correct: Sequence[bool], thresh
     """Share of wrong solutions among those that the verifier accepts (Inference Scaling fLaws, 2024); nan if it accepts none."""
     accepted = [right for score, right in zip(scores, correct, strict=True) if score >= threshold]
     return 1 - sum(accepted) / len(accepted) if accepted else math.nan
-
-
-def bootstrap(
-    table: ArrayLike,
-    statistic: Callable[[NDArray[np.float64]], float] | None = None,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval over problems and seeds, both resampled.
-
-    :param table: ``[problems, seeds]`` or ``[problems, seeds, methods]``; methods stay together, so that differences are paired.
-    :param statistic: of a resampled table; by default the mean.
-    """
-    data = np.asarray(table, dtype=np.float64)
-    data = data[:, None] if data.ndim == 1 else data
-    measure = statistic or (lambda sample: float(sample.mean()))
-    rng = np.random.default_rng(seed)
-    problems, seeds = data.shape[:2]
-    values = []
-    for _ in range(draws):
-        rows = rng.integers(problems, size=(problems, 1))
-        columns = rng.integers(seeds, size=(problems, seeds))
-        values.append(measure(np.asarray(data[rows, columns])))
-    finite = np.array([value for value in values if math.isfinite(value)])
-    if not len(finite):
-        return Interval(measure(data), math.nan, math.nan)
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(measure(data), float(low), float(high))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .metrics import Interval, bootstrap
+from .intervals import Interval, bootstrap
 from .results import Results, known_mean
 
 NUM_CLASSES = 3
@@ -78,7 +78,7 @@ def recommend(runs: dict[str, Results], tokens: float) -> list[Choice]:
             affordable, key=lambda option: (_mean(runs[option[0]], option[1], option[2], problems), -option[3])
         )
         table = _rows(runs[name], method, budget, problems)
-        choices.append(Choice(between, len(problems), name, method, budget, cost, bootstrap(table, known_mean)))
+        choices.append(Choice(between, len(problems), name, method, budget, cost, bootstrap(table)))
     return choices
 
 

@@ -125,10 +125,15 @@ class RecordStore:
         before = json.loads(path.read_text())
         if before == self.configuration:
             return
-        names = sorted({*before, *self.configuration})
-        changed = [name for name in names if before.get(name) != self.configuration.get(name)]
-        shown = "; ".join(f"{name}: {before.get(name)!r} there, {self.configuration.get(name)!r} now" for name in changed)
+        changed = differences(before, self.configuration)
+        shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in changed.items())
         raise ValueError(f"the records in {str(self.folder)!r} were made with other settings ({shown}); choose another folder")
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Entries in which two configurations differ, with both values; ``None`` stands for what one does not have."""
+    names = sorted({*first, *second})
+    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
 
 
 def read_records(folder: str | Path) -> Iterator[dict[str, Any]]:

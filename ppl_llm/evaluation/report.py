@@ -2,91 +2,33 @@
 
 from __future__ import annotations
 
-import html
-import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import figures
-from .metrics import Interval, bootstrap
-from .records import CONFIGURATION
-from .results import OFFLINE, Results, known_mean
+from . import diagnostics, figures
+from .page import Plot, Rows, Section, Table, page
+from .results import Results
+from .tables import (
+    accuracy_rows,
+    calibration_rows,
+    cost_rows,
+    coverage_rows,
+    difference_rows,
+    expected_rows,
+    level_rows,
+    offline_rows,
+    ratio_rows,
+    selection_rows,
+)
 from .work import SHARED
 
-Rows = list[list[str]]
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e3e8ee; } th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; } figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; } code { background: #f3f5f7; padding: 0 .25rem; }
-.note { color: #5a6775; font-size: .9rem; } .scroll { overflow-x: auto; }
-@media (prefers-color-scheme: dark) { body { background: #fff; } }
-"""
-
-
-def accuracy_rows(results: Results) -> Rows:
-    """Method by budget."""
-    budgets = sorted({budget for method in results.methods for budget in results.budgets(method)})
-    rows = [["accuracy", *map(str, budgets)]]
-    for method in results.methods:
-        own = results.budgets(method)
-        rows.append([method, *(str(results.accuracy(method, budget)) if budget in own else "" for budget in budgets)])
-    return rows
-
-
-def offline_rows(results: Results) -> Rows:
-    """Votes over the same independent samples, by budget."""
-    budgets = results.budgets(SHARED)
-    rows = [["vote over the same samples", *map(str, budgets)]]
-    for vote in OFFLINE:
-        rows.append([vote, *(str(bootstrap(results.offline(vote, budget), known_mean)) for budget in budgets)])
-    return rows
-
-
-def ratio_rows(results: Results) -> Rows:
-    """Budget that a baseline needs for the accuracy of a method, in multiples of the method's own."""
-    rows = [["budget of the baseline / budget of the method", *results.methods]]
-    for method in results.methods:
-        cells = [_ratio(results.scaling_ratio(method, baseline)) if baseline != method else "" for baseline in results.methods]
-        rows.append([method, *cells])
-    return rows
-
-
-def difference_rows(results: Results, baseline: str) -> Rows:
-    """Accuracy of each method minus that of a baseline, at each budget that both have."""
-    budgets = results.budgets(baseline)
-    rows = [[f"minus {baseline}", *map(str, budgets)]]
-    for method in results.methods:
-        if method != baseline:
-            own = results.budgets(method)
-            rows.append([method, *(_signed(results.difference((method, b), (baseline, b))) if b in own else "" for b in budgets)])
-    return rows
-
-
-def cost_rows(results: Results) -> Rows:
-    """Mean cost per problem of each method at its largest budget."""
-    counters = sorted({name for cells in results.by_key.values() for record in cells.values() for name in record["cost"]})
-    rows = [["cost per problem", "budget", *(name.replace("_", " ") for name in counters)]]
-    for method in results.methods:
-        budget = results.budgets(method)[-1]
-        rows.append([method, str(budget), *(_number(results.mean_cost(method, budget, name)) for name in counters)])
-    return rows
-
-
-def as_text(rows: Rows) -> str:
-    """A Markdown table."""
-    head, *body = rows
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
+INTERVALS = "95 % bootstrap intervals over problems and seeds"
 
 
 def tables(results: Results) -> list[tuple[str, Rows]]:
-    """Titles and tables of a report."""
-    found = [("Accuracy against budget, with 95 % bootstrap intervals over problems and seeds", accuracy_rows(results))]
+    """Titles and tables for a terminal."""
+    found = [(f"Accuracy against budget, with {INTERVALS}", accuracy_rows(results))]
     if SHARED in results.methods and len(results.methods) > 1:
         found.append(("Paired difference to the same number of independent weighted samples", difference_rows(results, SHARED)))
     if len(results.methods) > 1:
@@ -103,57 +45,163 @@ def write(folder: str | Path) -> Path:
     :returns: path of the HTML file.
     :raises FileNotFoundError: if the folder holds no records.
     :raises ImportError: without matplotlib, naming the extra.
+    :raises OSError: if the folder cannot be written to.
     """
     folder = Path(folder)
     results = Results.read(folder)
-    drawn = {"Accuracy against generations": figures.scaling(results)}
-    if any("tokens_sampled" in record["cost"] for cells in results.by_key.values() for record in cells.values()):
-        drawn["Accuracy against tokens"] = figures.scaling(results, "tokens_sampled")
-    if len(set(results.levels.values())) > 1:
-        drawn["Accuracy by level"] = figures.levels(results)
-    if results.samples:
-        drawn["Coverage"] = figures.coverage(results)
-    drawn["Calibration"] = figures.calibration(results)
-    parts = []
-    for title, plot in drawn.items():
-        name = title.lower().replace(" ", "-")
-        for kind in ("png", "svg"):
-            plot.savefig(folder / f"{name}.{kind}", dpi=160)
-        text = io.StringIO()
-        plot.savefig(text, format="svg", metadata={"Date": None})
-        inline = text.getvalue()
-        parts.append(f"<h2>{html.escape(title)}</h2><figure>{inline[inline.index('<svg') :]}</figure>")
-    parts += [f"<h2>{html.escape(title)}</h2>{_html_table(rows)}" for title, rows in tables(results)]
-    path = folder / "report.html"
-    path.write_text(_page(folder, results, parts), encoding="utf-8")
+    found = [*accuracy_sections(results), *diagnostic_sections(results), settings_section(results)]
+    return save(folder / "report.html", page(folder.resolve().name, size(results), found), found)
+
+
+def save(path: Path, text: str, sections: Sequence[Section]) -> Path:
+    """The page, and its figures beside it.
+
+    :raises OSError: if they cannot be written.
+    """
+    try:
+        for section in sections:
+            for plot in section.plots:
+                plot.save(path.parent)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write the report to {str(path)!r}: {error.strerror}; the records are as they were") from error
     return path
 
 
-def _page(folder: Path, results: Results, parts: Sequence[str]) -> str:
-    configuration = json.loads((folder / CONFIGURATION).read_text()) if (folder / CONFIGURATION).exists() else {}
-    settings = _html_table([["setting", "value"], *([name, json.dumps(value)] for name, value in configuration.items())])
-    count = f"{len(results.problems)} problems, {len(results.seeds)} seeds"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>ppl-llm: {html.escape(folder.name)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{html.escape(folder.name)}</h1><p>{count}.</p>{''.join(parts)}<h2>Settings</h2>{settings}</body></html>"
+def size(results: Results) -> str:
+    """How much a run holds."""
+    return f"{len(results.problems)} problems, {len(results.seeds)} seeds, {len(results.methods)} methods."
+
+
+def accuracy_sections(results: Results) -> list[Section]:
+    """Accuracy against budget, tokens and level, and what it costs."""
+    words = curve_words(results)
+    accuracy: list[Table | Plot | list[Plot]] = [
+        Plot("accuracy-against-generations", "Accuracy against generations", words, figures.scaling(results)),
+        Table(f"Accuracy by budget (complete generations per problem), with {INTERVALS}.", accuracy_rows(results)),
+    ]
+    if SHARED in results.methods and len(results.methods) > 1:
+        caption = f"Accuracy minus that of as many independent weighted samples, paired by problem and seed, with {INTERVALS}."
+        accuracy.append(Table(caption, difference_rows(results, SHARED)))
+    found = [Section("Accuracy", "", accuracy)]
+    if len(results.methods) > 1:
+        note = (
+            "How many times the budget the method of the column needs for the accuracy of the method of the row; above 1 the row is ahead."
+        )
+        found.append(Section("Scaling-rate ratio", note, [Table("Ratio of budgets at equal accuracy.", ratio_rows(results))]))
+    found.append(Section("Cost", "", [*_token_plot(results), Table("Mean cost per problem at the largest budget.", cost_rows(results))]))
+    if len(set(results.levels.values())) > 1:
+        plot = Plot(
+            "accuracy-by-level",
+            "Accuracy by level",
+            "Every method at its largest budget; the table has the numbers.",
+            figures.levels(results),
+        )
+        found.append(
+            Section("Levels", "", [plot, Table(f"Accuracy by level (number of problems), with {INTERVALS}.", level_rows(results))])
+        )
+    return found
+
+
+def diagnostic_sections(results: Results) -> list[Section]:
+    """Coverage, votes, false positives, calibration and effective sample sizes."""
+    found = [coverage_section(results), _vote_section(results), verifier_section(results)] if results.samples else []
+    expected = expected_rows(results)
+    if len(expected) > 1:
+        note = "The probability that the posterior gives to the right answer: the accuracy of one draw, without a vote."
+        found.append(Section("Expected accuracy under the posterior", note, [Table(f"With {INTERVALS}.", expected)]))
+    statements = diagnostics.posterior_statements(results)
+    if statements:
+        note = "The posterior probability of the answer given, against how often it is right. On the diagonal it is honest."
+        figure = diagnostics.reliability_diagram(statements, "posterior probability of the answer")
+        plot = Plot("calibration-of-the-posterior", "Reliability of the posterior", _calibration_words(statements), figure)
+        found.append(Section("Calibration of the posterior", note, [plot, Table("At the largest budget.", calibration_rows(statements))]))
+    if traces := figures.with_ess(results):
+        words = f"Filters: {', '.join(method for method, _ in traces)}. Lines are means over problems and seeds, bands hold eight of ten."
+        plot = Plot("effective-sample-size", "Effective sample size at each step", words, figures.effective_sample_size(results))
+        found.append(Section("Effective sample size", "", [plot]))
+    return found
+
+
+def coverage_section(results: Results, prefix: str = "") -> Section:
+    """pass@k and maj@k with the fitted power law.
+
+    :param str prefix: of the name of the figure.
+    """
+    coverage = diagnostics.Coverage.of(results)
+    values = [interval.value for interval in coverage.passed]
+    words = f"pass@k goes from {values[0]:.2f} at 1 to {values[-1]:.2f} at {coverage.ks[-1]}"
+    fit = "no law could be fitted"
+    if coverage.law is not None:
+        law = coverage.law
+        fit = f"fitted law exp(-{law.scale:.3f} k^-{law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
+    drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.law)
+    plot = Plot(f"{prefix}coverage", "Coverage", f"{words}; {fit}.", drawn)
+    note = (
+        "pass@k: some of k samples is right (unbiased estimate). maj@k: a majority vote among k samples is. "
+        "The law, exp(-a k^-b), is that of Large Language Monkeys (arXiv:2407.21787)."
+    )
+    return Section("Coverage", note, [plot, Table(f"With {INTERVALS}.", coverage_rows(coverage))])
+
+
+def verifier_section(results: Results, prefix: str = "") -> Section:
+    """False positives and calibration of the reward model.
+
+    :param str prefix: of the names of the figures.
+    """
+    ks = diagnostics.counts(results)
+    statements = diagnostics.reward_statements(results)
+    note = (
+        "The reward model picks the best of N samples, and accepts it if its score is at least "
+        f"{diagnostics.THRESHOLD}. Where it errs, more samples find more solutions that only look right (arXiv:2411.17501)."
+    )
+    if not statements:
+        return Section("Reward model", "The run recorded no scores of steps.")
+    picks = {s.name: diagnostics.selections(results, s.name, ks) for s in statements}
+    last = "; ".join(f"{name} {rows[-1].false_positive.value:.2f}" for name, rows in picks.items())
+    words = f"Share of wrong ones among the accepted solutions at {ks[-1]} samples: {last}."
+    figure = diagnostics.reliability_diagram(statements, "score of the solution")
+    return Section(
+        "Reward model",
+        note,
+        [
+            Plot(f"{prefix}false-positives", "False positives", words, diagnostics.false_positives(picks, ks)),
+            Table(f"Picked and accepted solutions, averaged over all subsets, with {INTERVALS}.", selection_rows(picks, ks)),
+            Plot(f"{prefix}calibration-of-the-reward-model", "Reliability of the reward model", _calibration_words(statements), figure),
+            Table("Scores of all samples as probabilities of a right answer, by aggregation of the steps.", calibration_rows(statements)),
+        ],
     )
 
 
-def _html_table(rows: Rows) -> str:
-    head, *body = rows
-    first = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    rest = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f'<div class="scroll"><table><thead><tr>{first}</tr></thead><tbody>{rest}</tbody></table></div>'
+def settings_section(results: Results) -> Section:
+    """What the records were made with."""
+    rows = [["setting", "value"], *([name, json.dumps(value)] for name, value in results.configuration.items())]
+    return Section("Settings", "", [Table("What the records were made with.", rows, words=True)])
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+def curve_words(results: Results) -> str:
+    """Accuracy at the ends of each curve."""
+    parts = []
+    for method in results.methods:
+        budgets = results.budgets(method)
+        ends = [f"{results.accuracy(method, budget).value:.2f} at {budget}" for budget in dict.fromkeys((budgets[0], budgets[-1]))]
+        parts.append(f"{method} {' and '.join(ends)}")
+    return "; ".join(parts) + "."
 
 
-def _ratio(interval: Interval) -> str:
-    return "no overlap" if math.isnan(interval.value) else f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+def _token_plot(results: Results) -> list[Table | Plot | list[Plot]]:
+    if not any("tokens_sampled" in record["cost"] for cells in results.by_key.values() for record in cells.values()):
+        return []
+    words = "The same accuracies against what was sampled for them; the tables have the numbers."
+    return [Plot("accuracy-against-tokens", "Accuracy against tokens", words, figures.scaling(results, "tokens_sampled"))]
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:,.0f}"
+def _vote_section(results: Results) -> Section:
+    note = "Every vote sees the same independent samples: the first ones of each problem and seed."
+    return Section("Votes recomputed from the samples", note, [Table(f"Accuracy with {INTERVALS}.", offline_rows(results))])
+
+
+def _calibration_words(statements: Sequence[diagnostics.Stated]) -> str:
+    return "Brier scores: " + "; ".join(f"{stated.name} {stated.row()[2]}" for stated in statements) + "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -14,28 +15,35 @@ from numpy.typing import NDArray
 from ..tasks import RIGHT
 from .aggregators import (
     AGGREGATIONS,
+    MODEL,
     Candidate,
     best_of_majority,
     best_of_n,
     first_finish,
     majority,
+    posterior_majority,
     weighted_majority,
 )
-from .metrics import Interval, bootstrap, pass_at_k
-from .records import read_records
+from .intervals import Interval, bootstrap
+from .metrics import pass_at_k
+from .records import CONFIGURATION, read_records
 from .rpc import rpc
 from .votes import from_record
 from .work import SHARED
 
 Table = NDArray[np.float64]
 
+SCORES = (*AGGREGATIONS, MODEL)
+"""Scores of a solution that a run may have recorded."""
+
 OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
     "majority": majority,
-    "best-of-majority": best_of_majority,
+    "posterior": posterior_majority,
     "first-finish": first_finish,
     "rpc": rpc,
-    **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
-    **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in AGGREGATIONS},  # type: ignore[misc]
+    **{f"best-of-majority, {a}": lambda pool, a=a: best_of_majority(pool, aggregation=a) for a in SCORES},  # type: ignore[misc]
+    **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in SCORES},  # type: ignore[misc]
+    **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in SCORES},  # type: ignore[misc]
 }
 """Votes over the independent samples, recomputed from records."""
 
@@ -44,12 +52,14 @@ class Results:
     """What a run's records say.
 
     :param records: see :mod:`ppl_llm.evaluation.work`.
+    :param dict configuration: what they were made with.
     :ivar list problems: ids, in order of first appearance.
     :ivar list seeds:
     :ivar dict levels: level of each problem that has one.
     """
 
-    def __init__(self, records: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, records: Iterable[dict[str, Any]], configuration: dict[str, Any] | None = None) -> None:
+        self.configuration = configuration or {}
         self.by_key: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
         problems: dict[str, Any] = {}
         seeds: set[int] = set()
@@ -68,7 +78,15 @@ class Results:
 
         :raises FileNotFoundError: if there are none.
         """
-        return cls(read_records(folder))
+        path = Path(folder) / CONFIGURATION
+        return cls(read_records(folder), json.loads(path.read_text()) if path.exists() else None)
+
+    def restricted(self, problems: Iterable[str], seeds: Iterable[int]) -> Results:
+        """The records of some problems and seeds."""
+        kept, known = dict.fromkeys(problems), set(seeds)
+        order = {problem: i for i, problem in enumerate(kept)}
+        records = [r for cells in self.by_key.values() for r in cells.values() if r["problem"] in kept and r["seed"] in known]
+        return Results(sorted(records, key=lambda record: order[record["problem"]]), self.configuration)
 
     @property
     def methods(self) -> list[str]:
@@ -91,30 +109,34 @@ class Results:
         table = self.table(method, budget)
         if problems is not None:
             table = table[[self.problems.index(p) for p in problems]]
-        return bootstrap(table, known_mean)
+        return bootstrap(table)
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
         """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed."""
-        both = np.stack([self.table(*first), self.table(*second)], -1)
-        return bootstrap(both, lambda t: known_mean(t[..., 0] - t[..., 1]))
+        return bootstrap(self.table(*first) - self.table(*second))
+
+    def expected_accuracy(self, method: str, budget: int) -> Interval:
+        """Posterior probability of the right answer, which is the accuracy of one draw from the posterior."""
+        return bootstrap(self.table(method, budget, self._mass_on_right))
+
+    def _mass_on_right(self, record: dict[str, Any]) -> float:
+        return sum(mass for answer, mass in record["answers"].items() if self.is_right(record["problem"], answer))
 
     def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
         """Mean of a cost counter per problem."""
         return known_mean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
 
-    def scaling_ratio(self, first: str, second: str) -> Interval:
+    def scaling_ratio(self, first: str, second: str, other: Results | None = None) -> Interval:
         """How many times the budget the second method needs for the accuracy of the first: geometric mean over the accuracies that both
         reach, between their budgets by interpolation of accuracy on the logarithm of the budget; nan where the curves do not overlap.
+
+        :param Results other: where the second method's records are, of the same problems and seeds.
         """
-        budgets = self.budgets(first), self.budgets(second)
-        tables = [self.table(m, b) for m, own in zip((first, second), budgets, strict=True) for b in own]
+        sources = (self, first), (other or self, second)
+        budgets = [results.budgets(method) for results, method in sources]
+        tables = [results.table(method, b) for (results, method), own in zip(sources, budgets, strict=True) for b in own]
         split = len(budgets[0])
-
-        def ratio(sample: Table) -> float:
-            means = [known_mean(sample[..., i]) for i in range(sample.shape[-1])]
-            return _budget_ratio(budgets[0], means[:split], budgets[1], means[split:])
-
-        return bootstrap(np.stack(tables, -1), ratio, draws=500)
+        return bootstrap(np.stack(tables, -1), lambda means: _budget_ratio(budgets[0], means[:split], budgets[1], means[split:]), draws=500)
 
     @cached_property
     def samples(self) -> dict[tuple[str, int], list[Candidate]]:
@@ -123,7 +145,7 @@ class Results:
         for budget in self.budgets(SHARED):
             for cell, record in self.by_key[SHARED, budget].items():
                 if "candidates" in record:
-                    best[cell] = [from_record(c) for c in record["candidates"]]
+                    best[cell] = [from_record(c, self.configuration.get("temperature", 1.0)) for c in record["candidates"]]
         return best
 
     @cached_property
@@ -156,7 +178,8 @@ class Results:
         return self.verdicts[problem][str(answer)] >= RIGHT
 
     def offline(self, vote: str, budget: int, methods: dict[str, Callable[[Sequence[Candidate]], Any]] | None = None) -> Table:
-        """``[problems, seeds]``: whether a vote over the first ``budget`` independent samples is correct.
+        """``[problems, seeds]``: whether a vote over the first ``budget`` independent samples is correct, nan where the records lack what
+        it needs.
 
         :param str vote: a name of :data:`OFFLINE`, or of ``methods``.
         """
@@ -164,16 +187,43 @@ class Results:
 
         def cell(problem: str, seed: int) -> float:
             pool = self.samples.get((problem, seed), [])
-            if len(pool) < budget or (fn is rpc and pool[0].log_prob is None):
+            if len(pool) < budget or _lacks(vote, pool):
                 return math.nan
             return float(self.is_right(problem, fn(pool[:budget])))
 
         return np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
 
+    def right(self, problem: str, pool: Sequence[Candidate]) -> list[bool]:
+        """Which of the candidates have the right answer of a problem."""
+        return [self.is_right(problem, candidate.answer) for candidate in pool]
+
+    def over_samples(self, measure: Callable[[str, Sequence[Candidate]], float | Sequence[float]], columns: int = 1) -> Table:
+        """``[problems, seeds, columns]`` of what ``measure`` makes of a problem and its independent samples, nan where there are none."""
+        table = np.full((len(self.problems), len(self.seeds), columns), math.nan)
+        for i, problem in enumerate(self.problems):
+            for j, seed in enumerate(self.seeds):
+                if pool := self.samples.get((problem, seed)):
+                    table[i, j] = measure(problem, pool)
+        return table
+
+    def pass_at(self, k: int) -> Table:
+        """``[problems, seeds, 1]`` of pass@k over the independent samples."""
+        return self.over_samples(
+            lambda problem, pool: pass_at_k(len(pool), sum(self.right(problem, pool)), k) if len(pool) >= k else math.nan
+        )
+
     def coverage(self, ks: Sequence[int]) -> list[float]:
         """pass@k for each k, averaged over problems and seeds."""
-        counts = [(len(pool), sum(self.is_right(problem, c.answer) for c in pool)) for (problem, _), pool in self.samples.items()]
-        return [float(np.mean([pass_at_k(n, right, k) for n, right in counts if n >= k])) for k in ks]
+        return [known_mean(self.pass_at(k)) for k in ks]
+
+
+def _lacks(vote: str, pool: Sequence[Candidate]) -> bool:
+    """Whether the records lack what a vote needs."""
+    if vote == "rpc":
+        return pool[0].log_prob is None
+    if vote.endswith(f", {MODEL}"):
+        return pool[0].whole_log_odds is None
+    return vote.endswith(tuple(f", {a}" for a in AGGREGATIONS)) and not pool[0].step_log_odds
 
 
 def known_mean(table: Table) -> float:
@@ -182,8 +232,8 @@ def known_mean(table: Table) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _budget_ratio(xs: Sequence[int], x_means: Sequence[float], ys: Sequence[int], y_means: Sequence[float]) -> float:
-    first, second = np.maximum.accumulate(np.array(x_means)), np.maximum.accumulate(np.array(y_means))
+def _budget_ratio(xs: Sequence[int], x_means: Table, ys: Sequence[int], y_means: Table) -> float:
+    first, second = np.maximum.accumulate(x_means), np.maximum.accumulate(y_means)
     low, high = max(first[0], second[0]), min(first[-1], second[-1])
     if not high > low:
         return math.nan

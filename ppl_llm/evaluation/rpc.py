@@ -58,9 +58,12 @@ def keep(log_probs: Array, queries: Array) -> NDArray[np.bool_]:
 def fit_two_weibulls(p: Array) -> list[tuple[float, float, float]]:
     """Two (weight, shape, scale) by expectation maximisation, started at the lower and the upper half of the data."""
     member = (p > np.median(p)).astype(np.float64) * 0.8 + 0.1
-    components: list[tuple[float, float, float]] = []
+    log_p = np.log(p)
+    components = [(0.5, 1.0, 1.0), (0.5, 1.0, 1.0)]
     for _ in range(_ITERATIONS):
-        components = [(float(r.mean()), *_fit_weibull(p, r)) for r in (1 - member, member)]
+        components = [
+            (float(r.mean()), *_fit_weibull(log_p, r, shape)) for r, (_, shape, _) in zip((1 - member, member), components, strict=True)
+        ]
         low, high = (_log_density(p, *component) for component in components)
         updated = 1 / (1 + np.exp(np.clip(low - high, -500, 500)))
         if np.abs(updated - member).max() < 1e-8:
@@ -69,24 +72,26 @@ def fit_two_weibulls(p: Array) -> list[tuple[float, float, float]]:
     return components
 
 
-def _fit_weibull(p: Array, weights: Array) -> tuple[float, float]:
-    """Weighted maximum likelihood: the score of the shape is monotone, so bisection finds its root."""
-    log_p = np.log(p)
-    total = weights.sum()
-    mean_log = float((weights * log_p).sum() / total)
+def _fit_weibull(log_p: Array, weights: Array, shape: float) -> tuple[float, float]:
+    """Weighted maximum likelihood: the score of the shape is monotone, so Newton steps that stay between its signs find its root.
 
-    def score(shape: float) -> float:
-        powered = weights * np.exp(shape * (log_p - log_p.max()))
-        return float((powered * log_p).sum() / powered.sum()) - 1 / shape - mean_log
-
+    :param float shape: where to start.
+    """
+    total, top = float(weights.sum()), float(log_p.max())
+    mean_log = float(weights @ log_p) / total
     low, high = _SHAPES
-    if score(high) < 0:
-        low = high
-    for _ in range(80):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if score(middle) < 0 else (low, middle)
-    shape = math.sqrt(low * high)
-    scale = math.exp(math.log(float((weights * np.exp(shape * (log_p - log_p.max()))).sum() / total)) / shape + float(log_p.max()))
+    for _ in range(_ITERATIONS):
+        powered = weights * np.exp(shape * (log_p - top))
+        mass = float(powered.sum())
+        mean = float(powered @ log_p) / mass
+        score = mean - 1 / shape - mean_log
+        low, high = (shape, high) if score < 0 else (low, shape)
+        slope = float(powered @ (log_p - mean) ** 2) / mass + 1 / shape**2
+        step = shape - score / slope
+        before, shape = shape, step if low < step < high else math.sqrt(low * high)
+        if abs(shape - before) <= 1e-12 * shape:
+            break
+    scale = math.exp(math.log(float(weights @ np.exp(shape * (log_p - top))) / total) / shape + top)
     return shape, scale
 
 

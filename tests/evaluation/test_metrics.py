@@ -7,12 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppl_llm.evaluation import Candidate, bootstrap, pass_at_k
+from ppl_llm.evaluation.aggregators import majority
 from ppl_llm.evaluation.metrics import (
     auroc,
+    best_of_k_chances,
     brier,
     calibration_error,
     false_positive_rate,
@@ -36,11 +38,39 @@ def test_bad_counts() -> None:
         pass_at_k(4, 5, 1)
 
 
+def one(answer: object) -> bool:
+    return answer == "1"
+
+
 def test_majority_at_k() -> None:
     pool = [Candidate("1")] * 3 + [Candidate("2")] * 2
-    assert majority_at_k(pool, "1", 5) == 1.0 and majority_at_k(pool, "2", 5) == 0.0
-    assert majority_at_k(pool, "2", 1, draws=4000) == pytest.approx(0.4, abs=0.04)  # five standard errors
-    assert majority_at_k(pool, "2", 1) == majority_at_k(pool, "2", 1)
+    assert majority_at_k(pool, one, 5) == 1.0 and majority_at_k(pool, lambda a: a == "2", 5) == 0.0
+    assert majority_at_k(pool, lambda a: a == "2", 1, draws=4000) == pytest.approx(0.4, abs=0.04)  # five standard errors
+    assert majority_at_k(pool, one, 2) == majority_at_k(pool, one, 2)
+    assert majority_at_k([Candidate("2"), Candidate("1")], one, 2) == 0.5  # a tie, in random order
+    assert majority_at_k([Candidate(None), Candidate(None), Candidate("1")], one, 3) == 1.0  # no answer, no vote
+    assert majority_at_k([Candidate(None)], one, 1) == 0.0
+    with pytest.raises(ValueError, match=r"k must lie in 1 \.\. 1"):
+        majority_at_k([Candidate("1")], one, 2)
+
+
+@settings(max_examples=15)
+@given(letters=st.lists(st.sampled_from(["1", "2", "3", None]), min_size=2, max_size=6), data=st.data())
+def test_majority_at_k_is_the_mean_over_ordered_subsets(letters: list[str | None], data: st.DataObject) -> None:
+    """Within five standard errors of 3000 draws: at most 0.046."""
+    k = data.draw(st.integers(1, len(letters)))
+    pool = [Candidate(letter) for letter in letters]
+    hits = [majority(order) == "1" for order in itertools.permutations(pool, k)]
+    assert majority_at_k(pool, one, k, draws=3000) == pytest.approx(float(np.mean(hits)), abs=0.046)
+
+
+@given(scores=st.lists(st.integers(0, 3), min_size=1, max_size=7), data=st.data())
+def test_chances_of_the_best_of_k(scores: list[int], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(scores)))
+    picked = [max(subset, key=lambda i: (scores[i], -i)) for subset in itertools.combinations(range(len(scores)), k)]
+    assert best_of_k_chances(scores, k) == pytest.approx([picked.count(i) / len(picked) for i in range(len(scores))])
+    with pytest.raises(ValueError, match="k must lie in"):
+        best_of_k_chances(scores, len(scores) + 1)
 
 
 @given(scale=st.floats(0.1, 5), exponent=st.floats(0.1, 1))
@@ -83,6 +113,20 @@ def test_bootstrap_covers_and_pairs() -> None:
     assert 0.88 <= covered / 200 <= 0.995
     shared = rng.random((80, 2, 1)) < 0.5
     better = np.concatenate([shared, shared | (rng.random((80, 2, 1)) < 0.1)], -1)
-    paired = bootstrap(better, lambda t: float((t[..., 1] - t[..., 0]).mean()))
+    paired = bootstrap(better, lambda means: float(means[1] - means[0]))
     assert paired.high - paired.low < 0.09 and paired.value > 0
     assert "[" in str(paired)
+
+
+def test_resampled_means_are_those_of_resampled_tables() -> None:
+    """Against the definition: rows drawn with replacement, for each a draw of its seeds; unknown cells left out."""
+    table = np.random.default_rng(2).normal(size=(7, 3))
+    table[2, 1] = table[5] = math.nan
+    rng, means = np.random.default_rng(3), []
+    for _ in range(300):
+        rows = rng.integers(7, size=(7, 1))
+        means.append(np.nanmean(table[rows, rng.integers(3, size=(7, 3))]))
+    found = bootstrap(table, draws=300, seed=3)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+    assert found.value == pytest.approx(np.nanmean(table))
+    assert math.isnan(bootstrap(np.full((3, 2), math.nan)).value)

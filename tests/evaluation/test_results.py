@@ -61,8 +61,8 @@ def test_a_vote_of_ones_own() -> None:
 def test_budget_ratio_of_shifted_curves() -> None:
     """The same curve at a quarter of the budget has ratio 4; curves that do not overlap have none."""
     budgets = [1, 2, 4, 8, 16, 32]
-    curve = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    curve = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert _budget_ratio(budgets, curve, [4 * b for b in budgets], curve) == pytest.approx(4.0)
     assert _budget_ratio(budgets, curve, budgets, curve) == pytest.approx(1.0)
-    assert _budget_ratio(budgets, curve, budgets, [c + 0.1 for c in curve]) == pytest.approx(0.5)
-    assert math.isnan(_budget_ratio(budgets, curve, budgets, [0.9] * 6))
+    assert _budget_ratio(budgets, curve, budgets, curve + 0.1) == pytest.approx(0.5)
+    assert math.isnan(_budget_ratio(budgets, curve, budgets, np.full(6, 0.9)))

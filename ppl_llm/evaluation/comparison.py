@@ -1,0 +1,192 @@
+"""Two runs side by side, on the problems and seeds that both have."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import figures
+from .aggregators import multi_temperature_vote
+from .intervals import Interval, bootstrap
+from .page import Plot, Rows, Section, Table, page
+from .records import differences
+from .report import INTERVALS, coverage_section, curve_words, diagnostics, save, size, verifier_section
+from .results import Results
+from .results import Table as Numbers
+from .tables import all_budgets, interval, ratio, signed
+
+
+class Comparison:
+    """Two runs, restricted to what both have.
+
+    :param str names: of the runs, in order.
+    :raises ValueError: if they share no problems or no seeds, or a problem has another right answer in the other run.
+    """
+
+    def __init__(self, first: Results, second: Results, names: tuple[str, str] = ("first", "second")) -> None:
+        if names[0] == names[1]:
+            names = f"{names[0]} (1)", f"{names[1]} (2)"
+        problems = [problem for problem in first.problems if problem in set(second.problems)]
+        seeds = [seed for seed in first.seeds if seed in second.seeds]
+        if not problems:
+            raise _nothing_shared("problems", names, first.problems, second.problems)
+        if not seeds:
+            raise _nothing_shared("seeds", names, first.seeds, second.seeds)
+        other = [problem for problem in problems if first.gold[problem] != second.gold[problem]]
+        if other:
+            golds = f"{first.gold[other[0]]!r} and {second.gold[other[0]]!r}"
+            raise ValueError(
+                f"the problem {other[0]!r} has different right answers in the two runs, {golds}: they are not on the same data"
+            )
+        self.names, self.changed = names, differences(first.configuration, second.configuration)
+        self.first, self.second = first.restricted(problems, seeds), second.restricted(problems, seeds)
+        self.left_out = {name: len(run.problems) - len(problems) for name, run in zip(names, (first, second), strict=True)}
+
+    @classmethod
+    def read(cls, first: str | Path, second: str | Path) -> Comparison:
+        """Of the runs in two folders.
+
+        :raises FileNotFoundError: if a folder holds no records.
+        """
+        folders = Path(first), Path(second)
+        one, two = (folder.resolve().name for folder in folders)
+        return cls(Results.read(folders[0]), Results.read(folders[1]), (one, two))
+
+    @property
+    def runs(self) -> dict[str, Results]:
+        """By name."""
+        return dict(zip(self.names, (self.first, self.second), strict=True))
+
+    @property
+    def methods(self) -> list[str]:
+        """That both runs have."""
+        return [method for method in self.first.methods if method in self.second.methods]
+
+    def difference(self, method: str, budget: int) -> Interval:
+        """Accuracy in the second run minus that in the first, paired by problem and seed; nan where one run lacks it."""
+        return bootstrap(self.second.table(method, budget) - self.first.table(method, budget))
+
+    def multi_temperature(self, budget: int) -> Numbers:
+        """``[problems, seeds]``: whether a vote within each run's temperature and then between them is right, with half of the budget each;
+        nan where there are not as many samples.
+        """
+        pools = [run.samples for run in self.runs.values()]
+
+        def cell(problem: str, seed: int) -> float:
+            halves = [pool.get((problem, seed), [])[: budget // 2] for pool in pools]
+            if budget % 2 or any(len(half) < budget // 2 for half in halves):
+                return math.nan
+            vote = multi_temperature_vote([c for half in halves for c in half])
+            # With a verifier each run knows the verdicts on its own answers.
+            own = self.first if any(c.answer == vote for c in halves[0]) else self.second
+            return float(own.is_right(problem, vote))
+
+        return np.array([[cell(problem, seed) for seed in self.first.seeds] for problem in self.first.problems])
+
+    def setting_rows(self) -> Rows:
+        """What differs in the configurations."""
+        return [["setting", *self.names], *([name, json.dumps(a), json.dumps(b)] for name, (a, b) in self.changed.items())]
+
+    def difference_rows(self) -> Rows:
+        """Method by budget: the accuracy of each run and the difference."""
+        budgets = [b for b in all_budgets(self.first) if b in all_budgets(self.second)]
+        rows = [["accuracy", *map(str, budgets)]]
+        for method in self.methods:
+            for name, run in self.runs.items():
+                rows.append([f"{method}, {name}", *(interval(run.accuracy(method, budget)) for budget in budgets)])
+            rows.append([f"{method}, difference", *(signed(self.difference(method, budget)) for budget in budgets)])
+        return rows
+
+    def ratio_rows(self) -> Rows:
+        """Method by method: the budget that the first run needs for the accuracy that the second has."""
+        one, two = self.names
+        found = [(method, self.second.scaling_ratio(method, method, self.first)) for method in self.methods]
+        return [["method", f"budget of {one} / budget of {two}"], *([method, ratio(value)] for method, value in found)]
+
+    def temperature_rows(self) -> Rows:
+        """A vote across two temperatures, and the majority votes within each, at the same number of samples."""
+        budgets = [b for b in all_budgets(self.first) if not np.isnan(self.multi_temperature(b)).all()]
+        rows = [["vote", *map(str, budgets)]]
+        for name, run in self.runs.items():
+            rows.append([f"majority, {name}", *(interval(bootstrap(run.offline("majority", budget))) for budget in budgets)])
+        return [*rows, ["multi-temperature", *(interval(bootstrap(self.multi_temperature(budget))) for budget in budgets)]]
+
+    def sections(self) -> list[Section]:
+        """Of the page."""
+        runs = list(self.runs.items())
+        caption = "Settings in which the runs differ." if self.changed else "The runs have the same settings."
+        words = " ".join(f"{name}: {curve_words(run)}" for name, run in runs)
+        both = Plot("accuracy-of-both", "Accuracy against generations", words, figures.scaling(self.runs))
+        found = [
+            Section("What differs", self._shared(), [Table(caption, self.setting_rows(), words=True)]),
+            Section("Accuracy", "", [both]),
+        ]
+        if self.methods:
+            one, two = self.names
+            note = f"Differences are {two} minus {one}, paired by problem and seed, with {INTERVALS}; both resampled together."
+            found.append(Section("Paired differences", note, [Table("Methods that both runs have.", self.difference_rows())]))
+            found.append(Section("Ratio of budgets at equal accuracy", "", [Table(f"Above 1, {two} is ahead.", self.ratio_rows())]))
+        side = [self._plot(name, run, i) for i, (name, run) in enumerate(runs)]
+        found.append(Section("Curves side by side", "", [[plot] for plot in side] if len(self.first.methods) > 6 else [side]))
+        if self.first.samples and self.second.samples:
+            if self.first.configuration.get("temperature") != self.second.configuration.get("temperature"):
+                note = "Half of the samples of each run: a majority within each temperature, then between the winners."
+                found.append(Section("Multi-temperature vote", note, [Table(f"With {INTERVALS}.", self.temperature_rows())]))
+            for make in (coverage_section, verifier_section):
+                found += [_named(make(run, f"{'ab'[i]}-"), name) for i, (name, run) in enumerate(runs)]
+        statements = [s._replace(name=f"{s.name}, {name}") for name, run in runs for s in diagnostics.posterior_statements(run)]
+        if statements:
+            figure = diagnostics.reliability_diagram(statements, "posterior probability of the answer")
+            title = "Calibration of the posterior"
+            plot = Plot("calibration-of-both", title, "On the diagonal a posterior is honest; the table has the scores.", figure)
+            head, *rows = [diagnostics.CALIBRATION_HEAD, *(s.row() for s in statements)]
+            found.append(Section(title, "", [plot, Table("At the largest budget.", [head, *rows])]))
+        return found
+
+    def tables(self) -> list[tuple[str, Rows]]:
+        """For a terminal: what differs, and by how much."""
+        one, two = self.names
+        return [
+            ("Settings in which the runs differ", self.setting_rows()),
+            (f"Accuracy of both runs, and {two} minus {one} paired by problem and seed, with {INTERVALS}", self.difference_rows()),
+            (f"How many times the budget {one} needs for the accuracy of {two}", self.ratio_rows()),
+        ]
+
+    def write(self, folder: str | Path) -> Path:
+        """Write a page, ``comparison-with-<second>.html``, into a folder.
+
+        :returns: its path.
+        :raises ImportError: without matplotlib, naming the extra.
+        :raises OSError: if the folder cannot be written to.
+        """
+        summary = " ".join(f"{name}: {size(run)}" for name, run in self.runs.items())
+        text = page(" against ".join(self.names), summary, self.sections())
+        stem = re.sub(r"[^\w.-]+", "-", self.names[1])
+        return save(Path(folder) / f"comparison-with-{stem}.html", text, [])
+
+    def _plot(self, name: str, run: Results, i: int) -> Plot:
+        return Plot(f"{'ab'[i]}-accuracy", f"Accuracy of {name}", curve_words(run), figures.scaling(run))
+
+    def _shared(self) -> str:
+        shared = f"{len(self.first.problems)} problems and {len(self.first.seeds)} seeds are in both runs"
+        left = ", ".join(f"{count} of {name}" for name, count in self.left_out.items() if count)
+        return f"{shared}; left out: {left}." if left else f"{shared}."
+
+
+def _named(section: Section, name: str) -> Section:
+    return Section(f"{section.title}: {name}", section.note, section.blocks)
+
+
+def _nothing_shared(what: str, names: tuple[str, str], first: Sequence[object], second: Sequence[object]) -> ValueError:
+    shown = f"{names[0]!r} has {_some(first)} and {names[1]!r} has {_some(second)}"
+    return ValueError(f"the runs share no {what}: {shown}; evaluate both on the same ones")
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(map(repr, values[:3]))
+    return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
