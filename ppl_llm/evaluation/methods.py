@@ -50,6 +50,12 @@ class Method:
     vote: str
     least: int = 1
 
+    def vote_under(self, preset_vote: str) -> str:
+        """The name of the vote; ``preset`` leaves it to the preset's, see :class:`~ppl_llm.Preset`."""
+        if self.vote != "preset":
+            return self.vote
+        return "best-of-n" if preset_vote == "argmax" else "posterior"
+
 
 def independent(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:
     """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""

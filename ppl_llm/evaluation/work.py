@@ -133,10 +133,7 @@ def pooled(pool: list[Candidate], gold: str | None, equivalent: Callable[[Hashab
 def _record(
     unit: Unit, problem: Problem, method: Method, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
 ) -> dict[str, Any]:
-    vote = method.vote
-    if vote == "preset":
-        vote = "best-of-n" if preset_vote == "argmax" else "posterior"
-    answer = VOTES[vote](part, aggregation)
+    answer = VOTES[method.vote_under(preset_vote)](part, aggregation)
     posterior = tally(part, lambda candidate: candidate.weight)
     total = sum(candidate.weight for candidate in part)
     return {
