@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ppl_llm.datasets import load_problems, open_task
@@ -48,7 +49,7 @@ def test_an_evaluation_with_a_verifier(tmp_path: Path, monkeypatch: pytest.Monke
     }
     ours, theirs = Results(judged), Results(compared)
     for vote in OFFLINE:
-        assert ours.offline(vote, 4).tolist() == theirs.offline(vote, 4).tolist()
+        np.testing.assert_array_equal(ours.offline(vote, 4), theirs.offline(vote, 4))
     assert ours.coverage([1, 4]) == theirs.coverage([1, 4]) and ours.coverage([4])[0] > 0
     bare = Results([{name: value for name, value in r.items() if name != "verdicts"} for r in judged])
     assert bare.coverage([4]) == [0.0]
