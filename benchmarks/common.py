@@ -10,6 +10,7 @@ import datetime
 import json
 import math
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -24,6 +25,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+import ppl_llm
 from ppl_llm.context import Context
 from ppl_llm.lm.transformers_lm import TransformersLM
 
@@ -124,12 +126,13 @@ def record(benchmark: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[
 def versions() -> dict[str, str]:
     """Versions of what takes part, and the commit of this repository."""
     found = {"python": platform.python_version()}
-    for name in ("ppl-llm", "torch", "transformers", "pyro-ppl"):
+    for name in ("torch", "transformers", "pyro-ppl"):
         found[name] = metadata.version(name)
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    command = ["git", "describe", "--always", "--dirty"]
+    described = (
+        shutil.which("git") and subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     )
-    return found | {"commit": described.stdout.strip() or "unknown"}
+    return found | {"ppl-llm": ppl_llm.__version__, "commit": (described or "").strip() or "unknown"}
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
@@ -168,12 +171,12 @@ def make_model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
 
 
 @lru_cache
-def make_tokenizer(stops: int = 80) -> PreTrainedTokenizerFast:
-    """A made-up vocabulary of words, in which the first ``stops`` of 8192 tokens end a step: with a random model, lengths are geometric.
+def make_tokenizer(stops: int = 80, vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """A made-up vocabulary of words, in which the first ``stops`` tokens end a step: with a random model, lengths are geometric.
 
     Every token is a word of its own, so that text is encoded into the tokens it came from.
     """
-    words = [f"Ġs{i}ĊĊ" for i in range(stops)] + [f"Ġw{i}" for i in range(VOCAB - stops - len(_SPECIAL))]
+    words = [f"Ġs{i}ĊĊ" for i in range(stops)] + [f"Ġw{i}" for i in range(vocab - stops - len(_SPECIAL))]
     core = Tokenizer(models.WordLevel({text: i for i, text in enumerate([*words, *_SPECIAL])}, unk_token="<unknown>"))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r" [sw]\d+(\n\n)?"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -185,10 +188,10 @@ def make_tokenizer(stops: int = 80) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def words(number: int, seed: int = 0, stops: int = 80) -> list[int]:
+def words(number: int, seed: int = 0, stops: int = 80, vocab: int = VOCAB) -> list[int]:
     """Random tokens that are words and do not end a step."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(stops, VOCAB - len(_SPECIAL), (number,), generator=generator).tolist()
+    return torch.randint(stops, vocab - len(_SPECIAL), (number,), generator=generator).tolist()
 
 
 def root(lm: TransformersLM, *prompts: list[int]) -> Context:

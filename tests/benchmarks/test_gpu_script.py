@@ -1,0 +1,81 @@
+"""The benchmark for accelerators, run with tiny models on a processor."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_llm.lm.kv_slab import KVSlab
+from ppl_llm.lm.token_step import TokenStep
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ALONE = """
+import runpy, sys
+for name in ("rich", "typer", "tenacity", "datasets", "matplotlib"):
+    sys.modules[name] = None  # not to be had where the script is run
+sys.path.insert(0, {folder!r})
+sys.argv = ["gpu.py", "--small", "--repeats", "1"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_everything_is_timed_without_the_packages_of_the_command_line():
+    code = ALONE.format(folder=str(BENCHMARKS), script=str(BENCHMARKS / "gpu.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "copy " in said and " TFLOP/s" in said
+    assert said.count("(allowed") == 5
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| small")]
+    found = {(what.split(",")[0], way) for _, what, way, *_ in rows}
+    assert found == {
+        ("token step", "operation by operation"),
+        ("token step", "the ordinary loop"),
+        ("token step", "generate"),
+        ("PRM append", "kept keys, whole call"),
+        ("PRM append", "from nothing"),
+        ("resample", "half of the lanes copied"),
+        ("particle filter", "SMC"),
+        ("particle filter", "generate alone, as many tokens"),
+        ("particle filter", "the naive loop"),
+    }
+    assert all(float(ms.split(" ")[0]) > 0 for _, what, _, ms, *_ in rows if not what.startswith("resample"))
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("gpu_checks")
+
+
+def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = KVSlab.place
+    monkeypatch.setattr(KVSlab, "place", lambda self, rows, positions, stop: torch.ones_like(place(self, rows, positions, stop)))
+
+
+def late_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = TokenStep.advance
+
+    def late(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
+        slab.lengths[:lanes] += 1
+        logits = advance(self, engine, slab, lanes, stop)
+        slab.lengths[:lanes] -= 1
+        return logits
+
+    monkeypatch.setattr(TokenStep, "advance", late)
+
+
+@pytest.mark.parametrize("mutant", [everything_seen, late_positions])
+def test_its_checks_reject_a_wrong_engine(mutant: Any, checks: Any, monkeypatch: pytest.MonkeyPatch):
+    mutant(monkeypatch)
+    with pytest.raises(SystemExit, match="log-probability of a token in float32, operation by operation: error"):
+        list(checks.check("small", "small", torch.device("cpu")))
