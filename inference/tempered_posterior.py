@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .history import Site, Step
+from .history import History, Site, Step
 from .particle_posterior import ParticlePosterior
 from .trajectory import Trajectory
 from .weights import Weights
@@ -40,6 +41,11 @@ class TemperedPosterior(ParticlePosterior):
             log_likelihood=particles.log_likelihood,
         )
         self._stages = stages
+
+    @cached_property
+    def history(self) -> History:
+        """Of the stages; of the executions before the last move only the weights are kept."""
+        return History.of((), self._steps, self._weights.log_weights)
 
     @property
     def betas(self) -> Tensor:

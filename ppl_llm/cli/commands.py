@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..demo import example, looks_like_demo
-from . import completion, evaluation, loading, remote
+from . import completion, evaluation, loading, page_file, remote
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .methods import KERNELS, METHODS, NOT_HERE
@@ -54,6 +55,7 @@ def _option(name: str, text: str) -> str:
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
     "\n\nppl-llm solve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda 'How many primes are below 60?'"
+    f"\n\nppl-llm solve --html run.html '{_PROBLEM}'"
     "\n\nppl-llm solve --lm http://host:8000/v1 --lm-model NAME --prm http://host:8001/v1 'How many primes are below 60?'"
 )
 
@@ -152,6 +154,9 @@ def solve(
         bool, typer.Option("--audit", help=_option("audit", "Replay the solutions and compare every log-probability."))
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page to open in a browser: every solution at every step.", metavar="FILE")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
@@ -195,6 +200,8 @@ def solve(
         for each in served:
             each.check()
         loading.check_device(device)
+        if html is not None:
+            page_file.check(html)
         if lm == "demo" and not force:
             _require_demo_problem(text)
     from .progress import Progress
@@ -214,6 +221,9 @@ def solve(
         typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
     else:
         report.print(_stdout())
+    if html is not None:
+        with reported(verbose, log):
+            page_file.write(outcome.posterior, html, settings.method)
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
 

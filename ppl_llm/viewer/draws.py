@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from ..inference import ParticlePosterior
 
 
+_STATS = {"length": "length", "observed_log_prob": "log_likelihood"}
+"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a group of its own, pointwise."""
+
+
 def inference_data(posterior: ParticlePosterior, resample: bool) -> Any:
     """See :meth:`~ppl_llm.inference.ParticlePosterior.to_arviz`."""
     try:
-        import arviz
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it announces its next version on import
+            import arviz
     except ImportError as error:
         raise ImportError("to_arviz needs arviz; install it with: pip install 'ppl-llm[arviz]'") from error
     iterations = getattr(posterior, "iterations", None)
@@ -51,9 +58,9 @@ def _of_chain(iterations: list[ParticlePosterior]) -> tuple[dict[str, Tensor], d
 
     sites = {name: stacked([[state[name] for state in chain] for chain in chains]) for name in every[0] if everywhere(name)}
     stats = {}
-    for name in ("length", "log_likelihood"):
-        if all(getattr(state, name) is not None for state in every):
-            stats[name] = stacked([[getattr(state, name) for state in chain] for chain in chains])
+    for name, attribute in _STATS.items():
+        if all(getattr(state, attribute) is not None for state in every):
+            stats[name] = stacked([[getattr(state, attribute) for state in chain] for chain in chains])
     return sites, stats
 
 
@@ -61,7 +68,7 @@ def _of_particles(posterior: ParticlePosterior, resample: bool) -> tuple[dict[st
     """``[1, draw, *plates, *event]``: particles by weight, or as they are."""
     log_weights = posterior._weights.log_weights
     stats = {"log_weight": log_weights, "weight": posterior._weights.normalized}
-    known = {"length": posterior._lengths, "log_likelihood": posterior._log_likelihood}
+    known = dict(zip(_STATS, (posterior._lengths, posterior._log_likelihood), strict=True))
     stats |= {name: value for name, value in known.items() if value is not None}
     sites = dict(posterior.sites)
     if resample:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inference.history import Step
+from ..inference.history import Site, Step
 from ..inference.state import map_objects
 from .populations import Population
 
@@ -40,6 +40,7 @@ class Genealogy:
     :ivar Tensor lane: ``[N]``: its lane there.
     :ivar Tensor weights: ``[N]`` of the particles of the posterior, normalised.
     :ivar list answers: ``[N]``, ``None`` where the model gives none.
+    :ivar list last_texts: ``[N]`` of the particles of the posterior, where none are known by columns.
     """
 
     parents: Tensor
@@ -55,6 +56,7 @@ class Genealogy:
     lane: Tensor
     weights: Tensor
     answers: list[Hashable] | None
+    last_texts: list[str] | None
 
     @classmethod
     def of(cls, population: Population, describe: Describe | None = None, answer: Answer | None = None, texts: bool = True) -> Genealogy:
@@ -90,11 +92,12 @@ class Genealogy:
             ess=torch.stack([population.own(step.ess).cpu() for step in steps]),
             resampled=torch.stack([population.own(step.resampled).cpu() for step in steps]),
             log_evidence=log_weights.logsumexp(1) - log_n if population.evidence else None,
-            texts=_texts(population, len(steps), describe) if texts else [[""] * n for _ in steps],
+            texts=_texts(population, history.sites, len(steps), describe) if texts else [[""] * n for _ in steps],
             column=population.lanes(history.generation).cpu(),
             lane=population.lanes(history.lane).cpu(),
             weights=population.lanes(posterior._weights.normalized).cpu(),
             answers=answers_of(population, answer),
+            last_texts=_last_texts(population, describe) if texts and not history.sites else None,
         )
 
     @property
@@ -187,15 +190,20 @@ def _scores(population: Population, num_columns: int) -> Tensor:
     return torch.stack([torch.stack(column).mean(0) if column else nan for column in found])
 
 
-def _texts(population: Population, num_columns: int, describe: Describe | None) -> list[list[str]]:
+def _texts(population: Population, sites: Iterable[Site], num_columns: int, describe: Describe | None) -> list[list[str]]:
     describe = describe or _describer(population)
     n = population.posterior.num_particles
     parts: list[list[list[tuple[str, str]]]] = [[[] for _ in range(n)] for _ in range(num_columns)]
-    for site in population.posterior.history.sites:
+    for site in sites:
         if site.value is not None:
             for lane, value in enumerate(population.value(site.value).cpu()):
                 parts[site.generation][lane].append((site.name, describe(site.name, value)))
     return [[_joined(found) for found in column] for column in parts]
+
+
+def _last_texts(population: Population, describe: Describe | None) -> list[str]:
+    sites = (Site(name, value, None, 0) for name, value in population.posterior.sites.items())
+    return _texts(population, sites, 1, describe)[0]
 
 
 def _joined(found: list[tuple[str, str]]) -> str:

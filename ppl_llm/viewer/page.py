@@ -127,6 +127,7 @@ def _population(population: Population, describe: Describe | None, answer: Answe
             "row": found.last_rows.tolist(),
             "weight": _numbers(found.weights),
             "answer": index,
+            "text": found.last_texts,
         },
     }
 

@@ -112,10 +112,7 @@ def plate_index(posterior: ParticlePosterior, plate: int | tuple[int, ...] | Non
     given = () if plate is None else (plate,) if isinstance(plate, int) else tuple(plate)
     if len(given) != len(shape) or any(not 0 <= i < size for i, size in zip(given, shape, strict=True)):
         example = 0 if len(shape) == 1 else (0,) * len(shape)
-        wanted = (
-            f"one population for each index of its plates {shape}: pass e.g. plate={example!r}"
-            if shape
-            else "one population: leave plate out"
-        )
-        raise ValueError(f"plate={plate!r} names no population of this posterior; it has {wanted}")
+        several = f"a population for each index of its plates {shape}: pass e.g. plate={example!r}"
+        wanted = several if shape else "a single one: leave plate out"
+        raise ValueError(f"{'' if plate is None else f'plate={plate!r} names no population; '}this posterior has {wanted}")
     return given

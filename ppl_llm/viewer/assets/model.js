@@ -33,7 +33,7 @@ function grow(population) {
   })));
   const end = population.last;
   const last = end.weight.map((weight, i) => ({
-    c: nodes.length, lane: i, row: end.row[i], weight, factor: null, score: null, idle: false, text: "", parent: nodes[end.column[i]][end.lane[i]],
+    c: nodes.length, lane: i, row: end.row[i], weight, factor: null, score: null, idle: false, text: end.text ? end.text[i] : "", parent: nodes[end.column[i]][end.lane[i]],
     kids: [], mass: new Map(), offspring: 0, answer: population.answers.length ? end.answer[i] : null, final: true,
   }));
   population.columns.forEach((column, c) => c && column.parent.forEach((lane, i) => { nodes[c][i].parent = nodes[c - 1][lane]; }));

@@ -47,7 +47,7 @@ function describe(node, summary) {
   }
   const list = make("dl", {}, detail);
   for (const [name, value] of rows) { make("dt", {}, list, name); make("dd", {}, list, value); }
-  if (!node.final) make("pre", { tabindex: 0, "aria-label": "text of this " + data.unit }, detail, node.idle ? "(had finished before)" : node.text.trim() || "(no text kept)");
+  if (!node.final || node.text) make("pre", { tabindex: 0, "aria-label": "text of this " + data.unit }, detail, node.idle ? "(had finished before)" : node.text.trim() || "(no text kept)");
   const path = lineage(node).filter((each) => !each.final && !each.idle && each.text && each !== node);
   if (!path.length) return;
   make("h3", {}, detail, `${node.final ? "Its " + data.unit + "s" : "Before it"}${state.quality ? ", with the " + state.quality + " of each" : ""}`);
@@ -108,8 +108,9 @@ svg.addEventListener("click", (event) => {
   if (node) focus(node);
   look(node);
 });
-svg.addEventListener("focusin", () => { if (!state.pinned) look(state.focused, true); else ring(state.focused, true); });
-svg.addEventListener("focusout", () => { if (!state.pinned) look(null); });
+// On the surrounding element: a listener for focus would make the drawing itself a stop of the Tab key.
+byId("chart").addEventListener("focusin", () => { if (!state.pinned) look(state.focused, true); else ring(state.focused, true); });
+byId("chart").addEventListener("focusout", () => { if (!state.pinned) look(null); });
 svg.addEventListener("keydown", (event) => {
   const node = state.focused, column = node.final ? state.last : state.nodes[node.c];
   const beside = (step) => column.find((each) => each.row === node.row + step);
