@@ -33,7 +33,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/check_links.py build/docs
 
 study: $(STAMP)
-	$(BIN)/python benchmarks/study.py
+	$(BIN)/python -m benchmarks.study
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -17,7 +17,7 @@ from ..inference import ParticlePosterior
 from ..inference.representatives import representatives
 from ..models import ReasoningModel
 from .aggregators import Candidate, tally
-from .methods import Method, get_method, independent
+from .methods import Method, get_method
 from .records import Key
 from .votes import VOTES, as_record, candidates
 
@@ -100,8 +100,9 @@ def execute(
             release()
     began = time.perf_counter()
     methods = [get_method(name) for name in unit.methods]
-    run = methods[0].run if methods[0].run is not None else independent
-    posterior = run(model, [problem.text for problem in problems], max(unit.budgets))
+    model = methods[0].adapted(model)
+    aggregation = methods[0].aggregation(model, aggregation)
+    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets))
     seconds = time.perf_counter() - began
     records = []
     for i, problem in enumerate(problems):

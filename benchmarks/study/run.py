@@ -1,0 +1,114 @@
+"""Runs what is missing of the study."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from ppl_llm.datasets import Problem, load_problems
+from ppl_llm.evaluation.records import RecordStore
+from ppl_llm.evaluation.votes import fingerprint
+from ppl_llm.evaluation.work import SHARED, execute, groups, plan
+
+from .models import LIMITS, Networks, steps_and_scores
+from .settings import PASSES, Setting
+
+GROUP = 25
+"""Problems that share a batch, and the tables of prefixes."""
+
+TIMES, STEPS = "times.jsonl", "steps.jsonl"
+Task = tuple[int, int]  # pass, group
+
+
+def tasks(passes: Sequence[Sequence[Setting]], limit: int | None) -> list[Task]:
+    """Groups of each pass, the passes one after another."""
+    return [(i, group) for i, settings in enumerate(passes) for group in range(len(_parts(_most(settings, limit))))]
+
+
+def run(folder: Path, workers: int, limit: int | None, report: Callable[[str], None]) -> None:
+    """Do what is missing; what is there is not done again.
+
+    :param int workers: processes.
+    :param limit: problems at most of each setting.
+    """
+    todo = [(folder, task, limit) for task in tasks(PASSES, limit)]
+    began = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_start) as pool:
+        for done, (which, group) in enumerate(pool.imap_unordered(_work, todo), start=1):
+            report(f"{done} of {len(todo)} (pass {which + 1}, group {group}), {time.perf_counter() - began:.0f} s")
+
+
+def _most(settings: Sequence[Setting], limit: int | None) -> int:
+    most = max(setting.problems for setting in settings)
+    return most if limit is None else min(most, limit)
+
+
+def _parts(number: int) -> list[list[Problem]]:
+    return groups(list(load_problems("demo", limit=number)), GROUP)
+
+
+_networks: Networks
+
+
+def _start() -> None:
+    global _networks
+    torch.set_num_threads(1)
+    _networks = Networks()
+
+
+def _work(job: tuple[Path, Task, int | None]) -> Task:
+    folder, (which, group), limit = job
+    for setting in PASSES[which]:
+        parts = _parts(_most([setting], limit))
+        if group < len(parts):
+            _setting(folder / setting.name / f"{group:02d}", setting, group, parts[group])
+    _networks.forget()
+    return which, group
+
+
+def _setting(folder: Path, setting: Setting, group: int, problems: list[Problem]) -> None:
+    """One setting on one group of problems, in a folder of its own."""
+    configuration = {
+        # What runs may grow; what it runs on may not change.
+        **{name: value for name, value in asdict(setting).items() if name not in ("methods", "budgets", "seeds", "problems", "line")},
+        **LIMITS,
+        "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
+        "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
+    }
+    units = [unit for unit in plan(group + 1, setting.methods, setting.budgets, range(setting.seeds)) if unit.group == group]
+    with RecordStore(folder, configuration) as store:
+        model = None
+        for unit in units:
+            if all(key in store for key in unit.keys(problems)):
+                continue
+            model = model or _networks.model(setting)
+            clock, cpu = time.perf_counter(), time.process_time()
+            records = execute(unit, model, problems)
+            spent = {"seconds": round(time.perf_counter() - clock, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
+            store.append([_short(record) for record in records])
+            _note(folder / TIMES, {"methods": unit.methods, "budgets": unit.budgets, "seed": unit.seed, **spent})
+        if not (folder / STEPS).exists() and SHARED in setting.methods:
+            pyro.set_rng_seed(group)
+            scored = steps_and_scores(model or _networks.model(setting), [problem.text for problem in problems])
+            lines = [json.dumps([[rights, [round(z, 4) for z in log_odds]] for rights, log_odds in one]) for one in scored]
+            (folder / STEPS).write_text("\n".join(lines) + "\n")
+
+
+def _short(record: dict[str, Any]) -> dict[str, Any]:
+    """Without what no table needs."""
+    unwanted = ("answers", "ess") if record["method"] == SHARED else ("answers", "ess", "candidates")
+    return {name: value for name, value in record.items() if name not in unwanted}
+
+
+def _note(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a") as lines:
+        lines.write(json.dumps(line) + "\n")

@@ -1,0 +1,84 @@
+"""What the study runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .synthetic import Errors
+
+VOTES = ("importance", "self-consistency", "best-of-n", "weighted-best-of-n")
+PRESETS = ("smc", "smc:preset=twisted", "smc:preset=as_paper", "smc:preset=its_hub")
+SEARCHES = ("beam-search", "dvts")
+MOVES = ("particle-gibbs", "tempered-smc", "parallel-tempering")
+KINDS = (*VOTES, "smc", "smc:preset=twisted", "smc:preset=twisted:aggregation=last", "smc:preset=as_paper", "dvts")
+CHOICES = (
+    *(f"smc:resampler={name}" for name in ("multinomial", "stratified", "residual", "ssp")),
+    *(f"smc:ess_threshold={value}" for value in ("0", "0.25", "1")),
+    *(f"smc:islands={number}" for number in (2, 4, 8)),
+    *(f"particle-gibbs:sweeps={number}" for number in (2, 8)),
+    *("smc:potential=odds", "smc:preset=twisted:potential=max", "smc:preset=twisted:potential=sum"),
+    *(f"smc:preset=twisted:aggregation={name}" for name in ("last", "prod", "mean")),
+    *(f"smc:preset=as_paper:aggregation={name}" for name in ("last", "min")),
+)
+"""Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A language model at a temperature, a reward model, and what runs on them.
+
+    :ivar str name: of its folder.
+    :ivar str line: what it is.
+    :ivar prm: ``demo``, ``demo-weak``, or the errors of a synthetic one.
+    :ivar tuple calibration: temperature and bias of the reward model's log-odds, or ``fitted``.
+    """
+
+    name: str
+    line: str
+    methods: tuple[str, ...]
+    prm: str | Errors = "demo"
+    budgets: tuple[int, ...] = (16, 64)
+    seeds: int = 1
+    problems: int = 150
+    temperature: float = 1.0
+    calibration: tuple[float, float] | str | None = None
+
+
+def _cell(errors: Errors) -> Setting:
+    line = f"synthetic: step AUROC {errors.auroc}, neighbouring errors correlated {errors.repeat}"
+    name = f"map-{errors.auroc}-{errors.repeat}"
+    if errors.sharpness != 1:
+        line, name = f"{line}, log-odds times {errors.sharpness:g}", f"{name}-x{errors.sharpness:g}"
+    if errors.judges != "step":
+        line, name = f"{line}, judging the whole prefix", f"{name}-{errors.judges}"
+    return Setting(name, line, KINDS, errors)
+
+
+ERRORS = (
+    *(Errors(auroc, repeat) for auroc in (0.96, 0.86, 0.77) for repeat in (0.0, 0.5, 0.9)),
+    *(Errors(0.86, repeat, sharpness) for sharpness in (0.25, 4.0) for repeat in (0.0, 0.9)),
+    *(Errors(0.86, repeat, judges="prefix") for repeat in (0.0, 0.9)),
+)
+ALL = (1, 4, 16, 64)
+
+STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES), budgets=ALL, seeds=3, problems=300)
+WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL, problems=300)
+MAP = tuple(_cell(errors) for errors in ERRORS)
+ABLATIONS = (
+    Setting("choices", "the demo reward model, one choice changed at a time", CHOICES),
+    Setting("weak-last", "the weak demo reward model, target p(x) r_T", ("smc:preset=twisted:aggregation=last",), "demo-weak"),
+    *(
+        Setting(f"temperature-{t}", f"language model at temperature {t}", (*VOTES, "smc", "dvts"), temperature=t, budgets=(4, 16, 64))
+        for t in (0.6, 0.8, 1.2, 1.4)
+    ),
+    *(
+        Setting(f"{name}-x{factor:g}", f"log-odds of the {prm} reward model times {factor:g}", KINDS, prm, calibration=(1 / factor, 0.0))
+        for name, prm in (("strong", "demo"), ("weak", "demo-weak"))
+        for factor in (0.25, 4.0)
+    ),
+    Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
+)
+PASSES = ((STRONG, WEAK), MAP, ABLATIONS)
+"""The settings of one pass share the work on a group of problems; the most important ones come first."""
+
+SETTINGS = tuple(setting for settings in PASSES for setting in settings)

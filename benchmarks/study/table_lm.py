@@ -1,0 +1,95 @@
+"""The demo language model with a table of all next-token laws it was ever asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppl_llm.context import PAD, Context
+from ppl_llm.lm.protocol import StepOptions
+from ppl_llm.lm.sampling import warp
+from ppl_llm.lm.transformers_lm import TransformersLM
+
+from .prefix_table import Ints, PrefixTable
+
+_ROWS = 256
+"""Lanes whose given steps are scored at a time."""
+
+
+class TableLM(TransformersLM):
+    """Every prefix is run once, whatever method, budget and seed asks for it; see :class:`PrefixTable`.
+
+    The law is that of :class:`~ppl_llm.TransformersLM`, and so are the tokens drawn from the same uniforms, up to the last bits of logits.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(model, tokenizer, **options)
+        self.table = PrefixTable(model.model, model.lm_head)
+
+    def release_caches(self) -> None:
+        """Nothing: the table holds what later work is sure to ask for."""
+
+    def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        lanes = active.numpy()
+        nodes = self.table.find(self._rows(context, active))
+        automaton = self.stop_automaton(options.stop)
+        table, eos = automaton.table.numpy(), self.eos_ids.numpy()
+        room = (self.max_length - context.lengths).flatten()[active].clamp(max=options.max_tokens).numpy()
+        uniforms, drawn = u.numpy(), tokens.numpy()
+        totals = np.zeros(len(lanes))
+        state, alive = np.zeros(len(lanes), dtype=np.int64), np.arange(len(lanes))
+        for k in range(options.max_tokens):
+            distinct, which = np.unique(nodes[alive], return_inverse=True)
+            token, log_prob = _draw(warp(self.table.outputs(distinct), options), which, uniforms[lanes[alive], k])
+            drawn[lanes[alive], k] = token
+            totals[alive] += log_prob
+            nodes[alive] = self.table.children(nodes[alive], token)
+            state[alive] = table[state[alive], token]
+            ended = (state[alive] == automaton.accept) | np.isin(token, eos) | (k + 1 >= room[alive])
+            alive = alive[~ended]
+            if len(alive) == 0:
+                break
+        log_probs[active] = torch.from_numpy(totals).to(log_probs)
+
+    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.arange(len(active)).split(_ROWS):
+            node = self.table.find(self._rows(context, active[rows]))
+            columns = []
+            for token in tokens[rows].numpy().T:
+                distinct, which = np.unique(node, return_inverse=True)
+                columns.append(self.table.outputs(distinct)[torch.from_numpy(which)])
+                taken = token != PAD
+                node[taken] = self.table.children(node[taken], token[taken])
+            yield rows, torch.stack(columns, 1)
+
+    @staticmethod
+    def _rows(context: Context, active: Tensor) -> list[Ints]:
+        tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[active].numpy()
+        return [row[:length] for row, length in zip(tokens, context.lengths.flatten()[active].tolist(), strict=True)]
+
+
+def _draw(logits: Tensor, which: Ints, u: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
+    """Tokens ``[A]`` and their log-probabilities: row ``which[i]`` of ``logits [D, V]`` at the uniform ``u[i]``.
+
+    The arithmetic of :func:`~ppl_llm.lm.sampling.inverse_cdf`, done once for lanes that stand at one prefix.
+    """
+    top = logits.amax(-1, keepdim=True)
+    cdf = (logits - top).exp_().cumsum(-1, dtype=torch.float64)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0].numpy()
+    first = torch.searchsorted(cdf, torch.zeros_like(cdf[:, :1]), right=True)[:, 0].numpy()
+    table, flat = cdf.numpy(), logits.numpy()
+    target = u * table[which, -1]
+    low, high = np.zeros(len(which), dtype=np.int64), np.full(len(which), table.shape[1])
+    for _ in range(table.shape[1].bit_length()):  # bisection: the first entry above the target
+        middle = np.minimum((low + high) // 2, table.shape[1] - 1)
+        above = table[which, middle] > target
+        open_ = low < high
+        high, low = np.where(open_ & above, middle, high), np.where(open_ & ~above, middle + 1, low)
+    token = np.minimum(np.maximum(low, first[which]), last[which])
+    normaliser = top[:, 0].numpy() + np.log(table[:, -1])
+    return token, flat[which, token] - normaliser[which]
