@@ -25,6 +25,7 @@ from .reference_messenger import ReferenceMessenger
 from .replicate import replicate
 from .representatives import Equivalent, representatives
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
+from .run_concurrently import run_concurrently
 from .search_posterior import SearchPosterior
 from .selection import Selection
 from .self_consistency import SelfConsistency
@@ -83,6 +84,7 @@ __all__ = [
     "replicate",
     "representatives",
     "residual",
+    "run_concurrently",
     "ssp",
     "stratified",
     "systematic",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..context import PAD, Context
 from ..inference.cost import count
+from ..inference.program import current_program
+from .joint_decoding import JointDecoding, StepRequest
 from .out_of_memory import BatchLimit
 from .protocol import StepOptions, StepSample
 from .sampling import inverse_cdf, warp
@@ -40,6 +42,14 @@ class Decoder(Protocol):
         ...
 
 
+class Move(NamedTuple):
+    """A forward pass that is due: :meth:`Decoder.advance` with its arguments."""
+
+    decoder: Any
+    tokens: Tensor
+    alive: Tensor
+
+
 class DecodingLM(ABC):
     """Base of language models that give next-token logits (a :class:`~ppl_llm.lm.protocol.LanguageModel`).
 
@@ -51,6 +61,8 @@ class DecodingLM(ABC):
     max_length: int
     eos_ids: Tensor
     enumerable = False
+    batches_programs = False
+    """Whether the steps of several programs are sampled in one batch."""
 
     @property
     def device(self) -> torch.device:
@@ -105,12 +117,29 @@ class DecodingLM(ABC):
             def run(batch: slice) -> None:
                 some = active[batch]
                 tokens[some], log_probs[some] = PAD, 0.0
-                self._run(context, some, options, uniforms, tokens, log_probs)
+                program = current_program() if self.batches_programs else None
+                if program is None:
+                    self._run(context, some, options, uniforms, tokens, log_probs)
+                else:
+                    moves = self._moves(context, some, options, uniforms, tokens, log_probs)
+                    try:
+                        program.wait(StepRequest(self._joint_decoding, moves, len(some)))
+                    finally:
+                        moves.close()
 
             self._at_once.in_batches(len(active), run, self._free_memory)
             original.memo.update(context.memo)
         count(tokens_sampled=int((tokens != PAD).sum()))
         return StepSample(tokens.view(*lanes, width), log_probs.view(lanes))
+
+    @cached_property
+    def _joint_decoding(self) -> JointDecoding:
+        return JointDecoding(self._advance)
+
+    def _advance(self, moves: Sequence[Move]) -> None:
+        """Make the moves of several programs."""
+        for move in moves:
+            move.decoder.advance(move.tokens, move.alive)
 
     @cached_property
     def _at_once(self) -> BatchLimit:
@@ -122,6 +151,13 @@ class DecodingLM(ABC):
 
     def _run(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Fill in the tokens and log-probabilities of the flat lanes ``active``."""
+        for move in self._moves(context, active, options, uniforms, tokens, log_probs):
+            move.decoder.advance(move.tokens, move.alive)
+
+    def _moves(
+        self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor
+    ) -> Generator[Move, None, None]:
+        """:meth:`_run` without its forward passes: the caller has to make the move each time."""
         decoder = self._decoder(context, active)
         automaton = self.stop_automaton(options.stop)
         room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
@@ -147,7 +183,7 @@ class DecodingLM(ABC):
                     decoder.keep(alive)
                     rows = per_lane[decoder.lanes]
                     state, token, alive = state[rows], token[rows], alive[rows]
-            decoder.advance(token, alive)
+            yield Move(decoder, token, alive)
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         def chosen(log_probs: Tensor, given: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .joint_pass import Parts
 from .segments import Segments
 
 PACKED = "ppl_llm_packed"
@@ -28,6 +29,7 @@ def packed_sdpa(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     segments: Segments | None = None,
+    parts: Parts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention in which the query heads of one key head are folded into the query length.
@@ -40,11 +42,18 @@ def packed_sdpa(
     :param float softcap: c of the scores c tanh(s / c) (Gemma 2).
     :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
     :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a slab, and the mask is theirs.
+    :param Parts parts: of lanes in several slabs: keys and values are only the new ones.
     :returns: ``[A, q, heads, D]`` and no weights.
     :raises ValueError: if the model asks for a feature that this function lacks, or keeps ``segments`` from it.
     """
     if kwargs.get("position_bias") is not None:
         raise ValueError(f"the attention of {type(module).__name__} uses 'position_bias', which is not supported")
+    if parts is not None and attention_mask is not None:
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+            return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux)[0]
+
+        return parts.attend(attention, query, key, attention_mask), None
     if segments is not None and attention_mask is not None:
         return _each_segment(query, key, value, attention_mask, segments, scaling, softcap, s_aux), None
     lanes, heads, length, _ = query.shape

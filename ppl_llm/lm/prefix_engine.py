@@ -78,7 +78,7 @@ class PrefixEngine:
         cache_bytes: int,
         device: torch.device,
     ) -> None:
-        self._forward = forward
+        self.forward = forward
         self._tokens_counter = tokens_counter
         self._counters = (f"{name}_forwards", f"{name}_seconds")
         self.device = device
@@ -110,7 +110,7 @@ class PrefixEngine:
         """:param keep: the last so many outputs of each lane, or those of given columns."""
         began = time.perf_counter()
         packed = {} if segments is None else {"segments": segments}
-        output = self._forward(
+        output = self.forward(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,

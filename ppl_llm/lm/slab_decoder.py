@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .joint_pass import Part
 from .kv_slab import KVSlab
 from .prefix_engine import PrefixEngine, Seating
 
@@ -33,14 +34,20 @@ class SlabDecoder:
         self._longest = int(seating.lengths.max())
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        part = self.prepare(tokens)
+        self.finish(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1)[:, -1], alive)
+
+    def prepare(self, tokens: Tensor) -> Part:
+        """The forward pass of :meth:`advance`, to be run before anything else in this slab; :meth:`finish` must follow."""
         lanes = len(tokens)
         slab, longest = self.grow(lanes)
-        at = slab.lengths[:lanes]
-        positions = at[:, None].clone()
+        positions = slab.lengths[:lanes, None].clone()
         slab.tokens.scatter_(1, positions, tokens[:, None])
-        mask = slab.place(None, positions, longest)
-        self.logits = self._engine.run(slab, tokens[:, None], positions, mask, 1)[:, -1]
-        at += alive
+        return Part(slab, tokens[:, None], positions, slab.place(None, positions, longest))
+
+    def finish(self, logits: Tensor, alive: Tensor) -> None:
+        self.logits = logits
+        self._slab.lengths[: len(alive)] += alive
 
     def grow(self, rows: int) -> tuple[KVSlab, int]:
         """Make room for one more token in each of the first rows: the slab, and a bound on the tokens of any lane."""

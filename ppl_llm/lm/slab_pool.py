@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..context import LaneMemo
@@ -49,18 +50,28 @@ class SlabPool:
         self.cache_bytes = cache_bytes
         self.slabs: list[KVSlab] = []  # least recently used first
         self._leases: dict[int, weakref.ref[Lease]] = {}
+        self._reserved: list[KVSlab] = []
 
     def take(self, memo: LaneMemo | None) -> KVSlab:
-        """The slab that a note leads to, else one that no context refers to, else a new one."""
+        """The slab that a note leads to, else one that no context refers to, else a new one; none that is reserved."""
         slab = memo.owner.slab if memo is not None else None
-        if slab is None:
-            slab = next((free for free in reversed(self.slabs) if self._lease(free) is None), None)
+        if slab is None or slab in self._reserved:
+            slab = next((free for free in reversed(self.slabs) if self._lease(free) is None and free not in self._reserved), None)
         if slab is None:
             slab = self._make()
-        else:
+        elif slab in self.slabs:
             self.slabs.remove(slab)
         self.slabs.append(slab)
         return slab
+
+    @contextmanager
+    def reserved(self, slab: KVSlab) -> Iterator[None]:
+        """While a step is under way in a slab, with other programs running in between, it is not for others and stays."""
+        self._reserved.append(slab)
+        try:
+            yield
+        finally:
+            self._reserved.remove(slab)
 
     def lease(self, slab: KVSlab) -> Lease:
         """What a context notes of a slab."""
@@ -79,14 +90,16 @@ class SlabPool:
     def trim(self) -> None:
         """Release the least recently used slabs until the bound holds."""
         total = sum(slab.num_bytes for slab in self.slabs)
-        while total > self.cache_bytes and len(self.slabs) > 1:
-            oldest = self.slabs.pop(0)
+        for oldest in [slab for slab in self.slabs[:-1] if slab not in self._reserved]:
+            if total <= self.cache_bytes:
+                return
+            self.slabs.remove(oldest)
             self._leases.pop(id(oldest), None)
             total -= oldest.num_bytes
 
     def release_others(self, slab: KVSlab) -> bool:
-        """Release all slabs but one; whether there were any."""
-        others = [other for other in self.slabs if other is not slab]
+        """Release all slabs but one and those that are reserved; whether there were any."""
+        others = [other for other in self.slabs if other is not slab and other not in self._reserved]
         for other in others:
             self.slabs.remove(other)
             self._leases.pop(id(other), None)

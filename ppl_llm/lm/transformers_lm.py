@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from ..context import PAD, Context, LaneMemo
 from ..notes import NoteKey, note_of
 from .architecture import context_limit, slab_engine
-from .decoding import DecodingLM
+from .decoding import DecodingLM, Move
 from .device_loop import DeviceLoop
+from .joint_pass import JointPass
 from .loading import load, load_tokenizer, locate
 from .plain_decoding import PlainDecoding
 from .prefix_engine import PrefixEngine, Seating
@@ -186,6 +188,31 @@ class TransformersLM(DecodingLM):
         automaton = self.stop_automaton(options.stop)
         sampled = self._plain.sample(sequences, lengths, room, options, automaton, self.eos_ids, u[active])
         tokens[active], log_probs[active] = sampled
+
+    def _moves(
+        self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor
+    ) -> Generator[Move, None, None]:
+        moves = super()._moves(context, active, options, u, tokens, log_probs)
+        move = next(moves, None)
+        if move is None:
+            return
+        with self._engine.pool.reserved(context.memo[self._key].owner.slab):
+            yield move
+            yield from moves
+
+    def _advance(self, moves: Sequence[Move]) -> None:
+        logits = self._joint_pass.run([move.decoder.prepare(move.tokens) for move in moves])
+        for move, mine in zip(moves, logits, strict=True):
+            move.decoder.finish(mine, move.alive)
+
+    @cached_property
+    def _joint_pass(self) -> JointPass:
+        return JointPass(self._engine)
+
+    @property
+    def batches_programs(self) -> bool:  # type: ignore[override]
+        """Unless token steps are captured on the device, one program's at a time, or there is no slab."""
+        return self._slab_engine is not None and self._device_loop is None
 
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.vocab_size)
