@@ -34,9 +34,10 @@ class NoteKey:
 
 
 def label_of(backend: Any) -> str:
-    """Tells a backend from others: the label of its notes, or what class it is of."""
-    key = getattr(backend, "_key", None)
-    return key.label if isinstance(key, NoteKey) else type(backend).__name__
+    """Tells a backend from others: the label of its notes, or what class it is of, and how its scores are calibrated."""
+    key, calibration = getattr(backend, "_key", None), getattr(backend, "calibration", None)
+    label = key.label if isinstance(key, NoteKey) else type(backend).__name__
+    return label if calibration is None else f"{label} {calibration}"
 
 
 class StoredOwner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -114,6 +115,9 @@ def solve(
     prm_family: Annotated[
         str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
+    ] = None,
     method: Annotated[
         str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP, autocompletion=completion.among(METHODS))
     ] = "smc",
@@ -199,6 +203,7 @@ def solve(
         settings.check()
         for each in served:
             each.check()
+        honest = None if calibration is None else loading.load_calibration(calibration, prm)
         loading.check_device(device)
         if html is not None:
             page_file.check(html)
@@ -210,12 +215,14 @@ def solve(
 
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
-            models = remote.load_lm(served[0], device), remote.load_prm(served[1], device)
+            models = remote.load_lm(served[0], device), remote.load_prm(served[1], device, honest)
             progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit, log)
             outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {METHODS[method].unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
+        if honest is not None:
+            chosen["calibration"] = dataclasses.asdict(honest)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
     if as_json:
         typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))

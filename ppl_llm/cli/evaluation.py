@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -113,12 +114,7 @@ def evaluate(
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.source import Models
 
-        scale = None
-        if calibration is not None:
-            from ..reward.calibrated_reward import Calibration
-
-            loaded = Calibration.load(calibration)
-            scale = (loaded.temperature, loaded.bias)
+        scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, prm))
         models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores)
         models.check()
         loading.check_device(device)
@@ -204,22 +200,38 @@ def recommend(
 
 def calibrate(
     folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote, with the method importance.")],
-    out: Annotated[Path, typer.Option(help="Where to write temperature and bias.")] = Path("calibration.json"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; by default into the directory of the reward model.", show_default=False)
+    ] = None,
     labels: Annotated[str, typer.Option(help="gold answers, or agreement of the samples where there are none.")] = "gold",
+    prm: Annotated[
+        str | None, typer.Option(help="Where the reward model is now; by default where the run found it.", show_default=False)
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Fit the reward model's log-odds to right and wrong solutions, and show how honest they are before and after."""
     with reported(verbose):
         from ..evaluation.calibrate import calibrate as fit
+        from ..evaluation.calibrate import saved
         from ..evaluation.results import Results
+        from ..reward.saved_calibration import FILE
 
-        found = fit(Results.read(folder), labels)
-        found.calibration.save(out)
+        results = Results.read(folder)
+        found = fit(results, labels)
+        kept = saved(found, results, folder.name, labels, prm)
+        if out is None and not Path(kept.prm).expanduser().is_dir():
+            raise ValueError(f"the reward model {kept.prm!r} is no directory of yours; say where to write its calibration with --out")
+        path = out if out is not None else Path(kept.prm).expanduser() / FILE
+        kept.save(path)
         typer.echo(
-            f"log-odds / {found.calibration.temperature:.3f} {found.calibration.bias:+.3f}, fitted on {found.num_solutions} solutions; "
-            f"on the other half of the problems the calibration error goes from {found.error[0]:.3f} to {found.error[1]:.3f}, "
-            f"the Brier score from {found.brier[0]:.3f} to {found.brier[1]:.3f}. Written to {out}; use it with --calibration {out}"
+            f"log-odds / {kept.calibration.temperature:.3f} {kept.calibration.bias:+.3f} for {kept.prm}, fitted on {found.num_solutions} "
+            f"solutions; on {found.num_held_out} solutions to the other half of the problems the calibration error goes from "
+            f"{found.error[0]:.3f} to {found.error[1]:.3f}, the Brier score from {found.brier[0]:.3f} to {found.brier[1]:.3f}, the AUROC "
+            f"from {found.auroc[0]:.3f} to {found.auroc[1]:.3f}. Written to {path}; use it with --calibration {path}"
         )
+        for title, bins in (("before", found.before), ("after", found.after)):
+            line = ", ".join(f"{b.confidence:.2f}: {b.frequency:.2f} ({b.size})" for b in bins)
+            typer.echo(f"stated probability: how often right (solutions), {title}: {line}")
 
 
 def _print_tables(folder: Path) -> None:
@@ -275,4 +287,4 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=_EVALUATE_EXAMPLES)(evaluate)
     app.command(epilog="Examples:\n\nppl-llm report runs/first\n\nppl-llm report runs/first runs/second")(report)
     app.command(epilog="Example:\n\nppl-llm recommend runs/first --tokens 500")(recommend)
-    app.command(epilog="Example:\n\nppl-llm calibrate runs/first --out demo.json")(calibrate)
+    app.command(epilog="Example:\n\nppl-llm calibrate runs/first --out demo.json\n\nppl-llm solve ... --calibration demo.json")(calibrate)

@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..lm.protocol import LanguageModel
+    from ..reward.calibrated_reward import Calibration
     from ..reward.protocol import RewardModel
 
 
@@ -27,11 +29,22 @@ def load_lm(name: str, device: str | None = None) -> LanguageModel:
     return TransformersLM.from_pretrained(name, device_map=device)
 
 
-def load_prm(name: str, device: str | None = None) -> RewardModel:
+def load_prm(name: str, device: str | None = None, calibration: Calibration | None = None) -> RewardModel:
     """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
     from ..reward.transformers_prm import TransformersPRM
 
-    return TransformersPRM.from_pretrained(name, device_map=device)
+    return TransformersPRM.from_pretrained(name, device_map=device, calibration=calibration)
+
+
+def load_calibration(path: Path, prm: str) -> Calibration:
+    """A calibration from a file, for the reward model of this name; known to fit before any model is loaded.
+
+    :raises OSError: if there is no such file or model.
+    :raises ValueError: if the file holds none, or that of another model.
+    """
+    from ..reward.saved_calibration import load_calibration
+
+    return load_calibration(path, prm)
 
 
 def check_device(device: str | None) -> None:

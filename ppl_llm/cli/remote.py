@@ -11,6 +11,7 @@ from . import loading
 
 if TYPE_CHECKING:
     from ..lm.protocol import LanguageModel
+    from ..reward.calibrated_reward import Calibration
     from ..reward.protocol import RewardModel
 
 
@@ -60,18 +61,20 @@ def load_lm(served: Served, device: str | None = None) -> LanguageModel:
         return OpenAILM(served.where, served.model, tokenizer=served.tokenizer)
 
 
-def load_prm(served: Served, device: str | None = None) -> RewardModel:
+def load_prm(served: Served, device: str | None = None, calibration: Calibration | None = None) -> RewardModel:
     """A process reward model here or on a server; see :func:`ppl_llm.cli.loading.load_prm`."""
     if not is_address(served.where):
         if served.family is None:
-            return loading.load_prm(served.where, device)
+            return loading.load_prm(served.where, device, calibration)
         from ..reward.transformers_prm import TransformersPRM
 
-        return TransformersPRM.from_pretrained(served.where, served.family, device_map=device)
+        return TransformersPRM.from_pretrained(served.where, served.family, device_map=device, calibration=calibration)
     with importing():
+        from ..reward.calibrated_reward import CalibratedReward
         from ..reward.remote_prm import RemotePRM
 
-        return RemotePRM(served.where, served.model, served.family or "auto", tokenizer=served.tokenizer)
+        prm = RemotePRM(served.where, served.model, served.family or "auto", tokenizer=served.tokenizer)
+        return prm if calibration is None else CalibratedReward(prm, calibration)
 
 
 @contextmanager

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from ..answers import Answer
-from ..reward.calibrated_reward import Calibration
+from ..reward.calibrated_reward import Calibration, log_product
+from ..reward.saved_calibration import SavedCalibration, identity_of
 from .aggregators import Candidate, tally
-from .metrics import Bin, brier, calibration_error, reliability
+from .metrics import Bin, auroc, brier, calibration_error, reliability
 from .results import Results
+from .votes import fingerprint
 
 LABELS = ("gold", "agreement")
 
@@ -23,14 +25,20 @@ LABELS = ("gold", "agreement")
 class Fit(NamedTuple):
     """A calibration and what it changes, on solutions that it was not fitted on.
 
+    :ivar Calibration calibration: of the log-odds as they are recorded.
+    :ivar int num_solutions: that it was fitted on.
+    :ivar int num_held_out: that the figures are from.
     :ivar tuple brier: mean squared error of P(all steps right) as a prediction of a right answer, before and after.
     :ivar tuple error: expected calibration error, before and after.
+    :ivar tuple auroc: probability that a right solution is ranked above a wrong one, before and after.
     """
 
     calibration: Calibration
     num_solutions: int
+    num_held_out: int
     brier: tuple[float, float]
     error: tuple[float, float]
+    auroc: tuple[float, float]
     before: list[Bin]
     after: list[Bin]
 
@@ -52,40 +60,53 @@ def calibrate(results: Results, labels: str = "gold") -> Fit:
         halves[results.problems.index(problem) % 2].extend(known)
     if not halves[0] or not halves[1]:
         raise ValueError("calibration needs the independent samples of at least two problems; add --methods importance to the run")
-    fitted = fit_solutions(*_tensors(halves[0]))
+    z, real, y = _tensors(halves[0])
+    fitted = Calibration.fit(z, y, real)
     z, real, y = _tensors(halves[1])
-    before, after = _log_product(z, real, Calibration()).exp(), _log_product(z, real, fitted).exp()
-    bins = reliability(before, y), reliability(after, y)
-    return Fit(fitted, len(halves[0]), (brier(before, y), brier(after, y)), (calibration_error(bins[0]), calibration_error(bins[1])), *bins)
+    stated = [log_product(each(z), real).exp() for each in (Calibration(), fitted)]
+    bins = [reliability(p, y) for p in stated]
+    return Fit(
+        fitted,
+        len(halves[0]),
+        len(halves[1]),
+        (brier(stated[0], y), brier(stated[1], y)),
+        (calibration_error(bins[0]), calibration_error(bins[1])),
+        (auroc(stated[0], y > 0.5), auroc(stated[1], y > 0.5)),
+        bins[0],
+        bins[1],
+    )
 
 
-def fit_solutions(z: Tensor, real: Tensor, labels: Tensor) -> Calibration:
-    """Maximum likelihood of labels of whole solutions, where the probability of a right one is the product over its steps.
+def saved(fit: Fit, results: Results, run: str, labels: str, prm: str | Path | None = None) -> SavedCalibration:
+    """A fit as it is kept in a file, for the reward model of the run.
 
-    :param Tensor z: ``[M, T]`` log-odds of the steps.
-    :param Tensor real: ``[M, T]`` steps that exist.
-    :param Tensor labels: ``[M]`` in [0, 1].
-    :raises ValueError: if all labels are alike, or the scores do not rise with them.
+    Where the run itself was calibrated, the map is from the raw log-odds through both.
+
+    :param str run: name of the run.
+    :param prm: where the reward model is now, if not where the run found it.
+    :raises ValueError: for records that do not say whose scores they hold.
+    :raises OSError: if the reward model is not found.
     """
-    if not (labels.min() < 0.5 < labels.max()):
-        raise ValueError("calibration needs right and wrong solutions; all labels are alike")
-    parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # slope - 1, bias
-    optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        log_p = torch.where(real, logsigmoid(z * (1 + parameters[0]) + parameters[1]), 0.0).sum(-1).clamp(max=-1e-9)
-        misfit = -(labels * log_p + (1 - labels) * torch.log(-torch.expm1(log_p))).sum() + 0.05 * parameters.square().sum()
-        misfit.backward()
-        return misfit
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    stretch, bias = parameters.tolist()
-    slope = 1 + stretch
-    if not slope > 0:
-        raise ValueError("the scores do not rise with the labels: this reward model cannot be calibrated, only replaced")
-    return Calibration(1 / slope, bias)
+    name = str(prm if prm is not None else results.configuration.get("prm", ""))
+    if not name:
+        raise ValueError("the run does not say which reward model it used; name it with --prm")
+    earlier = results.configuration.get("calibration")
+    whole = fit.calibration if earlier is None else fit.calibration.after(Calibration(*earlier))
+    about: dict[str, Any] = {
+        "run": run,
+        "configuration": fingerprint(results.configuration),
+        "labels": labels,
+        "solutions": fit.num_solutions,
+        "lm": results.configuration.get("lm"),
+    }
+    held_out: dict[str, Any] = {
+        "solutions": fit.num_held_out,
+        "brier": fit.brier,
+        "calibration_error": fit.error,
+        "auroc": fit.auroc,
+        "reliability": {"before": fit.before, "after": fit.after},
+    }
+    return SavedCalibration(whole, name, identity_of(name), about, held_out)
 
 
 def _labelled(pool: Sequence[Candidate], is_right: Callable[[Answer], bool] | None) -> list[tuple[Candidate, float]]:
@@ -103,7 +124,3 @@ def _tensors(known: Sequence[tuple[Candidate, float]]) -> tuple[Tensor, Tensor, 
     rows = [[*candidate.step_log_odds, *[math.nan] * (width - len(candidate.step_log_odds))] for candidate, _ in known]
     z = torch.tensor(rows, dtype=torch.float64)
     return z.nan_to_num(0.0), ~z.isnan(), torch.tensor([label for _, label in known], dtype=torch.float64)
-
-
-def _log_product(z: Tensor, real: Tensor, calibration: Calibration) -> Tensor:
-    return torch.where(real, logsigmoid(calibration(z)), 0.0).sum(-1)

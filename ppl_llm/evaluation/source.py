@@ -27,7 +27,8 @@ class Models:
     :param float temperature: of the language model.
     :param str device: where the models run; by default the CPU.
     :param tuple calibration: temperature and bias of the reward model's log-odds, see
-        :class:`~ppl_llm.reward.calibrated_reward.Calibration`.
+        :class:`~ppl_llm.reward.calibrated_reward.Calibration`; ``dataclasses.astuple(load_calibration(file, prm))`` gives
+        those of a file (:mod:`ppl_llm.reward.saved_calibration`).
     :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
         for votes recomputed from the records; needs a local process reward model.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
@@ -81,6 +82,7 @@ class Models:
         from ..reward.transformers_prm import TransformersPRM
 
         self.check()
+        honest = None if self.calibration is None else Calibration(*self.calibration)
         lm: LanguageModel
         prm: RewardModel
         if is_address(self.lm):
@@ -92,15 +94,10 @@ class Models:
         if is_address(self.prm):
             from ..reward.remote_prm import RemotePRM
 
-            prm = RemotePRM(self.prm)
+            prm = RemotePRM(self.prm) if honest is None else CalibratedReward(RemotePRM(self.prm), honest)
         else:
-            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device)
-        return reasoning(
-            lm,
-            prm if self.calibration is None else CalibratedReward(prm, Calibration(*self.calibration)),
-            self.preset,
-            **self._options(),
-        )
+            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, calibration=honest)
+        return reasoning(lm, prm, self.preset, **self._options())
 
     def check(self) -> None:
         """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..context import Context
 from .protocol import RewardModel
@@ -33,54 +32,52 @@ class Calibration:
         return log_odds / self.temperature + self.bias
 
     @classmethod
-    def fit(cls, log_odds: Tensor, labels: Tensor) -> Calibration:
-        """Maximum likelihood of a logistic regression of labels on log-odds, by L-BFGS.
+    def fit(cls, log_odds: Tensor, labels: Tensor, real: Tensor | None = None) -> Calibration:
+        """Maximum likelihood by L-BFGS: of labels of steps, each right with the probability that its calibrated log-odds state, or of
+        labels of solutions, each right with the product of the probabilities of its steps.
 
         Labels may be probabilities; without gold labels, agreement with the majority answer serves. A faint prior (a tenth of an
         observation) keeps separable data finite.
 
-        :param Tensor log_odds: ``[M]``.
+        :param Tensor log_odds: ``[M]`` of steps, or ``[M, T]`` of the steps of solutions.
         :param Tensor labels: ``[M]`` in [0, 1].
+        :param Tensor real: ``[M, T]``, steps that exist; by default all.
         :raises ValueError: for data of different sizes, without both classes, or whose scores do not go up with the labels.
         """
-        z, y = log_odds.flatten().to(torch.float64), labels.flatten().to(torch.float64)
+        y = labels.flatten().to(torch.float64)
+        z = log_odds.to(torch.float64).reshape(len(log_odds), -1)
+        real = torch.ones_like(z, dtype=torch.bool) if real is None else real
         if len(z) != len(y) or len(z) < 2:
             raise ValueError(f"calibration needs as many labels as log-odds and at least 2, got {len(z)} and {len(y)}")
         if not (y.min() < 0.5 < y.max()):
-            raise ValueError("calibration needs right and wrong steps; all labels are alike")
-        if not torch.isfinite(z).all():
+            raise ValueError("calibration needs right and wrong examples; all labels are alike")
+        if not torch.isfinite(z[real]).all():
             raise ValueError("the log-odds hold nan or infinite values")
-        scale = z.std().clamp(min=1e-6)
-        features = torch.stack([z / scale, torch.ones_like(z)], -1)
-        start = torch.stack([scale, torch.zeros_like(scale)])
-        slope, bias = _logistic(features, y, start)
+        scale = z[real].std().clamp(min=1e-6)
+        slope, bias = _maximum_likelihood(torch.where(real, z, 0.0) / scale, real, y, torch.stack([scale, torch.zeros_like(scale)]))
         if not slope > 0:
             raise ValueError("the log-odds do not rise with the labels: this reward model cannot be calibrated, only replaced")
         return cls(float(scale / slope), float(bias))
 
-    def save(self, path: str | Path) -> None:
-        """As JSON."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """
-        :raises ValueError: for a file that holds none.
-        """
-        try:
-            return cls(**json.loads(Path(path).read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{str(path)!r} does not hold a calibration: {error}") from error
+    def after(self, first: Calibration) -> Calibration:
+        """The map that does ``first`` and then this."""
+        return Calibration(self.temperature * first.temperature, first.bias / self.temperature + self.bias)
 
 
-def _logistic(features: Tensor, labels: Tensor, centre: Tensor) -> Tensor:
-    """Penalised logistic regression: a tenth of an observation pulls towards ``centre``."""
-    weights = torch.zeros_like(centre, requires_grad=True)
+def log_product(log_odds: Tensor, real: Tensor) -> Tensor:
+    """``[M]``: log-probability that all steps ``[M, T]`` are right, of those that exist."""
+    return torch.where(real, logsigmoid(log_odds), 0.0).sum(-1)
+
+
+def _maximum_likelihood(z: Tensor, real: Tensor, labels: Tensor, centre: Tensor) -> Tensor:
+    """Slope and bias; a tenth of an observation pulls towards ``centre``."""
+    weights = centre.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        misfit = torch.nn.functional.binary_cross_entropy_with_logits(features @ weights, labels, reduction="sum")
+        log_p = log_product(z * weights[0] + weights[1], real).clamp(max=-1e-300)
+        misfit = -(labels * log_p + (1 - labels) * torch.log(-torch.expm1(log_p))).sum()
         value = misfit + 0.05 * (weights - centre).square().sum()
         value.backward()
         return value

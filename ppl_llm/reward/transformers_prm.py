@@ -13,8 +13,10 @@ from ..inference.cost import count
 from ..lm.loading import load, load_tokenizer, locate
 from ..lm.slab_pool import DEFAULT_CACHE_BYTES
 from ..notes import NoteKey, note_of
+from .calibrated_reward import Calibration
 from .prefix_scorer import PrefixScorer, padded
 from .prm_family import detect_family, get_family, read_config
+from .saved_calibration import find_calibration
 
 
 class TransformersPRM:
@@ -33,6 +35,7 @@ class TransformersPRM:
     :param str family: ``qwen``, ``skywork``, ``math-shepherd`` or ``rlhflow``.
     :param bool whole_answer: score the answer so far as a single step.
     :param int cache_bytes: memory for keys and values; the lanes of one call may exceed it.
+    :param Calibration calibration: maps all log-odds to honest ones.
     :param format_options: options of the family's format, e.g. ``system_prompt`` and ``step_token`` of
         :class:`~ppl_llm.reward.qwen_format.QwenFormat`.
     :raises ValueError: for an unknown family, or a tokenizer or model that does not fit it.
@@ -46,6 +49,7 @@ class TransformersPRM:
         family: str = "qwen",
         whole_answer: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        calibration: Calibration | None = None,
         **format_options: Any,
     ) -> None:
         kind = get_family(family)
@@ -53,7 +57,7 @@ class TransformersPRM:
         self.model = kind.network(model.eval(), self._format)
         self.tokenizer = tokenizer
         self.family = family
-        self.whole_answer = whole_answer
+        self.whole_answer, self.calibration = whole_answer, calibration
         self._key = NoteKey.of_model("prm", model)
         self._scorer = PrefixScorer(model, self.model.log_odds, cache_bytes)
         self._device, self.max_length = self._scorer.device, self._scorer.max_length
@@ -69,6 +73,7 @@ class TransformersPRM:
         dtype: Any = None,
         quantization_config: Any = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        calibration: Calibration | str | Path | bool | None = None,
         **format_options: Any,
     ) -> TransformersPRM:
         """Load a PRM: a directory, a name on the Hugging Face Hub, or ``"demo"`` or ``"demo-weak"`` from this package.
@@ -76,10 +81,13 @@ class TransformersPRM:
         Only safetensors are read, and the code that such directories ship is not run.
 
         :param str family: as for the constructor; ``auto`` recognises it by configuration and tokenizer.
-        :raises OSError: if there is no such model, or not in safetensors format.
-        :raises ValueError: if the family cannot be recognised, or the directory is not of the family.
+        :param calibration: a file that ``ppl-llm calibrate`` wrote for this model, or ``True`` for the one that it put into the model's
+            directory.
+        :raises OSError: if there is no such model, or not in safetensors format; if there is no such calibration.
+        :raises ValueError: if the family cannot be recognised, or the directory is not of the family; for a calibration of another model.
         """
         source = locate(name_or_path, "prm")
+        honest = find_calibration(name_or_path, calibration)
         known = None if family == "auto" else get_family(family)
         tokenizer, config = load_tokenizer(source), read_config(source)
         kind = known or detect_family(source, config, tokenizer)
@@ -91,7 +99,8 @@ class TransformersPRM:
         if missing or unexpected:
             found = [f"{what} {keys[:6]}" for what, keys in (("missing keys", missing), ("unexpected keys", unexpected)) if keys]
             raise ValueError(f"{source!r} is not a {kind.model_name} ({kind.layout}): {'; '.join(found)}")
-        return cls(model, tokenizer, family=kind.name, whole_answer=whole_answer, cache_bytes=cache_bytes, **format_options)
+        options = {"whole_answer": whole_answer, "cache_bytes": cache_bytes, "calibration": honest, **format_options}
+        return cls(model, tokenizer, family=kind.name, **options)
 
     def release_caches(self) -> None:
         """Free the memory of all keys and values; contexts stay valid."""
@@ -107,7 +116,7 @@ class TransformersPRM:
         while memo.lanes["scores"].shape[-1] < context.num_steps:
             memo = self._score_answers(context, memo) if self.whole_answer else self._score_new_steps(context, memo)
             context.memo[self._key] = memo
-        return memo.lanes["scores"].to(context.tokens.device)
+        return self._calibrated(memo.lanes["scores"]).to(context.tokens.device)
 
     @torch.no_grad()
     def whole_log_odds(self, context: Context) -> Tensor:
@@ -124,7 +133,10 @@ class TransformersPRM:
         scores, _, _ = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
         if scores.isnan().any():
             raise ValueError(f"the log-odds of whole answer {int(scores.isnan().nonzero()[0, 0])} is nan")
-        return scores[:, 0].view(context.batch_shape).to(context.tokens.device)
+        return self._calibrated(scores[:, 0]).view(context.batch_shape).to(context.tokens.device)
+
+    def _calibrated(self, log_odds: Tensor) -> Tensor:
+        return log_odds if self.calibration is None else self.calibration(log_odds)
 
     def _memo(self, context: Context) -> LaneMemo:
         """What is known of a context: the PRM's token ids of each lane, and the scores of the steps in them."""

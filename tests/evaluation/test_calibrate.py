@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from ppl_llm.cli import app
+from ppl_llm.demo import PRM_DIR
 from ppl_llm.evaluation import RecordStore
-from ppl_llm.evaluation.calibrate import calibrate, fit_solutions
+from ppl_llm.evaluation.calibrate import calibrate, saved
 from ppl_llm.evaluation.results import Results
+from ppl_llm.reward.calibrated_reward import Calibration
+from ppl_llm.reward.saved_calibration import SavedCalibration, load_calibration
 from tests.evaluation.test_results import record
 
 
@@ -26,8 +30,13 @@ def solutions(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def test_solutions_recover_the_map() -> None:
-    """Standard errors of the estimates are about 0.05 at 20 000 solutions."""
-    fitted = fit_solutions(*solutions(20_000, 0))
+    """Standard errors of the estimates are about 0.05 at 20 000 solutions. A fit that takes every step of a wrong solution for wrong is
+    rejected.
+    """
+    z, real, right = solutions(20_000, 0)
+    fitted = Calibration.fit(z, right, real)
+    naive = Calibration.fit(z[real], right[:, None].expand_as(real)[real])
+    assert abs(naive.bias + 0.4) > 0.5
     assert fitted.temperature == pytest.approx(2.5, rel=0.1) and fitted.bias == pytest.approx(-0.4, abs=0.12)
 
 
@@ -52,14 +61,41 @@ def test_held_out_problems_show_the_gain(labels: str) -> None:
     assert fit.num_solutions == 1000 and sum(b.size for b in fit.after) == 1000
 
 
+def test_a_run_that_was_calibrated_before() -> None:
+    """The file holds the map from the raw log-odds, whatever was applied to those of the records."""
+    fit = calibrate(Results(records(gold=True)))
+    raw = saved(fit, Results(records(gold=True), {"prm": "demo"}), "run", "gold").calibration
+    twice = saved(fit, Results(records(gold=True), {"prm": "demo", "calibration": [2.0, 0.5]}), "run", "gold").calibration
+    z = torch.linspace(-3, 3, 5)
+    torch.testing.assert_close(raw(z), fit.calibration(z))
+    torch.testing.assert_close(twice(z), fit.calibration(z / 2 + 0.5))
+    with pytest.raises(ValueError, match="does not say which reward model it used; name it with --prm"):
+        saved(fit, Results(records(gold=True)), "run", "gold")
+
+
 def test_command_and_mistakes(tmp_path: Path) -> None:
-    with RecordStore(tmp_path / "run", {}) as store:
+    with RecordStore(tmp_path / "run", {"prm": "demo"}) as store:
         store.append(records(gold=True))
     written = tmp_path / "c.json"
     done = CliRunner().invoke(app, ["calibrate", str(tmp_path / "run"), "--out", str(written)])
-    assert done.exit_code == 0 and "calibration error goes from" in done.stdout and written.exists()
-    assert "gold, agreement, got 'golden'" in CliRunner().invoke(app, ["calibrate", str(tmp_path / "run"), "--labels", "golden"]).stderr
+    assert done.exit_code == 0 and "calibration error goes from" in done.stdout and "how often right" in done.stdout
+    kept = SavedCalibration.load(written)
+    assert kept.prm == "demo" and kept.identity.startswith("files ") and kept.fitted_on["solutions"] == 1000
+    assert kept.fitted_on["run"] == "run" and kept.fitted_on["labels"] == "gold" and str(tmp_path) not in written.read_text()
+    before, after = kept.held_out["calibration_error"]
+    assert after < before and sum(size for *_, size in kept.held_out["reliability"]["after"]) == kept.held_out["solutions"] == 1000
+    assert load_calibration(written, "demo") == kept.calibration
+    model = tmp_path / "model"
+    shutil.copytree(PRM_DIR, model)
+    beside = CliRunner().invoke(app, ["calibrate", str(tmp_path / "run"), "--prm", str(model)])
+    assert beside.exit_code == 0 and load_calibration(model / "ppl_llm_calibration.json", model) == kept.calibration
+    for arguments, message in (
+        (["--labels", "golden"], "gold, agreement, got 'golden'"),
+        ([], "the reward model 'demo' is no directory of yours; say where to write its calibration with --out"),
+        (["--prm", str(tmp_path / "gone")], "no model directory"),
+    ):
+        assert message in CliRunner().invoke(app, ["calibrate", str(tmp_path / "run"), *arguments]).stderr
     with pytest.raises(ValueError, match="at least two problems"):
         calibrate(Results([record("p", "smc", 4, 0, True)]))
     with pytest.raises(ValueError, match="all labels are alike"):
-        fit_solutions(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), torch.ones(3))
+        Calibration.fit(torch.ones(3, 1), torch.ones(3))

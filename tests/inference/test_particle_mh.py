@@ -18,9 +18,9 @@ from torch.nn.functional import logsigmoid
 
 from ppl_llm import Context, LLMStep
 from ppl_llm.inference import PIMH, PMMH, SMC, SMCFailed, Trajectory, barrier
+from ppl_llm.inference.history import Site
 from ppl_llm.inference.parameter_messenger import ParameterMessenger, ParameterReferenceMessenger
 from ppl_llm.inference.particle_mh import ParticleMH, ParticleSystem
-from ppl_llm.inference.history import Site
 from ppl_llm.inference.particle_posterior import ParticlePosterior
 from ppl_llm.inference.weights import Weights
 from tests.exact import PAD, Chain, chains, enumerate_sweep, estimator_error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,7 +36,7 @@ def test_overconfident_scores_become_honest() -> None:
     assert fitted.temperature == pytest.approx(3.0, rel=0.1)
 
 
-def test_bad_data(tmp_path: Path) -> None:
+def test_bad_data() -> None:
     z = torch.tensor([1.0, 2.0, -1.0])
     for labels, message in (
         (torch.tensor([1.0, 0.0]), "as many labels as log-odds"),
@@ -51,13 +49,23 @@ def test_bad_data(tmp_path: Path) -> None:
         Calibration.fit(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         Calibration(0)
-    (tmp_path / "c.json").write_text('{"temp": 1}')
-    with pytest.raises(ValueError, match="does not hold a calibration"):
-        Calibration.load(tmp_path / "c.json")
 
 
-def test_saved_and_used_in_a_model(tmp_path: Path) -> None:
-    Calibration(2.0, 0.5).save(tmp_path / "c.json")
-    prm = CalibratedReward(PRM, Calibration.load(tmp_path / "c.json"))
+def test_one_map_after_another() -> None:
+    first, second, z = Calibration(2.0, 0.5), Calibration(0.4, -1.0), torch.linspace(-3, 3, 7)
+    torch.testing.assert_close(second.after(first)(z), second(first(z)))
+    assert not torch.allclose(first.after(second)(z), second(first(z)))
+
+
+def test_very_sure_scores() -> None:
+    """Where log-odds of 30 are wrong every tenth time, the fit sees how wrong: a probability that is one in float32 is not one here."""
+    z = torch.tensor([30.0, -30.0]).repeat(500)
+    wrong = torch.arange(1000) % 20 < 2
+    fitted = Calibration.fit(z, (z > 0).double() * ~wrong + (z < 0).double() * wrong)
+    assert fitted(torch.tensor(30.0)).sigmoid() == pytest.approx(0.9, abs=0.01)
+
+
+def test_used_in_a_model() -> None:
+    prm = CalibratedReward(PRM, Calibration(2.0, 0.5))
     context = SMC(reasoning(LM, prm, max_steps=3, stop=";", max_tokens=2), 8).run("a").value
     torch.testing.assert_close(prm.step_log_odds(context), PRM.step_log_odds(context) / 2 + 0.5)
