@@ -84,7 +84,7 @@ def _setting(folder: Path, setting: Setting, group: int, problems: list[Problem]
         "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
         "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
     }
-    units = [unit for unit in plan(group + 1, setting.methods, setting.budgets, range(setting.seeds)) if unit.group == group]
+    units = [unit for unit in plan(group + 1, setting.methods, setting.budgets, setting.seeds) if unit.group == group]
     with RecordStore(folder, configuration) as store:
         model = None
         for unit in units:

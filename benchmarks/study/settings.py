@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .synthetic import Errors
 
@@ -38,8 +38,8 @@ class Setting:
     methods: tuple[str, ...]
     prm: str | Errors = "demo"
     budgets: tuple[int, ...] = (16, 64)
-    seeds: int = 1
-    problems: int = 150
+    seeds: tuple[int, ...] = (0,)
+    problems: int = 100
     temperature: float = 1.0
     calibration: tuple[float, float] | str | None = None
 
@@ -61,7 +61,9 @@ ERRORS = (
 )
 ALL = (1, 4, 16, 64)
 
-STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES), budgets=ALL, seeds=3, problems=300)
+STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES), budgets=ALL, problems=300)
+AGAIN = replace(STRONG, methods=tuple(method for method in STRONG.methods if method != "parallel-tempering"), seeds=(1, 2))
+"""More seeds; parallel tempering, a third of the cost of a seed, has one."""
 WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL, problems=300)
 MAP = tuple(_cell(errors) for errors in ERRORS)
 ABLATIONS = (
@@ -78,7 +80,7 @@ ABLATIONS = (
     ),
     Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
 )
-PASSES = ((STRONG, WEAK), MAP, ABLATIONS)
+PASSES = ((STRONG, WEAK, *MAP), ABLATIONS, (AGAIN,))
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
-SETTINGS = tuple(setting for settings in PASSES for setting in settings)
+SETTINGS = (STRONG, WEAK, *MAP, *ABLATIONS)
