@@ -121,7 +121,7 @@ class Comparison:
         runs = list(self.runs.items())
         caption = "Settings in which the runs differ." if self.changed else "The runs have the same settings."
         words = " ".join(f"{name}: {curve_words(run)}" for name, run in runs)
-        both = Plot("accuracy-of-both", "Accuracy against generations", words, figures.scaling(self.runs))
+        both = Plot("accuracy-of-both", f"Accuracy against generations; dashes are {self.names[1]}", words, figures.scaling(self.runs))
         found = [
             Section("What differs", self._shared(), [Table(caption, self.setting_rows(), words=True)]),
             Section("Accuracy", "", [both]),

@@ -88,7 +88,8 @@ def reliability_diagram(statements: Sequence[Stated], label: str) -> Figure:
         bins = reliability(stated.probabilities, stated.labels, 10)
         look = style(i)
         places = [b.confidence for b in bins], [b.frequency for b in bins]
-        axes.plot(*places, label=stated.name, color=look["color"], linewidth=1.2)
+        axes.plot(*places, color=look["color"], linewidth=1.2)
+        axes.plot([], [], label=stated.name, **look)
         sizes = [8 + 200 * b.size / len(stated.labels) for b in bins]  # bars of few solutions say little
         axes.scatter(*places, s=sizes, color=look["color"], marker=look["marker"], linewidths=0)
     axes.set_xlim(-0.02, 1.02)

@@ -16,7 +16,7 @@ from typing import Any
 from ..datasets import Problem
 from .pool import Pool
 from .ray_pool import RayPool
-from .records import RecordStore
+from .records import RecordStore, append_whole
 from .source import Models
 from .votes import fingerprint
 from .work import Unit, groups, plan
@@ -160,5 +160,6 @@ def _note_run(folder: Path, methods: Sequence[str], budgets: Sequence[int], seed
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    with open(folder / "runs.jsonl", "a") as runs:
-        runs.write(json.dumps(note) + "\n")
+    path = folder / "runs.jsonl"
+    with open(path, "ab", buffering=0) as runs:
+        append_whole(runs.fileno(), path, json.dumps(note) + "\n")

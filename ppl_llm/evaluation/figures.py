@@ -21,11 +21,13 @@ _DASHES = ("-", "--", ":", "-.")
 def scaling(results: Results | Mapping[str, Results], against: str = "budget") -> Figure:
     """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals.
 
-    :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own.
+    :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own;
+        methods that not all of them have are left out, unless there are no others.
     """
     runs = {"": results} if isinstance(results, Results) else dict(results)
     methods = list(dict.fromkeys(method for run in runs.values() for method in run.methods))
-    lines = [(name, run, method) for name, run in runs.items() for method in run.methods]
+    common = [method for method in methods if all(method in run.methods for run in runs.values())] or methods
+    lines = [(name, run, method) for name, run in runs.items() for method in run.methods if method in common]
     drawn, axes = figure(7.6 if len(runs) > 1 else 7.0)
     for i, (name, run, method) in enumerate(lines):
         budgets = run.budgets(method)

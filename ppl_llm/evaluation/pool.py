@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
@@ -18,6 +21,8 @@ from .source import Models
 from .work import Unit, execute
 
 TRIES = 3
+_PATIENCE = 10.0
+"""Seconds that a worker has to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,13 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, models, parts), daemon=True)
-        self.process.start()
+        # Ctrl-C is for the parent, which stops its workers: they start with the signal held back, before any of their code runs.
+        resource_tracker.ensure_running()  # it would let the signal through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.unit: Unit | None = None
 
@@ -132,15 +143,16 @@ class Worker:
         """End the process, in the middle of its work if need be."""
         self.connection.close()
         self.process.terminate()
+        self.process.join(_PATIENCE)
+        self.process.kill()
         self.process.join()
 
 
 def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
-    import signal
-
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
+    # Ended in order: what libraries hold of the machine, such as the lock of a progress bar, is given back.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     torch.set_num_threads(1)
     model, votes = None, models.vote_options()
     while True:
@@ -150,6 +162,10 @@ def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Prob
             return
         try:
             model = model if model is not None else models.load()
-            connection.send(execute(unit, model, parts[unit.group], **votes))
+            answer: list[dict[str, Any]] | str = execute(unit, model, parts[unit.group], **votes)
         except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}")
+            answer = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
+        try:
+            connection.send(answer)
+        except OSError:  # the parent is gone, and with it whoever would read this
+            return

@@ -94,17 +94,7 @@ class RecordStore:
         :raises ValueError: for a record with a number that is not finite, which JSON does not have.
         """
         new = {Key.of(record): record for record in records if Key.of(record) not in self._keys}
-        lines = "".join(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in new.values())
-        size = os.fstat(self._file).st_size
-        rest = memoryview(lines.encode())
-        try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, size)
-            message = f"cannot write to {str(self.path)!r}: {error.strerror}; earlier records are safe, run again to go on"
-            raise OSError(error.errno, message) from error
+        append_whole(self._file, self.path, "".join(json.dumps(r, allow_nan=False, ensure_ascii=False) + "\n" for r in new.values()))
         self._keys.update(new)
         return len(new)
 
@@ -115,12 +105,22 @@ class RecordStore:
         if end < len(content):
             os.truncate(self.path, end)
 
+    def _write_configuration(self, path: Path) -> None:
+        draft = self.path.with_suffix(".tmp")
+        try:
+            with open(draft, "w") as file:
+                file.write(json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write to the run's folder {str(self.folder)!r}: {error.strerror}") from error
+
     def _check_configuration(self) -> None:
         path = self.folder / CONFIGURATION
         if not path.exists():
-            draft = self.path.with_suffix(".tmp")
-            draft.write_text(json.dumps(self.configuration, indent=2, sort_keys=True) + "\n")
-            os.replace(draft, path)
+            self._write_configuration(path)
             return
         before = json.loads(path.read_text())
         if before == self.configuration:
@@ -128,6 +128,24 @@ class RecordStore:
         changed = differences(before, self.configuration)
         shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in changed.items())
         raise ValueError(f"the records in {str(self.folder)!r} were made with other settings ({shown}); choose another folder")
+
+
+def append_whole(file: int, path: Path, text: str) -> None:
+    """Append all of a text to an open file and synchronise it, or nothing.
+
+    :param Path path: of the file, for the message.
+    :raises OSError: if it cannot be written, with what to do: the file is then as it was before.
+    """
+    size = os.fstat(file).st_size
+    rest = memoryview(text.encode())
+    try:
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    except OSError as error:
+        os.ftruncate(file, size)
+        message = f"cannot write to {str(path)!r}: {error.strerror}; earlier records are safe, make room and run the same command again"
+        raise OSError(error.errno, message) from error
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def test_records_of_every_method_and_only_what_is_missing(tmp_path: Path) -> Non
         filtered = by_key[Key(problem.id, "smc", 4, 0)]
         assert filtered["ess"] and filtered["log_evidence"] < 0 and abs(sum(filtered["answers"].values()) - 1) < 1e-4
         assert filtered["correct"] == (filtered["answer"] == problem.answer)
+
+
+def test_scores_of_whole_solutions_are_recorded_on_demand(tmp_path: Path) -> None:
+    models = replace(MODELS, answer_scores=True)
+    evaluate(PROBLEMS[:2], models, tmp_path, methods=["importance", "smc"], budgets=[4], group_size=2)
+    records = {Key.of(r): r for r in read_records(tmp_path)}
+    for problem in PROBLEMS[:2]:
+        samples = records[Key(problem.id, "importance", 4, 0)]["candidates"]
+        one_step = [c for c in samples if len(c["log_odds"]) == 1]
+        assert all(c["whole_log_odds"] == pytest.approx(c["log_odds"][0], abs=1e-4) for c in one_step)  # one step is the whole
+        assert all(-50 < c["whole_log_odds"] < 50 for c in samples)
+        assert any(abs(c["whole_log_odds"] - c["log_odds"][-1]) > 1e-3 for c in samples if len(c["log_odds"]) > 1)
+        assert all("whole_log_odds" not in c for c in records[Key(problem.id, "smc", 4, 0)]["candidates"])
+    with pytest.raises(ValueError, match="answer_scores needs a reward model in this process"):
+        replace(models, prm="http://judge/v1").check()
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
