@@ -58,7 +58,6 @@ def genealogy(
         axes.tick_params(labelbottom=False, bottom=False)
         axes.set_xlabel("")
     below[-1].set_xlabel("step")
-    below[-1].locator_params(axis="x", integer=True)
     return drawn
 
 
@@ -100,6 +99,7 @@ def _lines(axes: Axes, found: Genealogy, equivalent: Equivalent | None) -> None:
     for c in found.resampled.nonzero().flatten().tolist():
         axes.axvspan(c + 1.3, c + 1.7, color=_BAND, zorder=0, linewidth=0)
     axes.set(xlim=(0.4, end + 0.6), ylim=(n - 0.4, -0.6), yticks=[], xlabel="step", ylabel=f"{n} particles")
+    axes.set_xticks(range(1, end, -(-found.num_columns // 20)))
     axes.spines[["top", "right", "left"]].set_visible(False)
     if legend:
         handles = [Line2D([], [], color=colour, marker="o", linewidth=0, label=name) for name, colour in legend]
@@ -161,6 +161,7 @@ def answers(
     ax.set_yticks(places, names)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
     ax.set_xlabel("posterior probability" if posterior.gives_evidence else "share of the vote")
     ax.grid(False)
     return _figure_of(ax)
