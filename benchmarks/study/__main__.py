@@ -1,4 +1,11 @@
-"""The study of docs/study.md: ``python -m benchmarks.study`` runs what is missing, then writes its tables and figures."""
+"""The study of docs/study.md: runs what is missing of it, then writes the outcomes, tables and figures of the document.
+
+python -m benchmarks.study                   # everything; what is there is not done again
+python -m benchmarks.study --from records    # outcomes, tables and figures of the records that are there
+python -m benchmarks.study --from outcomes   # tables and figures from docs/study/outcomes.jsonl.gz alone
+python -m benchmarks.study --from outcomes --figure map
+python -m benchmarks.study --problems 25 --runs runs/short --to runs/short    # a short one, which leaves the document alone
+"""
 
 from __future__ import annotations
 
@@ -6,18 +13,32 @@ import argparse
 import sys
 from pathlib import Path
 
+from . import document, figures, outcomes
 from .run import run
 
 ROOT = Path(__file__).parents[2]
+SAVED, DOCUMENT = "outcomes.jsonl.gz", "study.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--problems", type=int, help="at most so many of each setting")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study", help="where the records are")
+    parser.add_argument("--to", type=Path, default=ROOT / "docs" / "study", help="where outcomes and figures go")
+    parser.add_argument("--from", choices=("start", "records", "outcomes"), default="start", dest="since", help="what to begin with")
+    parser.add_argument("--figure", choices=tuple(figures.FIGURES), help="only this figure")
     arguments = parser.parse_args()
-    run(arguments.runs, arguments.workers, arguments.problems, lambda line: print(line, file=sys.stderr, flush=True))
+    if arguments.since == "start":
+        run(arguments.runs, arguments.workers, arguments.problems, lambda line: print(line, file=sys.stderr, flush=True))
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    if arguments.since != "outcomes":
+        outcomes.save(outcomes.collect(arguments.runs).values(), arguments.to / SAVED)
+    study = outcomes.load(arguments.to / SAVED)
+    figures.draw(study, arguments.to, arguments.figure)
+    text = arguments.to.parent / DOCUMENT
+    if arguments.figure is None and text.exists():
+        document.refresh(text, study)
 
 
 if __name__ == "__main__":
