@@ -57,7 +57,7 @@ def tables(monkeypatch):
 
     def choose(lm: object, prm: object) -> None:
         monkeypatch.setattr(loading, "load_lm", lambda name, device=None: lm)
-        monkeypatch.setattr(loading, "load_prm", lambda name, device=None: prm)
+        monkeypatch.setattr(loading, "load_prm", lambda name, device=None, calibration=None: prm)
 
     choose(tabular_lm(), Prm())
     return choose
@@ -365,7 +365,7 @@ def test_interrupted_before_the_first_step(tables):
 
 
 def test_interrupt_outside_of_the_run_shows_no_posterior(tables, monkeypatch):
-    def interrupted(name, device=None):
+    def interrupted(name, device=None, calibration=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loading, "load_prm", interrupted)
@@ -386,7 +386,7 @@ SLOW = """
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whatever started the tests
     loading.load_lm = lambda name, device=None: tabular_lm(ends=False)
-    loading.load_prm = lambda name, device=None: SlowPrm()
+    loading.load_prm = lambda name, device=None, calibration=None: SlowPrm()
     main()
 """
 
