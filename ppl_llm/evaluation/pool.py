@@ -150,7 +150,9 @@ class Worker:
 
 def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # several at once would tear one another, and the line that tells how far everything is
     # Ended in order: what libraries hold of the machine, such as the lock of a progress bar, is given back.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     torch.set_num_threads(1)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,24 +155,3 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
             outcomes.append(outcome)
     found = {Key.of(r): r["answer"] for outcome in outcomes for r in outcome.records}
     assert found == {key: record["answer"] for key, record in comparable(tmp_path / "here").items()}
-
-
-@pytest.mark.slow
-def test_killed_thirty_times(tmp_path: Path) -> None:
-    """kill -9 at random moments, then the same command: the records of an uninterrupted run."""
-    command = [sys.executable, "-m", "ppl_llm.cli", "evaluate", "demo", "--limit", "12", "--methods", "importance,smc,self-consistency"]
-    command += ["--budgets", "1,2,4", "--seeds", "2", "--group-size", "2", "--max-steps", "6", "--max-tokens", "40", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, env=environment)
-    rng = random.Random(0)
-    for _ in range(30):
-        process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
-        time.sleep(rng.uniform(2.0, 9.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, env=environment)
-    records = [Key.of(r) for r in read_records(tmp_path / "killed")]
-    assert len(records) == len(set(records))
-    assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")

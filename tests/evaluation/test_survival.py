@@ -16,7 +16,7 @@ import pytest
 
 from ppl_llm.evaluation import pool
 from ppl_llm.evaluation.evaluate import Progress
-from ppl_llm.evaluation.records import RECORDS
+from ppl_llm.evaluation.records import RECORDS, Key, read_records
 from tests.evaluation.test_evaluate import comparable, run
 
 COMMAND = [sys.executable, "-m", "ppl_llm.cli", "evaluate", "demo", "--limit", "8", "--methods", "importance,smc", "--budgets", "1,2"]
@@ -92,7 +92,14 @@ def living(group: int) -> list[str]:
 def interrupted(folder: Path, workers: int, wait: float, after_records: bool) -> subprocess.CompletedProcess[str]:
     """Ctrl-C as a terminal sends it, to all processes of the command."""
     command = [*COMMAND, "--workers", str(workers), "--out", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+    # A job in the background of a script ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     records = folder / (RECORDS if after_records else "runs.jsonl")
     while not records.exists() or not records.stat().st_size:
         assert process.poll() is None, process.communicate()
@@ -127,3 +134,44 @@ def test_ctrl_c(workers: int, after_records: bool, tmp_path: Path) -> None:
         assert again.stderr == ""
         whole = comparable(tmp_path / "run")
         assert len(whole) == 96 and kept and all(whole[key] == record for key, record in kept.items())
+
+
+def started(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a command has noted its run, or has ended."""
+    notes = folder / "runs.jsonl"
+    before = notes.read_bytes().count(b"\n") if notes.exists() else 0
+    while process.poll() is None and not (notes.exists() and notes.read_bytes().count(b"\n") > before):
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_thirty_times(tmp_path: Path) -> None:
+    """kill -9 at thirty random moments, each followed by the same command: the records of an uninterrupted run. A few kills hit the command
+    while it starts, the others while it loads models and writes records; where it gets to the end first, another folder is begun.
+    """
+    subprocess.run([*COMMAND, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=ENVIRONMENT)
+    rng = random.Random(0)
+    folders, kills, lengths = [tmp_path / "killed-0"], 0, set[int]()
+    while kills < 30:
+        process = subprocess.Popen(
+            [*COMMAND, "--out", str(folders[-1])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
+        if kills % 6:
+            started(folders[-1], process)
+        try:
+            process.wait(rng.uniform(0, 4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            records = folders[-1] / RECORDS
+            lengths.add(records.stat().st_size if records.exists() else 0)
+        else:
+            assert process.returncode == 0
+            folders.append(tmp_path / f"killed-{len(folders)}")
+    assert len(lengths) > 5  # they did hit it at work
+    for folder in folders:
+        subprocess.run([*COMMAND, "--out", str(folder)], check=True, capture_output=True, env=ENVIRONMENT)
+        keys = [Key.of(record) for record in read_records(folder)]
+        assert len(keys) == len(set(keys)) == 96
+        assert (folder / RECORDS).read_bytes().count(b"\n") == 96  # none doubled in the file either
+        assert comparable(folder) == comparable(tmp_path / "whole")
