@@ -64,7 +64,7 @@ ALL = (1, 4, 16, 64)
 STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES), budgets=ALL, problems=300)
 AGAIN = replace(STRONG, methods=tuple(method for method in STRONG.methods if method != "parallel-tempering"), seeds=(1, 2))
 """More seeds; parallel tempering, a third of the cost of a seed, has one."""
-WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL, problems=300)
+WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL, problems=150)
 MAP = tuple(_cell(errors) for errors in ERRORS)
 ABLATIONS = (
     Setting("choices", "the demo reward model, one choice changed at a time", CHOICES),
@@ -80,7 +80,7 @@ ABLATIONS = (
     ),
     Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
 )
-PASSES = ((STRONG, WEAK, *MAP), ABLATIONS, (AGAIN,))
+PASSES = ((STRONG, AGAIN, WEAK, *MAP), ABLATIONS)
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
 SETTINGS = (STRONG, WEAK, *MAP, *ABLATIONS)
