@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .joint_pass import Parts
+from .segment_batches import attend_in_batches, worth_padding
 from .segments import Segments
 
 PACKED = "ppl_llm_packed"
@@ -54,6 +55,8 @@ def packed_sdpa(
             return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux)[0]
 
         return parts.attend(attention, query, key, attention_mask), None
+    if segments is not None and attention_mask is not None and softcap is None and s_aux is None and worth_padding(query):
+        return attend_in_batches(query, key, value, attention_mask, segments, scaling), None
     if segments is not None and attention_mask is not None:
         return _each_segment(query, key, value, attention_mask, segments, scaling, softcap, s_aux), None
     lanes, heads, length, _ = query.shape

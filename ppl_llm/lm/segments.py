@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .segment_batches import Batch
 
 
 class Segment(NamedTuple):
@@ -58,9 +61,11 @@ class Segments:
     :ivar Tensor positions: ``[T]`` its position.
     :ivar Tensor looking: ``[1, R]`` the positions that the rows of the attention mask are for.
     :ivar Tensor mask: ``[1, 1, R, S]``, true where a position may be seen.
+    :ivar batches: see :mod:`~ppl_llm.lm.segment_batches`; ``None`` until somebody asks.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.batches: list[Batch] | None = None
         sizes = [segment.size for segment in segments]
         ends = torch.tensor(sizes).cumsum(0).tolist()
         self.bounds = [(each.row, end - each.size, end, each.stop) for each, end in zip(segments, ends, strict=True)]
