@@ -7,40 +7,19 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..viewer.canvas import COLOURS, MARKERS, figure, style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#2f7fc1", "#d1495b", "#2e8b57", "#c9780a", "#8b6cb8", "#0f8b8d", "#a0694b", "#7d7f2c", "#c2528b", "#6f7f8c")
-"""Each at least three times as bright or as dark as a white and as a nearly black page."""
+__all__ = ["COLOURS", "MARKERS", "figure", "inline", "legend_beside", "powers_of_two", "style"]
 
-MARKERS = "osD^vP*Xhp"
 _INK = "#000000"
-
-
-def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Any]:
-    """An empty figure with one pair of axes.
-
-    :raises ImportError: without matplotlib, naming the extra.
-    """
-    try:
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ImportError("figures need matplotlib; install it with: pip install 'ppl-llm[plots]'") from error
-    drawn = Canvas(figsize=(width, height), layout="constrained")
-    axes = drawn.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.35, linewidth=0.6)
-    return drawn, axes
-
-
-def style(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th line."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.6}
 
 
 def legend_beside(drawn: Figure) -> None:
     """A legend that hides nothing."""
-    drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
+    drawn.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.2)  # long enough to tell dashes
 
 
 def powers_of_two(axes: Any, ticks: list[int]) -> None:

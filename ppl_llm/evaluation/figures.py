@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..inference.names import unknown_name
 from .drawing import COLOURS, figure, legend_beside, powers_of_two, style
 from .metrics import PowerLaw
 from .results import Results
@@ -23,8 +24,14 @@ def scaling(results: Results | Mapping[str, Results], against: str = "budget") -
 
     :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own;
         methods that not all of them have are left out, unless there are no others.
+    :param str against: ``budget``, or a counter of the records' cost.
+    :raises ValueError: for a counter that no record has.
     """
     runs = {"": results} if isinstance(results, Results) else dict(results)
+    costs = [record["cost"] for run in runs.values() for cells in run.by_key.values() for record in cells.values()]
+    known = ("budget", *sorted(set().union(*costs)))
+    if against not in known:
+        raise unknown_name("against", against, known)
     methods = list(dict.fromkeys(method for run in runs.values() for method in run.methods))
     common = [method for method in methods if all(method in run.methods for run in runs.values())] or methods
     lines = [(name, run, method) for name, run in runs.items() for method in run.methods if method in common]

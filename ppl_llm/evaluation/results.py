@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ from .records import CONFIGURATION, read_records
 from .rpc import rpc
 from .votes import from_record
 from .work import SHARED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Table = NDArray[np.float64]
 
@@ -125,6 +128,12 @@ class Results:
     def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
         """Mean of a cost counter per problem."""
         return known_mean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+
+    def plot_scaling(self, against: str = "budget") -> Figure:
+        """See :func:`ppl_llm.evaluation.figures.scaling`."""
+        from .figures import scaling
+
+        return scaling(self, against)
 
     def scaling_ratio(self, first: str, second: str, other: Results | None = None) -> Interval:
         """How many times the budget the second method needs for the accuracy of the first: geometric mean over the accuracies that both

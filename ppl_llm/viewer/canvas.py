@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#3d5a80", "#8d6e63", "#00897b", "#ad1457", "#546e7a")
+COLOURS = ("#2f7fc1", "#d1495b", "#2e8b57", "#c9780a", "#8b6cb8", "#0f8b8d", "#a0694b", "#7d7f2c", "#c2528b", "#6f7f8c")
+"""Each at least three times as bright or as dark as a white and as a nearly black page."""
+
 MARKERS = "osD^vP*Xhp"
 
 
@@ -35,11 +37,11 @@ def empty(width: float = 7.0, height: float = 4.2) -> Figure:
 def dress(axes: Axes) -> Axes:
     """Axes with a light grid and no frame."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.grid(alpha=0.35, linewidth=0.6)
     return axes
 
 
-def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Any]:
     """An empty figure with one pair of axes; see :func:`empty`."""
     drawn = empty(width, height)
     return drawn, dress(drawn.add_subplot())

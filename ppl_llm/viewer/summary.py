@@ -48,5 +48,5 @@ def _row(plate: tuple[int, ...], marginal: DiscreteMarginal) -> str:
 def _answer(answer: Any, p: float) -> str:
     text = "no answer" if answer is None else str(answer)
     name = html.escape(text if len(text) <= 40 else text[:39] + "…")
-    bar = f"display:inline-block;width:{max(1, round(_BAR * p))}px;height:.6em;background:#1b6ca8;border-radius:2px"
+    bar = f"display:inline-block;width:{max(1, round(_BAR * p))}px;height:.6em;background:#2f7fc1;border-radius:2px"
     return f'<td style="text-align:left;padding:.1em 1.4em .1em 0"><b>{name}</b> {p:.3f} <span style="{bar}"></span></td>'

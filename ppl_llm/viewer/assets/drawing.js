@@ -1,6 +1,6 @@
 // Nodes as an SVG drawing.
 const qualityOf = (node) => node.score ?? (node.factor !== null && node.factor <= 0 ? Math.exp(node.factor) : null);
-const blend = (x) => (x < 0.5 ? `color-mix(in oklab, #d1495b, #e9c46a ${200 * x}%)` : `color-mix(in oklab, #e9c46a, #1b6ca8 ${200 * x - 100}%)`);
+const blend = (x) => (x < 0.5 ? `color-mix(in oklab, #d1495b, #e9c46a ${200 * x}%)` : `color-mix(in oklab, #e9c46a, #2f7fc1 ${200 * x - 100}%)`);
 
 function paint(node) {
   const how = byId("colour").value, alive = node.offspring > 0 || node.final;
