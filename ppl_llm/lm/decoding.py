@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -43,11 +44,25 @@ class Decoder(Protocol):
 
 
 class Move(NamedTuple):
-    """A forward pass that is due: :meth:`Decoder.advance` with its arguments."""
+    """What is due before the next token of some lanes is known: a forward pass, and a draw from its logits.
+
+    :ivar Decoder decoder: theirs.
+    :ivar tokens: ``[A]`` and ``alive [A]`` of :meth:`Decoder.advance`, ``None`` where the decoder has the logits already.
+    :ivar Tensor uniforms: ``[A]``, for the draw.
+    """
 
     decoder: Any
-    tokens: Tensor
+    tokens: Tensor | None
     alive: Tensor
+    uniforms: Tensor
+    options: StepOptions
+
+
+Draw = tuple[Tensor, Tensor]
+"""Tokens ``[A]`` and their log-probabilities ``[A]``."""
+
+Moves = Generator[Move, Draw, None]
+"""A step in progress: it is sent the draw of each of its moves."""
 
 
 class DecodingLM(ABC):
@@ -136,11 +151,6 @@ class DecodingLM(ABC):
     def _joint_decoding(self) -> JointDecoding:
         return JointDecoding(self._advance)
 
-    def _advance(self, moves: Sequence[Move]) -> None:
-        """Make the moves of several programs."""
-        for move in moves:
-            move.decoder.advance(move.tokens, move.alive)
-
     @cached_property
     def _at_once(self) -> BatchLimit:
         """Lanes that are known to fit into memory."""
@@ -151,39 +161,47 @@ class DecodingLM(ABC):
 
     def _run(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Fill in the tokens and log-probabilities of the flat lanes ``active``."""
-        for move in self._moves(context, active, options, uniforms, tokens, log_probs):
-            move.decoder.advance(move.tokens, move.alive)
+        moves = self._moves(context, active, options, uniforms, tokens, log_probs)
+        move = next(moves)
+        with suppress(StopIteration):
+            while True:
+                [draw] = self._advance([move])
+                move = moves.send(draw)
 
-    def _moves(
-        self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor
-    ) -> Generator[Move, None, None]:
-        """:meth:`_run` without its forward passes: the caller has to make the move each time."""
+    def _advance(self, moves: Sequence[Move]) -> list[Draw]:
+        """Make moves, which may be those of several programs."""
+        for decoder, tokens, alive, _, _ in moves:
+            if tokens is not None:
+                decoder.advance(tokens, alive)
+        return [inverse_cdf(warp(move.decoder.logits, move.options), move.uniforms, overwrite=True) for move in moves]
+
+    def _moves(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> Moves:
+        """:meth:`_run` without its forward passes and draws."""
         decoder = self._decoder(context, active)
         automaton = self.stop_automaton(options.stop)
         room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
         state = torch.zeros(len(decoder.lanes), dtype=torch.int32, device=self.device)
         alive = torch.ones(len(decoder.lanes), dtype=torch.bool, device=self.device)
         check_every = 1 if self.device.type == "cpu" else 8  # reading the flags waits for the device
+        last: Tensor | None = None
         for k in range(options.max_tokens):
             lanes = decoder.lanes
-            token, log_prob = inverse_cdf(warp(decoder.logits, options), uniforms[lanes, k], overwrite=True)
+            token, log_prob = yield Move(decoder, last, alive, uniforms[lanes, k], options)
             tokens[lanes, k] = torch.where(alive, token, PAD)
             log_probs[lanes] += torch.where(alive, log_prob, 0.0)
             state = automaton.step(state, token)
             alive = alive & (state != automaton.accept) & ~torch.isin(token, self.eos_ids) & (k + 1 < room[lanes])
-            if k + 1 == options.max_tokens:
-                break
             if k % check_every == 0:
                 num_alive = int(alive.sum())
                 if num_alive == 0:
                     break
-                if num_alive <= _KEEP_OCCUPANCY * len(alive):
+                if num_alive <= _KEEP_OCCUPANCY * len(alive) and k + 1 < options.max_tokens:
                     per_lane = torch.zeros(uniforms.shape[0], dtype=torch.long, device=self.device)
                     per_lane[lanes] = torch.arange(len(lanes), device=self.device)
                     decoder.keep(alive)
                     rows = per_lane[decoder.lanes]
                     state, token, alive = state[rows], token[rows], alive[rows]
-            yield Move(decoder, token, alive)
+            last = token
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         def chosen(log_probs: Tensor, given: Tensor) -> Tensor:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..inference.cost import Uncounted, count
+from .sampling import inverse_cdf, warp
 
 if TYPE_CHECKING:
-    from .decoding import Move
+    from .decoding import Draw, Move, Moves
 
 
 class StepRequest:
     """A step of the lanes of one program.
 
     :param JointDecoding service: samples it together with others.
-    :param moves: goes through the step, and stops at each forward pass that is due.
+    :param moves: goes through the step, and stops at each move that is due.
     :param int lanes: at the beginning of the step.
-    :ivar move: the next forward pass, ``None`` before the first one.
+    :ivar move: the next one, ``None`` before the step has begun.
     """
 
-    def __init__(self, service: JointDecoding, moves: Iterator[Move], lanes: int) -> None:
+    def __init__(self, service: JointDecoding, moves: Moves, lanes: int) -> None:
         self.service, self.lanes = service, lanes
         self.finished = False
         self.error: BaseException | None = None
@@ -32,15 +34,15 @@ class StepRequest:
         self._moves = moves
         self._variables = copy_context()  # the program's, in which its costs are counted
 
-    def go_on(self) -> None:
-        """Up to the next forward pass."""
+    def go_on(self, draw: Draw | None = None) -> None:
+        """Up to the next move; ``draw`` is what this one gave."""
         try:
-            self.move = self._variables.run(next, self._moves, None)
+            self.move = self._variables.run(self._moves.send, draw)  # type: ignore[arg-type]
+            self.lanes = len(self.move.uniforms)
+        except StopIteration:
+            self.finished = True
         except Exception as error:  # whatever it is, it is for the program that asked
             self.fail(error)
-        else:
-            self.finished = self.move is None
-            self.lanes = 0 if self.move is None else len(self.move.tokens)
 
     def fail(self, error: BaseException) -> None:
         self.error, self.finished = error, True
@@ -53,11 +55,11 @@ class StepRequest:
 class JointDecoding:
     """Advances the steps of several programs by a token at a time.
 
-    :param forward: makes moves of different programs in one pass.
+    :param advance: makes moves of different programs in one pass.
     """
 
-    def __init__(self, forward: Callable[[Sequence[Move]], None]) -> None:
-        self._forward = forward
+    def __init__(self, advance: Callable[[Sequence[Move]], list[Draw]]) -> None:
+        self._advance = advance
 
     @torch.no_grad()
     def advance(self, requests: Sequence[StepRequest]) -> None:
@@ -71,12 +73,41 @@ class JointDecoding:
         began = time.perf_counter()
         try:
             with Uncounted():
-                self._forward(moves)
+                draws = self._advance(moves)
         except Exception as error:  # of a pass that they share
             for request in going:
                 request.fail(error)
             return
-        second_per_lane = (time.perf_counter() - began) / sum(request.lanes for request in going)
-        for request in going:
-            request.charge(second_per_lane * request.lanes)
-            request.go_on()
+        passing = [move.tokens is not None for move in moves]
+        lanes = sum(request.lanes for request, passes in zip(going, passing, strict=True) if passes)
+        seconds = time.perf_counter() - began
+        for request, passes, draw in zip(going, passing, draws, strict=True):
+            if passes:
+                request.charge(seconds * request.lanes / lanes)
+            request.go_on(draw)
+
+
+def draw_together(moves: Sequence[Move], logits: Sequence[Tensor]) -> list[Draw]:
+    """Draws of moves after their forward passes, of neighbours with equal options in one go.
+
+    :param logits: of the moves' lanes one after the other, ``[A, V]`` each; they are overwritten.
+    """
+    draws: list[Draw] = []
+    for batch in logits:
+        begin = 0
+        while begin < len(batch):
+            options, end = moves[len(draws)].options, begin
+            same: list[Move] = []
+            for move in moves[len(draws) :]:
+                if move.options != options or end == len(batch):
+                    break
+                same.append(move)
+                end += len(move.uniforms)
+            sizes = [len(move.uniforms) for move in same]
+            uniforms = torch.cat([move.uniforms for move in same])
+            found = inverse_cdf(warp(batch[begin:end], options), uniforms, overwrite=True)
+            draws += zip(*(each.split(sizes) for each in found), strict=True)
+            for move, rows in zip(same, batch[begin:end].split(sizes), strict=True):
+                move.decoder.finish(rows, move.alive)
+            begin = end
+    return draws

@@ -112,23 +112,25 @@ class JointPass:
         self.possible = True
 
     def run(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Logits ``[A, V]`` of each part. Where memory runs out, fewer parts are run at a time, and then parts of them.
+        """Logits ``[A, V]`` of parts that were run together, in their order. Where memory runs out, they are fewer, and then split.
 
         :raises MemoryError: if memory does not even allow a pass over one token.
         """
         outputs: list[Tensor] = []
         limit = self._engine.at_once
-        while len(outputs) < len(parts):
-            left = parts[len(outputs) :]
+        left = parts
+        while left:
             allowed = limit.allowed(sum(len(part.ids) for part in left))
             ends = torch.tensor([len(part.ids) for part in left]).cumsum(0)
             group = left[: max(1, int((ends <= allowed).sum()))] if self.possible else left[:1]
             if len(group) == 1:
                 part = group[0]
                 outputs.append(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1)[:, -1])
+                left = left[1:]
                 continue
             try:
-                outputs += self._together(group)
+                outputs.append(self._together(group))
+                left = left[len(group) :]
             except KeysChanged:
                 self.possible = False
             except (RuntimeError, MemoryError) as error:
@@ -137,10 +139,10 @@ class JointPass:
                 limit.halve(int(ends[len(group) - 1]), error)
         return outputs
 
-    def _together(self, group: Sequence[Part]) -> Sequence[Tensor]:
+    def _together(self, group: Sequence[Part]) -> Tensor:
         parts = Parts(group)
         positions = torch.cat([part.positions for part in group])
-        output = self._engine.forward(
+        output: Tensor = self._engine.forward(
             input_ids=torch.cat([part.ids for part in group]),
             attention_mask=(torch.arange(parts.stop, device=positions.device) <= positions[..., None])[:, None],
             position_ids=positions,
@@ -149,4 +151,4 @@ class JointPass:
             logits_to_keep=1,
             parts=parts,
         ).to(self._engine.device)
-        return output[:, -1].split([len(part.ids) for part in group])
+        return output[:, -1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 from ..context import PAD, Context, LaneMemo
 from ..notes import NoteKey, note_of
 from .architecture import context_limit, slab_engine
-from .decoding import DecodingLM, Move
+from .decoding import DecodingLM, Draw, Move, Moves
 from .device_loop import DeviceLoop
+from .joint_decoding import draw_together
 from .joint_pass import JointPass
 from .loading import load, load_tokenizer, locate
 from .plain_decoding import PlainDecoding
@@ -189,21 +191,23 @@ class TransformersLM(DecodingLM):
         sampled = self._plain.sample(sequences, lengths, room, options, automaton, self.eos_ids, u[active])
         tokens[active], log_probs[active] = sampled
 
-    def _moves(
-        self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor
-    ) -> Generator[Move, None, None]:
+    def _moves(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> Moves:
         moves = super()._moves(context, active, options, u, tokens, log_probs)
-        move = next(moves, None)
-        if move is None:
-            return
-        with self._engine.pool.reserved(context.memo[self._key].owner.slab):
-            yield move
-            yield from moves
+        move = next(moves)
+        with self._engine.pool.reserved(context.memo[self._key].owner.slab), suppress(StopIteration):
+            while True:
+                move = moves.send((yield move))
 
-    def _advance(self, moves: Sequence[Move]) -> None:
-        logits = self._joint_pass.run([move.decoder.prepare(move.tokens) for move in moves])
-        for move, mine in zip(moves, logits, strict=True):
-            move.decoder.finish(mine, move.alive)
+    def _advance(self, moves: Sequence[Move]) -> list[Draw]:
+        passing = [i for i, move in enumerate(moves) if move.tokens is not None]
+        if len(passing) < 2:
+            return super()._advance(moves)
+        passing.sort(key=lambda i: hash(moves[i].options))  # equal ones are drawn from in one go
+        logits = self._joint_pass.run([moves[i].decoder.prepare(moves[i].tokens) for i in passing])
+        draws = dict(zip(passing, draw_together([moves[i] for i in passing], logits), strict=True))
+        others = [i for i in range(len(moves)) if i not in draws]
+        draws |= zip(others, super()._advance([moves[i] for i in others]), strict=True)
+        return [draws[i] for i in range(len(moves))]
 
     @cached_property
     def _joint_pass(self) -> JointPass:
