@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).parents[1]
@@ -19,11 +21,13 @@ version = release = ppl_llm.__version__
 author = "the authors of ppl_llm"
 project_copyright = "the authors of ppl_llm, Apache-2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_math_renderer = "mathml"
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "ppl_llm"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 templates_path: list[str] = []
 pygments_style = "default"
 
@@ -32,7 +36,7 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 add_module_names = False
@@ -92,6 +96,24 @@ def _link(app: Any, env: Any, node: Any, text: Any) -> Any:
     return text
 
 
+def _math(translator: Any, node: Any) -> None:
+    """Formulas as MathML, which browsers show without scripts and without a network."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext().strip(), as_block=block)
+    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
+def _tidy(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """A lone capital such as "N." is text and no number of a list, and every numbered reference begins a paragraph."""
+    for i in reversed(range(len(lines))):
+        lines[i] = re.sub(r"^(:\w[^:]*: )([A-Z]\.)", r"\1\\\2", lines[i])
+        if re.match(r"\[\d+\] ", lines[i]):
+            lines.insert(i, "")
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", inline_renderers=(_math, None), block_renderers=(_math, None))
+    app.connect("autodoc-process-docstring", _tidy)
     app.connect("missing-reference", _link)
