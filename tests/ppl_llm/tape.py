@@ -78,3 +78,20 @@ def tape(body: Callable[[], None]) -> Callable[[], None]:
                     old.copy_(new)
 
     return replay
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of another device: a number that goes to or comes from the host is such a tensor."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        others = [each for each in tensors((args, kwargs, output)) if each.device.type != self._device]
+        if others:
+            raise RuntimeError(f"{func} works with a tensor on {others[0].device}")
+        self.operations += 1
+        return output

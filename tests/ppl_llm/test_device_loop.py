@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import string
@@ -19,10 +20,11 @@ from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import step_graphs
 from ppl_llm.lm.device_loop import DeviceLoop, padded
 from ppl_llm.lm.kv_slab import KVSlab
+from ppl_llm.lm.prefix_engine import PrefixEngine
 from ppl_llm.lm.protocol import StepOptions, StepSample
 from ppl_llm.lm.token_step import TokenStep
 from ppl_llm.lm.transformers_lm import TransformersLM
-from tests.ppl_llm.tape import Waits, tape
+from tests.ppl_llm.tape import OneDevice, Waits, tape
 from tests.ppl_llm.tiny_models import causal_lm, language_model, tokenizer
 
 LANES = torch.Size((12,))
@@ -195,6 +197,43 @@ def test_a_step_that_asks_the_device_cannot_be_recorded(monkeypatch: pytest.Monk
     lm = looping(tape)
     filtered(lm, steps=1)
     assert "not permitted when stream is capturing" in lm._device_loop.graphs.failure
+
+
+def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
+    """A token step on a device that holds no data: the number of operations. All that the host asks of it fails."""
+    meta = torch.device("meta")
+    lm = TransformersLM(causal_lm(**({"vocab_size": vocabulary} if vocabulary else {})), tokenizer())
+    automaton = copy.copy(lm.stop_automaton(options.stop))
+    automaton.table = automaton.table.to(meta)
+    eos_ids, config = lm.eos_ids.to(meta), lm.model.to(meta).config
+    engine = PrefixEngine(
+        lm._engine.forward, name="lm", tokens_counter="t", num_layers=config.num_hidden_layers, max_length=64, cache_bytes=0, device=meta
+    )
+    slab, step = engine.pool.take(None), TokenStep(8, 16, meta)
+    slab.reserve(8, 40)
+    step.begin(torch.zeros(6, 16, dtype=torch.float64, device=meta), torch.zeros(6, dtype=torch.long, device=meta))
+    with torch.no_grad(), OneDevice("meta") as one:
+        logits = step.advance(engine, slab, 8, 64)
+        step.choose(logits, options, automaton, eos_ids)
+    return one.operations
+
+
+@pytest.mark.parametrize("vocabulary", [0, 3000])
+@pytest.mark.parametrize("options", [OPTIONS, StepOptions(temperature=0.7, top_p=0.9, top_k=40)], ids=["plain", "warped"])
+def test_a_token_step_needs_nothing_of_the_host(options: StepOptions, vocabulary: int):
+    assert run_without_data(options, vocabulary) > 100
+
+
+def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    place = KVSlab.place
+
+    def placed(self: KVSlab, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
+        mask = place(self, rows, positions, stop)
+        return mask & (torch.tensor(0) <= positions[..., None, None])
+
+    monkeypatch.setattr(KVSlab, "place", placed)
+    with pytest.raises(RuntimeError, match="works with a tensor on cpu"):
+        run_without_data(OPTIONS)
 
 
 @CAPTURES
