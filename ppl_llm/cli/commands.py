@@ -19,6 +19,7 @@ from ..demo import example, looks_like_demo
 from . import completion, evaluation, loading, page_file, remote
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
+from .loading import DTYPE
 from .methods import KERNELS, METHODS, NOT_HERE
 from .one_line_errors import OneLineErrors
 from .settings import Settings
@@ -154,6 +155,7 @@ def solve(
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help=_option("audit", "Replay the solutions and compare every log-probability."))
     ] = False,
@@ -193,6 +195,7 @@ def solve(
         islands=islands,
         max_tokens_total=max_tokens_total,
         audit=audit or None,
+        dtype=dtype,
     )
     log = JsonLog() if log_json else None
     served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)
@@ -215,7 +218,7 @@ def solve(
 
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
-            models = remote.load_lm(served[0], device), remote.load_prm(served[1], device, honest)
+            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, honest, dtype)
             progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit, log)
             outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
@@ -266,19 +269,20 @@ def demo(
     levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "1,2,3,4,5,6",
     seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,
     prm: Annotated[str, typer.Option(help="Process reward model: demo or demo-weak.")] = "demo",
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Make up a problem per level and solve each by importance sampling and by SMC, side by side, with the models in this package."""
     from .side_by_side import SideBySide, parse_levels
 
-    settings = Settings(prm=prm, particles=particles, seed=seed)
+    settings = Settings(prm=prm, particles=particles, seed=seed, dtype=dtype)
     with reported(verbose):
         settings.check()
         chosen = parse_levels(levels)
     with loading.quiet(verbose):
         table = SideBySide(settings, _stdout(), Console(stderr=True))
         with reported(verbose):
-            models = loading.load_lm(settings.lm), loading.load_prm(prm)
+            models = loading.load_lm(settings.lm, dtype=dtype), loading.load_prm(prm, dtype=dtype)
             complete = table.run(*models, chosen)
     table.print()
     if not complete:

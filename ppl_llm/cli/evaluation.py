@@ -16,6 +16,7 @@ from rich.console import Console
 from . import completion
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
+from .loading import DTYPE
 from .remote import importing
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     equivalence: Annotated[
         str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
     ] = "exact",
@@ -115,7 +117,7 @@ def evaluate(
         from ..evaluation.source import Models
 
         scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, prm))
-        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores)
+        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores, dtype)
         models.check()
         loading.check_device(device)
         if seeds < 1:

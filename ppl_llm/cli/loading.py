@@ -15,25 +15,33 @@ if TYPE_CHECKING:
     from ..reward.calibrated_reward import Calibration
     from ..reward.protocol import RewardModel
 
+DTYPE = "Number format of local models' weights: float32, bfloat16 or float16; by default the checkpoint's."
+"""Help of ``--dtype``."""
 
-def load_lm(name: str, device: str | None = None) -> LanguageModel:
+
+def load_lm(name: str, device: str | None = None, dtype: str | None = None) -> LanguageModel:
     """A language model.
 
     :param str name: ``demo``, a directory, or a name on the Hugging Face Hub.
     :param str device: where to put it, e.g. ``cuda`` or ``auto``.
+    :param str dtype: number format of its weights, e.g. ``bfloat16``; by default that of the checkpoint.
     :raises OSError: if it cannot be found or read.
     :raises ValueError: if it cannot be used.
     """
+    from ..lm.dtype import parse_dtype
     from ..lm.transformers_lm import TransformersLM
 
-    return TransformersLM.from_pretrained(name, device_map=device)
+    return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype))
 
 
-def load_prm(name: str, device: str | None = None, calibration: Calibration | None = None) -> RewardModel:
+def load_prm(
+    name: str, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None, family: str = "auto"
+) -> RewardModel:
     """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
+    from ..lm.dtype import parse_dtype
     from ..reward.transformers_prm import TransformersPRM
 
-    return TransformersPRM.from_pretrained(name, device_map=device, calibration=calibration)
+    return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)
 
 
 def load_calibration(path: Path, prm: str) -> Calibration:

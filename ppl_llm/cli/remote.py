@@ -51,24 +51,20 @@ class Served(NamedTuple):
         return {f"{self.option}_{name}": value for name, value in named.items() if value is not None}
 
 
-def load_lm(served: Served, device: str | None = None) -> LanguageModel:
+def load_lm(served: Served, device: str | None = None, dtype: str | None = None) -> LanguageModel:
     """A language model here or on a server; see :func:`ppl_llm.cli.loading.load_lm`."""
     if not is_address(served.where):
-        return loading.load_lm(served.where, device)
+        return loading.load_lm(served.where, device, dtype)
     with importing():
         from ..lm.openai_lm import OpenAILM
 
         return OpenAILM(served.where, served.model, tokenizer=served.tokenizer)
 
 
-def load_prm(served: Served, device: str | None = None, calibration: Calibration | None = None) -> RewardModel:
+def load_prm(served: Served, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None) -> RewardModel:
     """A process reward model here or on a server; see :func:`ppl_llm.cli.loading.load_prm`."""
     if not is_address(served.where):
-        if served.family is None:
-            return loading.load_prm(served.where, device, calibration)
-        from ..reward.transformers_prm import TransformersPRM
-
-        return TransformersPRM.from_pretrained(served.where, served.family, device_map=device, calibration=calibration)
+        return loading.load_prm(served.where, device, calibration, dtype, served.family or "auto")
     with importing():
         from ..reward.calibrated_reward import CalibratedReward
         from ..reward.remote_prm import RemotePRM

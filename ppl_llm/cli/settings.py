@@ -47,6 +47,7 @@ class Settings:
     islands: int | None = None
     max_tokens_total: int | None = None
     audit: bool | None = None
+    dtype: str | None = None
 
     @property
     def title(self) -> str:
@@ -91,9 +92,12 @@ class Settings:
 
         :raises ValueError: for options out of range, naming the option.
         """
+        from ..lm.dtype import parse_dtype
+
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         try:
+            parse_dtype(self.dtype)
             self.build(None, None)
         except ValueError as error:
             parameter = re.match(r"\w+", str(error))
@@ -114,4 +118,5 @@ class Settings:
             "max_tokens": model.options.max_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
+            **({} if self.dtype is None else {"dtype": self.dtype}),
         }

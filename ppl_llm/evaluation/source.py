@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..inference.names import unknown_name
+from ..lm.dtype import parse_dtype
 from ..lm.protocol import LanguageModel
 from ..models import ReasoningModel, get_preset, reasoning
 from ..remote.address import is_address
@@ -31,6 +32,7 @@ class Models:
         those of a file (:mod:`ppl_llm.reward.saved_calibration`).
     :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
         for votes recomputed from the records; needs a local process reward model.
+    :param str dtype: number format of local models' weights, e.g. ``bfloat16``; by default that of the checkpoint.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -45,6 +47,7 @@ class Models:
     equivalence: str = "exact"
     calibration: tuple[float, float] | None = None
     answer_scores: bool = False
+    dtype: str | None = None
 
     @property
     def vote_aggregation(self) -> str:
@@ -90,13 +93,13 @@ class Models:
 
             lm = OpenAILM(self.lm)
         else:
-            lm = TransformersLM.from_pretrained(self.lm, device_map=self.device)
+            lm = TransformersLM.from_pretrained(self.lm, device_map=self.device, dtype=parse_dtype(self.dtype))
         if is_address(self.prm):
             from ..reward.remote_prm import RemotePRM
 
             prm = RemotePRM(self.prm) if honest is None else CalibratedReward(RemotePRM(self.prm), honest)
         else:
-            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, calibration=honest)
+            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, dtype=parse_dtype(self.dtype), calibration=honest)
         return reasoning(lm, prm, self.preset, **self._options())
 
     def check(self) -> None:
@@ -104,6 +107,7 @@ class Models:
         :raises ValueError: for options out of range, before a model is loaded.
         """
         self.equivalent()
+        parse_dtype(self.dtype)
         if self.answer_scores and is_address(self.prm):
             raise ValueError("answer_scores needs a reward model in this process; a served one gives scores of steps")
         reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
