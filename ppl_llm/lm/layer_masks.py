@@ -54,4 +54,6 @@ class LayerMasks:
         """The keywords of a forward pass with the mask that the model takes in place of a slab's."""
         segments = inputs.get("segments")
         positions = inputs["position_ids"] if segments is None else segments.looking
+        if self.window is not None:  # a lane need not see all of the columns that lanes share
+            inputs.pop("shared", None)
         return inputs | {"attention_mask": self(inputs["attention_mask"], positions)}

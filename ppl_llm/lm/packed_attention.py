@@ -13,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from .joint_pass import Parts
 from .segment_batches import attend_in_batches, worth_padding
 from .segments import Segments
+from .shared_prefix import shared_prefix_attention
 
 PACKED = "ppl_llm_packed"
 """Name under which transformers knows :func:`packed_sdpa`."""
@@ -30,6 +31,7 @@ def packed_sdpa(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     segments: Segments | None = None,
+    shared: int = 0,
     parts: Parts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -43,6 +45,7 @@ def packed_sdpa(
     :param float softcap: c of the scores c tanh(s / c) (Gemma 2).
     :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
     :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a slab, and the mask is theirs.
+    :param int shared: leading columns in which all lanes have the same keys, which is of use where ``q`` is 1.
     :param Parts parts: of lanes in several slabs: keys and values are only the new ones.
     :returns: ``[A, q, heads, D]`` and no weights.
     :raises ValueError: if the model asks for a feature that this function lacks, or keeps ``segments`` from it.
@@ -77,6 +80,8 @@ def packed_sdpa(
     if special:
         sinks = None if s_aux is None else s_aux.view(kv_heads, group, 1).repeat(1, 1, length).view(1, kv_heads, -1, 1)
         output = _plain(folded, key, value, attention_mask, scaling, softcap, sinks)
+    elif shared and length == 1:
+        output = shared_prefix_attention(folded, key, value, attention_mask, shared, scaling)
     else:
         output = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
     return output.reshape(lanes, heads, length, -1).transpose(1, 2).contiguous(), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ class PrefixEngine:
     """Slabs and forward passes of one model.
 
     :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``past_key_values``, ``use_cache``,
-        ``logits_to_keep``, a number or a list of columns, and ``segments`` where tokens are packed; gives outputs of the columns to keep.
+        ``logits_to_keep``, a number or a list of columns, and ``segments`` or ``shared`` for the attention function; gives outputs of the
+        columns to keep.
     :param str name: prefix of the counters, e.g. ``lm`` for ``lm_forwards`` and ``lm_seconds``.
     :param str tokens_counter: counter of the tokens run by :meth:`complete`.
     :param int num_layers: layers of the model.
@@ -85,8 +87,10 @@ class PrefixEngine:
         self.pool = SlabPool(lambda: KVSlab(num_layers, max_length, device), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
 
-    def run(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int) -> Tensor:
+    def run(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, shared: int = 0) -> Tensor:
         """One forward pass over tokens ``[A, q]`` that ``slab.place`` has made room for: outputs ``[A, keep, V]``.
+
+        :param int shared: leading tokens that the rows have in common and that are worth reading once.
 
         Where memory runs out, slabs that nobody is using are released, and then the pass is run in parts, later ones too.
 
@@ -96,7 +100,7 @@ class PrefixEngine:
             size = self.at_once.allowed(ids.numel())
             try:
                 if size == ids.numel():
-                    return self._pass(slab, ids, positions, mask, keep)
+                    return self._pass(slab, ids, positions, mask, keep, **({"shared": shared} if shared else {}))
                 return self._in_parts(slab, ids, positions, mask, keep, size)
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
@@ -104,12 +108,12 @@ class PrefixEngine:
                 if not self.pool.release_others(slab):
                     self.at_once.halve(size, error)
 
-    def _pass(
-        self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int | list[int], segments: Segments | None = None
-    ) -> Tensor:
-        """:param keep: the last so many outputs of each lane, or those of given columns."""
+    def _pass(self, slab: KVSlab, ids: Tensor, positions: Tensor, mask: Tensor, keep: int | list[int], **more: Any) -> Tensor:
+        """
+        :param keep: the last so many outputs of each lane, or those of given columns.
+        :param more: what :func:`~ppl_llm.lm.packed_attention.packed_sdpa` is to know.
+        """
         began = time.perf_counter()
-        packed = {} if segments is None else {"segments": segments}
         output = self.forward(
             input_ids=ids,
             attention_mask=mask,
@@ -117,7 +121,7 @@ class PrefixEngine:
             past_key_values=slab.cache,
             use_cache=True,
             logits_to_keep=keep,
-            **packed,
+            **more,
         ).to(self.device)
         self.counted(began)
         return output
@@ -291,7 +295,7 @@ class PrefixEngine:
             token, column = asked.nonzero(as_tuple=True)
             slab.place_packed(segments)
             try:
-                found = self._pass(slab, ids[None], segments.positions[None], segments.mask, token.tolist(), segments)[0]
+                found = self._pass(slab, ids[None], segments.positions[None], segments.mask, token.tolist(), segments=segments)[0]
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise

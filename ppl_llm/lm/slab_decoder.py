@@ -8,6 +8,7 @@ from torch import Tensor
 from .joint_pass import Part
 from .kv_slab import KVSlab
 from .prefix_engine import PrefixEngine, Seating
+from .shared_prefix import pays
 
 
 class SlabDecoder:
@@ -32,10 +33,19 @@ class SlabDecoder:
         self.lanes = self._order
         self.logits = logits if len(copies) == 0 else logits[source[by_row]]
         self._longest = int(seating.lengths.max())
+        self._shared = self._common_tokens(len(lanes))
+
+    def _common_tokens(self, rows: int) -> int:
+        """Leading tokens that all rows share, which stay so as lanes go on or are dropped; 0 if it cannot pay to read their keys once."""
+        if not pays(self._slab.tokens.device, rows, self._longest):
+            return 0
+        texts = self._slab.tokens[:rows, : int(self._slab.lengths[:rows].min())]
+        return int((texts == texts[:1]).all(0).cumprod(0).sum())
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         part = self.prepare(tokens)
-        self.finish(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1)[:, -1], alive)
+        shared = self._shared if pays(part.mask.device, len(tokens), self._shared) else 0
+        self.finish(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1, shared)[:, -1], alive)
 
     def prepare(self, tokens: Tensor) -> Part:
         """The forward pass of :meth:`advance`, to be run before anything else in this slab; :meth:`finish` must follow."""
