@@ -24,6 +24,8 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 
 STOPS = 80
 """Of 8192 tokens: a step ends with about one token in a hundred."""
+WIDTHS = {64: 64, 16: 32}
+"""Most tokens of a step, by lanes."""
 STOPS_OF_29 = 282
 """Steps of 29 tokens in the mean."""
 
@@ -42,24 +44,30 @@ def smc_loop(lm: TransformersLM, prompt: list[int], lanes: int, steps: int, widt
     return int(SMC(program, lanes, resampler="multinomial", ess_threshold=1.0).run().cost["tokens_sampled"])
 
 
-def whole_loop(lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
+WAYS: dict[str, tuple[str, Callable[..., int]]] = {
+    "realign": ("generate, cache kept and realigned", generate_and_realign),
+    "anew": ("generate on whole texts", generate_anew),
+    "batching": ("continuous batching", continuous_batching),
+}
+
+
+def whole_loop(ways: list[str], lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
     """``SMC`` and transformers' ways, each row with how many times faster ``SMC`` is."""
-    prompt, model = words(length), make_model()
-    model.set_attn_implementation("sdpa")
-    paged = make_model()
-    lm = TransformersLM(make_model(), make_tokenizer(STOPS))
+    prompt, lm = words(length), TransformersLM(make_model(), make_tokenizer(STOPS))
     lm.stop_automaton("\n\n")
-    size = prompt, lanes, steps, width
-    runs: dict[str, Callable[[], int]] = {
-        "ppl_llm.SMC": lambda: smc_loop(lm, *size),
-        "generate, cache kept and realigned": lambda: generate_and_realign(model, *size, STOPS),
-        "generate on whole texts": lambda: generate_anew(model, *size, STOPS),
-        "continuous batching": lambda: continuous_batching(paged, *size, STOPS),
-    }
+
+    def runs(steps: int) -> dict[str, Callable[[], int]]:
+        size = prompt, lanes, steps, width
+        return {"ppl_llm.SMC": lambda: smc_loop(lm, *size)} | {
+            WAYS[way][0]: lambda way=way: WAYS[way][1](stock[way], *size, STOPS) for way in ways
+        }
+
+    stock = {way: make_model() for way in ways}
+    for model in stock.values():
+        model.set_attn_implementation("sdpa")
     torch.manual_seed(0)
-    measured = in_turns(runs, repeats)
-    what = f"{lanes} lanes, prompt {length}, {steps} steps of at most {width}"
-    return _rows(what, measured)
+    in_turns(runs(steps=1), 1, warm_up=0)  # a shorter run warms up as well
+    return _rows(f"{lanes} lanes, prompt {length}, {steps} steps of at most {width}", in_turns(runs(steps), repeats, warm_up=0))
 
 
 @contextmanager
@@ -111,13 +119,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 lanes, prompt 32, 2 steps")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--lanes", type=int, nargs="*", choices=list(WIDTHS), default=list(WIDTHS), help="whole loops to compare")
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS), help="what to compare them with")
+    parser.add_argument("--dropping", action=argparse.BooleanOptionalAction, default=True, help="finished lanes dropped or kept")
     arguments = parser.parse_args()
     single_thread()
     if arguments.quick:
-        rows = whole_loop(4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
+        rows = whole_loop(arguments.ways, 4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
     else:
-        rows = whole_loop(64, 256, 5, 64, arguments.repeats) + whole_loop(16, 256, 5, 32, arguments.repeats)
-        rows += dropping(64, 256, 3, 141, arguments.repeats)
+        rows = [row for lanes in arguments.lanes for row in whole_loop(arguments.ways, lanes, 256, 5, WIDTHS[lanes], arguments.repeats)]
+        rows += dropping(64, 256, 3, 141, arguments.repeats) if arguments.dropping else []
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("smc", rows, vars(arguments))
