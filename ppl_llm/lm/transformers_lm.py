@@ -100,6 +100,7 @@ class TransformersLM(DecodingLM):
         template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        device_loop: bool | None = None,
         **kwargs: Any,
     ) -> TransformersLM:
         """Load a directory, a model of the Hugging Face Hub, or ``"demo"``, the small model inside this package.
@@ -133,6 +134,7 @@ class TransformersLM(DecodingLM):
             template_options=template_options,
             max_length=max_length,
             cache_bytes=cache_bytes,
+            device_loop=device_loop,
         )
 
     def start(self, problem: Any) -> Context:
@@ -174,6 +176,10 @@ class TransformersLM(DecodingLM):
 
     def _loop_on(self, device: torch.device, wanted: bool | None) -> DeviceLoop | None:
         graphs = device.type == "cuda" and all(parameter.device == device for parameter in self.model.parameters())
+        if wanted and self._slab_engine is None:
+            raise ValueError(
+                f"device_loop=True needs the cache of this package, which {type(self.model).__name__} is without: {self.fallback}"
+            )
         if self._slab_engine is None or not (graphs if wanted is None else wanted):
             return None
         return DeviceLoop.captured(self._slab_engine, self.eos_ids) if graphs else DeviceLoop(self._slab_engine, self.eos_ids)

@@ -271,6 +271,16 @@ def test_the_loop_is_for_accelerators_unless_asked_for():
     assert asked is not None and asked.graphs is None
 
 
+def test_a_model_without_a_slab_has_no_loop():
+    model = causal_lm()
+    model._supports_attention_backend = False
+    with pytest.raises(
+        ValueError, match=r"device_loop=True needs the cache of this package, which Qwen2ForCausalLM is without: it does not"
+    ):
+        TransformersLM(model, tokenizer(), device_loop=True)
+    assert TransformersLM(model, tokenizer())._device_loop is None
+
+
 def stale_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask of the first token is used for all."""
     masks: dict[Any, Tensor] = {}
