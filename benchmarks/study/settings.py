@@ -22,6 +22,9 @@ CHOICES = (
 )
 """Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
 
+SOME = 75
+"""Problems of the settings other than the main one."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -39,7 +42,7 @@ class Setting:
     prm: str | Errors = "demo"
     budgets: tuple[int, ...] = (16, 64)
     seeds: tuple[int, ...] = (0,)
-    problems: int = 100
+    problems: int = SOME
     temperature: float = 1.0
     calibration: tuple[float, float] | str | None = None
 
@@ -61,10 +64,10 @@ ERRORS = (
 )
 ALL = (1, 4, 16, 64)
 
-STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES), budgets=ALL, problems=300)
-AGAIN = replace(STRONG, methods=tuple(method for method in STRONG.methods if method != "parallel-tempering"), seeds=(1, 2))
-"""More seeds; parallel tempering, a third of the cost of a seed, has one."""
-WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL, problems=150)
+STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, "dvts"), "demo", ALL, (0, 1, 2), 300)
+OTHERS = Setting("strong", "the demo reward model", ("beam-search", *MOVES), "demo", ALL)
+"""Methods that cost several times as much."""
+WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL)
 MAP = tuple(_cell(errors) for errors in ERRORS)
 ABLATIONS = (
     Setting("choices", "the demo reward model, one choice changed at a time", CHOICES),
@@ -80,7 +83,8 @@ ABLATIONS = (
     ),
     Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
 )
-PASSES = ((STRONG, AGAIN, WEAK, *MAP), ABLATIONS)
+PASSES = ((replace(STRONG, problems=SOME), OTHERS, WEAK, *MAP), ABLATIONS, (STRONG,))
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
 SETTINGS = (STRONG, WEAK, *MAP, *ABLATIONS)
+"""One for each folder of records."""
