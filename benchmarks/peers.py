@@ -5,7 +5,8 @@ its_hub: every step, as it knows no smaller unit) weighs its particle, and parti
 below N / 2 (its_hub: always).
 
 - LLaMPPL and genlm-control through their backend for local transformers models, the keys of the prompt cached as their manuals advise.
-- its_hub, which talks to chat servers, through transformers' ``generate`` on the whole text, as each of its requests carries it.
+- its_hub, which talks to chat servers, through transformers' ``generate`` on the whole text, as each of its requests carries it. Text that
+  was sampled is encoded into a tenth more tokens.
 - ppl_llm with a barrier at every token, and, where a model is scored once in a while only, in steps of some tokens.
 
 All run on one thread, in turns; each process measures its own CPU time, and ratios are taken within a turn. A peer's environment is given
@@ -89,7 +90,7 @@ class Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended with status {self._process.wait()}; its messages are above")
+            raise RuntimeError(f"{self.name} ended with status {self.close()}; its messages are above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -101,10 +102,12 @@ class Peer:
         answer = self._answer()
         return answer["seconds"], answer["tokens"]
 
-    def close(self) -> None:
-        assert self._process.stdin is not None
+    def close(self) -> int:
+        """Let it end: its exit status."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait()
+        self._process.stdout.close()
+        return self._process.wait()
 
 
 def environment(directory: Path, name: str) -> str:
