@@ -1,7 +1,7 @@
 """Time per token of ``TransformersLM`` in a particle filter's loop, against bare forward passes of the same model.
 
 In every turn each lane takes a step of ``--tokens`` tokens after a multinomial resampling. All steps are of the same length, so that both
-sides run as many passes over as many lanes:
+sides run as many passes over as many lanes; a quarter of the context is a prompt that all lanes share:
 
 1. ``TransformersLM``: finding the lanes' keys and values again, copying those of lanes that died, sampling with log-probabilities, watching
    for the end of the step;
@@ -16,45 +16,58 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import Spread, make_model, make_tokenizer, ratios, record, root, single_thread, table, timed, words
-from transformers import Qwen2ForCausalLM, StaticCache
+from common import VOCAB, Spread, make_model, make_tokenizer, ratios, record, root, single_thread, table, timed, words
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
-from ppl_llm.context import Context
+from ppl_llm.context import Context, LaneMemo
+from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 NEVER = "a text that no token ends"
-APART = 48
-"""Tokens since the lanes parted from their common prompt."""
 
 
 class Filter:
-    """A particle filter's loop that stands at ``length`` tokens."""
+    """A particle filter's loop that stands at ``length`` tokens, a quarter of them a common prompt.
+
+    Keys and values are random numbers that are given to the engine as a stored cache: what they are does not matter for the time.
+    """
 
     def __init__(self, lm: TransformersLM, lanes: int, length: int, tokens: int) -> None:
         torch.manual_seed(0)
         self.lm, self.lanes, self.options = lm, lanes, StepOptions(stop=NEVER, max_tokens=tokens)
         lm.stop_automaton(NEVER)
-        self.context: Context = root(lm, words(length - APART))
-        step, _ = lm.sample_step(self.context, torch.Size((lanes,)), StepOptions(stop=NEVER, max_tokens=APART))
-        self.context = self.context.extend(step, NEVER)
+        prompt = length // 4
+        steps = torch.randint(0, VOCAB // 2, (lanes, length - prompt))
+        self.context: Context = root(lm, words(prompt)).extend(steps, NEVER)
+        # The last token of a step has no keys yet.
+        layers = [[states[:, :, :-1] for states in layer] for layer in random_layers(lm.model.config, lanes, length)]
+        state = {"capacity": length, "tokens": self.context.tokens[:, :-1], "lengths": self.context.lengths - 1, "layers": layers}
+        self.context.memo[lm._key] = LaneMemo(lm._engine.pool.adopt(state), {"rows": torch.arange(lanes)})
 
     def step(self) -> None:
         context = self.context.reorder(torch.randint(0, self.lanes, (self.lanes,)))
-        step, _ = self.lm.sample_step(context, torch.Size((self.lanes,)), self.options)
+        with CostMeter() as meter:
+            step, _ = self.lm.sample_step(context, torch.Size((self.lanes,)), self.options)
+        assert meter.totals["tokens_prefilled"] <= self.lanes  # the last token of each lane and nothing of its prefix
         self.context = context.extend(step, NEVER)
 
 
+def random_layers(config: Qwen2Config, lanes: int, length: int) -> list[list[Tensor]]:
+    """Keys and values of each layer."""
+    shape = (lanes, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
+    return [[torch.randn(shape), torch.randn(shape)] for _ in range(config.num_hidden_layers)]
+
+
 class BareForwards:
-    """One-token forward passes over a ``StaticCache`` that holds ``length`` tokens; what its keys are does not matter for the time."""
+    """One-token forward passes over a ``StaticCache`` that holds ``length`` tokens."""
 
     def __init__(self, model: Qwen2ForCausalLM, lanes: int, length: int, tokens: int) -> None:
         self.model, self.ids, self.length, self.tokens = model, torch.zeros(lanes, 1, dtype=torch.long), length, tokens
         self.cache = StaticCache(config=model.config, max_cache_len=length + tokens)
-        config = model.config
-        shape = (lanes, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
-        for layer in self.cache.layers:
-            layer.update(torch.randn(shape), torch.randn(shape))
+        for layer, states in zip(self.cache.layers, random_layers(model.config, lanes, length), strict=True):
+            layer.update(*states)
 
     @torch.inference_mode()
     def step(self) -> None:
