@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT))
 
 import ppl_llm  # noqa: E402
 
+for annotated in ("frame", "genealogy"):  # classes that signatures name, imported by the package on first use
+    importlib.import_module(f"ppl_llm.viewer.{annotated}")
+
 project = "ppl_llm"
 version = release = ppl_llm.__version__
 author = "the authors of ppl_llm"
@@ -49,7 +52,7 @@ nitpick_ignore = [("py:class", "dict[str")]
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(torch|pyro|pyroapi|transformers|tokenizers|collections|functools|typing|pathlib|numpy|np|os|abc|enum|httpx|rich|typer)(\..*)?",
+        r"(Axes|Figure|torch|pyro|pyroapi|transformers|tokenizers|collections|functools|typing|pathlib|numpy|np|os|abc|enum|httpx|rich|typer)(\..*)?",
     ),
 ]
 

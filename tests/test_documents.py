@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import shlex
@@ -49,6 +50,7 @@ def test_blocks_are_run_or_say_why_not() -> None:
             place = f"{path.relative_to(ROOT)}:{block.line}"
             if block.text.startswith(NOT_RUN.strip()):
                 assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 10, f"{place} gives no reason"
+                compile(block.text, place, "exec")
             if block.language == "":
                 assert not re.search(r"^(import|from) \w+", block.text, flags=re.MULTILINE), f"{place} holds Python without saying so"
             assert block.language in ("", "python", "pycon", "sh", "text", "json", "{eval-rst}", "{toctree}", "{math}"), place
@@ -86,7 +88,7 @@ def shell_lines(block: Block) -> Iterator[list[str]]:
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words:
-            yield words
+            yield list(itertools.takewhile(lambda word: word not in ("<", ">", "|", "&&", ";"), words))
 
 
 def complaint(words: list[str]) -> str | None:
