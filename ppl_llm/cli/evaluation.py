@@ -165,17 +165,19 @@ def report(
     """
     with reported(verbose):
         from ..evaluation.comparison import Comparison
-        from ..evaluation.report import write
+        from ..evaluation.report import tables, write
+        from ..evaluation.results import Results
 
         try:
-            comparison = None if other is None else Comparison.read(folder, other)
-            path = write(folder) if comparison is None else comparison.write(folder)
+            if other is None:
+                results = Results.read(folder)
+                path, found = write(folder, results), tables(results)
+            else:
+                comparison = Comparison.read(folder, other)
+                path, found = comparison.write(folder), comparison.tables()
         except ImportError as error:
             raise ValueError(str(error)) from error
-        if comparison is None:
-            _print_tables(folder)
-        else:
-            _print(comparison.tables())
+        _print(found)
         typer.echo(f"figures and tables: {path}")
 
 

@@ -39,16 +39,17 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     return found
 
 
-def write(folder: str | Path) -> Path:
+def write(folder: str | Path, results: Results | None = None) -> Path:
     """Write ``report.html`` and the figures (SVG and PNG) into a run's folder.
 
+    :param Results results: of the folder, where they have been read already.
     :returns: path of the HTML file.
     :raises FileNotFoundError: if the folder holds no records.
     :raises ImportError: without matplotlib, naming the extra.
     :raises OSError: if the folder cannot be written to.
     """
     folder = Path(folder)
-    results = Results.read(folder)
+    results = results or Results.read(folder)
     found = [*accuracy_sections(results), *diagnostic_sections(results), settings_section(results)]
     return save(folder / "report.html", page(folder.resolve().name, size(results), found), found)
 

@@ -63,6 +63,7 @@ class Results:
 
     def __init__(self, records: Iterable[dict[str, Any]], configuration: dict[str, Any] | None = None) -> None:
         self.configuration = configuration or {}
+        self._offline: dict[tuple[str, int], Table] = {}
         self.by_key: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
         problems: dict[str, Any] = {}
         seeds: set[int] = set()
@@ -192,6 +193,8 @@ class Results:
 
         :param str vote: a name of :data:`OFFLINE`, or of ``methods``.
         """
+        if methods is None and (vote, budget) in self._offline:
+            return self._offline[vote, budget]
         fn = (methods or OFFLINE)[vote]
 
         def cell(problem: str, seed: int) -> float:
@@ -200,7 +203,10 @@ class Results:
                 return math.nan
             return float(self.is_right(problem, fn(pool[:budget])))
 
-        return np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
+        table = np.array([[cell(p, s) for s in self.seeds] for p in self.problems])
+        if methods is None:
+            self._offline[vote, budget] = table
+        return table
 
     def right(self, problem: str, pool: Sequence[Candidate]) -> list[bool]:
         """Which of the candidates have the right answer of a problem."""
