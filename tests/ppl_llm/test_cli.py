@@ -56,8 +56,8 @@ def tables(monkeypatch):
     """Puts the tables in place of models; returns a function that chooses others."""
 
     def choose(lm: object, prm: object) -> None:
-        monkeypatch.setattr(loading, "load_lm", lambda name, device=None: lm)
-        monkeypatch.setattr(loading, "load_prm", lambda name, device=None, calibration=None: prm)
+        monkeypatch.setattr(loading, "load_lm", lambda *_, **__: lm)
+        monkeypatch.setattr(loading, "load_prm", lambda *_, **__: prm)
 
     choose(tabular_lm(), Prm())
     return choose
@@ -385,8 +385,8 @@ SLOW = """
             return super().step_log_odds(context)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whatever started the tests
-    loading.load_lm = lambda name, device=None: tabular_lm(ends=False)
-    loading.load_prm = lambda name, device=None, calibration=None: SlowPrm()
+    loading.load_lm = lambda *_, **__: tabular_lm(ends=False)
+    loading.load_prm = lambda *_, **__: SlowPrm()
     main()
 """
 
