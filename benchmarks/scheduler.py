@@ -34,7 +34,7 @@ class Passes:
         model.register_forward_pre_hook(self._add, with_kwargs=True)
 
     def _add(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.number += kwargs["input_ids"].shape[1] == 1 and "segments" not in kwargs
+        self.number += kwargs["input_ids"].shape[1] == 1
 
 
 def program(lm: TransformersLM, prompts: list[list[int]], steps: int) -> Callable[[], Context]:
@@ -85,7 +85,8 @@ def compare(problems: int, particles: int, steps: int, length: int, max_lanes: i
         "one after the other": counted(lambda: blocks(1)),
         f"plates of {block} problems in lockstep": counted(lambda: blocks(block)),
     }
-    measured = in_turns(ways, repeats)
+    blocks(1 if problems < block else block)  # to warm up
+    measured = in_turns(ways, repeats, warm_up=0)
     per_token = {name: [seconds / tokens for seconds, (tokens, _) in each] for name, each in measured.items()}
     ours = per_token["run_concurrently"]
     return [
@@ -103,14 +104,13 @@ def compare(problems: int, particles: int, steps: int, length: int, max_lanes: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 filters of 4 particles, 2 steps")
+    parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     single_thread()
     torch.manual_seed(0)
-    if arguments.quick:
-        rows = compare(4, 4, 2, 32, 8, arguments.repeats)
-    else:
-        rows = [row for lanes in (64, 256) for row in compare(24, 16, 4, 128, lanes, arguments.repeats)]
+    sizes = (4, 4, 2, 32, 8) if arguments.quick else (arguments.problems, 16, 2, 128, 64)
+    rows = compare(*sizes, arguments.repeats)
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("scheduler", rows, vars(arguments))

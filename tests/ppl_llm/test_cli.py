@@ -365,7 +365,7 @@ def test_interrupted_before_the_first_step(tables):
 
 
 def test_interrupt_outside_of_the_run_shows_no_posterior(tables, monkeypatch):
-    def interrupted(name, device=None, calibration=None):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loading, "load_prm", interrupted)
