@@ -61,6 +61,14 @@ def test_no_placeholder_is_left_in_the_readme() -> None:
     assert "@" not in re.sub(r"pass@\d|best@\d|\S+@\S+\.\S+", "", text.split("## Develop")[0])
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_to_files_hold(name: str) -> None:
+    """Links of the pages outside of the site, which the builder of the site does not see."""
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text()) if "://" not in t]
+    assert targets
+    assert [target for target in targets if not (ROOT / target.split("#")[0]).exists()] == []
+
+
 def measured(values: Any) -> Iterator[str]:
     """Every interval of a file of results, as tables show it."""
     if isinstance(values, dict):
@@ -78,6 +86,26 @@ def test_figures_are_those_of_the_results() -> None:
         shown = re.findall(r"(?<![+-])\b0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", path.read_text())
         assert len(shown) >= 16
         assert not set(shown) - known, f"{path.name} has figures that no run gave"
+
+
+def ratios(values: Any) -> Iterator[str]:
+    """Every spread of a file of benchmark results, as tables show it."""
+    if isinstance(values, dict):
+        if {"median", "least", "most"} <= values.keys():
+            for digits in (1, 2):
+                yield "{median:.{d}f} [{least:.{d}f}, {most:.{d}f}]".format(d=digits, **values)
+        else:
+            for value in values.values():
+                yield from ratios(value)
+
+
+def test_ratios_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "results").glob("*.jsonl")
+    known = {text for path in results for line in path.read_text().splitlines() for text in ratios(json.loads(line))}
+    for path, least in ((ROOT / "docs" / "comparison.md", 10), (ROOT / "docs" / "servers.md", 1)):
+        shown = re.findall(r"\b\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]", path.read_text())
+        assert len(shown) >= least
+        assert not set(shown) - known, f"{path.name} has ratios that no run gave"
 
 
 # Command lines ------------------------------------------------------------------------------------------------------------------------
