@@ -44,8 +44,8 @@ def parse_numbers(option: str, text: str) -> list[int]:
 
 
 _TASK_OPTION = (
-    "Of the data, as NAME=VALUE, and as often as needed: problem, answer, id and level (names of fields), split and config (of a "
-    "data set); size, seed, level and the task's own (of reasoning-gym)."
+    "Of the data, as NAME=VALUE, and as often as needed. Of files and data sets: problem, answer, id and level (names of fields), split, "
+    "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own."
 )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Fit(NamedTuple):
 def calibrate(results: Results, labels: str = "gold") -> Fit:
     """Fit temperature and bias of the step log-odds so that the product of the step probabilities predicts a right answer.
 
-    Half of the problems (every other one) are for fitting, the rest for the figures.
+    A random half of the problems, always the same, is for fitting, the rest for the figures.
 
     :param str labels: ``gold``, or ``agreement``: the share of the other samples of the same problem that give the same answer, for
         problems without gold answers.
@@ -55,9 +56,9 @@ def calibrate(results: Results, labels: str = "gold") -> Fit:
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     halves: tuple[list[tuple[Candidate, float]], list[tuple[Candidate, float]]] = ([], [])
+    half = half_of(results.problems)
     for (problem, _), pool in results.samples.items():
-        known = _labelled(pool, partial(results.is_right, problem) if labels == "gold" else None)
-        halves[results.problems.index(problem) % 2].extend(known)
+        halves[half[problem]].extend(_labelled(pool, partial(results.is_right, problem) if labels == "gold" else None))
     if not halves[0] or not halves[1]:
         raise ValueError("calibration needs the independent samples of at least two problems; add --methods importance to the run")
     z, real, y = _tensors(halves[0])
@@ -75,6 +76,12 @@ def calibrate(results: Results, labels: str = "gold") -> Fit:
         bins[0],
         bins[1],
     )
+
+
+def half_of(problems: Sequence[str]) -> dict[str, int]:
+    """0 or 1 for each problem. Not every other one: where levels take turns, as in the demo, the halves would be of different levels."""
+    shuffled = np.random.default_rng(0).permutation(len(problems))
+    return {problem: int(place) % 2 for problem, place in zip(problems, shuffled, strict=True)}
 
 
 def saved(fit: Fit, results: Results, run: str, labels: str, prm: str | Path | None = None) -> SavedCalibration:

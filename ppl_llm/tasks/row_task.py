@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..extraction import extract_answer
 from .protocol import Problem
 
 Row = Mapping[str, Any]
@@ -23,7 +24,11 @@ _ID = ("id", "unique_id")
 
 @dataclass(frozen=True)
 class RowTask:
-    """Rows as problems; the parameters are those of :func:`ppl_llm.load_problems`."""
+    """Rows as problems; the parameters are those of :func:`ppl_llm.load_problems`.
+
+    :param bool extract: the answer's field holds a whole solution, such as gsm8k's; what :func:`~ppl_llm.extract_answer` finds in it is the
+        right answer.
+    """
 
     source: str | Path | Iterable[Row]
     problem: Field | None = None
@@ -32,6 +37,7 @@ class RowTask:
     level: Field | None = None
     split: str = "test"
     config: str | None = None
+    extract: bool = False
 
     def problems(self, limit: int | None = None) -> Iterator[Problem]:
         """
@@ -56,6 +62,10 @@ class RowTask:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{where}: the problem must be a text that is not empty, got {text!r}")
             right = _value(row, self.answer, _ANSWER, where, "answer", optional=self.answer is None)
+            if self.extract and right is not None:
+                solution, right = str(right), extract_answer(str(right))
+                if right is None:
+                    raise ValueError(f"{where}: no answer is found in the solution {solution[-80:]!r}")
             name = _plain(_value(row, self.id, _ID, where, "id", optional=self.id is None))
             name = str(number) if name is None else name
             if name in seen:

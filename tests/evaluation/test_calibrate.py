@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ppl_llm.cli import app
 from ppl_llm.demo import PRM_DIR
 from ppl_llm.evaluation import RecordStore
-from ppl_llm.evaluation.calibrate import calibrate, saved
+from ppl_llm.evaluation.calibrate import calibrate, half_of, saved
 from ppl_llm.evaluation.results import Results
 from ppl_llm.reward.calibrated_reward import Calibration
 from ppl_llm.reward.saved_calibration import SavedCalibration, load_calibration
@@ -59,6 +59,17 @@ def test_held_out_problems_show_the_gain(labels: str) -> None:
     fit = calibrate(Results(records(gold=labels == "gold")), labels)
     assert fit.error[0] > 0.15 and fit.error[1] < 0.6 * fit.error[0] and fit.brier[1] < fit.brier[0]
     assert fit.num_solutions == 1000 and sum(b.size for b in fit.after) == 1000
+
+
+def test_both_halves_have_every_level() -> None:
+    """In the demo six levels take turns: halves by turns would have three each."""
+    problems = [f"demo-{i}" for i in range(60)]
+    half = half_of(problems)
+    assert sum(half.values()) == 30
+    for level in range(6):
+        assert {half[problem] for problem in problems[level::6]} == {0, 1}
+    by_turns = {problem: i % 2 for i, problem in enumerate(problems)}
+    assert {by_turns[problem] for problem in problems[::6]} == {0}
 
 
 def test_a_run_that_was_calibrated_before() -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ppl_llm.cli import app
 from ppl_llm.datasets import load_problems, open_task
 from ppl_llm.tasks import DemoTask, Problem, ReasoningGymTask, RowTask, Task, Verifier, reasoning_gym_task
 from tests.ppl_llm.fake_gym import fake_gym
@@ -124,6 +126,28 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reasoning_gym_task, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'"ppl-llm\[reasoning-gym\]"'):
         ReasoningGymTask("chain_sum")
+
+
+def test_options_on_the_command_line(tmp_path: Path) -> None:
+    """Fields by other names, and a right answer within a solution, as in gsm8k."""
+    rows = [{"q": p.text, "solution": f"So it is.\n#### {p.answer}"} for p in load_problems("demo", limit=2)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["evaluate", str(tmp_path / "data.jsonl"), "--methods", "importance", "--budgets", "1", "--max-steps", "1"]
+    command += ["--out", str(tmp_path / "run"), "--limit", "1"]
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(app, [*command, *(part for option in options for part in ("--task-option", option))])
+
+    assert run("problem=q", "answer=solution", "extract=true").exit_code == 0
+    (record,) = map(json.loads, (tmp_path / "run" / "records.jsonl").read_text().splitlines())
+    assert record["gold"] == next(load_problems("demo")).answer
+    for options, message in (
+        (["problem"], "--task-option must be NAME=VALUE, such as seed=3, got 'problem'"),
+        (["problm=q"], "did you mean 'problem'"),
+        (["problem=q", "answer=q", "extract=true"], "line 1: no answer is found in the solution"),
+    ):
+        refused = run(*options)
+        assert refused.exit_code == 2 and message in refused.stderr
 
 
 def test_all_kinds_are_tasks(gym: None) -> None:
