@@ -71,23 +71,6 @@ class Comparison:
         """Accuracy in the second run minus that in the first, paired by problem and seed; nan where one run lacks it."""
         return bootstrap(self.second.table(method, budget) - self.first.table(method, budget))
 
-    def multi_temperature(self, budget: int) -> Numbers:
-        """``[problems, seeds]``: whether a vote within each run's temperature and then between them is right, with half of the budget each;
-        nan where there are not as many samples.
-        """
-        pools = [run.samples for run in self.runs.values()]
-
-        def cell(problem: str, seed: int) -> float:
-            halves = [pool.get((problem, seed), [])[: budget // 2] for pool in pools]
-            if budget % 2 or any(len(half) < budget // 2 for half in halves):
-                return math.nan
-            vote = multi_temperature_vote([c for half in halves for c in half])
-            # With a verifier each run knows the verdicts on its own answers.
-            own = self.first if any(c.answer == vote for c in halves[0]) else self.second
-            return float(own.is_right(problem, vote))
-
-        return np.array([[cell(problem, seed) for seed in self.first.seeds] for problem in self.first.problems])
-
     def setting_rows(self) -> Rows:
         """What differs in the configurations."""
         return [["setting", *self.names], *([name, json.dumps(a), json.dumps(b)] for name, (a, b) in self.changed.items())]
@@ -110,11 +93,12 @@ class Comparison:
 
     def temperature_rows(self) -> Rows:
         """A vote across two temperatures, and the majority votes within each, at the same number of samples."""
-        budgets = [b for b in all_budgets(self.first) if not np.isnan(self.multi_temperature(b)).all()]
+        runs = [self.first, self.second]
+        budgets = [b for b in all_budgets(self.first) if not np.isnan(across_temperatures(runs, b)).all()]
         rows = [["vote", *map(str, budgets)]]
         for name, run in self.runs.items():
             rows.append([f"majority, {name}", *(interval(bootstrap(run.offline("majority", budget))) for budget in budgets)])
-        return [*rows, ["multi-temperature", *(interval(bootstrap(self.multi_temperature(budget))) for budget in budgets)]]
+        return [*rows, ["multi-temperature", *(interval(bootstrap(across_temperatures(runs, budget))) for budget in budgets)]]
 
     def sections(self) -> list[Section]:
         """Of the page."""
@@ -176,6 +160,26 @@ class Comparison:
         shared = f"{len(self.first.problems)} problems and {len(self.first.seeds)} seeds are in both runs"
         left = ", ".join(f"{count} of {name}" for name, count in self.left_out.items() if count)
         return f"{shared}; left out: {left}." if left else f"{shared}."
+
+
+def across_temperatures(runs: Sequence[Results], budget: int) -> Numbers:
+    """``[problems, seeds]`` of the first run: whether a majority vote in each run's temperature, and then between the winners, is right,
+    with the same share of the budget from each run; nan where the budget cannot be shared or a run has not as many samples.
+
+    :param runs: on the same problems, each at a temperature of its own.
+    """
+    share, rest = divmod(budget, len(runs))
+
+    def cell(problem: str, seed: int) -> float:
+        parts = [run.samples.get((problem, seed), [])[:share] for run in runs]
+        if rest or any(len(part) < share for part in parts):
+            return math.nan
+        vote = multi_temperature_vote([candidate for part in parts for candidate in part])
+        # With a verifier each run knows the verdicts on its own answers.
+        known = (run for run, part in zip(runs, parts, strict=True) if any(c.answer == vote for c in part))
+        return float(next(known, runs[0]).is_right(problem, vote))
+
+    return np.array([[cell(problem, seed) for seed in runs[0].seeds] for problem in runs[0].problems])
 
 
 def _named(section: Section, name: str) -> Section:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ppl_llm.cli import app
 from ppl_llm.evaluation import bootstrap
-from ppl_llm.evaluation.comparison import Comparison
+from ppl_llm.evaluation.comparison import Comparison, across_temperatures
 from ppl_llm.evaluation.diagnostics import Coverage, posterior_statements, reward_statements, selections
 from ppl_llm.evaluation.metrics import auroc, brier, false_positive_rate
 from ppl_llm.evaluation.results import Results
@@ -77,12 +77,13 @@ def pooled(answers: str, temperature: float) -> Results:
 
 def test_a_vote_across_two_temperatures() -> None:
     """Of four samples two are of each run: within them 1 has a share of 1 at the low temperature, 2 of 1/2 at the high one."""
-    both = Comparison(pooled("1122", 0.5), pooled("2322", 1.0))
-    assert both.multi_temperature(4).tolist() == [[1.0]]
-    assert np.isnan(both.multi_temperature(3)).all() and np.isnan(both.multi_temperature(16)).all()
-    turned = Comparison(pooled("1322", 0.5), pooled("2222", 1.0))
-    assert turned.multi_temperature(4).tolist() == [[0.0]]
-    assert {c.temperature for c in both.second.samples["p", 0]} == {1.0}
+    low, high = pooled("1122", 0.5), pooled("2322", 1.0)
+    assert across_temperatures([low, high], 4).tolist() == [[1.0]]
+    assert np.isnan(across_temperatures([low, high], 3)).all() and np.isnan(across_temperatures([low, high], 16)).all()
+    assert across_temperatures([pooled("1322", 0.5), pooled("2222", 1.0)], 4).tolist() == [[0.0]]
+    # Three runs, two samples each: a share of 1 for 1 against 1 + 1/2 for 2.
+    assert across_temperatures([low, pooled("22", 0.7), high], 6).tolist() == [[0.0]]
+    assert {c.temperature for c in high.samples["p", 0]} == {1.0}
 
 
 def samples() -> Results:
