@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..inference import ParticlePosterior
 
 MOST_POPULATIONS = 100
-MOST_NODES = 40_000
+MOST_NODES = 20_000
 _DIGITS = 5
 _SCRIPTS = ("model.js", "drawing.js", "panel.js")
 """Parts of one script."""
