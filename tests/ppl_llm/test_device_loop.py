@@ -176,7 +176,10 @@ def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_failed_capture_is_said_once_and_changes_nothing(caplog: pytest.LogCaptureFixture):
     def failing(body: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
+        finally:  # as torch's context manager does
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     lm = looping(failing)
     with caplog.at_level(logging.WARNING, logger="ppl_llm"):
