@@ -24,18 +24,21 @@ class Part(NamedTuple):
     :ivar Tensor ids: ``[A, 1]``.
     :ivar Tensor positions: ``[A, 1]``.
     :ivar Tensor mask: ``[A, 1, 1, stop]``.
+    :ivar int shared: leading tokens that the lanes have in common and that are worth reading once.
     """
 
     slab: KVSlab
     ids: Tensor
     positions: Tensor
     mask: Tensor
+    shared: int = 0
 
 
 class Parts:
     """What a forward pass and its attention function need to know of them.
 
     :ivar int stop: columns of the mask.
+    :ivar list shared: ``shared`` of each part.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -43,6 +46,7 @@ class Parts:
         ends = torch.tensor([len(part.ids) for part in parts]).cumsum(0).tolist()
         self._lanes = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         self.stop = max(part.mask.shape[-1] for part in parts)
+        self.shared = [part.shared for part in parts]
         self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,15 +58,15 @@ class Parts:
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Attention of each slab's lanes over its own keys: ``[A, 1, heads, D]``.
 
-        :param attention: called with queries, keys, values and mask of one slab.
+        :param attention: called with queries, keys, values, mask and ``shared`` of one slab.
         :raises KeysChanged: for keys that :meth:`store` did not return.
         """
         if id(key) not in self._views:
             raise KeysChanged("the model's attention function got other keys than its cache gave")
         _, views = self._views[id(key)]
         found = [
-            attention(query[rows], keys, values, mask[rows, ..., : keys.shape[2]])
-            for rows, (keys, values) in zip(self._lanes, views, strict=True)
+            attention(query[rows], keys, values, mask[rows, ..., : keys.shape[2]], shared)
+            for rows, (keys, values), shared in zip(self._lanes, views, self.shared, strict=True)
         ]
         return torch.cat(found)
 
@@ -125,7 +129,7 @@ class JointPass:
             group = left[: max(1, int((ends <= allowed).sum()))] if self.possible else left[:1]
             if len(group) == 1:
                 part = group[0]
-                outputs.append(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1)[:, -1])
+                outputs.append(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1, part.shared)[:, -1])
                 left = left[1:]
                 continue
             try:
@@ -150,5 +154,6 @@ class JointPass:
             use_cache=True,
             logits_to_keep=1,
             parts=parts,
+            shared=max(parts.shared),
         ).to(self._engine.device)
         return output[:, -1]

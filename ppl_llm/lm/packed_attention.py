@@ -46,7 +46,8 @@ def packed_sdpa(
     :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
     :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a slab, and the mask is theirs.
     :param int shared: leading columns in which all lanes have the same keys, which is of use where ``q`` is 1.
-    :param Parts parts: of lanes in several slabs: keys and values are only the new ones.
+    :param Parts parts: of lanes in several slabs: keys and values are only the new ones. Each knows what its lanes share, unless ``shared``
+        is 0.
     :returns: ``[A, q, heads, D]`` and no weights.
     :raises ValueError: if the model asks for a feature that this function lacks, or keeps ``segments`` from it.
     """
@@ -54,8 +55,9 @@ def packed_sdpa(
         raise ValueError(f"the attention of {type(module).__name__} uses 'position_bias', which is not supported")
     if parts is not None and attention_mask is not None:
 
-        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-            return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux)[0]
+        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, common: int) -> Tensor:
+            common = common if shared else 0
+            return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux, shared=common)[0]
 
         return parts.attend(attention, query, key, attention_mask), None
     if segments is not None and attention_mask is not None and softcap is None and s_aux is None and worth_padding(query):

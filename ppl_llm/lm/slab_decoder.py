@@ -44,8 +44,7 @@ class SlabDecoder:
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         part = self.prepare(tokens)
-        shared = self._shared if pays(part.mask.device, len(tokens), self._shared) else 0
-        self.finish(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1, shared)[:, -1], alive)
+        self.finish(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1, part.shared)[:, -1], alive)
 
     def prepare(self, tokens: Tensor) -> Part:
         """The forward pass of :meth:`advance`, to be run before anything else in this slab; :meth:`finish` must follow."""
@@ -53,7 +52,8 @@ class SlabDecoder:
         slab, longest = self.grow(lanes)
         positions = slab.lengths[:lanes, None].clone()
         slab.tokens.scatter_(1, positions, tokens[:, None])
-        return Part(slab, tokens[:, None], positions, slab.place(None, positions, longest))
+        shared = self._shared if pays(positions.device, lanes, self._shared) else 0
+        return Part(slab, tokens[:, None], positions, slab.place(None, positions, longest), shared)
 
     def finish(self, logits: Tensor, alive: Tensor) -> None:
         self.logits = logits

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_llm import SMC, Context, LLMStep, StepReward, barrier
 from ppl_llm.context import PAD
 from ppl_llm.inference import CostMeter, run_concurrently
-from ppl_llm.lm import joint_pass, slab_pool
+from ppl_llm.lm import joint_pass, packed_attention, shared_prefix, slab_pool
 from ppl_llm.lm.joint_pass import Parts
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -109,6 +109,24 @@ def test_other_architectures(name: str, tmp_path: Path):
     assert_same(together(some), expected, 2e-5)
     if not lm.fallback:
         assert lm._joint_pass.possible == (name != "deepseek v3")  # which keeps compressed keys
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral sliding"])
+def test_common_prefixes_are_read_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lm = TransformersLM.from_pretrained(ARCHITECTURES[name].write(tmp_path), max_length=64)
+    some = [steps(lm, *each) for each in PROBLEMS[:2]]
+    expected = alone(some)
+    lengths, plain = set[int](), packed_attention.shared_prefix_attention
+
+    def counted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
+        lengths.add(shared)
+        return plain(query, key, value, mask, shared, scaling)
+
+    monkeypatch.setattr(packed_attention, "shared_prefix_attention", counted)
+    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 1)
+    lm.release_caches()
+    assert_same(together(some), expected, 2e-5)
+    assert bool(lengths) == (name == "qwen2")  # a window need not show all of a prefix
 
 
 @pytest.mark.slow
