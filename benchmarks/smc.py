@@ -26,6 +26,8 @@ STOPS = 80
 """Of 8192 tokens: a step ends with about one token in a hundred."""
 WIDTHS = {64: 64, 16: 32}
 """Most tokens of a step, by lanes."""
+DROPPING_STEPS = {64: 3, 256: 1}
+"""Steps in which finished lanes are dropped or not, by lanes."""
 STOPS_OF_29 = 282
 """Steps of 29 tokens in the mean."""
 
@@ -121,14 +123,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--lanes", type=int, nargs="*", choices=list(WIDTHS), default=list(WIDTHS), help="whole loops to compare")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS), help="what to compare them with")
-    parser.add_argument("--dropping", action=argparse.BooleanOptionalAction, default=True, help="finished lanes dropped or kept")
+    choices = list(DROPPING_STEPS)
+    parser.add_argument(
+        "--dropping", type=int, nargs="*", choices=choices, default=choices, help="lanes that are dropped or kept when finished"
+    )
     arguments = parser.parse_args()
     single_thread()
     if arguments.quick:
         rows = whole_loop(arguments.ways, 4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
     else:
         rows = [row for lanes in arguments.lanes for row in whole_loop(arguments.ways, lanes, 256, 5, WIDTHS[lanes], arguments.repeats)]
-        rows += dropping(64, 256, 3, 141, arguments.repeats) if arguments.dropping else []
+        rows += [row for lanes in arguments.dropping for row in dropping(lanes, 256, DROPPING_STEPS[lanes], 141, arguments.repeats)]
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("smc", rows, vars(arguments))
