@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -211,6 +215,27 @@ def test_ctrl_c_within_a_program():
     with pytest.raises(KeyboardInterrupt) as caught:
         run_concurrently([walk(service, 30, 0), interrupted], return_exceptions=True)
     assert not caught.value.partial_posteriors[0].complete  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread only")
+def test_the_signal_of_ctrl_c_while_a_program_runs():
+    """It arrives in the thread that waits for the program, which must come to its next request before all are stopped."""
+    service = Counting()
+    reached = list[str]()
+
+    def signalled() -> None:
+        wait(service, rounds=8)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        reached.append("request")
+        wait(service)
+        reached.append("too far")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_concurrently([walk(service, 30, 0), signalled], return_exceptions=True)
+    assert reached == ["request"]
+    assert not caught.value.partial_posteriors[0].complete  # type: ignore[attr-defined]
+    assert _PYRO_STACK == []
 
 
 def test_costs_are_counted_where_they_arise():
