@@ -18,6 +18,7 @@ by ``--python NAME=PATH``, or made by ``--setup DIRECTORY`` (pip, some minutes e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import string
@@ -89,7 +90,7 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
+        if not line:  # killed for its memory, say: some keep the logits of every token
             raise RuntimeError(f"{self.name} ended with status {self.close()}; its messages are above")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -97,15 +98,17 @@ class Peer:
     def run(self) -> tuple[float, int]:
         """CPU seconds and tokens of one run."""
         assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # which the answer that does not come will explain
+            self._process.stdin.write("run\n")
+            self._process.stdin.flush()
         answer = self._answer()
         return answer["seconds"], answer["tokens"]
 
     def close(self) -> int:
         """Let it end: its exit status."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         return self._process.wait()
 

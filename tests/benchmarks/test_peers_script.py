@@ -27,6 +27,16 @@ def test_a_peer_that_cannot_start_is_named(peers: Any, capfd: pytest.CaptureFixt
     assert "ModuleNotFoundError" in capfd.readouterr().err
 
 
+def test_a_peer_that_dies_between_runs_is_named(peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    worker = tmp_path / "peer_workers.py"
+    worker.write_text("import sys; print('{\"versions\": {}}', flush=True); sys.exit(3)")
+    monkeypatch.setattr(peers, "__file__", str(tmp_path / "peers.py"))
+    peer = peers.Peer("llamppl", sys.executable)
+    peer._process.wait()
+    with pytest.raises(RuntimeError, match="llamppl ended with status 3"):
+        peer.run()
+
+
 def test_our_side_takes_the_tokens_that_it_is_told_to(peers: Any, tmp_path: Path):
     peers.save(tmp_path)
     lm = TransformersLM.from_pretrained(tmp_path)
