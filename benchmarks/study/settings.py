@@ -22,7 +22,7 @@ CHOICES = (
 )
 """Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
 
-SOME = 75
+SOME = 50
 """Problems of the settings other than the main one."""
 
 
@@ -54,6 +54,8 @@ def _cell(errors: Errors) -> Setting:
         line, name = f"{line}, log-odds times {errors.sharpness:g}", f"{name}-x{errors.sharpness:g}"
     if errors.judges != "step":
         line, name = f"{line}, judging the whole prefix", f"{name}-{errors.judges}"
+    if errors.fooled:
+        line, name = f"{line}, fooled by {errors.fooled:.0%} of the wrong steps", f"{name}-fooled-{errors.fooled}"
     return Setting(name, line, KINDS, errors)
 
 
@@ -61,6 +63,7 @@ ERRORS = (
     *(Errors(auroc, repeat) for auroc in (0.96, 0.86, 0.77) for repeat in (0.0, 0.5, 0.9)),
     *(Errors(0.86, repeat, sharpness) for sharpness in (0.25, 4.0) for repeat in (0.0, 0.9)),
     *(Errors(0.86, repeat, judges="prefix") for repeat in (0.0, 0.9)),
+    *(Errors(auroc, fooled=share) for auroc in (0.96, 0.86) for share in (0.1, 0.3)),
 )
 ALL = (1, 4, 16, 64)
 
@@ -83,7 +86,7 @@ ABLATIONS = (
     ),
     Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
 )
-PASSES = ((replace(STRONG, problems=SOME), OTHERS, WEAK, *MAP), ABLATIONS, (STRONG,))
+PASSES = ((replace(STRONG, problems=SOME), OTHERS, WEAK, *MAP), (replace(STRONG, seeds=(0,)),), ABLATIONS, (STRONG,))
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
 SETTINGS = (STRONG, WEAK, *MAP, *ABLATIONS)

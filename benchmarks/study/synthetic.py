@@ -34,6 +34,8 @@ class Errors:
     :ivar float repeat: correlation of the errors of neighbouring steps, 0 to 1.
     :ivar float sharpness: 1 is calibrated, above 1 overconfident, below 1 underconfident.
     :ivar str judges: ``step``, whether the step by itself is right; ``prefix``, whether all steps so far are.
+    :ivar float fooled: share of wrong steps that get the score of a right one with e_t = 2 whenever they are written: blind spots, which
+        the AUROC does not count.
     :raises ValueError: for values out of range.
     """
 
@@ -41,6 +43,7 @@ class Errors:
     repeat: float = 0.0
     sharpness: float = 1.0
     judges: str = "step"
+    fooled: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.5 < self.auroc < 1:
@@ -49,6 +52,8 @@ class Errors:
             raise ValueError(f"repeat must lie in [0, 1], got {self.repeat!r}")
         if not self.sharpness > 0:
             raise ValueError(f"sharpness must be positive, got {self.sharpness!r}")
+        if not 0 <= self.fooled <= 1:
+            raise ValueError(f"fooled must lie in [0, 1], got {self.fooled!r}")
         if self.judges not in JUDGES:
             raise ValueError(f"judges must be one of {', '.join(JUDGES)}, got {self.judges!r}")
 
@@ -86,12 +91,18 @@ class SyntheticReward:
             innovation = self._normal(problem, "".join(steps[: t + 1]))
             noise = innovation if t == 0 else errors.repeat * noise + math.sqrt(1 - errors.repeat**2) * innovation
             y = 1 if (right if errors.judges == "step" else so_far) else -1
-            scores.append(errors.sharpness * (y * d * d / 2 + d * noise + PRIOR_LOG_ODDS))
+            score = y * d * d / 2 + d * noise + PRIOR_LOG_ODDS
+            if y < 0 and self._uniform("fooled", problem, steps[t]) < errors.fooled:
+                score = d * d / 2 + 2 * d + PRIOR_LOG_ODDS
+            scores.append(errors.sharpness * score)
         return scores
 
     def _normal(self, problem: str, text: str) -> float:
-        digest = hashlib.blake2b(f"{self.seed}/{problem}/{text}".encode(), digest_size=8).digest()
-        return NormalDist().inv_cdf((int.from_bytes(digest) + 0.5) / 2**64)
+        return NormalDist().inv_cdf(self._uniform(problem, text))
+
+    def _uniform(self, *texts: str) -> float:
+        digest = hashlib.blake2b("/".join([str(self.seed), *texts]).encode(), digest_size=8).digest()
+        return (int.from_bytes(digest) + 0.5) / 2**64
 
 
 def labels(problem: str, steps: list[str]) -> list[bool]:

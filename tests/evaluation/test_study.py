@@ -17,7 +17,7 @@ from benchmarks.study.memo_reward import MemoReward, flat_lanes
 from benchmarks.study.models import LIMITS, Networks
 from benchmarks.study.prefix_table import Ints, PrefixTable
 from benchmarks.study.settings import SETTINGS, STRONG, VOTES
-from benchmarks.study.synthetic import Errors, SyntheticReward, labels
+from benchmarks.study.synthetic import PRIOR_LOG_ODDS, Errors, SyntheticReward, labels
 from benchmarks.study.table_lm import TableLM
 from benchmarks.study.table_prm import TablePRM
 from benchmarks.study.tables import repeat
@@ -181,6 +181,20 @@ def test_errors_that_do_not_repeat_are_noticed() -> None:
     assert correlation != pytest.approx(0.5, abs=0.06)
 
 
+def test_blind_spots() -> None:
+    errors = Errors(0.96, fooled=0.3)
+    d, reward = errors.separation, SyntheticReward(errors)
+    scored = [(right, z, step) for problem, steps in SOLUTIONS[:600] for right, z, step in _scored(reward, problem, steps)]
+    top = d * d / 2 + 2 * d + PRIOR_LOG_ODDS
+    wrong = [z == pytest.approx(top) for right, z, _ in scored if not right]
+    assert 0.25 < sum(wrong) / len(wrong) < 0.35
+    assert not any(z == pytest.approx(top, abs=1e-9) for right, z, _ in scored if right)
+
+
+def _scored(reward: SyntheticReward, problem: str, steps: list[str]) -> list[tuple[bool, float, str]]:
+    return list(zip(labels(problem, steps), reward.scores(problem, steps), steps, strict=True))
+
+
 def test_synthetic_scores_depend_on_the_text_alone(table: TableLM) -> None:
     context = filtered(table, MemoReward(SyntheticReward(Errors(0.86, 0.9))), 4).value  # type: ignore[arg-type]
     lanes = flat_lanes(context, torch.arange(8 * len(PROBLEMS)))
@@ -196,6 +210,7 @@ def test_synthetic_scores_depend_on_the_text_alone(table: TableLM) -> None:
         ((0.5,), "auroc must lie between 0.5 and 1, got 0.5"),
         ((0.8, 1.5), "repeat"),
         ((0.8, 0.5, 0.0), "sharpness"),
+        ((0.8, 0.5, 1.0, "step", 1.5), "fooled"),
         ((0.8, 0.5, 1.0, "all"), "judges must be one of step, prefix"),
     ],
 )
