@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .out_of_memory import CacheTooLarge, is_out_of_memory
+from .out_of_memory import REMEDY, CacheTooLarge, is_out_of_memory
 from .segments import Segments
 
 _ALIGN = 64
@@ -112,7 +112,7 @@ def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens: {error}") from error
+        raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens\n{REMEDY}") from error
 
 
 def _grown(store: Tensor, num_rows: int, capacity: int) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _log = logging.getLogger(__name__)
 
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory")
-_REMEDY = (
+REMEDY = (
     "give the model less memory to hold (dtype=torch.bfloat16, a quantised or smaller model), spread it over several devices "
     "(device_map='auto'), or lower cache_bytes or max_length"
 )
@@ -64,13 +64,13 @@ class BatchLimit:
         :raises MemoryError: if that was a batch of one.
         """
         if failed <= 1:
-            raise MemoryError(f"out of memory with {failed} of {self._unit} at a time: {_REMEDY}. {_first_line(error)}") from error
+            raise MemoryError(f"out of memory with {failed} of {self._unit} at a time: {REMEDY}. {_first_line(error)}") from error
         self.largest = failed // 2
         if not self._said:
             _log.warning(
                 "out of memory with %d %s at a time; going on with %d, and half of that whenever it happens again. Results stay the same, "
                 "speed does not: %s. %s",
-                *(failed, self._unit, self.largest, _REMEDY, _first_line(error)),
+                *(failed, self._unit, self.largest, REMEDY, _first_line(error)),
             )
         self._said = True
 

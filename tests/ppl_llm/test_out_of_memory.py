@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm.context import Context
+from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import kv_slab
 from ppl_llm.lm.out_of_memory import BatchLimit, CacheTooLarge, is_out_of_memory
 from ppl_llm.lm.prefix_engine import PrefixEngine
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
+from ppl_llm.reward.transformers_prm import TransformersPRM
 from tests.ppl_llm.architectures import ARCHITECTURES
-from tests.ppl_llm.tiny_models import language_model
+from tests.ppl_llm.tiny_models import language_model, reward_net, tokenizer
 
 OPTIONS = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
 LANES = 12
@@ -239,6 +241,51 @@ def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch
         assert all(torch.equal(one, other) for one, other in zip(layer, was, strict=True))
     slab.reserve(40, slab.capacity + 1)
     assert slab.num_rows == 40
+
+
+def test_reward_models_too(caplog: pytest.LogCaptureFixture):
+    def scores(prm: TransformersPRM) -> Tensor:
+        context = language_model().start("What is 12 + 30?").expand((5,))
+        torch.manual_seed(0)
+        for _ in range(2):
+            step = torch.randint(5, 300, (5, 9)).masked_fill(torch.arange(9) >= torch.tensor([[9], [4], [1], [7], [5]]), PAD)
+            context = context.extend(step, OPTIONS.stop)
+        return prm.step_log_odds(context)
+
+    expected = scores(TransformersPRM(reward_net(), tokenizer()))
+    prm = TransformersPRM(reward_net(), tokenizer())
+    sizes = list[int]()
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].numel() > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(kwargs["input_ids"].numel())
+
+    next(m for m in prm.model.modules() if "input_ids" in inspect.signature(m.forward).parameters).register_forward_pre_hook(
+        check, with_kwargs=True
+    )
+    with caplog.at_level(logging.WARNING, logger="ppl_llm"):
+        torch.testing.assert_close(scores(prm), expected, atol=1e-5, rtol=1e-5)
+    assert max(sizes) <= 7 and len(warnings(caplog)) == 1
+
+
+def test_a_reward_model_that_cannot_hold_the_lanes_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    def refuse(like: Tensor, *shape: int) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    prm = TransformersPRM(reward_net(), tokenizer())
+    context = language_model().start("What is 12 + 30?")
+    context = context.extend(torch.randint(5, 300, (9,)), OPTIONS.stop)
+    monkeypatch.setattr(Tensor, "new_zeros", _only_large(Tensor.new_zeros, refuse))
+    with pytest.raises(CacheTooLarge, match=r"no memory for the keys of 1 lanes of \d+ tokens\ngive the model less memory to hold"):
+        prm.step_log_odds(context)
+
+
+def _only_large(plain: Callable[..., Tensor], refuse: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def new_zeros(like: Tensor, *shape: int, **kwargs: Any) -> Tensor:
+        return refuse(like) if len(shape) == 4 else plain(like, *shape, **kwargs)
+
+    return new_zeros
 
 
 def test_models_without_a_slab_too(tmp_path: Any, caplog: pytest.LogCaptureFixture):
