@@ -82,7 +82,7 @@ def packed_sdpa(
     if special:
         sinks = None if s_aux is None else s_aux.view(kv_heads, group, 1).repeat(1, 1, length).view(1, kv_heads, -1, 1)
         output = _plain(folded, key, value, attention_mask, scaling, softcap, sinks)
-    elif shared and length == 1:
+    elif shared and length == 1 and key.shape[-1] == value.shape[-1]:
         output = shared_prefix_attention(folded, key, value, attention_mask, shared, scaling)
     else:
         output = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
