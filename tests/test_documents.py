@@ -133,6 +133,8 @@ def complaint(words: list[str]) -> str | None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = [extra for word in arguments for extra in re.findall(r"ppl-llm\[([\w,-]+)\]", word)]
         return next((f"no extra {extra!r}" for each in wanted for extra in each.split(",") if extra not in extras), None)
+    if program == "python" and arguments[0] == "-m" and arguments[1].startswith("benchmarks."):
+        arguments = [f"{arguments[1].replace('.', '/')}/__main__.py", *arguments[2:]]
     if program == "python" and arguments[0].endswith(".py"):
         script = ROOT / arguments[0]
         source = script.read_text() if script.is_file() else ""
@@ -183,7 +185,7 @@ def test_command_lines_parse() -> None:
         "make everything",
         "pip install 'ppl-llm[gpu]'",
         "python benchmarks/nothing.py",
-        "python benchmarks/study.py --nonsense 3",
+        "python -m benchmarks.study --nonsense 3",
     ],
 )
 def test_wrong_command_lines_are_noticed(line: str) -> None:
