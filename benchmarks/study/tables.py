@@ -16,7 +16,7 @@ from ppl_llm.evaluation.tables import as_text, interval, ratio, signed
 from ppl_llm.reward.calibrated_reward import Calibration
 
 from .outcomes import Outcomes, Solution
-from .settings import ABLATIONS, CHOICES, MAP, SETTINGS
+from .settings import ABLATIONS, CHOICES, MAP, OTHERS, SETTINGS, STRONG
 
 Study = Mapping[str, Outcomes]
 
@@ -67,10 +67,29 @@ def joined(study: Study, sources: Iterable[Source], problems: Sequence[str], see
 
 
 def main_results(study: Study, setting: str) -> Results:
-    """The methods of the main tables in one setting."""
+    """The methods of the main tables in one setting, on all of its problems and seeds."""
     own = study[setting]
-    methods = [method for method in NAMES if method in own.results.methods]
+    wanted = STRONG.methods if setting == STRONG.name else NAMES
+    methods = [method for method in NAMES if method in own.results.methods and method in wanted]
     return joined(study, [(setting, method, NAMES[method]) for method in methods], own.problems, own.results.seeds)
+
+
+def every_method(study: Study) -> Results:
+    """All methods with the strong reward model, on the problems and the seed that all of them have."""
+    own = study[STRONG.name]
+    present = [method for method in NAMES if method in own.results.methods]
+    return joined(study, [(STRONG.name, method, NAMES[method]) for method in present], own.problems[: OTHERS.problems], OTHERS.seeds)
+
+
+def accuracies_of_all(study: Study) -> Rows:
+    """Every method, and its difference to weighted best-of-N."""
+    results, base = every_method(study), "weighted best-of-N"
+    budgets = [budget for budget in results.budgets(base) if budget > 1]
+    rows = [["accuracy", *map(str, budgets), *(f"minus {base}, {b}" for b in budgets[1:])]]
+    for method in _order(results, NAMES):
+        cells = [interval(results.accuracy(method, b)) if b in results.budgets(method) else "" for b in budgets]
+        rows.append([method, *cells, *(_difference(results, (method, b), (base, b)) if method != base else "" for b in budgets[1:])])
+    return rows
 
 
 def accuracies(study: Study, setting: str) -> Rows:
@@ -289,6 +308,7 @@ def _difference(results: Results, first: tuple[str, int], second: tuple[str, int
 
 TABLES: dict[str, Callable[[Study], Rows]] = {
     "strong": lambda study: accuracies(study, "strong"),
+    "strong-all": accuracies_of_all,
     "strong-differences": lambda study: differences(study, "strong"),
     "strong-ratios": lambda study: ratios(study, "strong"),
     "strong-votes": lambda study: votes(study, "strong"),

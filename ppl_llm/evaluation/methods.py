@@ -193,7 +193,7 @@ def get_method(name: str) -> Method:
         if not separator or not text:
             raise ValueError(f"method {name!r}: expected option=value after the colon, got {item!r}")
         if key not in known:
-            raise unknown_name(f"option of method {base!r}", key, known) if known else ValueError(f"method {base!r} takes no options")
+            raise unknown_name(f"{base} option", key, known) if known else ValueError(f"method {base!r} takes no options")
         options[key] = _value(method, key, text)
     chosen = replace(method, name=name, options=options, least=_least(method, options))
     chosen.adapted(reasoning(None, None))  # type: ignore[arg-type]

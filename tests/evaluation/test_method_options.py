@@ -92,7 +92,7 @@ def test_different_options_are_different_units() -> None:
         ("smc:resampler=foo", "unknown resampler 'foo'"),
         ("smc:preset=exact:aggregation=min", "aggregation and temperature go with the other potentials"),
         ("importance:islands=2", "method 'importance' takes no options"),
-        ("particle-gibbs:islands=2", "unknown option of method 'particle-gibbs'"),
+        ("particle-gibbs:islands=2", "unknown particle-gibbs option 'islands'"),
     ],
 )
 def test_mistakes(name: str, message: str) -> None:
