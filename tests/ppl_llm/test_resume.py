@@ -121,7 +121,7 @@ def test_interrupted_in_the_middle_of_a_step(tmp_path: Path, monkeypatch: pytest
     whole = smc().run(PROBLEM)
     forget()
     engine = model().lm._engine  # type: ignore[attr-defined]
-    forward, calls = engine._forward, []
+    forward, calls = engine.forward, []
 
     def interrupted(**inputs: Any) -> Any:
         calls.append(1)
@@ -130,7 +130,7 @@ def test_interrupted_in_the_middle_of_a_step(tmp_path: Path, monkeypatch: pytest
         return forward(**inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_forward", interrupted)
+        patch.setattr(engine, "forward", interrupted)
         pyro.set_rng_seed(0)
         with pytest.raises(KeyboardInterrupt) as caught:
             list(smc().iterate(PROBLEM))
