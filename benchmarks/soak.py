@@ -18,8 +18,7 @@ from pathlib import Path
 import common
 
 from ppl_llm.datasets import load_problems
-from ppl_llm.evaluation.evaluate import evaluate
-from ppl_llm.evaluation.source import Models
+from ppl_llm.evaluation import Models, evaluate
 
 METHODS = ("importance", "smc", "particle-gibbs", "beam-search", "dvts", "tempered-smc", "parallel-tempering")
 

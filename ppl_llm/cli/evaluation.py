@@ -20,7 +20,7 @@ from .loading import DTYPE
 from .remote import importing
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Progress
+    from ..evaluation.run import Progress
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
@@ -113,7 +113,7 @@ def evaluate(
     log = JsonLog() if log_json else None
     with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
         from ..datasets import open_task
-        from ..evaluation.evaluate import evaluate as run
+        from ..evaluation.run import evaluate as run
         from ..evaluation.source import Models
 
         scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, prm))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from ppl_llm.datasets import Problem, load_problems
-from ppl_llm.evaluation.evaluate import Progress, evaluate
 from ppl_llm.evaluation.pool import Pool, Worker
 from ppl_llm.evaluation.ray_pool import RayPool
 from ppl_llm.evaluation.records import Key, read_records
+from ppl_llm.evaluation.run import Progress, evaluate
 from ppl_llm.evaluation.source import Models
 from ppl_llm.evaluation.work import Unit, groups, plan
 

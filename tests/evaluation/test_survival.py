@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from ppl_llm.evaluation import pool
-from ppl_llm.evaluation.evaluate import Progress
 from ppl_llm.evaluation.records import RECORDS, Key, read_records
+from ppl_llm.evaluation.run import Progress
 from tests.evaluation.test_evaluate import comparable, run
 
 COMMAND = [sys.executable, "-m", "ppl_llm.cli", "evaluate", "demo", "--limit", "8", "--methods", "importance,smc", "--budgets", "1,2"]

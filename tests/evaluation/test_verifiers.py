@@ -10,10 +10,10 @@ import pytest
 
 from ppl_llm.datasets import load_problems, open_task
 from ppl_llm.evaluation.calibrate import calibrate
-from ppl_llm.evaluation.evaluate import evaluate
 from ppl_llm.evaluation.pool import Pool
 from ppl_llm.evaluation.records import Key, read_records
 from ppl_llm.evaluation.results import OFFLINE, Results
+from ppl_llm.evaluation.run import evaluate
 from ppl_llm.evaluation.source import Models
 from ppl_llm.evaluation.work import plan
 from tests.evaluation.test_results import record, sample

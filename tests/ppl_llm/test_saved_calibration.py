@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ppl_llm import SMC, TransformersLM, TransformersPRM, load_problems, reasoning
 from ppl_llm.cli import app
 from ppl_llm.demo import PRM_DIR, example
-from ppl_llm.evaluation.evaluate import evaluate
+from ppl_llm.evaluation.run import evaluate
 from ppl_llm.evaluation.source import Models
 from ppl_llm.notes import label_of
 from ppl_llm.reward.calibrated_reward import Calibration
