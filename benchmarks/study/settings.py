@@ -22,8 +22,8 @@ CHOICES = (
 )
 """Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
 
-SOME = 50
-"""Problems of the settings other than the main one."""
+SOME, FEW = 75, 50
+"""Problems of the settings other than the main one, and of the ablations."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,7 @@ OTHERS = Setting("strong", "the demo reward model", ("beam-search", *MOVES), "de
 """Methods that cost several times as much."""
 WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL)
 MAP = tuple(_cell(errors) for errors in ERRORS)
-ABLATIONS = (
-    Setting("choices", "the demo reward model, one choice changed at a time", CHOICES),
-    Setting("weak-last", "the weak demo reward model, target p(x) r_T", ("smc:preset=twisted:aggregation=last",), "demo-weak"),
-    *(
-        Setting(f"temperature-{t}", f"language model at temperature {t}", (*VOTES, "smc", "dvts"), temperature=t, budgets=(4, 16, 64))
-        for t in (0.6, 0.8, 1.2, 1.4)
-    ),
+CALIBRATED = (
     *(
         Setting(f"{name}-x{factor:g}", f"log-odds of the {prm} reward model times {factor:g}", KINDS, prm, calibration=(1 / factor, 0.0))
         for name, prm in (("strong", "demo"), ("weak", "demo-weak"))
@@ -86,8 +80,33 @@ ABLATIONS = (
     ),
     Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
 )
-PASSES = ((replace(STRONG, problems=SOME), OTHERS, WEAK, *MAP), (replace(STRONG, seeds=(0,)),), ABLATIONS, (STRONG,))
+LAST = tuple(
+    Setting(f"{name}-last", f"the {prm} reward model, target p(x) r_T", ("smc:preset=twisted:aggregation=last",), prm)
+    for name, prm in (("strong", "demo"), ("weak", "demo-weak"))
+)
+ABLATIONS = (
+    Setting("choices", "the demo reward model, one choice changed at a time", CHOICES, problems=FEW),
+    *(
+        Setting(
+            f"temperature-{t}",
+            f"language model at temperature {t}",
+            (*VOTES, "smc", "dvts"),
+            "demo",
+            (4, 16, 64),
+            problems=FEW,
+            temperature=t,
+        )
+        for t in (0.6, 0.8, 1.2, 1.4)
+    ),
+)
+PASSES = (
+    (replace(STRONG, problems=SOME), OTHERS, WEAK, *CALIBRATED, *LAST),
+    MAP,
+    (replace(STRONG, seeds=(0,)),),
+    ABLATIONS,
+    (STRONG,),
+)
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
-SETTINGS = (STRONG, WEAK, *MAP, *ABLATIONS)
+SETTINGS = (STRONG, WEAK, *MAP, *CALIBRATED, *LAST, *ABLATIONS)
 """One for each folder of records."""

@@ -16,7 +16,7 @@ from ppl_llm.evaluation.tables import as_text, interval, ratio, signed
 from ppl_llm.reward.calibrated_reward import Calibration
 
 from .outcomes import Outcomes, Solution
-from .settings import ABLATIONS, CHOICES, MAP, OTHERS, SETTINGS, STRONG
+from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, OTHERS, SETTINGS, STRONG
 
 Study = Mapping[str, Outcomes]
 
@@ -184,10 +184,8 @@ def map_results(study: Study, setting: str) -> Results:
     problems = study[MAP[0].name].problems
     present = [method for method in KINDS if method in study[setting].results.methods]
     sources: list[Source] = [(setting, method, KINDS[method]) for method in present]
-    if setting == "weak" and "weak-last" in study:
-        sources.append(("weak-last", "smc:preset=twisted:aggregation=last", "SMC, twisted (last)"))
-    if setting == "strong" and "choices" in study:
-        sources.append(("choices", "smc:preset=twisted:aggregation=last", "SMC, twisted (last)"))
+    if f"{setting}-last" in study:
+        sources.append((f"{setting}-last", "smc:preset=twisted:aggregation=last", "SMC, twisted (last)"))
     return joined(study, sources, problems, [0])
 
 
@@ -212,8 +210,7 @@ def map_rows(study: Study, budget: int) -> Rows:
 
 def map_settings(study: Study) -> list[str]:
     """Kinds of reward models: synthetic ones, the shipped ones, and the shipped ones with other calibrations."""
-    others = [s.name for s in ABLATIONS if s.calibration is not None]
-    return [name for name in (*(s.name for s in MAP), "strong", "weak", *others) if name in study]
+    return [name for name in (*(s.name for s in MAP), "strong", "weak", *(s.name for s in CALIBRATED)) if name in study]
 
 
 def potentials(study: Study, budget: int) -> Rows:
@@ -275,6 +272,7 @@ def sizes(study: Study) -> Rows:
     """What was run, and the processor time it took."""
     rows = [["settings", "problems", "seeds", "answers", "processor seconds"]]
     parts: list[tuple[str, list[str]]] = [("strong", ["strong"]), ("weak", ["weak"]), ("map-*", [s.name for s in MAP])]
+    parts.append(("scaled and calibrated scores", [s.name for s in (*CALIBRATED, *LAST)]))
     parts.append(("ablations", [s.name for s in ABLATIONS]))
     total, answers = 0.0, 0
     for name, members in parts:

@@ -1,0 +1,128 @@
+"""The study's document says what the committed outcomes say."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study import figures, outcomes
+from benchmarks.study.document import refreshed
+from benchmarks.study.outcomes import Outcomes
+from benchmarks.study.settings import MAP, SETTINGS, STRONG
+from benchmarks.study.tables import TABLES, joined, repeat, solution_auroc
+from ppl_llm.evaluation.records import CONFIGURATION
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT, FOLDER = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
+SAVED = FOLDER / "outcomes.jsonl.gz"
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Outcomes]:
+    return outcomes.load(SAVED)
+
+
+def test_the_tables_of_the_document_are_those_of_the_outcomes(study: dict[str, Outcomes]) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    named = set(re.findall(r"<!-- table: ([\w-]+) -->", text))
+    assert named == set(TABLES)
+    assert refreshed(text, study) == text
+
+
+def test_a_single_wrong_answer_changes_the_document(study: dict[str, Outcomes]) -> None:
+    strong = study["strong"]
+    key = ("smc", 64, 0)
+    row = strong.right[key]
+    changed = replace(strong, right={**strong.right, key: ("0" if row[0] == "1" else "1") + row[1:]})
+    text = DOCUMENT.read_text(encoding="utf-8")
+    start, end = text.index("<!-- table: strong -->"), text.index("<!-- table: strong-differences -->")
+    assert refreshed(text[start:end], {**study, "strong": changed}) != text[start:end]
+
+
+def test_the_outcomes_are_small_and_complete(study: dict[str, Outcomes], tmp_path: Path) -> None:
+    assert SAVED.stat().st_size < 2_000_000
+    assert [setting.name for setting in SETTINGS] == list(study)
+    strong = study["strong"]
+    assert len(strong.problems) == STRONG.problems >= 300
+    for method in STRONG.methods:
+        for seed in STRONG.seeds:
+            assert "-" not in strong.right[method, 64, seed]
+    outcomes.save(study.values(), tmp_path / "again.gz")
+    assert (tmp_path / "again.gz").read_bytes() == SAVED.read_bytes()
+
+
+def test_every_figure_is_there_and_shown() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name in figures.FIGURES:
+        assert (FOLDER / f"{name}.svg").stat().st_size < 200_000
+        assert f"(study/{name}.svg)" in text and f"--figure {name}" in text
+
+
+def record(problem: str, method: str, budget: int, seed: int, correct: bool, **more: Any) -> dict[str, Any]:
+    cost = {"tokens_sampled": 10.0 * budget, "prm_calls": float(budget)}
+    return {
+        "problem": problem,
+        "method": method,
+        "budget": budget,
+        "seed": seed,
+        "correct": correct,
+        "level": 1,
+        "gold": "7",
+        "cost": cost,
+        **more,
+    }
+
+
+def test_outcomes_of_records_by_hand(tmp_path: Path) -> None:
+    def sample(answer: str, *odds: float) -> dict[str, Any]:
+        return {"answer": answer, "weight": 0.5, "log_odds": list(odds), "tokens": 3, "finished": True, "path": answer}
+
+    part = tmp_path / "toy" / "00"
+    part.mkdir(parents=True)
+    pool = [sample("7", 3.0, -1.0), sample("8", 0.0, 0.5)]  # the product prefers the second, the mean and the first step the first
+    records = [
+        record("a", "importance", 1, 0, True),
+        record("a", "importance", 2, 0, True, candidates=pool),
+        record("a", "smc", 2, 0, False),
+        record("b", "smc", 2, 0, True),
+        record("b", "smc", 2, 1, True),
+    ]
+    (part / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (part / CONFIGURATION).write_text("{}")
+    (part / "times.jsonl").write_text('{"cpu_seconds": 1.5, "seconds": 2.0}\n{"cpu_seconds": 0.5, "seconds": 1.0}\n')
+    (part / "steps.jsonl").write_text("[[[true, false], [2.04, -1.0]]]\n")
+    found = Outcomes.read(tmp_path / "toy")
+    assert found is not None and Outcomes.read(tmp_path / "nothing") is None
+    assert found.right["smc", 2, 0] == "01" and found.right["smc", 2, 1] == "-1"
+    assert found.right["best-of-n:mean", 2, 0] == "1-" and found.right["best-of-n:min", 2, 0] == "0-"
+    odds = [1 / (1 + math.exp(-z)) for z in (0.0, 0.5)]
+    assert found.claims[2, 0][0] == pytest.approx(odds[0] * odds[1]) and math.isnan(found.claims[2, 0][1])
+    assert found.spent == {"cpu_seconds": 2.0, "seconds": 3.0} and found.cost["smc", 2] == {"tokens_sampled": 20.0, "prm_calls": 2.0}
+    outcomes.save([found], tmp_path / "toy.gz")
+    back = outcomes.load(tmp_path / "toy.gz")["toy"]
+    assert back.right == found.right and back.solutions == [[([True, False], [2.0, -1.0])]]
+    both = joined({"toy": back}, [("toy", "smc", "filter")], ["a", "b"], [0, 1])
+    assert both.methods == ["filter"] and both.accuracy("filter", 2).value == pytest.approx(2 / 3)
+    assert joined({"toy": back}, [("toy", "smc", "filter")], ["b"], [0]).accuracy("filter", 2).value == 1.0
+
+
+def test_measures_of_reward_models_by_hand() -> None:
+    repeated = [([True] * 3, [1.0 + e] * 3) for e in (-1.0, 0.0, 1.0)] + [([False, False], [-2.0, -2.0])]
+    assert repeat(repeated) == pytest.approx(1.0)
+    turning = [([True] * 4, [1.0 + e, 1.0 - e, 1.0 + e, 1.0 - e]) for e in (-1.0, 1.0)] + [([False], [-2.0])]
+    assert repeat(turning) == pytest.approx(-1.0)
+    solutions = [([True, True], [2.0, 2.0]), ([True, False], [3.0, -1.0]), ([False, True], [0.5, 3.0])]
+    assert solution_auroc(solutions, "min") == 1.0 and solution_auroc(solutions, "last") == 0.5
+
+
+def test_the_map_covers_the_errors_it_speaks_of() -> None:
+    errors = [setting.prm for setting in MAP]
+    assert len(set(errors)) == len(errors) >= 9
+    for name in ("auroc", "repeat", "sharpness", "judges"):
+        assert len({getattr(each, name) for each in errors}) > 1
