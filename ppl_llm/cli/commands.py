@@ -227,13 +227,15 @@ def solve(
         if honest is not None:
             chosen["calibration"] = dataclasses.asdict(honest)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
-    else:
-        report.print(_stdout())
-    if html is not None:
-        with reported(verbose, log):
-            page_file.write(outcome.posterior, html, settings.method)
+    try:
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
+        else:
+            report.print(_stdout())
+    finally:  # whoever reads the tables may have stopped reading
+        if html is not None:
+            with reported(verbose, log):
+                page_file.write(outcome.posterior, html, settings.method)
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
 

@@ -60,3 +60,12 @@ def test_results_are_shown_though_there_is_too_much_to_draw(tables, tmp_path: Pa
     result = solve("--html", str(tmp_path / "run.html"))
     assert result.exit_code == 2
     assert "Posterior over answers" in result.stdout and "too many to draw" in result.stderr
+
+
+def test_the_page_is_written_though_nobody_reads_the_tables(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def closed(*args: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ppl_llm.cli.report.Report.print", closed)
+    assert solve("--html", str(tmp_path / "run.html")).exit_code != 0
+    assert check_safe((tmp_path / "run.html").read_text(encoding="utf-8"))["populations"]
