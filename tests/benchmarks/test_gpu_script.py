@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ppl_llm.lm.kv_slab import KVSlab
-from ppl_llm.lm.token_step import TokenStep
+from tests.ppl_llm.test_device_loop import write_behind_the_end
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALONE = """
@@ -62,19 +61,7 @@ def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVSlab, "place", lambda self, rows, positions, stop: torch.ones_like(place(self, rows, positions, stop)))
 
 
-def late_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = TokenStep.advance
-
-    def late(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
-        slab.lengths[:lanes] += 1
-        logits = advance(self, engine, slab, lanes, stop)
-        slab.lengths[:lanes] -= 1
-        return logits
-
-    monkeypatch.setattr(TokenStep, "advance", late)
-
-
-@pytest.mark.parametrize("mutant", [everything_seen, late_positions])
+@pytest.mark.parametrize("mutant", [everything_seen, write_behind_the_end])
 def test_its_checks_reject_a_wrong_engine(mutant: Any, checks: Any, monkeypatch: pytest.MonkeyPatch):
     mutant(monkeypatch)
     with pytest.raises(SystemExit, match="log-probability of a token in float32, operation by operation: error"):
