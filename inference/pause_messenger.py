@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -21,16 +21,18 @@ class PauseMessenger(Messenger):
 
     Enter it outside the particle filter, which has then dealt with a barrier before this handler hears of it.
 
-    :param then: called after each barrier; ``True`` leaves the model by :class:`Paused`.
     :param dict subsamples: indices that plates drew in the part of the model that is only gone through again.
     :ivar dict rng: state of the random number generators at the last barrier.
     """
 
-    def __init__(self, then: Callable[[], bool], subsamples: dict[str, Tensor]) -> None:
+    def __init__(self, subsamples: dict[str, Tensor]) -> None:
         super().__init__()
-        self.then = then
         self.subsamples = dict(subsamples)
         self.rng: dict[str, Any] = {}
+
+    @abstractmethod
+    def leaves(self) -> bool:
+        """Called after each barrier; ``True`` leaves the model by :class:`Paused`."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["fn"].subsample_size is not None and msg["fn"].subsample_size < msg["fn"].size:
@@ -38,5 +40,5 @@ class PauseMessenger(Messenger):
 
     def _pyro_barrier(self, msg: Any) -> None:
         self.rng = rng_state()
-        if self.then():
+        if self.leaves():
             raise Paused

@@ -26,8 +26,12 @@ TOKENS = "tokens_sampled"
 """The counter that ``max_tokens_total`` bounds."""
 
 
-class Slice:
-    """
+class Slice(PauseMessenger):
+    """Runs the model, and is the handler that hears of its barriers.
+
+    That handler is not an object apart: the two would refer to each other, and so keep every particle and the language model's caches in
+    memory until Python looks for such circles.
+
     :param model: the model in its plates.
     :param Checkpoint start: where to go on; ``None`` for the beginning. One that was read from a file brings the state of the random number
         generators, others go on with the present one.
@@ -43,9 +47,9 @@ class Slice:
         kwargs: dict[str, Any],
         one_step: bool,
     ) -> None:
+        super().__init__(start.subsamples if start is not None else {})
         self.smc, self.model, self.start, self.args, self.kwargs, self.one_step = smc, model, start, args, kwargs, one_step
         self.messenger = smc._messenger
-        self.pause = PauseMessenger(self._at_barrier, start.subsamples if start is not None else {})
         self.meter = CostMeter()
         self.began = time.perf_counter()
         self.latest: ParticlePosterior | None = None  # of the last barrier, once somebody asked for it
@@ -55,11 +59,11 @@ class Slice:
         """The posterior at the end of the pass. An exception carries that of the last barrier as ``partial_posterior``."""
         resume = None
         if self.start is not None:
-            self.pause.rng = self.start.rng if self.start.caches is not None else rng_state()
-            resume = ResumeMessenger(self.messenger, self.start, self.pause.rng)
+            self.rng = self.start.rng if self.start.caches is not None else rng_state()
+            resume = ResumeMessenger(self.messenger, self.start, self.rng)
         with self.meter:
             try:
-                joint = sweep(self.model, self.messenger, self.smc.proposals, self.args, self.kwargs, pause=self.pause, resume=resume)
+                joint = sweep(self.model, self.messenger, self.smc.proposals, self.args, self.kwargs, pause=self, resume=resume)
                 if self.smc.audit:
                     joint.audit = self.smc._audit(joint, self.model, self.args, self.kwargs)
                 return self._dressed(joint, self._checkpoint(self.messenger.snapshot(joint.value), rng_state(), complete=True))
@@ -77,11 +81,11 @@ class Slice:
         if last is None:
             return None if self.start is None else self._dressed(self.start.snapshot.posterior(), self.start)
         if self.latest is None:
-            self.latest = self._dressed(last.posterior(), self._checkpoint(last, self.pause.rng, complete=False))
+            self.latest = self._dressed(last.posterior(), self._checkpoint(last, self.rng, complete=False))
         self.latest.cost = self._cost()
         return self.latest
 
-    def _at_barrier(self) -> bool:
+    def leaves(self) -> bool:
         self.latest = None
         if self.smc.callback is not None:
             posterior = self.partial()
@@ -105,7 +109,7 @@ class Slice:
         return dict(totals)
 
     def _checkpoint(self, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> Checkpoint:
-        return Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.pause.subsamples, self._cost(), complete)
+        return Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, self._cost(), complete)
 
     def _dressed(self, joint: ParticlePosterior, checkpoint: Checkpoint) -> ParticlePosterior:
         """What the user gets: islands pooled, with cost and checkpoint."""

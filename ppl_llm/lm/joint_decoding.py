@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING
@@ -55,11 +56,11 @@ class StepRequest:
 class JointDecoding:
     """Advances the steps of several programs by a token at a time.
 
-    :param advance: makes moves of different programs in one pass.
+    :param advance: a method of the language model, which owns this object: makes moves of different programs in one pass.
     """
 
     def __init__(self, advance: Callable[[Sequence[Move]], list[Draw]]) -> None:
-        self._advance = advance
+        self._advance = weakref.WeakMethod(advance)  # a circle would keep the model in memory until Python looks for circles
 
     @torch.no_grad()
     def advance(self, requests: Sequence[StepRequest]) -> None:
@@ -70,10 +71,12 @@ class JointDecoding:
         moves = [request.move for request in going if request.move is not None]
         if not moves:
             return
+        advance = self._advance()
+        assert advance is not None
         began = time.perf_counter()
         try:
             with Uncounted():
-                draws = self._advance(moves)
+                draws = advance(moves)
         except Exception as error:  # of a pass that they share
             for request in going:
                 request.fail(error)

@@ -1,0 +1,44 @@
+"""Models are freed as soon as nobody refers to them, and with them gigabytes of weights, keys and values."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pyro
+import pytest
+
+from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning
+from ppl_llm.inference import run_concurrently
+from ppl_llm.models import ReasoningModel
+
+PROBLEM = "Begin with 26. First: take away 5. Second: increase it by 3. What number do you get?"
+
+
+def one(model: ReasoningModel) -> None:
+    SMC(model, 4).run(PROBLEM)
+
+
+def several(model: ReasoningModel) -> None:
+    run_concurrently([lambda: SMC(model, 4).run(PROBLEM)] * 2)
+
+
+def sliced(model: ReasoningModel) -> None:
+    for _ in SMC(model, 4).iterate(PROBLEM):
+        pass
+
+
+@pytest.mark.parametrize("use", [one, several, sliced])
+def test_models_are_freed_without_the_garbage_collector(use: Callable[[ReasoningModel], None]) -> None:
+    pyro.set_rng_seed(0)
+    lm, prm = TransformersLM.from_pretrained("demo"), TransformersPRM.from_pretrained("demo")
+    alive = [weakref.ref(each) for each in (lm, lm.model, lm._engine, prm, prm.model, prm._scorer.engine)]
+    gc.collect()
+    gc.disable()
+    try:
+        use(reasoning(lm, prm, max_steps=3, max_tokens=32))
+        del lm, prm
+        assert [reference() for reference in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
