@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +25,7 @@ BUILDS = {**{name: algorithm.build for name, algorithm in ALGORITHMS.items() if 
 class Held:
     """A state that a model threads through barriers, as contexts are; every one ever made is known."""
 
-    made: weakref.WeakSet[Held] = weakref.WeakSet()
+    made: ClassVar[weakref.WeakSet[Held]] = weakref.WeakSet()
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
