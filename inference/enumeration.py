@@ -14,8 +14,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .history import Site
+from .particle_plate import particle_plate
 from .particle_posterior import ParticlePosterior
-from .sweep import particle_plate
 from .weights import Weights
 
 

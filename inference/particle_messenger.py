@@ -79,7 +79,11 @@ class ParticleMessenger(ParticleSystem, Messenger):
             return
         self._meet_plates(msg)
         self.count_segment()
-        log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), 1.0, msg["mask"]) if self._needs_log_prob(msg) else None
+        log_prob = None
+        if self._needs_log_prob(msg):
+            log_prob = msg["fn"].log_prob(msg["value"])
+            if msg["mask"] is not None:
+                log_prob = scale_and_mask(log_prob, mask=msg["mask"])
         self.reweight(msg, log_prob)
         self.record(msg, log_prob)
 
@@ -126,21 +130,21 @@ class ParticleMessenger(ParticleSystem, Messenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""
-        assert self.weights is not None and self.log_likelihood is not None
-        ancestors, chosen = self._lanes.expand_as(self.weights.log_weights), self.ess_triggers(ess)
-        before = self.step_before(state, ess, ancestors)
+        assert self.weights is not None
+        before, chosen = self.step_before(state, ess), self.ess_triggers(ess)
         if not self.resample_finished and before.done is not None:
             chosen = chosen & ~before.done.all(0)
-        if bool(chosen if chosen.numel() == 1 else chosen.any()):
-            selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
-            ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), ancestors)
-            if self.selection is None or not self.selection.keeps_target:
-                self.weights = self.weights.set_to_mean(chosen)
-            else:
-                self.weights = self.weights.divided_by(selection, ancestors, chosen)
-            self.log_likelihood = self.log_likelihood.gather(0, ancestors)
-            self.lengths = self.lengths.expand_as(ancestors).gather(0, ancestors)
-            state = reorder(state, ancestors)
+        if not bool(chosen if chosen.numel() == 1 else chosen.any()):
+            self.steps.append(before)
+            return state
+        selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
+        ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), before.ancestors)
+        if self.selection is None or not self.selection.keeps_target:
+            self.weights = self.weights.set_to_mean(chosen)
+        else:
+            self.weights = self.weights.divided_by(selection, ancestors, chosen)
+        self.permute(ancestors)
+        state = reorder(state, ancestors)
         self.steps.append(before._replace(ancestors=ancestors, resampled=chosen))
         return state
 

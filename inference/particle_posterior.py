@@ -55,7 +55,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         lengths: Tensor | None = None,
         log_likelihood: Tensor | None = None,
     ) -> None:
-        if lengths is not None:  # where no site has weighed the populations of a plate yet
+        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed the populations of a plate yet
             weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
         self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
         self._lengths = None if lengths is None else lengths.expand_as(weights.log_weights)

@@ -11,7 +11,7 @@ from .factors import is_deterministic
 from .history import Site, Step, score_of
 from .particle_posterior import ParticlePosterior
 from .populations import Frame, dependent_dims, per_population, plates_of
-from .snapshot import Snapshot
+from .snapshot import Snapshot, lengths_of
 from .state import lanes_done
 from .weights import Weights
 
@@ -35,7 +35,7 @@ class ParticleSystem:
         """Before the first site."""
         self.weights: Weights | None = None
         self.log_likelihood: Tensor | None = None  # [N, *plates] of the observed sites, not tempered
-        self.lengths = torch.zeros((), dtype=torch.long)  # [N, *plates] segments that each lane took part in
+        self.uneven_lengths: Tensor | None = None  # [N, *plates] segments that each lane took part in; None while all took part in all
         self.plates: frozenset[Frame] | None = None  # plates that every site so far lies in
         self.sites: list[Site] = []
         self.steps: list[Step] = []
@@ -45,16 +45,17 @@ class ParticleSystem:
         self.segment = self._counted = -1  # segments between barriers, counted where they have a latent site
         self._in_segment = False
         self._done: Tensor | None = None  # [N, *plates] lanes that were done at the last barrier
-        self._stack: list[tuple[str, int | None]] = []  # plates around the last site
+        self._stack: tuple[Any, ...] = ()  # plates around the last site
+        self._plates_met: list[tuple[str, int | None]] = []  # the same, by name and dimension
 
     def restore(self, snapshot: Snapshot) -> None:
         """As it was at a barrier, or at the end of the model."""
         self.clear()
-        self.weights, self.log_likelihood, self.lengths = snapshot.weights, snapshot.log_likelihood, snapshot.lengths
+        self.weights, self.log_likelihood, self.uneven_lengths = snapshot.weights, snapshot.log_likelihood, snapshot.uneven_lengths
         self.plates = snapshot.plates
         self.sites, self.steps = list(snapshot.sites), list(snapshot.steps)
         self.segment, self._counted = snapshot.segment, snapshot.counted
-        self._set_lanes()
+        self._number_lanes()
         self.close_segment(snapshot.value)
 
     # plates -------------------------------------------------------------------------------------------------------------------------
@@ -66,24 +67,29 @@ class ParticleSystem:
         assert self.plates is not None
         return dependent_dims(self.plates, self.max_plate_nesting) if self.max_plate_nesting else []
 
-    def _set_lanes(self) -> None:
+    def _number_lanes(self) -> None:
+        """Each lane's number ``[N, *plates]``, and ``[*plates]`` no population: what a step that does not resample notes."""
         assert self.weights is not None
-        lanes = torch.arange(self.num_particles, device=self.weights.log_weights.device)
-        self._lanes = lanes.view(-1, *(1,) * self.max_plate_nesting)
+        like = self.weights.log_weights
+        self._unmoved = torch.zeros(like.shape[1:], dtype=torch.bool, device=like.device)
+        self._lanes = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
 
     def _meet_plates(self, msg: Any) -> None:
-        stack = [(frame.name, frame.dim) for frame in msg["cond_indep_stack"]]
-        if stack == self._stack:
+        if msg["cond_indep_stack"] is self._stack:  # the particle plate gives the same tuple where it is alone
             return
-        self._stack = stack
+        self._stack = msg["cond_indep_stack"]
+        met = [(frame.name, frame.dim) for frame in self._stack]
+        if met == self._plates_met:
+            return
+        self._plates_met = met
         plates = plates_of(msg, self.max_plate_nesting)
         if self.plates is None:
             self.plates = plates
             sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"]}
             shape = [self.num_particles, *(sizes.get(dim, 1) for dim in range(-self.max_plate_nesting, 0))]
             zeros = torch.zeros(shape, device=msg["value"].device, dtype=torch.float64)
-            self.weights, self.log_likelihood, self.lengths = Weights(zeros), zeros, zeros.long()
-            self._set_lanes()
+            self.weights, self.log_likelihood = Weights(zeros), zeros
+            self._number_lanes()
             return
         lost = self.plates - plates
         if lost and self.steps:
@@ -97,7 +103,7 @@ class ParticleSystem:
             dims = [frame.dim for frame in lost]
             self.weights = Weights(self.weights.log_weights.sum(dims, keepdim=True))
             self.log_likelihood = self.log_likelihood.sum(dims, keepdim=True)
-            self.lengths = self.lengths.amax(dims, keepdim=True)  # no lane is done before the first barrier: all are equal
+            self._number_lanes()
             self.plates -= lost
 
     # segments and sites -------------------------------------------------------------------------------------------------------------
@@ -110,8 +116,17 @@ class ParticleSystem:
     def count_segment(self) -> None:
         """A segment counts for the lanes that are not done when its first latent site is met."""
         if self._counted < self.segment:
+            if self._done is not None:
+                self.uneven_lengths = self.lengths + (~self._done).long()
+            elif self.uneven_lengths is not None:
+                self.uneven_lengths = self.uneven_lengths + 1
             self._counted = self.segment
-            self.lengths = self.lengths + (1 if self._done is None else (~self._done).long())
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[N, *plates]``: segments that each lane took part in."""
+        assert self.log_likelihood is not None
+        return lengths_of(self.uneven_lengths, self._counted, self.log_likelihood)
 
     def close_segment(self, state: Any) -> None:
         """A barrier ends the segment and gives ``state``."""
@@ -129,15 +144,19 @@ class ParticleSystem:
         if value is not None or score is not None or self.record_log_probs:
             self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.steps), score))
 
-    def step_before(self, state: Any, ess: Tensor, own: Tensor) -> Step:
-        """A barrier at which nothing has happened yet: every lane is its own ancestor.
+    def permute(self, ancestors: Tensor) -> None:
+        """What is known of each lane becomes what is known of its ancestor ``[N, *plates]``, the weights excepted."""
+        assert self.log_likelihood is not None
+        self.log_likelihood = self.log_likelihood.gather(0, ancestors)
+        if self.uneven_lengths is not None:
+            self.uneven_lengths = self.uneven_lengths.expand_as(ancestors).gather(0, ancestors)
 
-        :param Tensor own: ``[N, *plates]`` each lane's number.
-        """
+    def step_before(self, state: Any, ess: Tensor) -> Step:
+        """A barrier at which nothing has happened yet: every lane is its own ancestor."""
         assert self.weights is not None
         like, done = self.weights.log_weights, self.population_done(state)
         done = None if done is None else done.expand_as(like)
-        return Step(ess, own, torch.zeros_like(ess, dtype=torch.bool), like, self.log_likelihood, done)
+        return Step(ess, self._lanes, self._unmoved, like, self.log_likelihood, done)
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: lanes of which all that one population holds is done; ``None`` if the state does not tell."""
@@ -162,7 +181,7 @@ class ParticleSystem:
         return Snapshot(
             self.weights,
             self.log_likelihood,
-            self.lengths,
+            self.uneven_lengths,
             self.plates,
             sites,
             len(sites),

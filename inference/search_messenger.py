@@ -89,13 +89,12 @@ class SearchMessenger(VotingMessenger):
         self._met_site |= not (site_is_subsample(msg) or is_deterministic(msg))
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        assert self.weights is not None and self.log_likelihood is not None
-        before = self.step_before(state, ess, self._own())
+        assert self.weights is not None
+        before = self.step_before(state, ess)
         ancestors, log_weights = self.select(self.weights.log_weights, self._finished(state))
         moved = (ancestors != before.ancestors).any(0)
         self.weights = Weights(log_weights)
-        self.log_likelihood = self.log_likelihood.gather(0, ancestors)
-        self.lengths = self.lengths.expand_as(ancestors).gather(0, ancestors)
+        self.permute(ancestors)
         self.steps.append(before._replace(ancestors=ancestors, resampled=moved))
         self._met_site = False
         return reorder(state, ancestors) if bool(moved.any()) else state
@@ -115,9 +114,7 @@ class SearchMessenger(VotingMessenger):
 
     def _own(self) -> Tensor:
         """``[N, *plates]`` each lane's own number."""
-        assert self.weights is not None
-        like = self.weights.log_weights
-        return torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
+        return self._lanes
 
     def candidates(self, eligible: Tensor, lanes: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
         """The present lanes."""

@@ -12,6 +12,7 @@ from .arguments import check_count, check_particles
 from .audit_messenger import AuditMessenger, AuditReport
 from .checkpoint import Checkpoint
 from .particle_messenger import ParticleMessenger
+from .particle_plate import particle_plate
 from .particle_posterior import ParticlePosterior
 from .proposal_messenger import Proposals
 from .replicate import replicate
@@ -19,7 +20,6 @@ from .resampling import Resampler, get_resampler
 from .selection import Selection
 from .settings import name_of, of_model
 from .smc_slice import TOKENS, Slice
-from .sweep import particle_plate
 
 
 class SMC:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .history import Site, Step
@@ -16,15 +17,15 @@ class Snapshot(NamedTuple):
     """Taking one costs nothing: tensors are never changed in place, and of lists that grow only the length is kept.
 
     :ivar Tensor log_likelihood: ``[N, *plates]``.
-    :ivar Tensor lengths: ``[N, *plates]`` or broadcastable to it.
+    :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each lane took part in; ``None`` where all lanes took part in all.
     :ivar int segment: index of the last segment that was begun.
-    :ivar int counted: index of the last segment that counts in ``lengths``.
+    :ivar int counted: index of the last segment that counts in :attr:`lengths`.
     :ivar value: the state that the barrier returned, or what the model returned.
     """
 
     weights: Weights
     log_likelihood: Tensor
-    lengths: Tensor
+    uneven_lengths: Tensor | None
     plates: frozenset[Frame]
     all_sites: list[Site]
     num_sites: int
@@ -33,6 +34,10 @@ class Snapshot(NamedTuple):
     segment: int
     counted: int
     value: Any
+
+    @property
+    def lengths(self) -> Tensor:
+        return lengths_of(self.uneven_lengths, self.counted, self.log_likelihood)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -53,3 +58,8 @@ class Snapshot(NamedTuple):
             lengths=self.lengths,
             log_likelihood=self.log_likelihood,
         )
+
+
+def lengths_of(uneven: Tensor | None, counted: int, like: Tensor) -> Tensor:
+    """``[N, *plates]``: segments that each lane took part in, as a snapshot knows them."""
+    return torch.full_like(like, counted + 1, dtype=torch.long) if uneven is None else uneven

@@ -74,7 +74,9 @@ def lanes_done(state: Any) -> Tensor | None:
     if callable(getattr(state, "reorder", None)):
         done = getattr(state, "done", None)
         return done if isinstance(done, Tensor) and done.dim() > 0 else None
-    children = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    if not isinstance(state, dict | list | tuple):
+        return None
+    children = state.values() if isinstance(state, dict) else state
     known = [done for done in map(lanes_done, children) if done is not None]
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 

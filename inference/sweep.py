@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-import pyro
 import pyro.poutine as poutine
 from pyro.poutine.runtime import am_i_wrapped
 
 from .particle_messenger import ParticleMessenger
+from .particle_plate import particle_plate
 from .particle_posterior import ParticlePosterior
 from .pause_messenger import PauseMessenger
-from .populations import PLATE
 from .proposal_messenger import ProposalMessenger, Proposals
 from .resume_messenger import ResumeMessenger
-
-
-@contextmanager
-def particle_plate(num_particles: int, max_plate_nesting: int) -> Iterator[None]:
-    """The plate of the particles, to the left of the model's own.
-
-    :raises ValueError: for a plate of the model at the particles' dimension.
-    """
-    dim = -1 - max_plate_nesting
-    try:
-        with pyro.plate(PLATE, num_particles, dim=dim):
-            yield
-    except ValueError as error:
-        if f'"{PLATE}", collide' not in str(error):
-            raise
-        raise ValueError(
-            f"a plate of the model lies at dim {dim}, where the particles are: pass max_plate_nesting, the number of nested plates of the "
-            f"model (now {max_plate_nesting}); enumeration takes models without plates"
-        ) from error
 
 
 def sweep(

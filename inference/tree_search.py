@@ -9,12 +9,13 @@ from typing import Any
 import pyro.poutine as poutine
 
 from .audit_messenger import AuditMessenger
+from .particle_plate import particle_plate
 from .particle_posterior import ParticlePosterior
 from .replay_messenger import ReplayMessenger
 from .search import Search
 from .search_messenger import Candidates, SearchMessenger
 from .search_posterior import SearchPosterior
-from .sweep import particle_plate, sweep
+from .sweep import sweep
 
 
 class TreeSearch(Search):

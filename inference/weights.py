@@ -19,12 +19,12 @@ class Weights:
     :param Tensor log_weights: ``[N, *plates]``, unnormalised.
     """
 
-    __slots__ = ("_log_mean", "_shifted", "log_weights")
+    __slots__ = ("_ess", "_log_mean", "log_weights")
 
     def __init__(self, log_weights: Tensor) -> None:
         self.log_weights = log_weights if log_weights.dtype is torch.float64 else log_weights.to(torch.float64)
         self._log_mean: Tensor | None = None
-        self._shifted: tuple[Tensor, Tensor, Tensor] | None = None
+        self._ess: Tensor | None = None
 
     @property
     def num_particles(self) -> int:
@@ -34,18 +34,9 @@ class Weights:
     def log_mean(self) -> Tensor:
         """``[*plates]``: log of the mean weight."""
         if self._log_mean is None:
-            top, _, total = self._relative
-            self._log_mean = total.log() + (top - math.log(self.num_particles))
-        return self._log_mean
-
-    @property
-    def _relative(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log of the largest weight, the weights relative to it, and their sum: what log mean and ESS share."""
-        if self._shifted is None:
             top = self.log_weights.amax(0).clamp(-_LARGEST, _LARGEST)  # finite, so that the sum is 0 where every weight is
-            relative = (self.log_weights - top).exp()
-            self._shifted = top, relative, relative.sum(0)
-        return self._shifted
+            self._log_mean = (self.log_weights - top).exp().sum(0).log() + (top - math.log(self.num_particles))
+        return self._log_mean
 
     @property
     def normalized(self) -> Tensor:
@@ -54,15 +45,17 @@ class Weights:
 
     @property
     def ess(self) -> Tensor:
-        """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994)."""
-        _, relative, total = self._relative
-        return total.square() / relative.square().sum(0)
+        """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994); nan for a dead population."""
+        if self._ess is None:
+            normalized = self.normalized
+            self._ess = torch.linalg.vecdot(normalized, normalized, dim=0).reciprocal()
+        return self._ess
 
     @property
     def alive(self) -> bool:
         """Whether every population has a mean weight that is neither zero nor infinite nor nan."""
-        total = self._relative[2]
-        return 0.0 < total.item() < math.inf if total.numel() == 1 else bool(((total > 0) & (total < math.inf)).all())
+        ess = self.ess
+        return not (math.isnan(ess.item()) if ess.numel() == 1 else bool(ess.isnan().any()))
 
     def add(self, log_increment: Tensor) -> Weights:
         """Multiply the weights by ``exp(log_increment)``."""
@@ -70,7 +63,7 @@ class Weights:
 
     def set_to_mean(self, where: Tensor) -> Weights:
         """Weights after resampling the populations ``where [*plates]`` in proportion to them."""
-        return Weights(torch.where(where, self.log_mean.expand_as(self.log_weights), self.log_weights))
+        return Weights(torch.where(where, self.log_mean, self.log_weights))
 
     def divided_by(self, selection: Weights, ancestors: Tensor, where: Tensor) -> Weights:
         """Weights after resampling the populations ``where`` in proportion to other weights V: ``w_a / (N V_a)``.

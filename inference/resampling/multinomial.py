@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, pin, scaled_weights
+from .protocol import invert_cdf, particles_first, particles_last, pin, scaled_weights
 
 
 class Multinomial:
@@ -17,7 +17,7 @@ class Multinomial:
         return num_particles
 
     def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
-        return invert_cdf(scaled_weights(log_weights), u.movedim(0, -1)).movedim(-1, 0)
+        return particles_first(invert_cdf(scaled_weights(log_weights), particles_last(u)))
 
     def num_conditional_uniforms(self, num_particles: int) -> int:
         return num_particles

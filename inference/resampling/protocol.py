@@ -66,9 +66,19 @@ def reference_quantile(log_weights: Tensor, reference: Tensor, u: Tensor) -> tup
     return slot.long(), scaled - slot
 
 
+def particles_last(tensor: Tensor) -> Tensor:
+    """``[N, *plates]`` as ``[*plates, N]``."""
+    return tensor if tensor.dim() == 1 else tensor.movedim(0, -1)  # idle movedims take 2 to 3 % of a sweep with 64 particles
+
+
+def particles_first(tensor: Tensor) -> Tensor:
+    """``[*plates, N]`` as ``[N, *plates]``."""
+    return tensor if tensor.dim() == 1 else tensor.movedim(-1, 0)
+
+
 def scaled_weights(log_weights: Tensor) -> Tensor:
     """``N W_i`` in float64 with particles last: ``[*plates, N]``."""
-    return log_weights.to(torch.float64).softmax(0).movedim(0, -1).contiguous() * log_weights.shape[0]
+    return particles_last(log_weights.to(torch.float64).softmax(0)).contiguous() * log_weights.shape[0]
 
 
 def invert_cdf(mass: Tensor, quantiles: Tensor) -> Tensor:
@@ -80,12 +90,13 @@ def invert_cdf(mass: Tensor, quantiles: Tensor) -> Tensor:
     :param Tensor quantiles: ``[*plates, K]``.
     """
     cdf = mass.cumsum(-1)
-    index = torch.searchsorted(cdf, quantiles.to(cdf.dtype).contiguous() * cdf[..., -1:], right=True)
-    last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())
+    total = cdf[..., -1:].contiguous()
+    index = torch.searchsorted(cdf, quantiles.to(cdf.dtype).contiguous() * total, right=True)
+    last = torch.searchsorted(cdf, total)
     return torch.minimum(index, last)
 
 
 def ancestors_from_counts(counts: Tensor) -> Tensor:
     """Ancestors ``[N, *plates]`` in order from offspring counts ``[*plates, N]`` that sum to N."""
     slots = torch.arange(counts.shape[-1], device=counts.device).expand_as(counts).contiguous()
-    return torch.searchsorted(counts.cumsum(-1), slots, right=True).movedim(-1, 0)
+    return particles_first(torch.searchsorted(counts.cumsum(-1), slots, right=True))

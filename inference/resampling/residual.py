@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from .protocol import ancestors_from_counts, invert_cdf, particles_first, particles_last, pin, scaled_weights
 
 
 class Residual:
@@ -20,10 +20,10 @@ class Residual:
         expected = scaled_weights(log_weights)
         certain = expected.floor()
         num_certain = certain.sum(-1, keepdim=True)
-        drawn = invert_cdf(expected - certain, u.movedim(0, -1))
+        drawn = invert_cdf(expected - certain, particles_last(u))
         slots = torch.arange(expected.shape[-1], device=expected.device).expand_as(expected).contiguous()
-        fixed = ancestors_from_counts(certain).movedim(0, -1)
-        return torch.where(slots < num_certain, fixed, drawn).movedim(-1, 0)
+        fixed = particles_last(ancestors_from_counts(certain))
+        return particles_first(torch.where(slots < num_certain, fixed, drawn))
 
     def num_conditional_uniforms(self, num_particles: int) -> int:
         return num_particles + 1

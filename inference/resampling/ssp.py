@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import ancestors_from_counts, scaled_weights
+from .protocol import ancestors_from_counts, particles_last, scaled_weights
 
 
 class SSP:
@@ -27,7 +27,7 @@ class SSP:
         rest = torch.nn.functional.pad(expected - counts, (0, leaves - expected.shape[-1]))
         owner = torch.arange(leaves, device=rest.device).expand(rest.shape)
         raised = torch.zeros_like(rest)
-        u = u.movedim(0, -1).to(torch.float64)
+        u = particles_last(u).to(torch.float64)
         used = 0
         while rest.shape[-1] > 1:
             a, b = rest[..., 0::2], rest[..., 1::2]

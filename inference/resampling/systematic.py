@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, pin, reference_quantile, scaled_weights
+from .protocol import invert_cdf, particles_first, particles_last, pin, reference_quantile, scaled_weights
 
 
 class Systematic:
@@ -18,8 +18,8 @@ class Systematic:
 
     def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
         n = log_weights.shape[0]
-        comb = (torch.arange(n, device=u.device) + u.movedim(0, -1).to(torch.float64)) / n
-        return invert_cdf(scaled_weights(log_weights), comb).movedim(-1, 0)
+        comb = (torch.arange(n, dtype=torch.float64, device=u.device) + particles_last(u).to(torch.float64)) / n
+        return particles_first(invert_cdf(scaled_weights(log_weights), comb))
 
     def num_conditional_uniforms(self, num_particles: int) -> int:
         return 1
