@@ -72,10 +72,10 @@ class SlabLayer(CacheLayerMixin):
                 store[rows[:, None], :, columns] = states.transpose(1, 2)
         if writes.segments is not None:
             return self.keys, self.values
-        keys, values = self.keys[:, :, : writes.stop], self.values[:, :, : writes.stop]
         if writes.rows is None:
-            return keys[writes.first : writes.first + lanes], values[writes.first : writes.first + lanes]
-        return keys.index_select(0, rows), values.index_select(0, rows)
+            read = slice(writes.first, writes.first + lanes), slice(None), slice(writes.stop)
+            return self.keys[read], self.values[read]
+        return self.keys[:, :, : writes.stop].index_select(0, rows), self.values[:, :, : writes.stop].index_select(0, rows)
 
     def grow(self, num_rows: int, capacity: int) -> None:
         """:raises CacheTooLarge: if there is no memory for it; the layer then is as before."""
