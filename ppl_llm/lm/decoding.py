@@ -179,29 +179,39 @@ class DecodingLM(ABC):
         """:meth:`_run` without its forward passes and draws."""
         decoder = self._decoder(context, active)
         automaton = self.stop_automaton(options.stop)
-        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
-        state = torch.zeros(len(decoder.lanes), dtype=torch.int32, device=self.device)
-        alive = torch.ones(len(decoder.lanes), dtype=torch.bool, device=self.device)
+        # What the rows of the decoder need and bring lies in their order from one drop of lanes to the next: no indexing for each token.
+        lanes = decoder.lanes
+        own_uniforms, room = uniforms[lanes], (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)[lanes]
+        state = torch.zeros(len(lanes), dtype=torch.int32, device=self.device)
+        alive = torch.ones(len(lanes), dtype=torch.bool, device=self.device)
+        total = log_probs.new_zeros(len(lanes))
+        taken: list[Tensor] = []
+        begin = 0  # the token place that the first of those taken belongs to
         check_every = 1 if self.device.type == "cpu" else 8  # reading the flags waits for the device
         last: Tensor | None = None
         for k in range(options.max_tokens):
-            lanes = decoder.lanes
-            token, log_prob = yield Move(decoder, last, alive, uniforms[lanes, k], options)
-            tokens[lanes, k] = torch.where(alive, token, PAD)
-            log_probs[lanes] += torch.where(alive, log_prob, 0.0)
+            token, log_prob = yield Move(decoder, last, alive, own_uniforms[:, k], options)
+            taken.append(torch.where(alive, token, PAD))
+            total += torch.where(alive, log_prob, 0.0)
             state = automaton.step(state, token)
-            alive = alive & (state != automaton.accept) & ~torch.isin(token, self.eos_ids) & (k + 1 < room[lanes])
+            alive = alive & (state != automaton.accept) & torch.isin(token, self.eos_ids, invert=True) & (room > k + 1)
             if k % check_every == 0:
                 num_alive = int(alive.sum())
                 if num_alive == 0:
                     break
                 if num_alive <= _KEEP_OCCUPANCY * len(alive) and k + 1 < options.max_tokens:
-                    per_lane = torch.zeros(uniforms.shape[0], dtype=torch.long, device=self.device)
-                    per_lane[lanes] = torch.arange(len(lanes), device=self.device)
+                    tokens[lanes, begin : k + 1], log_probs[lanes] = torch.stack(taken, 1), total
+                    row_of = torch.zeros(uniforms.shape[0], dtype=torch.long, device=self.device)
+                    row_of[lanes] = torch.arange(len(lanes), device=self.device)
                     decoder.keep(alive)
-                    rows = per_lane[decoder.lanes]
-                    state, token, alive = state[rows], token[rows], alive[rows]
+                    lanes = decoder.lanes
+                    rows = row_of[lanes]
+                    own_uniforms, room, state, alive, total, token = (
+                        each[rows] for each in (own_uniforms, room, state, alive, total, token)
+                    )
+                    taken, begin = [], k + 1
             last = token
+        tokens[lanes, begin : k + 1], log_probs[lanes] = torch.stack(taken, 1), total
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         def chosen(log_probs: Tensor, given: Tensor) -> Tensor:

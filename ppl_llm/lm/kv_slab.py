@@ -72,10 +72,10 @@ class SlabLayer(CacheLayerMixin):
                 store[rows[:, None], :, columns] = states.transpose(1, 2)
         if writes.segments is not None:
             return self.keys, self.values
-        keys, values = self.keys[:, :, : writes.stop], self.values[:, :, : writes.stop]
         if writes.rows is None:
-            return keys[writes.first : writes.first + lanes], values[writes.first : writes.first + lanes]
-        return keys.index_select(0, rows), values.index_select(0, rows)
+            read = slice(writes.first, writes.first + lanes), slice(None), slice(writes.stop)
+            return self.keys[read], self.values[read]
+        return self.keys[:, :, : writes.stop].index_select(0, rows), self.values[:, :, : writes.stop].index_select(0, rows)
 
     def grow(self, num_rows: int, capacity: int) -> None:
         """:raises CacheTooLarge: if there is no memory for it; the layer then is as before."""
@@ -108,7 +108,8 @@ class SlabLayer(CacheLayerMixin):
 
 def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
     try:
-        return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
+        with torch.inference_mode(False):  # a slab outlives the pass that makes it, and is written to outside of inference mode too
+            return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -179,12 +180,13 @@ class KVSlab:
             for layer in self._layers:
                 layer.shrink(self.num_rows, self.capacity)
             raise
-        grown = self.tokens.new_zeros(rows, capacity)
-        grown[: self.num_rows, : self.capacity] = self.tokens
-        self.lengths = torch.nn.functional.pad(self.lengths, (0, rows - self.num_rows))
+        with torch.inference_mode(False):
+            grown = self.tokens.new_zeros(rows, capacity)
+            grown[: self.num_rows, : self.capacity] = self.tokens
+            self.lengths = torch.nn.functional.pad(self.lengths, (0, rows - self.num_rows))
+            self._column = torch.arange(capacity, device=grown.device)
+            self._row = torch.arange(rows, device=grown.device)
         self.tokens = grown
-        self._column = torch.arange(capacity, device=grown.device)
-        self._row = torch.arange(rows, device=grown.device)
         self._writes.num_rows, self._writes.capacity = rows, capacity
         self.version += 1
 

@@ -58,7 +58,8 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
         block = _search(outer, target)[:, None]
         own = sums.gather(-1, block).double()
         column = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
-        inner = torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0).cumsum(-1, dtype=torch.float64)
+        inside = mass.gather(-1, column) if even == size else torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0)
+        inner = inside.cumsum(-1, dtype=torch.float64)
         # How far into the block the target lies, on the scale of the block's exact sum.
         rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
         token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
@@ -67,7 +68,7 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
     """First index whose cumulative mass exceeds the target, at most the last one of positive mass."""
-    index = torch.searchsorted(cdf, target.to(cdf.dtype)[:, None], right=True)[:, 0]
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
-    first = torch.searchsorted(cdf, torch.zeros_like(cdf[:, :1]), right=True)[:, 0]
-    return torch.minimum(torch.maximum(index, first), last)
+    total = cdf[:, -1]
+    # Between 0 and the number before the total, every target has an index of positive mass: no search for the first and the last of them.
+    inside = torch.minimum(target.to(cdf.dtype).clamp(min=0.0), torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, inside[:, None], right=True)[:, 0]

@@ -57,7 +57,7 @@ class SlabDecoder:
 
     def finish(self, logits: Tensor, alive: Tensor) -> None:
         self.logits = logits
-        self._slab.lengths[: len(alive)] += alive
+        self._slab.lengths[: len(alive)].add_(alive)
 
     def grow(self, rows: int) -> tuple[KVSlab, int]:
         """Make room for one more token in each of the first rows: the slab, and a bound on the tokens of any lane."""

@@ -54,6 +54,22 @@ def test_scoring_in_small_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(lm.step_log_prob(context, step, OPTIONS[0]), log_probs, atol=1e-5, rtol=1e-5)
 
 
+def test_what_outlives_a_pass_can_be_written_to_outside_of_inference_mode():
+    torch.manual_seed(0)
+    lm, options, versions = language_model(), StepOptions(stop="no such text", max_tokens=60), []
+    context = lm.start("What is 12 + 30?")
+    for _ in range(2):
+        step, log_probs = lm.sample_step(context, torch.Size((3,)), options)
+        context = context.extend(step, options.stop)
+        note = context.memo[lm._key]
+        slab = note.owner.slab
+        versions.append(slab.version)
+        kept = [step, log_probs, slab.tokens, slab.lengths, note.lanes["rows"]]
+        kept += [states for layer in slab.state()["layers"] for states in layer]
+        assert not any(each.is_inference() for each in kept)
+    assert versions == [2, 3]  # in either step, some pass had to make room
+
+
 def test_a_single_lane_needs_no_batch_dimension():
     torch.manual_seed(0)
     lm = language_model()
