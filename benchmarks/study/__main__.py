@@ -17,7 +17,9 @@ from . import document, figures, outcomes
 from .run import run
 
 ROOT = Path(__file__).parents[2]
-SAVED, DOCUMENT = "outcomes.jsonl.gz", "study.md"
+FOLDER, SAVED = ROOT / "docs" / "study", "outcomes.jsonl.gz"
+DOCUMENTS = (ROOT / "docs" / "study.md", ROOT / "README.md")
+"""Whose tables and figures come from the outcomes in ``FOLDER``."""
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--problems", type=int, help="at most so many of each setting")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study", help="where the records are")
-    parser.add_argument("--to", type=Path, default=ROOT / "docs" / "study", help="where outcomes and figures go")
+    parser.add_argument("--to", type=Path, default=FOLDER, help="where outcomes and figures go")
     parser.add_argument("--from", choices=("start", "records", "outcomes"), default="start", dest="since", help="what to begin with")
     parser.add_argument("--figure", choices=tuple(figures.FIGURES), help="only this figure")
     arguments = parser.parse_args()
@@ -36,9 +38,9 @@ def main() -> None:
         outcomes.save(outcomes.collect(arguments.runs).values(), arguments.to / SAVED)
     study = outcomes.load(arguments.to / SAVED)
     figures.draw(study, arguments.to, arguments.figure)
-    text = arguments.to.parent / DOCUMENT
-    if arguments.figure is None and text.exists():
-        document.refresh(text, study)
+    if arguments.figure is None and arguments.to == FOLDER:
+        for text in DOCUMENTS:
+            document.refresh(text, study)
 
 
 if __name__ == "__main__":

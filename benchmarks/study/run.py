@@ -25,6 +25,9 @@ from .settings import PASSES, Setting
 GROUP = 25
 """Problems that share a batch, and the tables of prefixes."""
 
+_PREFIXES = 500_000
+"""Of the language model, after which all tables are emptied: about 4 GiB for each process."""
+
 TIMES, STEPS = "times.jsonl", "steps.jsonl"
 Task = tuple[int, int]  # pass, group
 
@@ -90,6 +93,8 @@ def _setting(folder: Path, setting: Setting, group: int, problems: list[Problem]
         for unit in units:
             if all(key in store for key in unit.keys(problems)):
                 continue
+            if len(_networks.lm.table) > _PREFIXES:
+                _networks.forget()
             model = model or _networks.model(setting)
             clock, cpu = time.perf_counter(), time.process_time()
             records = execute(unit, model, problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .synthetic import Errors
 
@@ -22,8 +22,8 @@ CHOICES = (
 )
 """Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
 
-SOME, FEW = 75, 50
-"""Problems of the settings other than the main one, and of the ablations."""
+SOME, FEW = 150, 100
+"""Problems of the map's settings, and of the ablations."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,27 @@ ERRORS = (
     *(Errors(0.86, repeat, judges="prefix") for repeat in (0.0, 0.9)),
     *(Errors(auroc, fooled=share) for auroc in (0.96, 0.86) for share in (0.1, 0.3)),
 )
-ALL = (1, 4, 16, 64)
+ALL = (1, 2, 4, 8, 16, 32, 64)
+SHIPPED = (("strong", "demo"), ("weak", "demo-weak"))
+EVERY = (*VOTES, *PRESETS, *SEARCHES, *MOVES)
 
-STRONG = Setting("strong", "the demo reward model", (*VOTES, *PRESETS, "dvts"), "demo", ALL, (0, 1, 2), 300)
-OTHERS = Setting("strong", "the demo reward model", ("beam-search", *MOVES), "demo", ALL)
-"""Methods that cost several times as much."""
-WEAK = Setting("weak", "the weak demo reward model", (*VOTES, *PRESETS, *SEARCHES, *MOVES[:2]), "demo-weak", ALL)
+STRONG = Setting("strong", "the demo reward model", EVERY, "demo", ALL, (0, 1, 2), 300)
+WEAK = Setting("weak", "the weak demo reward model", EVERY, "demo-weak", ALL, (0, 1, 2), 300)
 MAP = tuple(_cell(errors) for errors in ERRORS)
 CALIBRATED = (
     *(
         Setting(f"{name}-x{factor:g}", f"log-odds of the {prm} reward model times {factor:g}", KINDS, prm, calibration=(1 / factor, 0.0))
-        for name, prm in (("strong", "demo"), ("weak", "demo-weak"))
+        for name, prm in SHIPPED
         for factor in (0.25, 4.0)
     ),
-    Setting("weak-fitted", "the weak reward model, calibrated on samples for other problems", KINDS, "demo-weak", calibration="fitted"),
+    *(
+        Setting(f"{name}-fitted", f"the {prm} reward model, calibrated on samples for other problems", EVERY, prm, calibration="fitted")
+        for name, prm in SHIPPED
+    ),
 )
 LAST = tuple(
     Setting(f"{name}-last", f"the {prm} reward model, target p(x) r_T", ("smc:preset=twisted:aggregation=last",), prm)
-    for name, prm in (("strong", "demo"), ("weak", "demo-weak"))
+    for name, prm in SHIPPED
 )
 ABLATIONS = (
     Setting("choices", "the demo reward model, one choice changed at a time", CHOICES, problems=FEW),
@@ -99,13 +102,7 @@ ABLATIONS = (
         for t in (0.6, 0.8, 1.2, 1.4)
     ),
 )
-PASSES = (
-    (replace(STRONG, problems=SOME), OTHERS, WEAK, *CALIBRATED, *LAST),
-    MAP,
-    (replace(STRONG, seeds=(0,)),),
-    ABLATIONS,
-    (STRONG,),
-)
+PASSES = ((STRONG, WEAK, *CALIBRATED, *LAST), MAP, ABLATIONS)
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
 SETTINGS = (STRONG, WEAK, *MAP, *CALIBRATED, *LAST, *ABLATIONS)

@@ -16,7 +16,7 @@ from ppl_llm.evaluation.tables import as_text, interval, ratio, signed
 from ppl_llm.reward.calibrated_reward import Calibration
 
 from .outcomes import Outcomes, Solution
-from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, OTHERS, SETTINGS, STRONG
+from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, SETTINGS, STRONG, WEAK
 
 Study = Mapping[str, Outcomes]
 
@@ -49,6 +49,8 @@ KINDS = {
 """Methods of the map."""
 
 BASELINES = ("self-consistency", "best-of-N", "weighted best-of-N")
+COMPARED = (4, 16, 64)
+"""Budgets of tables of differences."""
 
 Source = tuple[str, str, str]  # setting, method, name in the table
 
@@ -69,27 +71,8 @@ def joined(study: Study, sources: Iterable[Source], problems: Sequence[str], see
 def main_results(study: Study, setting: str) -> Results:
     """The methods of the main tables in one setting, on all of its problems and seeds."""
     own = study[setting]
-    wanted = STRONG.methods if setting == STRONG.name else NAMES
-    methods = [method for method in NAMES if method in own.results.methods and method in wanted]
+    methods = [method for method in NAMES if method in own.results.methods]
     return joined(study, [(setting, method, NAMES[method]) for method in methods], own.problems, own.results.seeds)
-
-
-def every_method(study: Study) -> Results:
-    """All methods with the strong reward model, on the problems and the seed that all of them have."""
-    own = study[STRONG.name]
-    present = [method for method in NAMES if method in own.results.methods]
-    return joined(study, [(STRONG.name, method, NAMES[method]) for method in present], own.problems[: OTHERS.problems], OTHERS.seeds)
-
-
-def accuracies_of_all(study: Study) -> Rows:
-    """Every method, and its difference to weighted best-of-N."""
-    results, base = every_method(study), "weighted best-of-N"
-    budgets = [budget for budget in results.budgets(base) if budget > 1]
-    rows = [["accuracy", *map(str, budgets), *(f"minus {base}, {b}" for b in budgets[1:])]]
-    for method in _order(results, NAMES):
-        cells = [interval(results.accuracy(method, b)) if b in results.budgets(method) else "" for b in budgets]
-        rows.append([method, *cells, *(_difference(results, (method, b), (base, b)) if method != base else "" for b in budgets[1:])])
-    return rows
 
 
 def accuracies(study: Study, setting: str) -> Rows:
@@ -103,11 +86,10 @@ def accuracies(study: Study, setting: str) -> Rows:
 def differences(study: Study, setting: str) -> Rows:
     """Paired difference to weighted best-of-N."""
     results, base = main_results(study, setting), "weighted best-of-N"
-    budgets = [budget for budget in results.budgets(base) if budget > 1]
-    rows = [[f"minus {base}", *map(str, budgets)]]
+    rows = [[f"minus {base}", *map(str, COMPARED)]]
     for method in _order(results, NAMES):
         if method != base:
-            rows.append([method, *(_difference(results, (method, b), (base, b)) for b in budgets)])
+            rows.append([method, *(_difference(results, (method, b), (base, b)) for b in COMPARED)])
     return rows
 
 
@@ -135,7 +117,7 @@ def votes(study: Study, setting: str) -> Rows:
 
 def winners(study: Study) -> Rows:
     """What the reward model says of the sample that best-of-N chooses, and how often that is right."""
-    rows = [["best of N samples", "1", "4", "16", "64"]]
+    rows = [["best of N samples", *map(str, study[STRONG.name].results.budgets("best-of-n"))]]
     for setting in ("strong", "weak"):
         own = study[setting]
         claimed = {
@@ -230,6 +212,19 @@ def potentials(study: Study, budget: int) -> Rows:
     return rows
 
 
+def calibrations(study: Study) -> Rows:
+    """What a fitted calibration of the reward model changes for each method."""
+    rows = [["calibrated minus not", *(f"{setting}, {budget}" for setting in (STRONG.name, WEAK.name) for budget in COMPARED[1:])]]
+    for method, name in NAMES.items():
+        cells = []
+        for setting in (STRONG.name, WEAK.name):
+            fitted = f"{setting}-fitted"
+            results = joined(study, [(setting, method, "before"), (fitted, method, "after")], study[fitted].problems, [0])
+            cells += [_difference(results, ("after", budget), ("before", budget)) for budget in COMPARED[1:]]
+        rows.append([name, *cells])
+    return rows
+
+
 def choices(study: Study) -> Rows:
     """One choice changed at a time, against the defaults."""
     problems, budgets = study["choices"].problems, (16, 64)
@@ -247,12 +242,14 @@ def choices(study: Study) -> Rows:
 def temperatures(study: Study) -> Rows:
     """Methods at several temperatures of the language model."""
     methods = {"importance": "pass@1", **{m: NAMES[m] for m in ("self-consistency", "weighted-best-of-n", "smc", "dvts")}}
-    rows = [["temperature", *(f"{name}, {b}" for name in list(methods.values())[1:] for b in (4, 16, 64))]]
+    rows = [["temperature", *(f"{name}, {b}" for name in list(methods.values())[1:] for b in COMPARED)]]
+    rows[0].append("SMC, exact minus weighted best-of-N, 64")
     for setting in ("temperature-0.6", "temperature-0.8", "strong", "temperature-1.2", "temperature-1.4"):
         if setting in study:
             problems = study["temperature-0.6"].problems
             results = joined(study, [(setting, m, m) for m in methods], problems, [0])
-            cells = [f"{results.accuracy(m, b).value:.2f}" for m in list(methods)[1:] for b in (4, 16, 64)]
+            cells = [f"{results.accuracy(m, b).value:.2f}" for m in list(methods)[1:] for b in COMPARED]
+            cells.append(_difference(results, ("smc", 64), ("weighted-best-of-n", 64)))
             rows.append([setting.removeprefix("temperature-") if setting != "strong" else "1.0", *cells])
     return rows
 
@@ -306,7 +303,6 @@ def _difference(results: Results, first: tuple[str, int], second: tuple[str, int
 
 TABLES: dict[str, Callable[[Study], Rows]] = {
     "strong": lambda study: accuracies(study, "strong"),
-    "strong-all": accuracies_of_all,
     "strong-differences": lambda study: differences(study, "strong"),
     "strong-ratios": lambda study: ratios(study, "strong"),
     "strong-votes": lambda study: votes(study, "strong"),
@@ -316,6 +312,9 @@ TABLES: dict[str, Callable[[Study], Rows]] = {
     "reward-models": reward_models,
     "map": lambda study: map_rows(study, 64),
     "map-16": lambda study: map_rows(study, 16),
+    "calibrations": calibrations,
+    "weak-differences": lambda study: differences(study, "weak"),
+    "weak-ratios": lambda study: ratios(study, "weak"),
     "potentials": lambda study: potentials(study, 64),
     "choices": choices,
     "temperatures": temperatures,

@@ -22,8 +22,8 @@ _DASHES = ("-", "--", ":", "-.")
 def scaling(results: Results | Mapping[str, Results], against: str = "budget") -> Figure:
     """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals.
 
-    :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own;
-        methods that not all of them have are left out, unless there are no others.
+    :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own; methods that
+        not all of them have are left out, unless there are no others. With one run, dashes tell methods of one colour apart.
     :param str against: ``budget``, or a counter of the records' cost.
     :raises ValueError: for a counter that no record has.
     """
@@ -43,7 +43,8 @@ def scaling(results: Results | Mapping[str, Results], against: str = "budget") -
         shift = 1 + 0.015 * (i - len(lines) / 2)  # so that intervals do not hide one another
         places = [value * shift for value in x]
         look = style(methods.index(method))
-        dashes = _DASHES[list(runs).index(name) % len(_DASHES)]
+        kind = list(runs).index(name) if len(runs) > 1 else methods.index(method) // len(COLOURS)
+        dashes = _DASHES[kind % len(_DASHES)]
         axes.plot(places, [bar.value for bar in bars], label=f"{method}, {name}" if name else method, linestyle=dashes, **look)
         axes.vlines(places, [bar.low for bar in bars], [bar.high for bar in bars], color=look["color"], alpha=0.45)
     if against == "budget":

@@ -49,4 +49,5 @@ def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Any]:
 
 def style(i: int) -> dict[str, Any]:
     """Colour and marker of the ``i``-th line."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.6}
+    look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.6}
+    return look if i < len(COLOURS) else look | {"markerfacecolor": "none"}  # the second of a colour

@@ -12,27 +12,28 @@ from typing import Any
 import pytest
 
 from benchmarks.study import figures, outcomes
+from benchmarks.study.__main__ import DOCUMENTS, FOLDER, SAVED
 from benchmarks.study.document import refreshed
 from benchmarks.study.outcomes import Outcomes
-from benchmarks.study.settings import MAP, SETTINGS, STRONG
+from benchmarks.study.settings import MAP, SETTINGS, STRONG, WEAK
 from benchmarks.study.tables import TABLES, joined, repeat, solution_auroc
+from ppl_llm.evaluation.methods import get_method
 from ppl_llm.evaluation.records import CONFIGURATION
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT, FOLDER = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
-SAVED = FOLDER / "outcomes.jsonl.gz"
+DOCUMENT, PATH = DOCUMENTS[0], FOLDER / SAVED
 
 
 @pytest.fixture(scope="module")
 def study() -> dict[str, Outcomes]:
-    return outcomes.load(SAVED)
+    return outcomes.load(PATH)
 
 
 def test_the_tables_of_the_document_are_those_of_the_outcomes(study: dict[str, Outcomes]) -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    named = set(re.findall(r"<!-- table: ([\w-]+) -->", text))
+    named = set(re.findall(r"<!-- table: ([\w-]+) -->", DOCUMENT.read_text(encoding="utf-8")))
     assert named == set(TABLES)
-    assert refreshed(text, study) == text
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        assert refreshed(text, study) == text
 
 
 def test_a_single_wrong_answer_changes_the_document(study: dict[str, Outcomes]) -> None:
@@ -45,16 +46,51 @@ def test_a_single_wrong_answer_changes_the_document(study: dict[str, Outcomes]) 
     assert refreshed(text[start:end], {**study, "strong": changed}) != text[start:end]
 
 
+def test_figures_in_the_text_are_quoted_from_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        ["accuracy", "4", "64"],
+        ["SMC, exact", "0.450 [0.4, 0.5]", "**0.690**"],
+        ["`dvts`", "-0.2 [-0.3, -0.1]", "+0.021 [+0.0, +0.1]"],
+    ]
+    monkeypatch.setitem(TABLES, "toy", lambda study: rows)
+    quoted = {
+        "point: toy | SMC, exact | 4; 64": ".450, .690",
+        "cell: toy | SMC, exact | 4": "0.450 [0.4, 0.5]",
+        "point: toy | dvts | 4;64": "-.2, +.021",
+        "cell: toy | dvts | 64": "+0.021 [+0.0, +0.1]",
+    }
+    for what, value in quoted.items():
+        assert refreshed(f"a <!-- {what} -->old<!-- / --> b", {}) == f"a <!-- {what} -->{value}<!-- / --> b"
+    for unknown in ("point: toy | SMC | 4", "point: toy | dvts | 5", "point: other | dvts | 4"):
+        with pytest.raises(KeyError):
+            refreshed(f"<!-- {unknown} -->1<!-- / -->", {})
+
+
+def test_the_text_has_no_figure_of_its_own() -> None:
+    """Accuracies and differences in the text come from tables, so that the tables cannot move on without it."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for shown in (
+        r"<!-- table: .*?<!-- end of table -->",
+        r"<!-- (?:point|cell): .*?<!-- / -->",
+        r"`[^`]*`",
+        r"AUROC \.\d\d(?: and \.\d\d)?",
+    ):
+        text = re.sub(shown, "", text, flags=re.DOTALL)
+    assert re.findall(r"(?<![\w.])[+-]?0?\.\d{2,}", text) == []
+
+
 def test_the_outcomes_are_small_and_complete(study: dict[str, Outcomes], tmp_path: Path) -> None:
-    assert SAVED.stat().st_size < 2_000_000
+    assert PATH.stat().st_size < 2_000_000
     assert [setting.name for setting in SETTINGS] == list(study)
-    strong = study["strong"]
-    assert len(strong.problems) == STRONG.problems >= 300
-    for method in STRONG.methods:
-        for seed in STRONG.seeds:
-            assert "-" not in strong.right[method, 64, seed]
+    for setting in (STRONG, WEAK):
+        own = study[setting.name]
+        assert len(own.problems) == setting.problems >= 300 and len(setting.seeds) >= 3
+        for method in setting.methods:
+            for budget in setting.budgets:
+                if budget >= get_method(method).least:
+                    assert all("-" not in own.right[method, budget, seed] for seed in setting.seeds)
     outcomes.save(study.values(), tmp_path / "again.gz")
-    assert (tmp_path / "again.gz").read_bytes() == SAVED.read_bytes()
+    assert (tmp_path / "again.gz").read_bytes() == PATH.read_bytes()
 
 
 def test_every_figure_is_there_and_shown() -> None:
