@@ -160,7 +160,7 @@ def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Prob
     while True:
         try:
             unit = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent is gone; the latter if it did not read the last answer
             return
         try:
             model = model if model is not None else models.load()

@@ -17,6 +17,7 @@ import pytest
 from ppl_llm.evaluation import pool
 from ppl_llm.evaluation.records import RECORDS, Key, read_records
 from ppl_llm.evaluation.run import Progress
+from ppl_llm.evaluation.source import Models
 from tests.evaluation.test_evaluate import comparable, run
 
 COMMAND = [sys.executable, "-m", "ppl_llm.cli", "evaluate", "demo", "--limit", "8", "--methods", "importance,smc", "--budgets", "1,2"]
@@ -134,6 +135,18 @@ def test_ctrl_c(workers: int, after_records: bool, tmp_path: Path) -> None:
         assert again.stderr == ""
         whole = comparable(tmp_path / "run")
         assert len(whole) == 96 and kept and all(whole[key] == record for key, record in kept.items())
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_worker_ends_quietly_with_its_parent(unread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the parent was gone before it read the last answer, which the operating system reports in another way."""
+    ours, theirs = multiprocessing.Pipe()
+    if unread:
+        theirs.send("an answer")
+    ours.close()
+    monkeypatch.setattr(pool.signal, "signal", lambda *arguments: None)
+    with theirs:
+        pool._serve(theirs, Models(), [])
 
 
 def grown(path: Path, process: subprocess.Popen[bytes]) -> None:
