@@ -144,7 +144,8 @@ def test_a_worker_ends_quietly_with_its_parent(unread: bool, monkeypatch: pytest
     if unread:
         theirs.send("an answer")
     ours.close()
-    monkeypatch.setattr(pool.signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(pool.signal, "signal", lambda *arguments: None)  # this process is no worker
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     with theirs:
         pool._serve(theirs, Models(), [])
 
