@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..context import LaneMemo
+from .freed_memory import give_back
 from .kv_slab import KVSlab
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
@@ -109,6 +110,7 @@ class SlabPool:
         """Release all slabs; contexts stay valid."""
         self.slabs.clear()
         self._leases.clear()
+        give_back()
 
     def _lease(self, slab: KVSlab) -> Lease | None:
         reference = self._leases.get(id(slab))
