@@ -31,7 +31,9 @@ OPTIONS = StepOptions(stop=("a", "\n\n"), max_tokens=6, temperature=0.8, top_k=1
 def load(name: str, directory: Path, **options: Any) -> CheckedLM:
     lm = CheckedLM.from_pretrained(ARCHITECTURES[name].write(directory), **options)
     assert isinstance(lm, CheckedLM)
-    lm.reference = AutoModelForCausalLM.from_pretrained(directory)
+    # The default attention of transformers 5.17 leaves out the capped scores of Gemma 2.
+    exact = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    lm.reference = AutoModelForCausalLM.from_pretrained(directory, **exact)
     return lm
 
 
