@@ -124,9 +124,9 @@ class SMC:
         The caller may stop at any time, and save a state. No handler of this package is active between slices.
 
         A slice runs the model from its start, with the values of the slices before: language and reward models do no work again, but the
-        Python code of the model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one latent
-        and one observed site, 0.4 s for 160 (``benchmarks/sweep.py``). What a model computes outside of its sites is computed again in each slice, and must depend
-        on its arguments and sites only.
+        Python code of the model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one
+        latent and one observed site, 0.4 s for 160 (``benchmarks/sweep.py``). What a model computes outside of its sites is computed
+        again in each slice, and must depend on its arguments and sites only.
 
         :raises ValueError: if the model does not run again as it did.
         """
