@@ -26,7 +26,7 @@ GROUP = 25
 """Problems that share a batch, and the tables of prefixes."""
 
 _PREFIXES = 500_000
-"""Of the language model, after which all tables are emptied: about 4 GiB for each process."""
+"""Of the language model, after which all tables are emptied: about 6 GiB for each process."""
 
 TIMES, STEPS = "times.jsonl", "steps.jsonl"
 Task = tuple[int, int]  # pass, group

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,8 +217,16 @@ def test_ctrl_c_within_a_program():
     assert not caught.value.partial_posteriors[0].complete  # type: ignore[attr-defined]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a process in the background of a script ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals reach the main thread only")
-def test_the_signal_of_ctrl_c_while_a_program_runs():
+def test_the_signal_of_ctrl_c_while_a_program_runs(ctrl_c: None):
     """It arrives in the thread that waits for the program, which must come to its next request before all are stopped."""
     service = Counting()
     reached = list[str]()
