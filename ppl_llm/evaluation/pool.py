@@ -156,6 +156,14 @@ def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Prob
     # Ended in order: what libraries hold of the machine, such as the lock of a progress bar, is given back.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     torch.set_num_threads(1)
+    try:
+        _answer(connection, models, parts)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor is the way out interrupted
+
+
+def _answer(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
+    """Units as they come, until the parent is gone."""
     model, votes = None, models.vote_options()
     while True:
         try:

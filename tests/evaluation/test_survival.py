@@ -144,10 +144,12 @@ def test_a_worker_ends_quietly_with_its_parent(unread: bool, monkeypatch: pytest
     if unread:
         theirs.send("an answer")
     ours.close()
-    monkeypatch.setattr(pool.signal, "signal", lambda *arguments: None)  # this process is no worker
+    signals: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(pool.signal, "signal", lambda *arguments: signals.append(arguments))  # this process is no worker
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     with theirs:
         pool._serve(theirs, Models(), [])
+    assert signals[-1] == (signal.SIGTERM, signal.SIG_IGN)  # which would come in the middle of the interpreter's end
 
 
 def grown(path: Path, process: subprocess.Popen[bytes]) -> None:
