@@ -8,7 +8,8 @@ passes in float32 at a small depth, and then times
 3. an append to the reward model: N lanes with a step of 50 tokens each, and the same from nothing;
 4. resampling: what a change of ancestors adds to the next step;
 5. a whole particle filter, against ``generate`` alone (no reward model, no resampling, all lanes to the end) and against the naive loop
-   (``generate`` and the reward model on whole texts at every step).
+   (``generate`` and the reward model on whole texts at every step);
+6. several particle filters: one after the other, as a plate in lockstep, and as programs that share a batch.
 
 ``python benchmarks/gpu.py`` on a machine with a CUDA device; ``--small`` is the same with tiny models, also for a processor. It needs torch
 >= 2.11, transformers >= 5.17 and pyro-ppl. Where there is no network, the wheels of pyro-ppl and pyro-api can be brought along:
@@ -36,6 +37,7 @@ from transformers import Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from ppl_llm import PAD, SMC, Context, TransformersLM, TransformersPRM, reasoning
+from ppl_llm.inference import run_concurrently
 from ppl_llm.lm.device_loop import DeviceLoop
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.reward.qwen_prm import Qwen2PRM
@@ -184,6 +186,34 @@ class Bench:
         naive = self.clock(lambda: useful.append(self.naive(self.prompt(128), width)))
         self.note(what, "the naive loop", naive, rate=Spread.of([n / t for n, t in zip(useful[1:], naive, strict=True)]))
 
+    def filters(self, number: int = 4) -> None:
+        """Several particle filters, each of which waits for its slowest lane at every step, from empty caches."""
+        particles, steps = max(1, self.lanes // number), max(1, self.steps // 2)
+        what = f"{number} filters, {particles} lanes x {steps} steps"
+        problems = [self.words.decode(self.prompt(128, seed)) for seed in range(number)]
+        model = reasoning(self.lm, self.prm, "exact", max_steps=steps, max_tokens=4 * STEP)
+
+        def run(some: Any) -> float:
+            plates = int(isinstance(some, list))
+            return float(SMC(model, particles, ess_threshold=0.5, max_plate_nesting=plates).run(some).cost["tokens_sampled"])
+
+        ways: dict[str, Callable[[], float]] = {
+            "one after the other": lambda: sum(run(problem) for problem in problems),
+            "a plate in lockstep": lambda: run(problems),
+            "run_concurrently": lambda: sum(run_concurrently([lambda problem=problem: run(problem) for problem in problems])),
+        }
+        for way, each in ways.items():
+            tokens: list[float] = []
+
+            def once(each: Callable[[], float] = each, tokens: list[float] = tokens) -> None:
+                self.lm.release_caches()
+                self.prm.release_caches()
+                pyro.set_rng_seed(len(tokens))
+                tokens.append(each())
+
+            seconds = self.clock(once)
+            self.note(what, way, seconds, rate=Spread.of([n / t for n, t in zip(tokens[1:], seconds, strict=True)]))
+
     @torch.inference_mode()
     def naive(self, prompt: list[int], width: int) -> int:
         """``generate`` and the reward model on whole texts at every step, multinomial resampling; returns the useful tokens."""
@@ -280,6 +310,7 @@ def main() -> None:
         bench.append(STEP)
         bench.resample()
         bench.smc()
+        bench.filters()
         rows += bench.rows
         del bench
         if device.type == "cuda":

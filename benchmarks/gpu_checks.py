@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from ppl_llm import PAD, Context, TransformersLM, TransformersPRM
+from ppl_llm.inference import run_concurrently
 from ppl_llm.lm.device_loop import DeviceLoop
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.reward.qwen_prm import Qwen2PRM
@@ -34,16 +35,29 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
     loops = {"operation by operation": DeviceLoop(lm._engine, lm.eos_ids), "the ordinary loop": None}
     if device.type == "cuda":
         loops = {"CUDA graphs": lm._device_loop} | loops
-    firsts = []
-    for way, loop in loops.items():
-        lm._device_loop = loop
-        context, totals = _filtered(lm)
-        expected = _whole_texts(reference, context)
-        error = (totals - expected.sum(-1)).abs() / (context.lengths - context.prompt_lengths)
-        yield _line(f"{name}: log-probability of a token in float32, {way}", error.max(), EXACT)
+    firsts, in_float32 = [], f"{name}: log-probability of a token in float32"
+
+    def captured(loop: DeviceLoop | None) -> None:
         if loop is not None and loop.graphs is not None and (loop.graphs.failure or loop.graphs.captured == 0):
             raise SystemExit(f"{name}: no CUDA graph was captured: {loop.graphs.failure or 'nothing was run twice'}")
+
+    def error(context: Context, totals: Tensor) -> Tensor:
+        expected = _whole_texts(reference, context).sum(-1)
+        return ((totals - expected).abs() / (context.lengths - context.prompt_lengths)).max()
+
+    for way, loop in loops.items():
+        lm._device_loop = loop
+        lm.release_caches()
+        context, totals = _filtered(lm)
+        yield _line(f"{in_float32}, {way}", error(context, totals), EXACT)
+        captured(loop)
         firsts.append(context.tokens[:, int(context.prompt_lengths[0])])
+    lm.release_caches()
+    lm._device_loop = next(iter(loops.values()))
+    found = run_concurrently([lambda: _filtered(lm)] * 3)
+    yield _line(f"{in_float32}, three programs in one batch", torch.stack([error(*each) for each in found]).max(), EXACT)
+    for batch in lm._device_batches:
+        captured(batch.loop)
     # The vocabulary is large and nearly uniform: a token is another one now and then, as its neighbour's rounding decides.
     same = (torch.stack(firsts) == firsts[0]).float().mean()
     yield _line(f"{name}: first tokens in which the loops differ", 1 - same, 0.25)
@@ -54,7 +68,7 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
     low_context = Context.root(low, context.problems, [context.tokens[0, : int(context.prompt_lengths[0])].tolist()], False).expand(
         (LANES,)
     )
-    errors = []
+    errors, expected = [], _whole_texts(reference, context)
     for step, place in _steps(context):
         found = low.step_log_prob(low_context, step, OPTIONS)
         errors.append((found - (expected * place).sum(-1)).abs().sum() / place.sum())
@@ -64,7 +78,6 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
 
 def _filtered(lm: TransformersLM) -> tuple[Context, Tensor]:
     """Ragged steps with resampling between: where the lanes end, and the log-probability of all their tokens."""
-    lm.release_caches()
     torch.manual_seed(0)
     vocab = len(lm.tokenizer)
     context = root(lm, words(100, 0, round(vocab / 10), vocab)).expand((LANES,))

@@ -3,7 +3,8 @@
 Step lengths are exponential with mean 29, cut off at 141. Every filter resamples after each step and waits for its slowest lane; in
 lockstep all filters wait for the slowest lane of all. The occupancy is the useful share of a batch over all passes that sample.
 
-``python benchmarks/scheduler.py``, with ``--quick`` for a small case. Process CPU time on one thread, in turns.
+``python benchmarks/scheduler.py``, with ``--quick`` for a small case, with ``--device-loop`` by the loop for accelerators, whose batch is a
+slab of its own that lanes are copied to and from. Process CPU time on one thread, in turns.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def program(lm: TransformersLM, prompts: list[list[int]], steps: int) -> Callabl
     return run
 
 
-def compare(problems: int, particles: int, steps: int, length: int, max_lanes: int, repeats: int) -> list[dict[str, Any]]:
+def compare(
+    problems: int, particles: int, steps: int, length: int, max_lanes: int, repeats: int, device_loop: bool
+) -> list[dict[str, Any]]:
     """Rows of all ways; the same programs each time."""
-    lm = TransformersLM(make_model(), make_tokenizer(STOPS))
+    lm = TransformersLM(make_model(), make_tokenizer(STOPS), device_loop=device_loop)
     lm.stop_automaton("\n\n")
     passes = Passes(lm.model)
     prompts = [words(length + 4 * p, seed=p, stops=STOPS) for p in range(problems)]
@@ -104,13 +107,14 @@ def compare(problems: int, particles: int, steps: int, length: int, max_lanes: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 filters of 4 particles, 2 steps")
+    parser.add_argument("--device-loop", action="store_true", help="the loop for accelerators, without graphs")
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     single_thread()
     torch.manual_seed(0)
     sizes = (4, 4, 2, 32, 8) if arguments.quick else (arguments.problems, 16, 2, 128, 64)
-    rows = compare(*sizes, arguments.repeats)
+    rows = compare(*sizes, arguments.repeats, arguments.device_loop)
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("scheduler", rows, vars(arguments))

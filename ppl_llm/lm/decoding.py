@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -132,15 +132,7 @@ class DecodingLM(ABC):
             def run(batch: slice) -> None:
                 some = active[batch]
                 tokens[some], log_probs[some] = PAD, 0.0
-                program = current_program() if self.batches_programs else None
-                if program is None:
-                    self._run(context, some, options, uniforms, tokens, log_probs)
-                else:
-                    moves = self._moves(context, some, options, uniforms, tokens, log_probs)
-                    try:
-                        program.wait(StepRequest(self._joint_decoding, moves, len(some)))
-                    finally:
-                        moves.close()
+                self._run(context, some, options, uniforms, tokens, log_probs)
 
             self._at_once.in_batches(len(active), run, self._free_memory)
             original.memo.update(context.memo)
@@ -160,8 +152,12 @@ class DecodingLM(ABC):
         """Release what is not needed for a correct result."""
 
     def _run(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        """Fill in the tokens and log-probabilities of the flat lanes ``active``."""
+        """Fill in the tokens and log-probabilities of the flat lanes ``active``; together with other programs, where there are any."""
         moves = self._moves(context, active, options, uniforms, tokens, log_probs)
+        program = current_program() if self.batches_programs else None
+        if program is not None:
+            with closing(moves):
+                return program.wait(StepRequest(self._joint_decoding, moves, len(active)))
         move = next(moves)
         with suppress(StopIteration):
             while True:

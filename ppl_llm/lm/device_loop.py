@@ -7,6 +7,7 @@ import time
 import torch
 from torch import Tensor
 
+from .kv_slab import KVSlab
 from .prefix_engine import PrefixEngine
 from .protocol import StepOptions
 from .slab_decoder import SlabDecoder
@@ -36,6 +37,7 @@ class DeviceLoop:
     :param int check_every: tokens between two looks at which lanes are alive.
     :param int kv_bucket: see ``_KV_BUCKET``; smaller ones are for tests.
     :ivar graphs: the captured steps, if any.
+    :ivar TokenStep step: the lanes' state.
     """
 
     def __init__(
@@ -48,14 +50,19 @@ class DeviceLoop:
         kv_bucket: int = _KV_BUCKET,
     ) -> None:
         self._engine, self._eos_ids = engine, eos_ids
-        self._check_every, self._kv_bucket = check_every, kv_bucket
+        self.check_every, self._kv_bucket = check_every, kv_bucket
+        self._capture = capture
         self.graphs = None if capture is None else StepGraphs(capture)
-        self._step = TokenStep(0, 0, engine.device)
+        self.step = TokenStep(0, 0, engine.device)
 
     @classmethod
     def captured(cls, engine: PrefixEngine, eos_ids: Tensor) -> DeviceLoop:
         """With CUDA graphs, for a model that lies on one CUDA device."""
         return cls(engine, eos_ids, CudaCapture(engine.device))
+
+    def another(self) -> DeviceLoop:
+        """One like this with lanes of its own."""
+        return DeviceLoop(self._engine, self._eos_ids, self._capture, check_every=self.check_every, kv_bucket=self._kv_bucket)
 
     def run(
         self,
@@ -74,28 +81,32 @@ class DeviceLoop:
         """
         first = decoder.lanes
         number = len(first)
-        step = self._room_for(number, options.max_tokens)
+        self.make_room(number, options.max_tokens)
+        step = self.step
         step.begin(uniforms[first], room[first])
-        step.choose(decoder.logits, options, automaton, self._eos_ids)
+        self.choose(decoder.logits, options, automaton)
         decoder.fill_up(padded(number))
         for k in range(1, options.max_tokens):
-            if k % self._check_every == 0:
+            if k % self.check_every == 0:
                 alive = int(step.alive.sum())
                 if alive == 0:
                     break
                 if padded(alive) < padded(number):
                     number = self._drop(decoder, step, uniforms.shape[0])
-            self._advance(decoder, step, number, options, automaton)
+            self.advance(*decoder.grow(padded(number)), padded(number), options, automaton)
         tokens[first] = step.tokens[: len(first), : options.max_tokens]
         log_probs[first] = step.log_probs[: len(first)]
 
-    def _room_for(self, lanes: int, width: int) -> TokenStep:
-        """Tensors large enough; graphs of smaller ones are void."""
-        if padded(lanes) > self._step.rows or width > self._step.width:
-            self._step = TokenStep(max(padded(lanes), self._step.rows), max(width, self._step.width), self._engine.device)
+    def make_room(self, lanes: int, width: int) -> None:
+        """Let there be so many lanes, with steps of so many tokens; graphs for fewer are void."""
+        if padded(lanes) > self.step.rows or width > self.step.width:
+            self.step = self.step.enlarged(padded(lanes), width)
             if self.graphs is not None:
                 self.graphs.clear()
-        return self._step
+
+    def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, first: int = 0) -> None:
+        """Sample the first token of lanes in the rows from ``first`` on, whose logits are at hand."""
+        self.step.choose(logits, options, automaton, self._eos_ids, first)
 
     def _drop(self, decoder: SlabDecoder, step: TokenStep, total: int) -> int:
         """Leave only rows of lanes that are alive; returns how many."""
@@ -107,10 +118,14 @@ class DeviceLoop:
         decoder.fill_up(padded(len(decoder.lanes)))
         return len(decoder.lanes)
 
-    def _advance(self, decoder: SlabDecoder, step: TokenStep, number: int, options: StepOptions, automaton: StopAutomaton) -> None:
-        lanes = padded(number)
-        slab, longest = decoder.grow(lanes)
+    def advance(self, slab: KVSlab, longest: int, lanes: int, options: StepOptions, automaton: StopAutomaton) -> None:
+        """Append the last token of the lanes in the first rows, and sample the next one.
+
+        :param int longest: bound on the tokens of any of them, with the one that is appended; the slab has so many columns.
+        :param int lanes: how many rows take part, a number that :func:`padded` gives.
+        """
         stop = min(-(-longest // self._kv_bucket) * self._kv_bucket, slab.capacity)
+        step = self.step
 
         def body() -> None:
             logits = step.advance(self._engine, slab, lanes, stop)

@@ -260,7 +260,7 @@ class KVSlab:
         """
         if len(target):
             shared = self.common_prefix(target, self.tokens[source], counts)
-            self._move([(source, target)], int(shared.min()), int(counts.max()))
+            self._copy_columns(self, source, target, int(shared.min()), int(counts.max()))
             self.lengths[target] = counts
 
     def swap(self, first: Tensor, second: Tensor) -> None:
@@ -268,17 +268,26 @@ class KVSlab:
         if len(first):
             shared = self.common_prefix(first, self.tokens[second], self.lengths[second])
             stop = torch.maximum(self.lengths[first], self.lengths[second])
-            self._move([(first, second), (second, first)], int(shared.min()), int(stop.max()))
-            self.lengths[torch.cat([first, second])] = self.lengths[torch.cat([second, first])]
+            source, target = torch.cat([first, second]), torch.cat([second, first])
+            self._copy_columns(self, source, target, int(shared.min()), int(stop.max()))
+            self.lengths[target] = self.lengths[source]
 
-    def _move(self, pairs: list[tuple[Tensor, Tensor]], start: int, stop: int) -> None:
-        source = torch.cat([pair[0] for pair in pairs])
-        target = torch.cat([pair[1] for pair in pairs])
+    def take(self, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+        """Give rows ``target [K]`` the texts of rows ``source [K]`` of a slab, another one or the same, which end before ``stop``.
+
+        :param int start: columns that they already share.
+        """
+        self._copy_columns(giver, source, target, start, stop)
+        self.lengths[target] = giver.lengths[source]
+
+    def _copy_columns(self, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
         if start >= stop:
             return
-        self.tokens[target, start:stop] = self.tokens[source, start:stop]
-        for layer in self._layers:
-            if layer.is_initialized:
+        self.tokens[target, start:stop] = giver.tokens[source, start:stop]
+        for layer, given in zip(self._layers, giver._layers, strict=True):
+            if given.is_initialized:
+                if not layer.is_initialized:
+                    layer.lazy_initialization(given.keys, given.values)
                 from_, to = source.to(layer.device), target.to(layer.device)
-                for store in (layer.keys, layer.values):
-                    store[to, :, start:stop] = store[from_, :, start:stop]
+                for store, states in ((layer.keys, given.keys), (layer.values, given.values)):
+                    store[to, :, start:stop] = states[from_, :, start:stop]

@@ -17,29 +17,31 @@ class SlabDecoder:
     :param Seating seating: the lanes' contexts.
     :param Tensor lanes: ``[A]`` flat lane numbers.
     :param Tensor rows: ``[total]`` a note of the row of each flat lane, kept up to date in place.
+    :ivar KVSlab slab: theirs.
+    :ivar int longest: bound on the tokens of any lane.
     """
 
     def __init__(self, engine: PrefixEngine, seating: Seating, lanes: Tensor, rows: Tensor) -> None:
-        self._engine, self._slab, self._rows = engine, seating.slab, rows
+        self._engine, self.slab, self._rows = engine, seating.slab, rows
         [(_, outputs)] = engine.complete(seating, seating.lengths[:, None] - 1)
         logits = outputs[:, 0]
         source = seating.row_of
         row_of = torch.where(seating.repeated, seating.num_rows - 1 + seating.repeated.cumsum(0), source)
         copies = seating.repeated.nonzero()[:, 0]
-        self._slab.copy(source[copies], row_of[copies], seating.lengths[source[copies]])
+        self.slab.copy(source[copies], row_of[copies], seating.lengths[source[copies]])
         by_row = row_of.argsort()
         rows[lanes] = row_of
         self._order = lanes[by_row]
         self.lanes = self._order
         self.logits = logits if len(copies) == 0 else logits[source[by_row]]
-        self._longest = int(seating.lengths.max())
+        self.longest = int(seating.lengths.max())
         self._shared = self._common_tokens(len(lanes))
 
     def _common_tokens(self, rows: int) -> int:
         """Leading tokens that all rows share, which stay so as lanes go on or are dropped; 0 if it cannot pay to read their keys once."""
-        if not pays(self._slab.tokens.device, rows, self._longest):
+        if not pays(self.slab.tokens.device, rows, self.longest):
             return 0
-        texts = self._slab.tokens[:rows, : int(self._slab.lengths[:rows].min())]
+        texts = self.slab.tokens[:rows, : int(self.slab.lengths[:rows].min())]
         return int((texts == texts[:1]).all(0).cumprod(0).sum())
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
@@ -57,27 +59,27 @@ class SlabDecoder:
 
     def finish(self, logits: Tensor, alive: Tensor) -> None:
         self.logits = logits
-        self._slab.lengths[: len(alive)].add_(alive)
+        self.slab.lengths[: len(alive)].add_(alive)
 
     def grow(self, rows: int) -> tuple[KVSlab, int]:
         """Make room for one more token in each of the first rows: the slab, and a bound on the tokens of any lane."""
         # It needs no reading back from the device: every row may have grown by one.
-        self._longest = min(self._longest + 1, self._slab.max_length)
-        self._engine.reserve(self._slab, rows, self._longest)
-        return self._slab, self._longest
+        self.longest = min(self.longest + 1, self.slab.max_length)
+        self._engine.reserve(self.slab, rows, self.longest)
+        return self.slab, self.longest
 
     def fill_up(self, rows: int) -> None:
         """Let further rows take part in passes whatever they hold: they exist, and have a column behind their end to write to."""
-        self._engine.reserve(self._slab, rows, self._longest)
-        self._slab.lengths[len(self.lanes) : rows].clamp_(max=self._slab.capacity - 1)
+        self._engine.reserve(self.slab, rows, self.longest)
+        self.slab.lengths[len(self.lanes) : rows].clamp_(max=self.slab.capacity - 1)
 
     def keep(self, alive: Tensor) -> None:
         number = int(alive.sum())
         holes = (~alive[:number]).nonzero()[:, 0]
         movers = number + alive[number:].nonzero()[:, 0]
-        self._slab.swap(holes, movers)
+        self.slab.swap(holes, movers)
         places, moved = torch.cat([holes, movers]), torch.cat([movers, holes])
         self._order = self._order.index_copy(0, places, self._order[moved])
         self._rows[self._order[places]] = places
         self.lanes = self._order[:number]
-        self._longest = int(self._slab.lengths[:number].max())
+        self.longest = int(self.slab.lengths[:number].max())

@@ -16,14 +16,14 @@ from .stop import StopAutomaton
 class TokenStep:
     """Sampling, the watch for a step's end, lengths and flags of lanes, all on the device.
 
-    A lane has a *row* of the slab, which changes when other lanes are dropped, and a *slot*, its first row, where its results are
+    A lane has a *row* of the slab, which changes when other lanes are dropped, and a *slot*, which it keeps and where its results are
     collected. Rows that hold no lane have the slot after the last one and are never alive: a batch can be filled up with them.
 
     :param int rows: lanes at most.
     :param int width: tokens of a step at most.
     :ivar Tensor slot: ``[rows]``.
     :ivar Tensor alive: ``[rows]`` whether the lane goes on.
-    :ivar Tensor tokens: ``[rows + 1, width]`` by slot, padded with ``PAD``.
+    :ivar Tensor tokens: ``[rows + 1, width + 1]`` by slot, padded with ``PAD``; nothing is kept in the last column.
     :ivar Tensor log_probs: ``[rows + 1]`` by slot.
     """
 
@@ -31,43 +31,63 @@ class TokenStep:
         self.rows, self.width = rows, width
         self.slot = torch.full((rows,), rows, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.tokens = torch.full((rows + 1, width), PAD, device=device)
+        self.tokens = torch.full((rows + 1, width + 1), PAD, device=device)
         self.log_probs = torch.zeros(rows + 1, device=device)
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._state = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._uniforms = torch.zeros(rows + 1, width, dtype=torch.float64, device=device)
+        self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the lane's next token belongs to
+        self._uniforms = torch.zeros(rows + 1, width + 1, dtype=torch.float64, device=device)
         self._room = torch.zeros(rows + 1, dtype=torch.long, device=device)
-        self._column = torch.zeros(1, dtype=torch.long, device=device)  # one element, not none: a 0-dim index would be read by the host
+
+    def enlarged(self, rows: int, width: int) -> TokenStep:
+        """The same lanes with room for more of them and for longer steps."""
+        new = TokenStep(max(rows, self.rows), max(width, self.width), self.slot.device)
+        new.slot[: self.rows] = torch.where(self.slot == self.rows, new.rows, self.slot)
+        for name in ("alive", "log_probs", "_token", "_state", "_column", "_room"):
+            getattr(new, name)[: self.rows] = getattr(self, name)[: self.rows]
+        for name in ("tokens", "_uniforms"):
+            getattr(new, name)[: self.rows, : self.width] = getattr(self, name)[: self.rows, : self.width]
+        return new
 
     def begin(self, uniforms: Tensor, room: Tensor) -> None:
-        """Start a step of lanes that lie in the first rows.
+        """Start a step of lanes that lie in the first rows, which become their slots, and forget all others; see :meth:`join`."""
+        self.leave(0)
+        self.join(0, torch.arange(len(room), device=room.device), uniforms, room)
 
+    def join(self, first: int, slots: Tensor, uniforms: Tensor, room: Tensor) -> None:
+        """Start a step of further lanes, beside those whose step is under way.
+
+        :param int first: the row of the first of them.
+        :param Tensor slots: ``[A]`` of which no other lane has one.
         :param Tensor uniforms: ``[A, M]`` one for each token.
         :param Tensor room: ``[A]`` tokens that each lane may take.
         """
         lanes, width = uniforms.shape
-        self.slot.fill_(self.rows)
-        self.slot[:lanes] = torch.arange(lanes, device=self.slot.device)
-        self.alive.fill_(False)
-        self.alive[:lanes] = True
-        self.tokens.fill_(PAD)
-        for zeroed in (self.log_probs, self._token, self._state, self._column):
-            zeroed.zero_()
-        self._uniforms[:lanes, :width] = uniforms
-        self._room[:lanes] = room
+        rows = slice(first, first + lanes)
+        self.slot[rows] = slots
+        self.alive[rows] = True
+        self.tokens[slots] = PAD
+        self.log_probs[slots] = 0.0
+        for zeroed in (self._token, self._state, self._column):
+            zeroed[rows] = 0
+        self._uniforms[slots, :width] = uniforms
+        self._room[slots] = room
 
-    def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor) -> None:
-        """Sample the next token of the first A rows from logits ``[A, V]``, which are overwritten."""
-        lanes = len(logits)
-        slot, alive = self.slot[:lanes], self.alive[:lanes]
-        token, log_prob = inverse_cdf(warp(logits, options), self._uniforms[slot, self._column], overwrite=True)
-        self.tokens[slot, self._column] = torch.where(alive, token, PAD)
+    def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor, first: int = 0) -> None:
+        """Sample the next token of A rows from logits ``[A, V]``, which are overwritten.
+
+        :param int first: the first of these rows.
+        """
+        rows = slice(first, first + len(logits))
+        slot, alive, column = self.slot[rows], self.alive[rows], self._column[rows]
+        token, log_prob = inverse_cdf(warp(logits, options), self._uniforms[slot, column], overwrite=True)
+        self.tokens[slot, column] = torch.where(alive, token, PAD)
         self.log_probs[slot] += torch.where(alive, log_prob, 0.0)
-        state = automaton.step(self._state[:lanes], token)
-        self._column += 1
+        state = automaton.step(self._state[rows], token)
+        column.add_(1).clamp_(max=self.width)  # what becomes of a lane that has ended is of no interest
         # Not isin, which sorts, and so waits for the device, where there are many ids.
-        ended = (state == automaton.accept) | (token[:, None] == eos_ids).any(-1) | (self._column >= self._room[slot])
-        self._token[:lanes], self._state[:lanes] = token, state
+        ended = (state == automaton.accept) | (token[:, None] == eos_ids).any(-1) | (column >= self._room[slot])
+        self._token[rows], self._state[rows] = token, state
         alive &= ~ended
 
     def advance(self, engine: PrefixEngine, slab: KVSlab, lanes: int, stop: int) -> Tensor:
@@ -87,8 +107,11 @@ class TokenStep:
 
     def take(self, rows: Tensor) -> None:
         """Leave the lanes of ``rows [n]`` in the first n rows, and none in the others."""
-        number = len(rows)
-        for held in (self.slot, self.alive, self._token, self._state):
-            held[:number] = held[rows]
-        self.slot[number:] = self.rows
-        self.alive[number:] = False
+        for held in (self.slot, self.alive, self._token, self._state, self._column):
+            held[: len(rows)] = held[rows]
+        self.leave(len(rows))
+
+    def leave(self, first: int) -> None:
+        """Let the rows from ``first`` on hold no lane."""
+        self.slot[first:] = self.rows
+        self.alive[first:] = False

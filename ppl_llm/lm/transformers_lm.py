@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context, LaneMemo
+from ..inference.program import current_program
 from ..notes import NoteKey, note_of
 from .architecture import context_limit, slab_engine
 from .decoding import DecodingLM, Draw, Move, Moves
+from .device_batches import DeviceBatches
 from .device_loop import DeviceLoop
 from .joint_decoding import draw_together
 from .joint_pass import JointPass
@@ -190,6 +192,9 @@ class TransformersLM(DecodingLM):
         if self._device_loop is not None:
             room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
             decoder, automaton = self._decoder(context, active), self.stop_automaton(options.stop)
+            program = current_program()
+            if program is not None:
+                return self._device_batches.run(program, decoder, u, room, options, automaton, tokens, log_probs)
             return self._device_loop.run(decoder, u, room, options, automaton, tokens, log_probs)
         if self._plain is None:
             return super()._run(context, active, options, u, tokens, log_probs)
@@ -226,10 +231,15 @@ class TransformersLM(DecodingLM):
     def _joint_pass(self) -> JointPass:
         return JointPass(self._engine)
 
+    @cached_property
+    def _device_batches(self) -> DeviceBatches:
+        assert self._device_loop is not None
+        return DeviceBatches(self._engine, self._device_loop)
+
     @property
     def batches_programs(self) -> bool:  # type: ignore[override]
-        """Unless token steps are captured on the device, one program's at a time, or there is no slab."""
-        return self._slab_engine is not None and self._device_loop is None
+        """Unless there is no slab."""
+        return self._slab_engine is not None
 
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.vocab_size)

@@ -33,7 +33,7 @@ def test_everything_is_timed_without_the_packages_of_the_command_line():
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "copy " in said and " TFLOP/s" in said
-    assert said.count("(allowed") == 5
+    assert said.count("(allowed") == 6
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| small")]
     found = {(what.split(",")[0], way) for _, what, way, *_ in rows}
     assert found == {
@@ -43,6 +43,9 @@ def test_everything_is_timed_without_the_packages_of_the_command_line():
         ("PRM append", "kept keys, whole call"),
         ("PRM append", "from nothing"),
         ("resample", "half of the lanes copied"),
+        ("4 filters", "one after the other"),
+        ("4 filters", "a plate in lockstep"),
+        ("4 filters", "run_concurrently"),
         ("particle filter", "SMC"),
         ("particle filter", "generate alone, as many tokens"),
         ("particle filter", "the naive loop"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.transformers_prm import TransformersPRM
 from tests.ppl_llm.architectures import ARCHITECTURES
+from tests.ppl_llm.tape import tape
+from tests.ppl_llm.test_device_loop import looping
 from tests.ppl_llm.tiny_models import language_model, reward_net, tokenizer
 
 OPTIONS = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
@@ -33,6 +36,12 @@ PROBLEMS: list[tuple[Any, int, StepOptions]] = [
 ]
 
 Step = tuple[Tensor, Tensor]
+Make = Callable[..., TransformersLM]
+
+EVERY_LOOP = pytest.mark.parametrize(
+    "make", [language_model, looping, partial(looping, tape)], ids=["on the host", "on the device", "replayed"]
+)
+"""Who samples: token by token with the host looking on, or eight tokens at a time in a slab that the programs share."""
 
 
 def steps(lm: TransformersLM, problem: Any, lanes: int, options: StepOptions, number: int = 2) -> Callable[[], list[Step]]:
@@ -154,15 +163,17 @@ def test_lanes_that_attend_to_others_keys_are_rejected(monkeypatch: pytest.Monke
         assert_same(together(some), expected)
 
 
-def test_programs_that_begin_with_one_context_do_not_meet_in_its_slab(monkeypatch: pytest.MonkeyPatch):
-    lm = language_model()
+@EVERY_LOOP
+def test_programs_that_begin_with_one_context_do_not_meet_in_its_slab(make: Make, monkeypatch: pytest.MonkeyPatch):
+    lm = make()
 
     def several() -> list[Callable[[], list[Step]]]:
         root = lm.start("What is 12 + 30?").expand((5,))
         root = root.extend(lm.sample_step(root, torch.Size((5,)), OPTIONS).tokens, OPTIONS.stop)
 
         def program() -> list[Step]:
-            return [tuple(lm.sample_step(root, torch.Size((5,)), OPTIONS))]  # type: ignore[list-item]
+            own = root.reorder(torch.randint(0, 5, (5,)))
+            return [tuple(lm.sample_step(own, torch.Size((5,)), OPTIONS))]  # type: ignore[list-item]
 
         return [program] * 4
 
@@ -189,16 +200,18 @@ def unreserved(take: Callable[..., Any]) -> Callable[..., Any]:
     return broken
 
 
-def test_slabs_of_steps_under_way_are_not_released():
-    lm = language_model(cache_bytes=0)
+@EVERY_LOOP
+def test_slabs_of_steps_under_way_are_not_released(make: Make):
+    lm = make(cache_bytes=0)
     expected = alone(programs(lm))
     assert_same(together(programs(lm)), expected)
     assert len(lm._engine.pool.slabs) <= 2 and lm._engine.pool._reserved == []
 
 
+@EVERY_LOOP
 @pytest.mark.parametrize("rows", [2, 10])
-def test_memory_that_runs_out(rows: int):
-    lm = language_model()
+def test_memory_that_runs_out(make: Make, rows: int):
+    lm = make()
     expected = alone(programs(lm, 1)[:3])
     lm.release_caches()
 
@@ -211,8 +224,9 @@ def test_memory_that_runs_out(rows: int):
     assert lm._engine.at_once.largest <= rows and lm._at_once.largest is None
 
 
-def test_an_exception_reaches_its_program_only():
-    lm = language_model()
+@EVERY_LOOP
+def test_an_exception_reaches_its_program_only(make: Make):
+    lm = make()
     expected = alone(programs(lm))
     lm.release_caches()
     broken = lm.start("40 + 2")
@@ -225,8 +239,9 @@ def test_an_exception_reaches_its_program_only():
     assert lm._engine.pool._reserved == []
 
 
-def test_a_stopped_program_leaves_its_slab():
-    lm = language_model()
+@EVERY_LOOP
+def test_a_stopped_program_leaves_its_slab(make: Make):
+    lm = make()
 
     def failing() -> None:
         lm.sample_step(lm.start("7 * 6"), torch.Size((2,)), StepOptions(stop=(), max_tokens=2))
@@ -237,8 +252,9 @@ def test_a_stopped_program_leaves_its_slab():
     assert lm._engine.pool._reserved == []
 
 
-def test_costs_are_those_of_each_program():
-    lm = language_model()
+@EVERY_LOOP
+def test_costs_are_those_of_each_program(make: Make):
+    lm = make()
 
     def metered(program: Callable[[], Any]) -> Callable[[], dict[str, float]]:
         def run() -> dict[str, float]:
@@ -253,16 +269,19 @@ def test_costs_are_those_of_each_program():
     with CostMeter() as outer:
         found = together([metered(program) for program in programs(lm)])
     for one, other in zip(found, expected, strict=True):
-        assert (one["lm_forwards"], one["tokens_sampled"]) == (other["lm_forwards"], other["tokens_sampled"])
+        assert one["tokens_sampled"] == other["tokens_sampled"]
+        # On a device the round in which the last lane ends is finished.
+        assert abs(one["lm_forwards"] - other["lm_forwards"]) <= (0 if lm._device_loop is None else 2 * 7)
         assert one["lm_seconds"] > 0
         assert one["tokens_prefilled"] >= other["tokens_prefilled"]  # one after the other, they find what the one before has left behind
     assert outer.totals["tokens_sampled"] == sum(one["tokens_sampled"] for one in found)
 
 
+@EVERY_LOOP
 @pytest.mark.filterwarnings("ignore:.*were not properly registered")
-def test_particle_filters_with_a_reward_model():
+def test_particle_filters_with_a_reward_model(make: Make):
     """The programs of a user: evidence, weights and steps of each are those of running it alone."""
-    lm, prm = language_model(), TransformersPRM(reward_net(), tokenizer())
+    lm, prm = make(), TransformersPRM(reward_net(), tokenizer())
 
     def solve(problem: str) -> Context:
         context = lm.start(problem)

@@ -28,15 +28,14 @@ class Copies:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.moved: list[tuple[list[int], list[int], int, int]] = []
-        plain = KVSlab._move
+        plain = KVSlab._copy_columns
 
-        def move(slab: KVSlab, pairs: list[tuple[Tensor, Tensor]], start: int, stop: int) -> None:
-            for source, target in pairs:
-                if len(target) and start < stop:
-                    self.moved.append((source.tolist(), target.tolist(), start, stop))
-            plain(slab, pairs, start, stop)
+        def copy(slab: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+            if len(target) and start < stop:
+                self.moved.append((source.tolist(), target.tolist(), start, stop))
+            plain(slab, giver, source, target, start, stop)
 
-        monkeypatch.setattr(KVSlab, "_move", move)
+        monkeypatch.setattr(KVSlab, "_copy_columns", copy)
 
     @property
     def rows(self) -> int:
