@@ -161,7 +161,7 @@ def test_a_prefix_that_is_not_common_is_rejected(monkeypatch: pytest.MonkeyPatch
     common = SlabDecoder._common_tokens
 
     def one_too_many(self: SlabDecoder, rows: int) -> int:
-        return min(common(self, rows) + 1, int(self._slab.lengths[:rows].min()))
+        return min(common(self, rows) + 1, int(self.slab.lengths[:rows].min()))
 
     monkeypatch.setattr(SlabDecoder, "_common_tokens", one_too_many)
     with pytest.raises(AssertionError):
