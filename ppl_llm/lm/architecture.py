@@ -1,4 +1,4 @@
-"""Which models run on the slab engine, and why others do not."""
+"""What a model is: where it lies, how long its texts may be, what ends them, and whether it runs on the slab engine."""
 
 from __future__ import annotations
 
@@ -76,3 +76,25 @@ def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.dev
         model.set_attn_implementation(before if before != PACKED else "sdpa")
         return None, problem
     return engine, ""
+
+
+def execution_device(model: Any) -> torch.device:
+    """Where token ids go in; the embedding of an offloaded model has no device of its own."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    if device.type == "meta":
+        device = torch.device(model.get_input_embeddings()._hf_hook.execution_device)
+    return device
+
+
+def lies_on(model: Any, device: torch.device) -> bool:
+    """Whether all of a model lies on one device."""
+    return all(parameter.device == device for parameter in model.parameters())
+
+
+def eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end the text: what the model's generation config and config and the tokenizer name, one or several each."""
+    ids: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        eos = getattr(source, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return ids

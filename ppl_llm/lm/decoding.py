@@ -14,10 +14,10 @@ from torch import Tensor
 from ..context import PAD, Context
 from ..inference.cost import count
 from ..inference.program import current_program
-from .joint_decoding import JointDecoding, StepRequest
+from .joint_decoding import JointDecoding, StepRequest, advance_each
 from .out_of_memory import BatchLimit
 from .protocol import StepOptions, StepSample
-from .sampling import inverse_cdf, warp
+from .sampling import warp
 from .stop import StopAutomaton
 
 _KEEP_OCCUPANCY = 0.9
@@ -166,10 +166,7 @@ class DecodingLM(ABC):
 
     def _advance(self, moves: Sequence[Move]) -> list[Draw]:
         """Make moves, which may be those of several programs."""
-        for decoder, tokens, alive, _, _ in moves:
-            if tokens is not None:
-                decoder.advance(tokens, alive)
-        return [inverse_cdf(warp(move.decoder.logits, move.options), move.uniforms, overwrite=True) for move in moves]
+        return advance_each(moves)
 
     def _moves(self, context: Context, active: Tensor, options: StepOptions, uniforms: Tensor, tokens: Tensor, log_probs: Tensor) -> Moves:
         """:meth:`_run` without its forward passes and draws."""

@@ -16,6 +16,7 @@ from .sampling import inverse_cdf, warp
 
 if TYPE_CHECKING:
     from .decoding import Draw, Move, Moves
+    from .joint_pass import JointPass
 
 
 class StepRequest:
@@ -90,7 +91,28 @@ class JointDecoding:
             request.go_on(draw)
 
 
-def draw_together(moves: Sequence[Move], logits: Sequence[Tensor]) -> list[Draw]:
+def advance_each(moves: Sequence[Move]) -> list[Draw]:
+    """Make moves one after the other."""
+    for decoder, tokens, alive, _, _ in moves:
+        if tokens is not None:
+            decoder.advance(tokens, alive)
+    return [inverse_cdf(warp(move.decoder.logits, move.options), move.uniforms, overwrite=True) for move in moves]
+
+
+def advance_together(moves: Sequence[Move], joint_pass: JointPass) -> list[Draw]:
+    """Make moves of lanes in slabs, in one forward pass."""
+    passing = [i for i, move in enumerate(moves) if move.tokens is not None]
+    if len(passing) < 2:
+        return advance_each(moves)
+    passing.sort(key=lambda i: hash(moves[i].options))  # equal ones are drawn from in one go
+    logits = joint_pass.run([moves[i].decoder.prepare(moves[i].tokens) for i in passing])
+    draws = dict(zip(passing, _drawn([moves[i] for i in passing], logits), strict=True))
+    others = [i for i in range(len(moves)) if i not in draws]
+    draws |= zip(others, advance_each([moves[i] for i in others]), strict=True)
+    return [draws[i] for i in range(len(moves))]
+
+
+def _drawn(moves: Sequence[Move], logits: Sequence[Tensor]) -> list[Draw]:
     """Draws of moves after their forward passes, of neighbours with equal options in one go.
 
     :param logits: of the moves' lanes one after the other, ``[A, V]`` each; they are overwritten.

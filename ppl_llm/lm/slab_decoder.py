@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .joint_pass import Part
 from .kv_slab import KVSlab
-from .prefix_engine import PrefixEngine, Seating
+from .prefix_engine import PrefixEngine
+from .seating import Seating
 from .shared_prefix import pays
 
 

@@ -15,17 +15,18 @@ from torch import Tensor
 from ..context import PAD, Context, LaneMemo
 from ..inference.program import current_program
 from ..notes import NoteKey, note_of
-from .architecture import context_limit, slab_engine
+from .architecture import context_limit, eos_ids, execution_device, lies_on, slab_engine
 from .decoding import DecodingLM, Draw, Move, Moves
 from .device_batches import DeviceBatches
 from .device_loop import DeviceLoop
-from .joint_decoding import draw_together
+from .joint_decoding import advance_together
 from .joint_pass import JointPass
 from .loading import load, load_tokenizer, locate
 from .plain_decoding import PlainDecoding
-from .prefix_engine import PrefixEngine, Seating
+from .prefix_engine import PrefixEngine
 from .prompts import PromptBuilder
 from .protocol import StepOptions
+from .seating import Seating, seat
 from .slab_decoder import SlabDecoder
 from .slab_pool import DEFAULT_CACHE_BYTES
 from .token_bytes import token_bytes
@@ -79,14 +80,14 @@ class TransformersLM(DecodingLM):
         self.max_length = limit if max_length is None else max_length
         head = model.get_output_embeddings()
         self.vocab_size = getattr(head, "out_features", None) or head.weight.shape[0]
-        device = _execution_device(model)
-        self.eos_ids = torch.tensor(sorted(_eos_ids(model, tokenizer)), dtype=torch.long, device=device)
+        device = execution_device(model)
+        self.eos_ids = torch.tensor(sorted(eos_ids(model, tokenizer)), dtype=torch.long, device=device)
         self._key = NoteKey.of_model("lm", model)
         self._slab_engine, self.fallback = slab_engine(model, self.max_length, cache_bytes, device)
         self._plain = PlainDecoding(model, device) if self._slab_engine is None else None
         self._device_loop = self._loop_on(device, device_loop)
         # Weights that are moved to where they are needed may not become inference tensors.
-        self._whole_on_cpu = device.type == "cpu" and _lies_on(model, device)
+        self._whole_on_cpu = device.type == "cpu" and lies_on(model, device)
         if self._plain is not None:
             way = "runs every prefix again at each step" if self._plain.cached else "runs the whole prefix again for each token"
             _log.warning("%s %s, which is slow: %s", type(model).__name__, way, self.fallback)
@@ -179,7 +180,7 @@ class TransformersLM(DecodingLM):
         return self._slab_engine
 
     def _loop_on(self, device: torch.device, wanted: bool | None) -> DeviceLoop | None:
-        graphs = device.type == "cuda" and _lies_on(self.model, device)
+        graphs = device.type == "cuda" and lies_on(self.model, device)
         if wanted and self._slab_engine is None:
             raise ValueError(
                 f"device_loop=True needs the cache of this package, which {type(self.model).__name__} is without: {self.fallback}"
@@ -214,18 +215,7 @@ class TransformersLM(DecodingLM):
     def _advance(self, moves: Sequence[Move]) -> list[Draw]:
         # Without versions and views to keep account of, passes of few lanes, which consist of small operations, take 6 % less time.
         with torch.inference_mode() if self._whole_on_cpu else nullcontext():
-            return self._make(moves)
-
-    def _make(self, moves: Sequence[Move]) -> list[Draw]:
-        passing = [i for i, move in enumerate(moves) if move.tokens is not None]
-        if len(passing) < 2:
-            return super()._advance(moves)
-        passing.sort(key=lambda i: hash(moves[i].options))  # equal ones are drawn from in one go
-        logits = self._joint_pass.run([moves[i].decoder.prepare(moves[i].tokens) for i in passing])
-        draws = dict(zip(passing, draw_together([moves[i] for i in passing], logits), strict=True))
-        others = [i for i in range(len(moves)) if i not in draws]
-        draws |= zip(others, super()._advance([moves[i] for i in others]), strict=True)
-        return [draws[i] for i in range(len(moves))]
+            return advance_together(moves, self._joint_pass)
 
     @cached_property
     def _joint_pass(self) -> JointPass:
@@ -284,29 +274,7 @@ class TransformersLM(DecodingLM):
         tokens = tokens[:, : int(lengths.max())]
         stems = context.prompt_lengths.flatten()[active]
         note = note_of(context, self._key, self._engine.pool.adopt)
-        seating = self._engine.seat(note, active, tokens, lengths, known, stems, num_rows)
+        seating = seat(self._engine, note, active, tokens, lengths, known, stems, num_rows)
         rows = torch.full((context.lengths.numel(),), -1, device=self.device)
         context.memo[self._key] = LaneMemo(self._engine.pool.lease(seating.slab), {"rows": rows.view(context.batch_shape)})
         return seating, rows
-
-
-def _execution_device(model: Any) -> torch.device:
-    """Where token ids go in; the embedding of an offloaded model has no device of its own."""
-    device: torch.device = model.get_input_embeddings().weight.device
-    if device.type == "meta":
-        device = torch.device(model.get_input_embeddings()._hf_hook.execution_device)
-    return device
-
-
-def _lies_on(model: Any, device: torch.device) -> bool:
-    """Whether all of a model lies on one device."""
-    return all(parameter.device == device for parameter in model.parameters())
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end the text: what the model's generation config and config and the tokenizer name, one or several each."""
-    ids: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
-        eos = getattr(source, "eos_token_id", None)
-        ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
-    return ids

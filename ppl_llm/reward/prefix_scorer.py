@@ -13,6 +13,7 @@ from ..lm.architecture import context_limit
 from ..lm.layer_masks import LayerMasks
 from ..lm.packed_attention import PACKED
 from ..lm.prefix_engine import PrefixEngine
+from ..lm.seating import seat
 from ..lm.slab_pool import Lease
 
 
@@ -79,7 +80,7 @@ class PrefixScorer:
         :param Tensor first: ``[A]`` first position whose output is wanted.
         :param Tensor at: ``[A, K]`` positions wanted; those before ``first`` give a score of no meaning.
         """
-        seating = self.engine.seat(note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
+        seating = seat(self.engine, note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
         wanted = torch.zeros(seating.num_rows, at.shape[1], dtype=torch.long, device=self.device)
         wanted[seating.row_of] = at
         [(_, odds)] = self.engine.complete(seating, wanted)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import CostMeter, run_concurrently
-from ppl_llm.lm import device_batches, kv_slab
+from ppl_llm.lm import device_batches, slab_layer
 from ppl_llm.lm.device_batch import DeviceBatch, LaneRequest
 from ppl_llm.lm.device_loop import DeviceLoop
 from ppl_llm.lm.kv_slab import KVSlab
@@ -223,7 +223,7 @@ def test_a_pass_that_fails_fails_for_those_in_it():
 @pytest.mark.parametrize("rows", [1, 12, 20])
 def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatch):
     """Fewer lanes at a time, and nothing else."""
-    zeros = kv_slab._zeros
+    zeros = slab_layer._zeros
 
     def scarce(like: Tensor, num_rows: int, capacity: int) -> Tensor:
         if num_rows > rows:
@@ -231,7 +231,7 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
         return zeros(like, num_rows, capacity)
 
     lm = looping()
-    monkeypatch.setattr(kv_slab, "_zeros", scarce)
+    monkeypatch.setattr(slab_layer, "_zeros", scarce)
     assert_same(together(several(lm)), expected())
     assert all(slab.num_rows <= rows for slab in lm._engine.pool.slabs if slab.num_bytes > 1000)
     assert lm._engine.pool._reserved == []

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_llm.context import Context
+from ppl_llm.lm import seating
 from ppl_llm.lm.kv_slab import KVSlab
-from ppl_llm.lm.prefix_engine import PrefixEngine
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.ppl_llm.tiny_models import language_model
@@ -107,16 +107,16 @@ def test_settling_everybody_anew_is_rejected(monkeypatch: pytest.MonkeyPatch):
     lm, context = lanes_after(2)
     row_of = next(iter(context.memo.values())).lanes["rows"].tolist()
 
-    def anew(self: PrefixEngine, slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
+    def anew(slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
         total = len(hint)
-        self.reserve(slab, slab.num_rows + total, slab.capacity)
+        slab.reserve(slab.num_rows + total, slab.capacity)
         spare = torch.arange(slab.num_rows - total, slab.num_rows)
         row = torch.arange(total)
         slab.copy(hint, spare, held)
         slab.copy(spare, row, held)
         return row
 
-    monkeypatch.setattr(PrefixEngine, "_settle", anew)
+    monkeypatch.setattr(seating, "_settle", anew)
     copies = Copies(monkeypatch)
     steps(lm, context.reorder(torch.tensor(ANCESTORS["some die"])), 1)
     survivors = set(ANCESTORS["some die"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.lm import kv_slab
+from ppl_llm.lm import slab_layer
 from ppl_llm.lm.out_of_memory import BatchLimit, CacheTooLarge, is_out_of_memory
 from ppl_llm.lm.prefix_engine import PrefixEngine
 from ppl_llm.lm.protocol import StepOptions
@@ -158,7 +158,7 @@ class Allocator:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
         self.largest = 0
-        plain = kv_slab._zeros
+        plain = slab_layer._zeros
 
         def zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
             if num_rows * capacity > places:
@@ -166,7 +166,7 @@ class Allocator:
             self.largest = max(self.largest, num_rows * capacity)
             return plain(like, num_rows, capacity)
 
-        monkeypatch.setattr(kv_slab, "_zeros", zeros)
+        monkeypatch.setattr(slab_layer, "_zeros", zeros)
 
 
 @pytest.mark.parametrize("places", [2 * 64, 5 * 64, 9 * 64])
@@ -224,7 +224,7 @@ def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch
     context = context.extend(lm.sample_step(context, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop)
     slab = lm._engine.pool.slabs[0]
     before = slab.state()
-    calls, plain = [0], kv_slab._zeros
+    calls, plain = [0], slab_layer._zeros
 
     def third_fails(like: Tensor, num_rows: int, capacity: int) -> Tensor:
         calls[0] += 1
@@ -232,7 +232,7 @@ def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch
             raise CacheTooLarge("out of memory")
         return plain(like, num_rows, capacity)
 
-    monkeypatch.setattr(kv_slab, "_zeros", third_fails)
+    monkeypatch.setattr(slab_layer, "_zeros", third_fails)
     with pytest.raises(CacheTooLarge):
         slab.reserve(40, slab.capacity + 1)
     assert calls[0] == 3 and (slab.num_rows, slab.capacity) == (before["tokens"].shape[0], before["capacity"])
