@@ -88,11 +88,11 @@ class DeviceLoop:
         decoder.fill_up(padded(number))
         for k in range(1, options.max_tokens):
             if k % self.check_every == 0:
-                alive = int(step.alive.sum())
-                if alive == 0:
+                alive = step.alive[:number].cpu()
+                if not alive.any():
                     break
-                if padded(alive) < padded(number):
-                    number = self._drop(decoder, step, uniforms.shape[0])
+                if padded(int(alive.sum())) < padded(number):
+                    number = self._drop(decoder, step, alive, uniforms.shape[0])
             self.advance(*decoder.grow(padded(number)), padded(number), options, automaton)
         tokens[first] = step.tokens[: len(first), : options.max_tokens]
         log_probs[first] = step.log_probs[: len(first)]
@@ -108,12 +108,12 @@ class DeviceLoop:
         """Sample the first token of lanes in the rows from ``first`` on, whose logits are at hand."""
         self.step.choose(logits, options, automaton, self._eos_ids, first)
 
-    def _drop(self, decoder: SlabDecoder, step: TokenStep, total: int) -> int:
+    def _drop(self, decoder: SlabDecoder, step: TokenStep, alive: Tensor, total: int) -> int:
         """Leave only rows of lanes that are alive; returns how many."""
         before = decoder.lanes
         row_of = torch.zeros(total, dtype=torch.long, device=before.device)
         row_of[before] = torch.arange(len(before), device=before.device)
-        decoder.keep(step.alive[: len(before)])
+        decoder.keep(alive)
         step.take(row_of[decoder.lanes])
         decoder.fill_up(padded(len(decoder.lanes)))
         return len(decoder.lanes)

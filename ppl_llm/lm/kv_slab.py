@@ -155,7 +155,7 @@ class KVSlab:
         """
         if len(target):
             shared = self.common_prefix(target, self.tokens[source], counts)
-            self._copy_columns(self, source, target, int(shared.min()), int(counts.max()))
+            self._copy_columns(self, source, target, *torch.stack([shared.min(), counts.max()]).tolist())
             self.lengths[target] = counts
 
     def swap(self, first: Tensor, second: Tensor) -> None:
@@ -164,7 +164,7 @@ class KVSlab:
             shared = self.common_prefix(first, self.tokens[second], self.lengths[second])
             stop = torch.maximum(self.lengths[first], self.lengths[second])
             source, target = torch.cat([first, second]), torch.cat([second, first])
-            self._copy_columns(self, source, target, int(shared.min()), int(stop.max()))
+            self._copy_columns(self, source, target, *torch.stack([shared.min(), stop.max()]).tolist())
             self.lengths[target] = self.lengths[source]
 
     def take(self, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:

@@ -141,14 +141,16 @@ class PrefixEngine:
         :returns: pairs of rows ``[u]`` and outputs ``[u, K, V]``.
         """
         rows = torch.arange(seating.num_rows, device=self.device)
-        for members in rows.split(max_rows or len(rows)):
-            at = slice(int(members[0]), int(members[-1]) + 1)
-            yield members, self.append(seating.slab, members, seating.tokens[at], seating.lengths[at], seating.reused[at], wanted[at])
+        at_once = max_rows or len(rows)
+        for begin in range(0, len(rows), at_once):
+            at = slice(begin, begin + at_once)
+            outputs = self.append(seating.slab, rows[at], seating.tokens[at], seating.lengths[at], seating.reused[at], wanted[at])
+            yield rows[at], outputs
         self.pool.trim()
 
     def append(self, slab: KVSlab, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
         """Run sequences from ``held [u]`` tokens on in given rows of a slab, at least one token each: outputs ``[u, K, V]``."""
-        places, starts, stops = rows.tolist(), held.tolist(), lengths.tolist()
+        places, starts, stops = torch.stack([rows, held, lengths]).tolist()
         count(**{self._tokens_counter: sum(stops) - sum(starts)})
         one_each = all(stop == start + 1 for start, stop in zip(starts, stops, strict=True))
         fits = len(places) <= min(_FORWARD_TOKENS, _MASK_ELEMENTS // max(stops))

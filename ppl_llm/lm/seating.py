@@ -59,58 +59,67 @@ def seat(
     :param int num_rows: rows that the caller needs in the end.
     """
     slab = engine.pool.take(memo)
+    device = engine.device
     hints = memo.lanes["rows"].flatten()[lanes] if memo is not None and memo.owner.slab is slab else None
     distinct, group = torch.unique(tokens, dim=0, return_inverse=True)
-    order = torch.arange(len(tokens), device=engine.device)
+    order = torch.arange(len(tokens), device=device)
     first = order.new_full((len(distinct),), len(tokens)).scatter_reduce(0, group, order, "amin")
     engine.reserve(slab, max(len(distinct), num_rows), tokens.shape[1])
     hint = torch.full_like(first, -1) if hints is None else hints[first]
     hint = torch.where(hint < slab.num_rows, hint, -1)
     known = known[first]
-    stem = torch.minimum(stems[first], known)
     held = torch.where(hint < 0, 0, slab.common_prefix(hint.clamp(min=0), distinct))
-    hint, held = _search(slab, hint, held, distinct, stem)
+    # On the host from here on, which would otherwise wait for the device at each of the decisions that follow.
+    hint, held, known, stem = torch.stack([hint, held, known, torch.minimum(stems[first], known)]).cpu()
+    _search(slab, hint, held, distinct, stem)
     held = torch.minimum(held, known)
-    hint, held = _share_stems(engine, slab, hint, held, distinct, stem)
+    _share_stems(engine, slab, hint, held, distinct, stem)
     row = _settle(slab, hint, held)
     by_row = row.argsort()
-    return Seating(slab, distinct[by_row], lengths[first][by_row], held[by_row], row_of=row[group], repeated=first[group] != order)
+    held, row, by_row = held[by_row].to(device), row.to(device), by_row.to(device)
+    return Seating(slab, distinct[by_row], lengths[first][by_row], held, row_of=row[group], repeated=first[group] != order)
 
 
-def _search(slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> tuple[Tensor, Tensor]:
-    """Look through all rows for sequences that were not found with their stem where the hint says."""
+def _search(slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> None:
+    """Look through all rows for sequences that were not found with their stem where the hint says.
+
+    :param Tensor hint: ``[U]`` the row that each sequence is found in, negative for none, and how much of it there, ``held``; improved.
+    """
     lost = (held < stems).nonzero()[:, 0]
-    rows = torch.arange(slab.num_rows, device=hint.device)
+    if len(lost) == 0:
+        return
+    rows = torch.arange(slab.num_rows, device=tokens.device)
     for part in lost.split(max(1, _SEARCH_ELEMENTS // max(1, slab.tokens.numel()))):
-        longest, row = slab.common_prefix(rows[None].expand(len(part), -1), tokens[part][:, None]).max(-1)
-        hint = hint.index_put((part,), torch.where(longest > held[part], row, hint[part]))
-        held = held.index_put((part,), torch.maximum(longest, held[part]))
-    return hint, held
+        wanted = tokens[part.to(tokens.device)]
+        longest, row = torch.stack(slab.common_prefix(rows[None].expand(len(part), -1), wanted[:, None]).max(-1)).cpu()
+        hint[part] = torch.where(longest > held[part], row, hint[part])
+        held[part] = torch.maximum(longest, held[part])
 
 
-def _share_stems(engine: PrefixEngine, slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the prompts of sequences that start from nothing, each distinct one once."""
+def _share_stems(engine: PrefixEngine, slab: KVSlab, hint: Tensor, held: Tensor, tokens: Tensor, stems: Tensor) -> None:
+    """Run the prompts of sequences that start from nothing, each distinct one once; these are then found, too."""
     cold = (held < stems).nonzero()[:, 0]
     if len(cold) < 2:
-        return hint, held
-    column = torch.arange(tokens.shape[1], device=engine.device)
-    prompts, which = torch.unique(torch.where(column < stems[cold, None], tokens[cold], PAD), dim=0, return_inverse=True)
+        return
+    device = tokens.device
+    column = torch.arange(tokens.shape[1], device=device)
+    begun = torch.where(column < stems[cold, None].to(device), tokens[cold.to(device)], PAD)
+    prompts, which = torch.unique(begun, dim=0, return_inverse=True)
     if len(prompts) == len(cold):
-        return hint, held
-    in_use = torch.zeros(slab.num_rows, dtype=torch.bool, device=engine.device)
-    warm = (held >= stems) & (hint >= 0)
-    in_use[hint[warm]] = True
+        return
+    in_use = torch.zeros(slab.num_rows, dtype=torch.bool)
+    in_use[hint[(held >= stems) & (hint >= 0)]] = True
     free = (~in_use).nonzero()[:, 0]
     if len(free) < len(prompts):
-        added = torch.arange(slab.num_rows, slab.num_rows + len(prompts) - len(free), device=engine.device)
+        added = torch.arange(slab.num_rows, slab.num_rows + len(prompts) - len(free))
         engine.reserve(slab, slab.num_rows + len(added), tokens.shape[1])
         free = torch.cat([free, added])
     # A prompt that a row holds in part already stays where it is.
-    rows = free[: len(prompts)]
+    rows = free[: len(prompts)].to(device)
     lengths = (prompts != PAD).sum(-1)
     present = torch.minimum(slab.common_prefix(rows, prompts), lengths - 1)
     engine.append(slab, rows, prompts, lengths, present, lengths[:, None] - 1)
-    return hint.index_put((cold,), rows[which]), held.index_put((cold,), stems[cold])
+    hint[cold], held[cold] = rows[which].cpu(), stems[cold]
 
 
 def _settle(slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
@@ -118,16 +127,16 @@ def _settle(slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
 
     Sequences stay where they are if they can; of several that start from one row, the first keeps it.
     """
-    total = len(hint)
-    order = torch.arange(total, device=hint.device)
+    total, device = len(hint), slab.lengths.device
+    order = torch.arange(total)
     owner = order.new_full((slab.num_rows,), total)
     owner = owner.scatter_reduce(0, hint.clamp(min=0), torch.where(hint < 0, total, order), "amin")
     stays = (hint >= 0) & (hint < total) & (owner[hint.clamp(min=0)] == order)
-    vacant = torch.ones(total, dtype=torch.bool, device=hint.device)
+    vacant = torch.ones(total, dtype=torch.bool)
     vacant[hint[stays]] = False
     row = torch.where(stays, hint, -1)
     row[~stays] = vacant.nonzero()[:, 0]
-    moved = (~stays & (held > 0)).nonzero()[:, 0]
-    slab.copy(hint[moved], row[moved], held[moved])
-    slab.lengths[row] = held
+    moved = ~stays & (held > 0)
+    slab.copy(hint[moved].to(device), row[moved].to(device), held[moved].to(device))
+    slab.lengths[row.to(device)] = held.to(device)
     return row

@@ -75,11 +75,13 @@ class SlabDecoder:
         self.slab.lengths[len(self.lanes) : rows].clamp_(max=self.slab.capacity - 1)
 
     def keep(self, alive: Tensor) -> None:
+        # Looked at once, so that the host need not wait for each of these figures.
+        device, alive = self._order.device, alive.cpu()
         number = int(alive.sum())
         holes = (~alive[:number]).nonzero()[:, 0]
         movers = number + alive[number:].nonzero()[:, 0]
-        self.slab.swap(holes, movers)
-        places, moved = torch.cat([holes, movers]), torch.cat([movers, holes])
+        places, moved = torch.cat([holes, movers]).to(device), torch.cat([movers, holes]).to(device)
+        self.slab.swap(places[: len(holes)], moved[: len(holes)])
         self._order = self._order.index_copy(0, places, self._order[moved])
         self._rows[self._order[places]] = places
         self.lanes = self._order[:number]

@@ -24,7 +24,7 @@ from ppl_llm.lm.prefix_engine import PrefixEngine
 from ppl_llm.lm.protocol import StepOptions, StepSample
 from ppl_llm.lm.token_step import TokenStep
 from ppl_llm.lm.transformers_lm import TransformersLM
-from tests.ppl_llm.tape import OneDevice, Waits, tape
+from tests.ppl_llm.tape import OneDevice, tape
 from tests.ppl_llm.tiny_models import causal_lm, language_model, tokenizer
 
 LANES = torch.Size((12,))
@@ -237,29 +237,6 @@ def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(KVSlab, "place", placed)
     with pytest.raises(RuntimeError, match="works with a tensor on cpu"):
         run_without_data(OPTIONS)
-
-
-@CAPTURES
-def test_the_host_waits_once_in_eight_tokens(capture: Any):
-    lm, options = looping(capture), StepOptions(stop=(), max_tokens=33)
-    lm.eos_ids = lm._device_loop._eos_ids = torch.tensor([], dtype=torch.long)
-    waits = []
-    for width in (1, 33):
-        context = lm.start(PROBLEMS[0])
-        lm.sample_step(context, LANES, StepOptions(stop=(), max_tokens=width))  # not counted: captures
-        lm.sample_step(context, LANES, StepOptions(stop=(), max_tokens=width))
-        with Waits() as counted:
-            lm.sample_step(context, LANES, StepOptions(stop=(), max_tokens=width))
-        waits.append(counted.total)
-    assert waits[1] - waits[0] == options.max_tokens // 8
-
-
-def test_the_ordinary_loop_is_found_to_wait_more_often():
-    lm = plain()
-    lm.eos_ids = torch.tensor([], dtype=torch.long)
-    with Waits() as counted:
-        lm.sample_step(lm.start(PROBLEMS[0]), LANES, StepOptions(stop=(), max_tokens=33))
-    assert counted.total > 33
 
 
 def test_numbers_of_lanes_are_rounded_up_a_little():

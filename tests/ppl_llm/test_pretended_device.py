@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ppl_llm import (
+    PAD,
     PRESETS,
     SMC,
     JudgeReward,
@@ -246,6 +247,33 @@ def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         return [list(sample) for sample in filtered(lm, StepOptions(stop="a", max_tokens=8), steps=2)]
 
     compare(scenario, THERE)
+
+
+def waits(place: Place, tokens: int) -> int:
+    """How often the host waits in a step of so many tokens, the prompt being there."""
+    with PretendedDevice() as device:
+        lm = place.lm()
+        lm.eos_ids.fill_(PAD)
+        context = lm.start(PROBLEM)
+        for _ in range(2):
+            device.waits.clear()
+            lm.sample_step(context, torch.Size((12,)), StepOptions(stop=(), max_tokens=tokens))
+        return len(device.waits)
+
+
+def test_the_host_waits_once_in_eight_tokens():
+    assert waits(LOOP, 33) - waits(LOOP, 1) == 4
+    assert waits(THERE, 33) - waits(THERE, 1) == 4  # after the first of each eight, none of which is the last
+
+
+def test_the_host_waits_seldom_for_a_whole_round():
+    """Sampling, scoring, weights and resampling of a filter, apart from looks at the lanes and what it takes to drop some."""
+    with PretendedDevice() as device:
+        model = LOOP.model(max_steps=4, max_tokens=1)
+        SMC(model, 6, ess_threshold=1.0).run(PROBLEM)
+        device.waits.clear()
+        SMC(model, 6, ess_threshold=1.0).run(PROBLEM)
+        assert len(device.waits) <= 4 * 30
 
 
 def test_the_device_refuses_what_a_real_one_would():
