@@ -103,7 +103,11 @@ def summary(posterior: Any) -> dict[str, Any]:
     """What there is to a posterior, texts included."""
     texts = posterior.value.text
     found = {"texts": [ord(letter) for text in texts for letter in text], "log_weights": posterior.log_weights}
-    return found | {f"site {name}": value for name, value in posterior.sites.items()} | {"best": max(p for _, p in posterior.answers().probs.items())}
+    return (
+        found
+        | {f"site {name}": value for name, value in posterior.sites.items()}
+        | {"best": max(p for _, p in posterior.answers().probs.items())}
+    )
 
 
 @EITHER_LOOP
@@ -228,7 +232,9 @@ def test_attention_in_batches_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packed_attention, "worth_padding", lambda query: query.device.type != "cpu")
     attended: list[str] = []
     batches = segment_batches.batches
-    monkeypatch.setattr(segment_batches, "batches", lambda segments: (attended.append(segments.positions.device.type), batches(segments))[1])
+    monkeypatch.setattr(
+        segment_batches, "batches", lambda segments: (attended.append(segments.positions.device.type), batches(segments))[1]
+    )
     compare(lambda place: summary(SMC(place.model(), 4).run(PROBLEM)), LOOP)
     assert set(attended) == {DEVICE.type}
 
