@@ -79,7 +79,8 @@ def read(path: Path, kind: str, version: int) -> dict[str, Any]:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about files that are no such file
         try:
-            stored = torch.load(file, weights_only=True)
+            # Tensors of a GPU can be looked at where there is none.
+            stored = torch.load(file, weights_only=True, map_location=None if torch.cuda.is_available() else "cpu")
         except Exception as error:  # what is damaged may fail in any way
             raise ValueError(f"{path} cannot be read as a {kind}: it is damaged, cut off, or another kind of file ({error})") from error
     if not isinstance(stored, dict) or stored.get("kind") != kind:

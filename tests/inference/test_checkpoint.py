@@ -203,6 +203,30 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         states[1].save(tmp_path / "no such folder" / "state")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_file_of_a_machine_with_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the way is not the file, but the generators that the run would go on with."""
+    model, args, options = CASES["two sites"]
+    smc = SMC(model, 8, **options)
+    [first, *_] = smc.iterate(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        patch.setattr("ppl_llm.inference.checkpoint.plain_file.write", with_generators(2))
+        first.save(tmp_path / "state")
+    with pytest.raises(ValueError, match="the generator states are those of 2 GPUs, here there are 0"):
+        SMC(model, 8, **options).resume(tmp_path / "state")
+
+
+def with_generators(number: int) -> Any:
+    write = plain_file.write
+
+    def written(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
+        states = {**content["rng"], "cuda": [torch.zeros(16, dtype=torch.uint8)] * number}
+        write(path, kind, version, {**content, "rng": states})
+
+    return written
+
+
 def test_what_cannot_be_saved() -> None:
     with pytest.raises(ValueError, match=r"this ParticlePosterior cannot be saved; states of SMC\.run, SMC\.iterate and its callback can"):
         Enumeration(solve).run("a").save("state")
