@@ -55,7 +55,7 @@ class BeamMessenger(SearchMessenger):
         num_kept = kept.sum(0)
         self.over = self.over | (num_kept == 0)
         lanes = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
-        own = self._own()
+        own = self._lanes
         ancestors = torch.where(self.over, own, lanes.gather(0, own % num_kept.clamp(min=1)))
         return ancestors, log_weights.gather(0, ancestors)
 
@@ -77,7 +77,7 @@ class BeamMessenger(SearchMessenger):
     def _first(self, pool: Candidates) -> Candidates:
         """The first ``N`` that are eligible, repeated where there are fewer."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        return pool.take(eligible_first.gather(0, self._own() % pool.eligible.sum(0)))
+        return pool.take(eligible_first.gather(0, self._lanes % pool.eligible.sum(0)))
 
     def check_alive(self) -> None:
         """A population that has completed a lane may lose all others."""

@@ -43,7 +43,7 @@ class SubtreeMessenger(SearchMessenger):
         dead = score == -torch.inf
         stopping = ~self.stopped & (done.gather(0, best) | dead)
         going = ~self.stopped & ~stopping
-        own = self._own()
+        own = self._lanes
         # An unfinished sibling of a finished best candidate has no vote; its lane repeats the best, so that it makes no more work.
         left = stopping & ~done & ~dead
         ancestors = torch.where(going | left, best, own)
@@ -64,7 +64,7 @@ class SubtreeMessenger(SearchMessenger):
     def finalists(self) -> Candidates:
         assert self.active is not None
         pool = Candidates.joined([*self.final, self.active])
-        own = torch.cat([self._own()] * (len(self.final) + 1))
+        own = torch.cat([self._lanes] * (len(self.final) + 1))
         # Every lane of every subtree is a last candidate exactly once.
         by_lane = torch.where(pool.eligible, own, self.num_particles).argsort(dim=0, stable=True)
         return pool.take(by_lane[: self.num_particles])

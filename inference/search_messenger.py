@@ -112,15 +112,11 @@ class SearchMessenger(VotingMessenger):
         like = self.weights.log_weights
         return torch.zeros_like(like, dtype=torch.bool) if done is None else done.to(like.device).expand_as(like)
 
-    def _own(self) -> Tensor:
-        """``[N, *plates]`` each lane's own number."""
-        return self._lanes
-
     def candidates(self, eligible: Tensor, lanes: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
         """The present lanes."""
         assert self.weights is not None and self.log_likelihood is not None
         scores = self.weights.log_weights
-        lanes = self._own() if lanes is None else lanes
+        lanes = self._lanes if lanes is None else lanes
         return Candidates(
             generation=torch.full_like(lanes, len(self.steps)),
             lanes=lanes,

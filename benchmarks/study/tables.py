@@ -227,7 +227,7 @@ def calibrations(study: Study) -> Rows:
 
 def choices(study: Study) -> Rows:
     """One choice changed at a time, against the defaults."""
-    problems, budgets = study["choices"].problems, (16, 64)
+    problems, budgets = study["choices"].problems, COMPARED[1:]
     defaults: list[Source] = [("strong", "smc", "smc"), ("strong", "smc:preset=twisted", "smc:preset=twisted")]
     defaults += [("strong", "smc:preset=as_paper", "smc:preset=as_paper"), ("strong", "particle-gibbs", "particle-gibbs")]
     results = joined(study, [*defaults, *(("choices", m, m) for m in CHOICES)], problems, [0])

@@ -93,7 +93,7 @@ class LastOfTies(BeamMessenger):
     """Ties go to the last lane, as ``np.argsort(scores)[-k:]`` has it."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-        ancestors, _ = super().select(log_weights - 1e-9 * (self.num_particles - self._own()), done)
+        ancestors, _ = super().select(log_weights - 1e-9 * (self.num_particles - self._lanes), done)
         return ancestors, log_weights.gather(0, ancestors)
 
 
