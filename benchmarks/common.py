@@ -125,8 +125,8 @@ def record(benchmark: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, and the commit of this repository."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "pyro-ppl"):
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, which a package's version leaves out
+    for name in ("transformers", "pyro-ppl"):
         found[name] = metadata.version(name)
     command = ["git", "describe", "--always", "--dirty"]
     described = (
