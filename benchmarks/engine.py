@@ -22,6 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 from ppl_llm.context import Context, LaneMemo
 from ppl_llm.inference.cost import CostMeter
+from ppl_llm.lm.cache_keyword import cache_keyword
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 
@@ -65,15 +66,16 @@ class BareForwards:
 
     def __init__(self, model: Qwen2ForCausalLM, lanes: int, length: int, tokens: int) -> None:
         self.model, self.ids, self.length, self.tokens = model, torch.zeros(lanes, 1, dtype=torch.long), length, tokens
-        self.cache = StaticCache(config=model.config, max_cache_len=length + tokens)
-        for layer, states in zip(self.cache.layers, random_layers(model.config, lanes, length), strict=True):
+        cache = StaticCache(config=model.config, max_cache_len=length + tokens)
+        self.cached = {cache_keyword(model): cache}
+        for layer, states in zip(cache.layers, random_layers(model.config, lanes, length), strict=True):
             layer.update(*states)
 
     @torch.inference_mode()
     def step(self) -> None:
         for k in range(self.tokens):
             positions = torch.full((1, 1), self.length + k)
-            self.model(self.ids, past_key_values=self.cache, position_ids=positions, logits_to_keep=1)
+            self.model(self.ids, **self.cached, position_ids=positions, logits_to_keep=1)
 
 
 def compare(lanes: int, length: int, tokens: int, repeats: int) -> dict[str, object]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ppl_llm import Context, TransformersPRM
+from ppl_llm.lm.cache_keyword import cache_keyword
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.qwen_prm import Qwen2PRM
 
@@ -73,7 +74,7 @@ class Published:
         """From position ``start`` on; padding on the right does not reach back to any token."""
         width = max(map(len, ids))
         batch = torch.tensor([each[start:] + [0] * (width - len(each)) for each in ids])
-        odds = self.network.log_odds(input_ids=batch, past_key_values=cache, use_cache=cache is not None)
+        odds = self.network.log_odds(input_ids=batch, use_cache=cache is not None, **{cache_keyword(self.network): cache})
         return odds[range(len(ids)), [len(each) - 1 - start for each in ids], 0]
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, Qwen2ForCausalLM
 
+from ppl_llm.lm.cache_keyword import cache_keyword
+
 _PAGE = 16
 """Tokens that continuous batching shares at a time; with its default of 256 each step would compute most of its prefix again."""
 
@@ -33,12 +35,12 @@ def generate_and_realign(model: Qwen2ForCausalLM, prompt: list[int], lanes: int,
     After ragged steps every lane's real columns are moved to the right end, as ``generate`` samples from the last column. With
     log-probabilities of the tokens, which particle weights may need.
     """
-    cache, total = DynamicCache(config=model.config), 0
+    cache, keyword, total = DynamicCache(config=model.config), cache_keyword(model), 0
     ids = torch.tensor([prompt]).repeat(lanes, 1)
     mask = torch.ones_like(ids)
     for _ in range(steps):
         output = model.generate(
-            ids, attention_mask=mask, past_key_values=cache, return_dict_in_generate=True, output_scores=True, **_sampling(width, stops)
+            ids, attention_mask=mask, **{keyword: cache}, return_dict_in_generate=True, output_scores=True, **_sampling(width, stops)
         )
         new = output.sequences[:, ids.shape[1] :]
         useful = _useful(new, stops)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..lm.cache_keyword import cache_keyword
 from .checker import check_steps, split_solution
 from .corpus import IGNORED, Labelled, batches_in_order, prm_example, prompt_of
 from .problems import LEVELS, Problem
@@ -53,10 +54,10 @@ def _sample(
     ids = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     rows: list[list[int]] = [[] for _ in prompts]
-    running, cache = torch.ones(len(ids), dtype=torch.bool), None
+    running, cache, keyword = torch.ones(len(ids), dtype=torch.bool), None, cache_keyword(model)
     for _ in range(max_new_tokens):
-        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        output = model(input_ids=ids, attention_mask=mask, **{keyword: cache}, use_cache=True, logits_to_keep=1)
+        cache = getattr(output, keyword)
         ids = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         running &= ids[:, 0] != end

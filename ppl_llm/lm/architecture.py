@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import Cache
 
+from .cache_keyword import cache_keyword
 from .layer_masks import LayerMasks
 from .packed_attention import PACKED
 from .prefix_engine import PrefixEngine
@@ -55,8 +57,10 @@ def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.dev
     if obstacle is not None:
         return None, obstacle
 
-    def forward(**inputs: Any) -> torch.Tensor:
-        logits: torch.Tensor = model(**masks.narrowed(inputs)).logits
+    keyword = cache_keyword(model)
+
+    def forward(cache: Cache, **inputs: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(**masks.narrowed(inputs), **{keyword: cache}).logits
         return logits
 
     before = model.config._attn_implementation

@@ -150,7 +150,7 @@ class JointPass:
             input_ids=torch.cat([part.ids for part in group]),
             attention_mask=(torch.arange(parts.stop, device=positions.device) <= positions[..., None])[:, None],
             position_ids=positions,
-            past_key_values=Cache(layers=[_JointLayer(parts, index) for index in range(len(group[0].slab.cache.layers))]),
+            cache=Cache(layers=[_JointLayer(parts, index) for index in range(len(group[0].slab.cache.layers))]),
             use_cache=True,
             logits_to_keep=1,
             parts=parts,

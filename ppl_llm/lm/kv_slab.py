@@ -27,7 +27,7 @@ class KVSlab:
     :ivar Tensor tokens: ``[rows, capacity]`` token ids of each row.
     :ivar Tensor lengths: ``[rows]`` how many of them are valid.
     :ivar int version: changes whenever tensors of the slab are replaced by others.
-    :ivar Cache cache: what the model's forward is given as ``past_key_values``.
+    :ivar Cache cache: what the model's forward is given.
     """
 
     def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:

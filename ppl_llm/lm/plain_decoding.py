@@ -14,6 +14,7 @@ from transformers import Cache
 
 from ..context import PAD
 from ..inference.cost import count
+from .cache_keyword import cache_keyword
 from .probe import agree
 from .protocol import StepOptions
 from .sampling import inverse_cdf, warp
@@ -23,8 +24,6 @@ _log = logging.getLogger(__name__)
 
 _LOGITS_ELEMENTS = 2**24
 """Logits made at a time where whole sequences are run (64 MiB)."""
-
-_CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 class PlainDecoding:
@@ -42,7 +41,7 @@ class PlainDecoding:
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model, self._device = model, device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache_name = ""
+        self._cache_name = cache_keyword(model)
         try:
             self.cached = self._cache_works()
         except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -54,10 +53,9 @@ class PlainDecoding:
         """Try it: exchange two lanes, go on token by token, and compare with passes over their whole texts."""
         ids = (torch.arange(16, device=self._device).view(2, 8) * 5) % 11 + 2
         output = self._model(input_ids=ids[:, :5], use_cache=True)
-        self._cache_name = next((name for name in _CACHE_NAMES if isinstance(getattr(output, name, None), Cache)), "")
-        if not self._cache_name:
+        state = getattr(output, self._cache_name, None)
+        if not isinstance(state, Cache):
             return False
-        state = getattr(output, self._cache_name)
         state.reorder_cache(torch.tensor([1, 0], device=self._device))
         swapped = ids.flip(0)
         steps = []

@@ -30,7 +30,7 @@ Forward = Callable[..., Tensor]
 class PrefixEngine:
     """Slabs and forward passes of one model.
 
-    :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``past_key_values``, ``use_cache``,
+    :param forward: called with ``input_ids``, ``attention_mask``, ``position_ids``, ``cache``, ``use_cache``,
         ``logits_to_keep``, a number or a list of columns, and ``segments`` or ``shared`` for the attention function; gives outputs of the
         columns to keep.
     :param str name: prefix of the counters, e.g. ``lm`` for ``lm_forwards`` and ``lm_seconds``.
@@ -90,7 +90,7 @@ class PrefixEngine:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=slab.cache,
+            cache=slab.cache,
             use_cache=True,
             logits_to_keep=keep,
             **more,

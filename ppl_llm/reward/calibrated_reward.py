@@ -49,7 +49,7 @@ class Calibration:
         real = torch.ones_like(z, dtype=torch.bool) if real is None else real
         if len(z) != len(y) or len(z) < 2:
             raise ValueError(f"calibration needs as many labels as log-odds and at least 2, got {len(z)} and {len(y)}")
-        if not (y.min() < 0.5 < y.max()):
+        if not y.min() < y.max():
             raise ValueError("calibration needs right and wrong examples; all labels are alike")
         if not torch.isfinite(z[real]).all():
             raise ValueError("the log-odds hold nan or infinite values")

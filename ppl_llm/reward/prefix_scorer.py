@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ..context import PAD, LaneMemo
 from ..lm.architecture import context_limit
+from ..lm.cache_keyword import cache_keyword
 from ..lm.layer_masks import LayerMasks
 from ..lm.packed_attention import PACKED
 from ..lm.prefix_engine import PrefixEngine
@@ -51,8 +53,10 @@ class PrefixScorer:
         if model.config._attn_implementation != PACKED:
             model.set_attn_implementation(PACKED)
 
-        def forward(**inputs: Any) -> Tensor:
-            return log_odds(**masks.narrowed(inputs))
+        keyword = cache_keyword(model)
+
+        def forward(cache: Cache, **inputs: Any) -> Tensor:
+            return log_odds(**masks.narrowed(inputs), **{keyword: cache})
 
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.engine = PrefixEngine(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppl_llm import SMC, reasoning
@@ -14,6 +14,7 @@ from tests.ppl_llm.test_reasoning import LM, PRM
 
 
 @settings(max_examples=10)
+@example(temperature=4.0, bias=2.0)  # every label is more likely right than not
 @given(temperature=st.floats(0.5, 4), bias=st.floats(-2, 2))
 def test_fitting_recovers_the_map(temperature: float, bias: float) -> None:
     """Labels are the true probabilities: the fit is exact but for the faint prior."""

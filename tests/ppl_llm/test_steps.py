@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from ppl_llm import SMC, LLMStep, StopReason, reasoning
 from ppl_llm.context import PAD
 from ppl_llm.lm.architecture import context_limit, slab_engine
+from ppl_llm.lm.cache_keyword import cache_keyword
 from ppl_llm.lm.probe import agree, disagreement
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.stop import StopAutomaton
@@ -164,7 +165,7 @@ def test_unknown_architectures_are_tried_when_loaded(monkeypatch: pytest.MonkeyP
     original = attention.forward
 
     def without_cache(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{**kwargs, "past_key_values": None, "attention_mask": None})
+        return original(*args, **{**kwargs, cache_keyword(broken): None, "attention_mask": None})
 
     attention.forward = without_cache
     with caplog.at_level(logging.WARNING, logger="ppl_llm"):
