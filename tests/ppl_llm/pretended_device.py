@@ -1,6 +1,7 @@
 """A device that is none: tensors on it are computed on the CPU, and refuse to meet those of the CPU as a real device's would.
 
-It is called ``meta``, the one device that every build of torch knows and that the library treats as an accelerator.
+It is called ``meta``, the one device that every build of torch knows and that the library treats as an accelerator; with a build for CUDA
+on a machine without a GPU it is ``cuda:0``, so that what is done for CUDA alone is run, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-DEVICE = torch.device("meta")
+CUDA = torch.backends.cuda.is_built() and not torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if CUDA else torch.device("meta")
+if CUDA:
+    torch._C._ensureCUDADeviceGuardSet()  # as torch's own fake tensors do
 
 _MOVES = frozenset({"aten::_to_copy", "aten::copy_", "aten::_copy_from"})
 _INDEXED = frozenset({"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"})
@@ -61,6 +65,10 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(device)
+        if func is Tensor.to and not isinstance(args[0], OnDevice):
+            device, *_ = torch._C._nn._parse_to(*args[1:], **{name: value for name, value in kwargs.items() if name != "copy"})
+            if _is_device(device):
+                return put(func(args[0], torch.device("cpu"), *[each for each in args[1:] if isinstance(each, torch.dtype)]))
         if func is Tensor.tolist and isinstance(args[0], OnDevice):
             return args[0].cpu().tolist()
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnDevice):
@@ -79,6 +87,8 @@ class PretendedDevice(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        if CUDA:
+            self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # keeps torch from looking for a driver
         self.operations = 0
         self.waits: list[str] = []
         self._functions = _Functions()

@@ -33,8 +33,10 @@ from ppl_llm import (
     reasoning,
 )
 from ppl_llm.inference import plain_file, run_concurrently
-from ppl_llm.lm import packed_attention, segment_batches, transformers_lm
+from ppl_llm.lm import device_batch, packed_attention, segment_batches, transformers_lm
 from ppl_llm.lm.protocol import StepOptions
+from ppl_llm.lm.side_stream import SideStream
+from ppl_llm.lm.step_graphs import CudaCapture
 from ppl_llm.reward import transformers_prm
 from ppl_llm.reward.calibrated_reward import CalibratedReward, Calibration
 from tests.ppl_llm.architectures import ARCHITECTURES
@@ -47,6 +49,17 @@ from tests.ppl_llm.tiny_models import causal_lm, reward_net, tokenizer
 from tests.ppl_llm.tiny_prms import WRITE
 
 PROBLEM = "What is 12 + 30?"
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and graphs cannot be pretended: work is done at once, and captures fail, which changes no result."""
+
+    def fail(self: CudaCapture, body: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("there is no device")
+
+    monkeypatch.setattr(CudaCapture, "__call__", fail)
+    monkeypatch.setattr(device_batch, "SideStream", lambda device: SideStream(torch.device("cpu")))
 
 
 def placed(model: Any) -> Any:
