@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-CUDA = torch.backends.cuda.is_built() and not torch.cuda.is_available()
+CUDA = torch.backends.cuda.is_built() and not torch.cuda.is_available() and hasattr(torch._C, "_ensureCUDADeviceGuardSet")
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("meta")
 if CUDA:
     torch._C._ensureCUDADeviceGuardSet()  # as torch's own fake tensors do
