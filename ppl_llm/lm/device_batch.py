@@ -100,9 +100,8 @@ class DeviceBatch:
                     self._join(request)
             self._queue()
         except Exception as error:  # of a pass that they share
-            for request in requests:
-                if not request.finished:
-                    request.fail(error)
+            for request in self._members:
+                request.fail(error)
             self._close()
 
     def forget(self, request: LaneRequest) -> None:
@@ -128,10 +127,11 @@ class DeviceBatch:
             for member in self._members:
                 self._send_back(member, ~alive, lengths)
             self._close_ranks(alive, lengths)
+            lengths = lengths[alive]
         for member in finished:
             member.finished = True
             self._members.remove(member)
-        self._longest = int(torch.where(alive, lengths, 0).max())
+        self._longest = max(lengths.tolist(), default=0)  # those of dead lanes that stay included, which still write behind their end
 
     def _send_back(self, member: LaneRequest, leaving: Tensor, lengths: Tensor) -> None:
         """Give a program what those of its lanes have sampled that lie in rows which leave, and their slab the keys of it."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import CostMeter, run_concurrently
-from ppl_llm.lm import device_batches, slab_layer
+from ppl_llm.lm import device_batches, kv_slab, slab_layer
 from ppl_llm.lm.device_batch import DeviceBatch, LaneRequest
 from ppl_llm.lm.device_loop import DeviceLoop
 from ppl_llm.lm.kv_slab import KVSlab
@@ -235,6 +235,31 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
     assert_same(together(several(lm)), expected())
     assert all(slab.num_rows <= rows for slab in lm._engine.pool.slabs if slab.num_bytes > 1000)
     assert lm._engine.pool._reserved == []
+
+
+def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
+    """Columns are made one by one here; in the broken version there are none beyond what lanes that go on need."""
+    reserve, collect = KVSlab.reserve, DeviceBatch._collect
+    monkeypatch.setattr(kv_slab, "_ALIGN", 1)
+    monkeypatch.setattr(KVSlab, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
+    problems = ["7 * 6", "7 + 6", "12 + 30", "What is 12 + 30? Then add the ones: 40 + 2 and multiply the result by 7 and say what it is."]
+    options = replace(OPTIONS, stop=("a", "e"), max_tokens=40)
+    seed = 12  # the longest lanes end with a round, and the others go on
+
+    def run() -> None:
+        run_concurrently([steps(looping(), problems, 2, options, number=3)], seeds=[seed])
+
+    run()
+
+    def of_the_living(self: DeviceBatch) -> None:
+        collect(self)
+        if self._slab is not None and self._number:
+            lengths = torch.where(self.loop.step.alive[: self._number], self._slab.lengths[: self._number], 0)
+            self._longest = int(lengths.max())
+
+    monkeypatch.setattr(DeviceBatch, "_collect", of_the_living)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        run()
 
 
 def test_no_memory_to_take_lanes_back(monkeypatch: pytest.MonkeyPatch):
