@@ -26,7 +26,8 @@ def run_concurrently(
     """Run several programs, e.g. a particle filter on each of many problems, and batch what they ask of a language model.
 
     Lanes of one filter that wait for the slowest one leave their places to lanes of other filters: the batch stays full, and the models are
-    used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous batching).
+    used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous batching), or
+    between any two looks of the host at its device, which works on while programs whose step has ended go on.
 
     Example::
 
