@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..context import PAD, Context
 from ..inference.cost import count
 from ..inference.program import current_program
 from .joint_decoding import JointDecoding, StepRequest, advance_each
+from .moves import Decoder, Draw, Move, Moves
 from .out_of_memory import BatchLimit
 from .protocol import StepOptions, StepSample
 from .sampling import warp
@@ -22,47 +23,6 @@ from .stop import StopAutomaton
 
 _KEEP_OCCUPANCY = 0.9
 """Rows are compacted once fewer than this share of them is alive (measured best of 0.999, 0.9, 0.75, 0.5)."""
-
-
-class Decoder(Protocol):
-    """Next-token logits of a shrinking set of lanes.
-
-    :ivar Tensor lanes: ``[A]`` flat lane number of each row.
-    :ivar Tensor logits: ``[A, V]`` logits of each row's next token; sampling overwrites them.
-    """
-
-    lanes: Tensor
-    logits: Tensor
-
-    def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        """Append ``tokens [A]`` where ``alive [A]`` and compute the next logits; other rows may hold anything afterwards."""
-        ...
-
-    def keep(self, alive: Tensor) -> None:
-        """Drop the rows that are not alive; rows may change places, ``lanes`` with them. ``logits`` are void until :meth:`advance`."""
-        ...
-
-
-class Move(NamedTuple):
-    """What is due before the next token of some lanes is known: a forward pass, and a draw from its logits.
-
-    :ivar Decoder decoder: theirs.
-    :ivar tokens: ``[A]`` and ``alive [A]`` of :meth:`Decoder.advance`, ``None`` where the decoder has the logits already.
-    :ivar Tensor uniforms: ``[A]``, for the draw.
-    """
-
-    decoder: Any
-    tokens: Tensor | None
-    alive: Tensor
-    uniforms: Tensor
-    options: StepOptions
-
-
-Draw = tuple[Tensor, Tensor]
-"""Tokens ``[A]`` and their log-probabilities ``[A]``."""
-
-Moves = Generator[Move, Draw, None]
-"""A step in progress: it is sent the draw of each of its moves."""
 
 
 class DecodingLM(ABC):

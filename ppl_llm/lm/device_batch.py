@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ..context import LaneMemo
 from ..inference.cost import Uncounted, count
-from .device_loop import DeviceLoop, padded
+from .device_loop import DeviceLoop, LaneTask, padded
 from .kv_slab import KVSlab
 from .out_of_memory import CacheTooLarge
 from .prefix_engine import PrefixEngine
 from .protocol import StepOptions
 from .side_stream import SideStream
-from .slab_decoder import SlabDecoder
 from .slab_pool import Lease
 from .stop import StopAutomaton
 
@@ -27,26 +26,20 @@ class LaneRequest:
     """A step of the lanes of one program.
 
     :param DeviceBatch service: samples it together with others.
-    :param SlabDecoder decoder: of the lanes, in a slab that is reserved for them.
-    :param Tensor uniforms: ``[total, M]`` by flat lane, one for each token.
-    :param Tensor room: ``[total]`` tokens that each lane may take.
-    :param Tensor tokens: ``[total, M]``, filled in, and ``log_probs [total]``.
+    :param LaneTask task: with a decoder whose slab is reserved for it.
     :ivar int lanes: that went on when the host last looked.
     :ivar Tensor rows: ``[A]`` where each lane lies in the batch, -1 once it has left it; this and ``slots [A]`` on the host.
     :ivar int begin: tokens that all lanes had before.
     :ivar int left: tokens that its lanes may still take.
     """
 
-    def __init__(
-        self, service: DeviceBatch, decoder: SlabDecoder, uniforms: Tensor, room: Tensor, tokens: Tensor, log_probs: Tensor
-    ) -> None:
-        self.service, self.decoder = service, decoder
-        self.uniforms, self.room, self.tokens, self.log_probs = uniforms, room, tokens, log_probs
-        self.lanes = len(decoder.lanes)
+    def __init__(self, service: DeviceBatch, task: LaneTask) -> None:
+        self.service, self.task = service, task
+        self.lanes = len(task.decoder.lanes)
         self.finished = False
         self.error: BaseException | None = None
         self.rows = self.slots = torch.empty(0, dtype=torch.long)
-        self.begin, self.left = 0, uniforms.shape[1]
+        self.begin, self.left = 0, task.uniforms.shape[1]
         self._variables = copy_context()  # the program's, in which its costs are counted
 
     def fail(self, error: BaseException) -> None:
@@ -54,8 +47,8 @@ class LaneRequest:
 
     def results(self, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Fill in what some lanes, by their number in the decoder, have sampled."""
-        flat = self.decoder.lanes[lanes]
-        self.tokens[flat], self.log_probs[flat] = tokens[:, : self.tokens.shape[1]], log_probs
+        flat = self.task.decoder.lanes[lanes]
+        self.task.tokens[flat], self.task.log_probs[flat] = tokens[:, : self.task.tokens.shape[1]], log_probs
 
     def charge(self, passes: int, seconds: float) -> None:
         """Count forward passes of which these seconds are the program's share."""
@@ -136,7 +129,7 @@ class DeviceBatch:
     def _send_back(self, member: LaneRequest, leaving: Tensor, lengths: Tensor) -> None:
         """Give a program what those of its lanes have sampled that lie in rows which leave, and their slab the keys of it."""
         assert self._slab is not None
-        device, step, slab = self._engine.device, self.loop.step, member.decoder.slab
+        device, step, slab = self._engine.device, self.loop.step, member.task.decoder.slab
         lanes = ((member.rows >= 0) & leaving[member.rows]).nonzero()[:, 0]
         if len(lanes) == 0:
             return
@@ -164,8 +157,8 @@ class DeviceBatch:
 
     def _join(self, request: LaneRequest) -> None:
         """Copy lanes whose step begins behind the others, and sample their first token."""
-        decoder, device, first = request.decoder, self._engine.device, self._number
-        lanes, number, width = len(decoder.lanes), first + len(decoder.lanes), request.uniforms.shape[1]
+        (decoder, uniforms, room, *_), device, first = request.task, self._engine.device, self._number
+        lanes, number, width = len(decoder.lanes), first + len(decoder.lanes), uniforms.shape[1]
         slab = self._open()
         try:
             self._engine.reserve(slab, padded(number), decoder.longest)
@@ -182,7 +175,7 @@ class DeviceBatch:
             free[member.slots[member.rows >= 0]] = False
         request.rows, request.slots = torch.arange(first, number), free.nonzero()[:lanes, 0]
         request.begin, request.left = int(decoder.slab.lengths[:lanes].min()), width - 1
-        self.loop.step.join(first, request.slots.to(device), request.uniforms[decoder.lanes], request.room[decoder.lanes])
+        self.loop.step.join(first, request.slots.to(device), uniforms[decoder.lanes], room[decoder.lanes])
         self.loop.choose(decoder.logits, self._options, self._automaton, first)
         self._members.append(request)
         self._number, self._longest = number, max(self._longest, decoder.longest)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
-from torch import Tensor
-
 from ..inference.program import Program
 from .device_batch import DeviceBatch, LaneRequest
-from .device_loop import DeviceLoop
+from .device_loop import DeviceLoop, LaneTask
 from .prefix_engine import PrefixEngine
-from .protocol import StepOptions
-from .slab_decoder import SlabDecoder
-from .stop import StopAutomaton
 
 _MOST = 8
 """Batches kept while nobody is in them, for their slab and their graphs."""
@@ -31,25 +26,16 @@ class DeviceBatches:
     def __iter__(self) -> Iterator[DeviceBatch]:
         return iter(self._batches.values())
 
-    def run(
-        self,
-        program: Program,
-        decoder: SlabDecoder,
-        uniforms: Tensor,
-        room: Tensor,
-        options: StepOptions,
-        automaton: StopAutomaton,
-        tokens: Tensor,
-        log_probs: Tensor,
-    ) -> None:
+    def run(self, program: Program, task: LaneTask) -> None:
         """:meth:`DeviceLoop.run` for a program, which waits meanwhile."""
-        key = options.temperature, options.top_k, options.top_p, automaton
-        batch = self._batches.pop(key, None) or DeviceBatch(self._engine, self._loop.another(), options, automaton)
+        options = task.options
+        key = options.temperature, options.top_k, options.top_p, task.automaton
+        batch = self._batches.pop(key, None) or DeviceBatch(self._engine, self._loop.another(), options, task.automaton)
         self._batches[key] = batch  # the most recently used last
         for idle in [key for key, batch in self._batches.items() if batch.idle][:-_MOST]:
             del self._batches[idle]
-        with self._engine.pool.reserved(decoder.slab):
-            request = LaneRequest(batch, decoder, uniforms, room, tokens, log_probs)
+        with self._engine.pool.reserved(task.decoder.slab):
+            request = LaneRequest(batch, task)
             try:
                 program.wait(request)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,24 @@ def padded(lanes: int) -> int:
     """Rows that a batch of lanes is filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... A graph is captured for each such number."""
     power = 1 << max(lanes - 1, 0).bit_length()
     return power * 3 // 4 if power > 16 and lanes <= power * 3 // 4 else power
+
+
+class LaneTask(NamedTuple):
+    """A step to be sampled.
+
+    :ivar SlabDecoder decoder: of the lanes.
+    :ivar Tensor uniforms: ``[total, M]`` by flat lane, one for each token.
+    :ivar Tensor room: ``[total]`` tokens that each lane may take.
+    :ivar Tensor tokens: ``[total, M]``, filled in where the decoder has a lane, and ``log_probs [total]``.
+    """
+
+    decoder: SlabDecoder
+    uniforms: Tensor
+    room: Tensor
+    options: StepOptions
+    automaton: StopAutomaton
+    tokens: Tensor
+    log_probs: Tensor
 
 
 class DeviceLoop:
@@ -64,21 +83,9 @@ class DeviceLoop:
         """One like this with lanes of its own."""
         return DeviceLoop(self._engine, self._eos_ids, self._capture, check_every=self.check_every, kv_bucket=self._kv_bucket)
 
-    def run(
-        self,
-        decoder: SlabDecoder,
-        uniforms: Tensor,
-        room: Tensor,
-        options: StepOptions,
-        automaton: StopAutomaton,
-        tokens: Tensor,
-        log_probs: Tensor,
-    ) -> None:
-        """Fill in the tokens ``[total, M]`` and log-probabilities ``[total]`` of the decoder's lanes.
-
-        :param Tensor uniforms: ``[total, M]`` by flat lane, one for each token.
-        :param Tensor room: ``[total]`` tokens that each lane may take.
-        """
+    def run(self, task: LaneTask) -> None:
+        """Sample a step."""
+        decoder, uniforms, room, options, automaton, tokens, log_probs = task
         first = decoder.lanes
         number = len(first)
         self.make_room(number, options.max_tokens)

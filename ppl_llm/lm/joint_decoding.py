@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..inference.cost import Uncounted, count
+from .moves import Draw, Move, Moves
 from .sampling import inverse_cdf, warp
 
 if TYPE_CHECKING:
-    from .decoding import Draw, Move, Moves
-    from .joint_pass import JointPass
+    from .joint_pass import JointPass  # which imports transformers; other language models do without
 
 
 class StepRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ from torch import Tensor
 from ..inference.cost import count
 from .kv_slab import KVSlab
 from .out_of_memory import BatchLimit, CacheTooLarge, is_out_of_memory
+from .seating import Seating
 from .segments import Segment, Segments, take
 from .slab_pool import SlabPool
-
-if TYPE_CHECKING:
-    from .seating import Seating
 
 _FORWARD_TOKENS = 8192
 """Tokens of one forward pass; bounds the memory of its activations."""

@@ -18,7 +18,7 @@ from ..notes import NoteKey, note_of
 from .architecture import context_limit, eos_ids, execution_device, lies_on, slab_engine
 from .decoding import DecodingLM, Draw, Move, Moves
 from .device_batches import DeviceBatches
-from .device_loop import DeviceLoop
+from .device_loop import DeviceLoop, LaneTask
 from .joint_decoding import advance_together
 from .joint_pass import JointPass
 from .loading import load, load_tokenizer, locate
@@ -26,7 +26,8 @@ from .plain_decoding import PlainDecoding
 from .prefix_engine import PrefixEngine
 from .prompts import PromptBuilder
 from .protocol import StepOptions
-from .seating import Seating, seat
+from .seat import seat
+from .seating import Seating
 from .slab_decoder import SlabDecoder
 from .slab_pool import DEFAULT_CACHE_BYTES
 from .token_bytes import token_bytes
@@ -192,11 +193,10 @@ class TransformersLM(DecodingLM):
     def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         if self._device_loop is not None:
             room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
-            decoder, automaton = self._decoder(context, active), self.stop_automaton(options.stop)
+            automaton = self.stop_automaton(options.stop)
+            task = LaneTask(self._decoder(context, active), u, room, options, automaton, tokens, log_probs)
             program = current_program()
-            if program is not None:
-                return self._device_batches.run(program, decoder, u, room, options, automaton, tokens, log_probs)
-            return self._device_loop.run(decoder, u, room, options, automaton, tokens, log_probs)
+            return self._device_loop.run(task) if program is None else self._device_batches.run(program, task)
         if self._plain is None:
             return super()._run(context, active, options, u, tokens, log_probs)
         sequences, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]

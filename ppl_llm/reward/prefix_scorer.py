@@ -15,7 +15,7 @@ from ..lm.cache_keyword import cache_keyword
 from ..lm.layer_masks import LayerMasks
 from ..lm.packed_attention import PACKED
 from ..lm.prefix_engine import PrefixEngine
-from ..lm.seating import seat
+from ..lm.seat import seat
 from ..lm.slab_pool import Lease
 
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch import Tensor
 
 from ppl_llm.context import PAD, Context
-from ppl_llm.lm.decoding import Decoder
+from ppl_llm.lm.moves import Decoder
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.sampling import inverse_cdf, warp
 from ppl_llm.lm.transformers_lm import TransformersLM

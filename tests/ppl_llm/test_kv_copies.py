@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.context import Context
-from ppl_llm.lm import seating
+from ppl_llm.lm import seat
 from ppl_llm.lm.kv_slab import KVSlab
 from ppl_llm.lm.protocol import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -116,7 +116,7 @@ def test_settling_everybody_anew_is_rejected(monkeypatch: pytest.MonkeyPatch):
         slab.copy(spare, row, held)
         return row
 
-    monkeypatch.setattr(seating, "_settle", anew)
+    monkeypatch.setattr(seat, "_settle", anew)
     copies = Copies(monkeypatch)
     steps(lm, context.reorder(torch.tensor(ANCESTORS["some die"])), 1)
     survivors = set(ANCESTORS["some die"])
