@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from contextvars import copy_context
 
 import torch
 from torch import Tensor
 
 from ..context import LaneMemo
-from ..inference.cost import Uncounted, count
+from ..inference.cost import Uncounted
+from .counted_request import CountedRequest
 from .device_loop import DeviceLoop, LaneTask, padded
 from .kv_slab import KVSlab
 from .out_of_memory import CacheTooLarge
 from .prefix_engine import PrefixEngine
 from .protocol import StepOptions
 from .side_stream import SideStream
+from .slab_decoder import close_ranks
 from .slab_pool import Lease
 from .stop import StopAutomaton
 
 
-class LaneRequest:
+class LaneRequest(CountedRequest):
     """A step of the lanes of one program.
 
     :param DeviceBatch service: samples it together with others.
@@ -34,25 +35,15 @@ class LaneRequest:
     """
 
     def __init__(self, service: DeviceBatch, task: LaneTask) -> None:
-        self.service, self.task = service, task
-        self.lanes = len(task.decoder.lanes)
-        self.finished = False
-        self.error: BaseException | None = None
+        super().__init__(service, len(task.decoder.lanes))
+        self.task = task
         self.rows = self.slots = torch.empty(0, dtype=torch.long)
         self.begin, self.left = 0, task.uniforms.shape[1]
-        self._variables = copy_context()  # the program's, in which its costs are counted
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.finished = error, True
 
     def results(self, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         """Fill in what some lanes, by their number in the decoder, have sampled."""
         flat = self.task.decoder.lanes[lanes]
         self.task.tokens[flat], self.task.log_probs[flat] = tokens[:, : self.task.tokens.shape[1]], log_probs
-
-    def charge(self, passes: int, seconds: float) -> None:
-        """Count forward passes of which these seconds are the program's share."""
-        self._variables.run(count, lm_forwards=passes, lm_seconds=seconds)
 
 
 class DeviceBatch:
@@ -144,8 +135,8 @@ class DeviceBatch:
     def _close_ranks(self, alive: Tensor, lengths: Tensor) -> None:
         """Leave only rows of lanes that are alive."""
         assert self._slab is not None
-        device, number = self._engine.device, int(alive.sum())
-        holes, movers = (~alive[:number]).nonzero()[:, 0], number + alive[number:].nonzero()[:, 0]
+        device = self._engine.device
+        number, holes, movers = close_ranks(alive)
         row_of = torch.arange(len(alive)).index_copy(0, movers, holes)
         for member in self._members:
             member.rows = torch.where(member.rows < 0, -1, row_of[member.rows])
@@ -195,7 +186,7 @@ class DeviceBatch:
         seconds, lanes = time.perf_counter() - began, sum(member.lanes for member in self._members)
         for member in self._members:
             mine = min(passes, member.left)
-            member.charge(mine, seconds * member.lanes / lanes)
+            member.charge(seconds * member.lanes / lanes, mine)
             member.left -= mine
 
     def _open(self) -> KVSlab:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..inference.cost import Uncounted, count
+from ..inference.cost import Uncounted
+from .counted_request import CountedRequest
 from .moves import Draw, Move, Moves
 from .sampling import inverse_cdf, warp
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .joint_pass import JointPass  # which imports transformers; other language models do without
 
 
-class StepRequest:
+class StepRequest(CountedRequest):
     """A step of the lanes of one program.
 
     :param JointDecoding service: samples it together with others.
@@ -29,12 +29,9 @@ class StepRequest:
     """
 
     def __init__(self, service: JointDecoding, moves: Moves, lanes: int) -> None:
-        self.service, self.lanes = service, lanes
-        self.finished = False
-        self.error: BaseException | None = None
+        super().__init__(service, lanes)
         self.move: Move | None = None
         self._moves = moves
-        self._variables = copy_context()  # the program's, in which its costs are counted
 
     def go_on(self, draw: Draw | None = None) -> None:
         """Up to the next move; ``draw`` is what this one gave."""
@@ -45,13 +42,6 @@ class StepRequest:
             self.finished = True
         except Exception as error:  # whatever it is, it is for the program that asked
             self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.finished = error, True
-
-    def charge(self, seconds: float) -> None:
-        """Count a forward pass of which these seconds are the program's share."""
-        self._variables.run(count, lm_forwards=1, lm_seconds=seconds)
 
 
 class JointDecoding:

@@ -12,8 +12,18 @@ from .seating import Seating
 from .shared_prefix import pays
 
 
+def close_ranks(alive: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How to bring the rows that are alive to the front.
+
+    :param Tensor alive: ``[A]``, on the host.
+    :returns: how many there are, the dead rows ``[K]`` among the first so many, and the living rows ``[K]`` behind these.
+    """
+    number = int(alive.sum())
+    return number, (~alive[:number]).nonzero()[:, 0], number + alive[number:].nonzero()[:, 0]
+
+
 class SlabDecoder:
-    """A :class:`~ppl_llm.lm.decoding.Decoder` whose lanes always occupy the first rows: attention reads a view of the slab.
+    """A :class:`~ppl_llm.lm.moves.Decoder` whose lanes always occupy the first rows: attention reads a view of the slab.
 
     :param Seating seating: the lanes' contexts.
     :param Tensor lanes: ``[A]`` flat lane numbers.
@@ -76,10 +86,8 @@ class SlabDecoder:
 
     def keep(self, alive: Tensor) -> None:
         # Looked at once, so that the host need not wait for each of these figures.
-        device, alive = self._order.device, alive.cpu()
-        number = int(alive.sum())
-        holes = (~alive[:number]).nonzero()[:, 0]
-        movers = number + alive[number:].nonzero()[:, 0]
+        device = self._order.device
+        number, holes, movers = close_ranks(alive.cpu())
         places, moved = torch.cat([holes, movers]).to(device), torch.cat([movers, holes]).to(device)
         self.slab.swap(places[: len(holes)], moved[: len(holes)])
         self._order = self._order.index_copy(0, places, self._order[moved])
