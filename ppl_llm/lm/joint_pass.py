@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from .kv_slab import KVSlab
 from .out_of_memory import is_out_of_memory
 from .prefix_engine import PrefixEngine
+from .slab_layer import LaneLayer
 
 
 class KeysChanged(ValueError):
@@ -37,7 +38,7 @@ class Part(NamedTuple):
 class Parts:
     """What a forward pass and its attention function need to know of them.
 
-    :ivar int stop: columns of the mask.
+    :ivar int stop: columns of the mask, and ``capacity``, as there are no others.
     :ivar list shared: ``shared`` of each part.
     """
 
@@ -45,7 +46,7 @@ class Parts:
         self._slabs = [part.slab for part in parts]
         ends = torch.tensor([len(part.ids) for part in parts]).cumsum(0).tolist()
         self._lanes = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-        self.stop = max(part.mask.shape[-1] for part in parts)
+        self.stop = self.capacity = max(part.mask.shape[-1] for part in parts)
         self.shared = [part.shared for part in parts]
         self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
@@ -71,36 +72,24 @@ class Parts:
         return torch.cat(found)
 
 
-class _JointLayer(CacheLayerMixin):
+class _JointLayer(LaneLayer):
     """A layer of the cache that the model is given."""
 
-    is_sliding = False
-    is_compileable = False
-    is_croppable = False
     is_initialized = True
 
     def __init__(self, parts: Parts, index: int) -> None:
         super().__init__()
         self._parts, self._index = parts, index
 
+    @property
+    def columns(self) -> Parts:
+        return self._parts
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Slabs have been made before."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         return self._parts.store(self._index, key_states, value_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._parts.stop, 0
-
-    def get_seq_length(self) -> int:
-        return self._parts.stop
-
-    def get_max_length(self) -> int:
-        return self._parts.stop
-
-    def get_max_cache_shape(self) -> int:
-        """The same under its name in transformers 5.17."""
-        return self._parts.stop
 
 
 class JointPass:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -31,16 +34,51 @@ class Writes:
         self.segments: Segments | None = None
 
 
-class SlabLayer(CacheLayerMixin):
-    """One layer of a :class:`~ppl_llm.lm.kv_slab.KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
+class Columns(Protocol):
+    """
+    :ivar int stop: columns that a pass reads.
+    :ivar int capacity: columns that there are.
+    """
+
+    stop: int
+    capacity: int
+
+
+class LaneLayer(CacheLayerMixin):
+    """A layer whose lanes have a write position of their own: what transformers asks of its size."""
 
     is_sliding = False
     is_compileable = False
     is_croppable = False
 
+    @property
+    @abstractmethod
+    def columns(self) -> Columns: ...
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns.stop, 0
+
+    def get_seq_length(self) -> int:
+        return self.columns.stop
+
+    def get_max_length(self) -> int:
+        return self.columns.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """The same under its name in transformers 5.17."""
+        return self.columns.capacity
+
+
+class SlabLayer(LaneLayer):
+    """One layer of a :class:`~ppl_llm.lm.kv_slab.KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
+
     def __init__(self, writes: Writes) -> None:
         super().__init__()
         self._writes = writes  # not the slab itself: a reference cycle would keep its memory until the next garbage collection
+
+    @property
+    def columns(self) -> Writes:
+        return self._writes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -85,19 +123,6 @@ class SlabLayer(CacheLayerMixin):
         """Undo :meth:`grow`."""
         if self.is_initialized:
             self.keys, self.values = self.keys[:num_rows, :, :capacity], self.values[:num_rows, :, :capacity]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._writes.stop, 0
-
-    def get_seq_length(self) -> int:
-        return self._writes.stop
-
-    def get_max_length(self) -> int:
-        return self._writes.capacity
-
-    def get_max_cache_shape(self) -> int:
-        """The same under its name in transformers 5.17."""
-        return self._writes.capacity
 
 
 def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
