@@ -169,16 +169,7 @@ class Bench:
         what, width = f"particle filter, {self.lanes} lanes x {self.steps} steps", 4 * STEP
         problem = self.words.decode(self.prompt(128))
         model = reasoning(self.lm, self.prm, "exact", max_steps=self.steps, max_tokens=width)
-        tokens: list[float] = []
-
-        def ours() -> None:
-            self.lm.release_caches()
-            self.prm.release_caches()
-            pyro.set_rng_seed(len(tokens))
-            tokens.append(SMC(model, num_particles=self.lanes, ess_threshold=0.5).run(problem).cost["tokens_sampled"])
-
-        seconds = self.clock(ours)
-        self.note(what, "SMC", seconds, rate=Spread.of([n / t for n, t in zip(tokens[1:], seconds, strict=True)]))
+        tokens = self.sampling(what, "SMC", lambda: SMC(model, self.lanes, ess_threshold=0.5).run(problem).cost["tokens_sampled"])
         share = round(statistics.median(tokens) / self.lanes)
         alone = self.clock(lambda: self.generate(self.prompt(128), share))
         self.note(what, "generate alone, as many tokens", alone, rate=Spread.of([self.lanes * share / t for t in alone]))
@@ -203,16 +194,21 @@ class Bench:
             "run_concurrently": lambda: sum(run_concurrently([lambda problem=problem: run(problem) for problem in problems])),
         }
         for way, each in ways.items():
-            tokens: list[float] = []
+            self.sampling(what, way, each)
 
-            def once(each: Callable[[], float] = each, tokens: list[float] = tokens) -> None:
-                self.lm.release_caches()
-                self.prm.release_caches()
-                pyro.set_rng_seed(len(tokens))
-                tokens.append(each())
+    def sampling(self, what: str, way: str, run: Callable[[], float]) -> list[float]:
+        """Note the time of a run from empty caches that gives how many tokens it has sampled; returns these of each run."""
+        tokens: list[float] = []
 
-            seconds = self.clock(once)
-            self.note(what, way, seconds, rate=Spread.of([n / t for n, t in zip(tokens[1:], seconds, strict=True)]))
+        def once() -> None:
+            self.lm.release_caches()
+            self.prm.release_caches()
+            pyro.set_rng_seed(len(tokens))
+            tokens.append(run())
+
+        seconds = self.clock(once)
+        self.note(what, way, seconds, rate=Spread.of([n / t for n, t in zip(tokens[1:], seconds, strict=True)]))
+        return tokens
 
     @torch.inference_mode()
     def naive(self, prompt: list[int], width: int) -> int:
