@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.ppl_llm.tape import WAITING
+
 CUDA = torch.backends.cuda.is_built() and not torch.cuda.is_available() and hasattr(torch._C, "_ensureCUDADeviceGuardSet")
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("meta")
 if CUDA:
@@ -118,7 +120,7 @@ class PretendedDevice(TorchDispatchMode):
             strangers = [each for each in tree_leaves(met) if isinstance(each, Tensor) and not isinstance(each, OnDevice) and each.dim()]
             if strangers:
                 raise RuntimeError(f"{func}: expected all tensors on one device, got one of the host, {tuple(strangers[0].shape)}")
-        if to_host or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::_unique2", "aten::unique_dim"):
+        if to_host or name in WAITING:
             self.waits.append(name)
         self.operations += 1
         found = func(*tree_map(_held, args), **tree_map(_held, kwargs))

@@ -6,7 +6,8 @@ What is not seen here is what only a real device can do: its kernels, streams an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,19 @@ class Place:
 
     def put(self, model: Any) -> Any:
         return placed(model) if self.there else model
+
+    @contextmanager
+    def loading(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """For a while, what a module loads is put there."""
+        load = module.load
+
+        def there(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+            model, report = load(*arguments, **options)
+            return self.put(model), report
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "load", there)
+            yield
 
     def lm(self) -> TransformersLM:
         return TransformersLM(self.put(causal_lm(max_position_embeddings=200)), tokenizer(), device_loop=self.device_loop)
@@ -178,9 +192,7 @@ def test_every_family_of_reward_models(family: str, tmp_path: Path, monkeypatch:
     path = write(tmp_path / family)
 
     def scenario(place: Place) -> Any:
-        with monkeypatch.context() as patch:
-            load = transformers_prm.load
-            patch.setattr(transformers_prm, "load", lambda *a, **k: (place.put((loaded := load(*a, **k))[0]), loaded[1]))
+        with place.loading(transformers_prm, monkeypatch):
             prm = TransformersPRM.from_pretrained(path)
         pyro.set_rng_seed(0)
         posterior = SMC(place.model(prm=prm), 4).run(PROBLEM)
@@ -257,9 +269,7 @@ def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     path = ARCHITECTURES[name].write(tmp_path)
 
     def scenario(place: Place) -> Any:
-        with monkeypatch.context() as patch:
-            load = transformers_lm.load
-            patch.setattr(transformers_lm, "load", lambda *a, **k: (place.put((loaded := load(*a, **k))[0]), loaded[1]))
+        with place.loading(transformers_lm, monkeypatch):
             lm = TransformersLM.from_pretrained(path, max_length=64)
         pyro.set_rng_seed(0)
         assert not lm.fallback
