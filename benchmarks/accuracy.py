@@ -28,10 +28,10 @@ import transformers
 from ppl_llm import PRESETS, SMC, Context, Importance, StopReason, argmax, majority, reasoning, weighted_majority
 from ppl_llm.demo import Problem, held_out
 from ppl_llm.distributions import prefix_log_odds
-from ppl_llm.lm.protocol import LanguageModel
+from ppl_llm.lm.base import LanguageModel
 from ppl_llm.lm.transformers_lm import TransformersLM
-from ppl_llm.reward.protocol import RewardModel
-from ppl_llm.reward.transformers_prm import TransformersPRM
+from ppl_llm.reward.base import RewardModel
+from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 
 PRMS = {"strong": "demo", "weak": "demo-weak"}
 AGGREGATIONS = ("prod", "min", "last")

@@ -22,8 +22,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 from ppl_llm.context import Context, LaneMemo
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.lm.cache_keyword import cache_keyword
-from ppl_llm.lm.protocol import StepOptions
+from ppl_llm.kv_cache.cache_keyword import cache_keyword
+from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 NEVER = "a text that no token ends"

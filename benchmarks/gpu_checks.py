@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from ppl_llm import PAD, Context, TransformersLM, TransformersPRM
-from ppl_llm.inference import run_concurrently
-from ppl_llm.lm.device_loop import DeviceLoop
-from ppl_llm.lm.protocol import StepOptions
-from ppl_llm.reward.qwen_prm import Qwen2PRM
+from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.device_loop import DeviceLoop
+from ppl_llm.reward.prm.networks import Qwen2PRM
 
 DEPTH, LANES, STEPS = 2, 12, 3
 OPTIONS = StepOptions(max_tokens=40)

@@ -13,7 +13,7 @@ from common import Spread, make_tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from ppl_llm.reward.qwen_prm import Qwen2PRM
+from ppl_llm.reward.prm.networks import Qwen2PRM
 
 
 def _config(vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ppl_llm import Context, TransformersPRM
-from ppl_llm.lm.cache_keyword import cache_keyword
+from ppl_llm.kv_cache.cache_keyword import cache_keyword
 from ppl_llm.lm.transformers_lm import TransformersLM
-from ppl_llm.reward.qwen_prm import Qwen2PRM
+from ppl_llm.reward.prm.networks import Qwen2PRM
 
 SHARED = 64
 """Tokens of the prompt, which all lanes share."""

@@ -19,7 +19,7 @@ from common import Spread, in_turns, make_model, make_tokenizer, ratios, record,
 from stock_loops import continuous_batching, generate_and_realign, generate_anew
 
 from ppl_llm import SMC, Context, LLMStep, barrier
-from ppl_llm.lm import decoding
+from ppl_llm.lm import autoregressive as decoding
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 STOPS = 80

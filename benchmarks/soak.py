@@ -17,8 +17,8 @@ from pathlib import Path
 
 import common
 
-from ppl_llm.datasets import load_problems
 from ppl_llm.evaluation import Models, evaluate
+from ppl_llm.tasks.load import load_problems
 
 METHODS = ("importance", "smc", "particle-gibbs", "beam-search", "dvts", "tempered-smc", "parallel-tempering")
 

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..lm.protocol import StepOptions, step_limits
+from ..lm.base import StepOptions, step_limits
 
 
 class LLMStep(TorchDistribution):

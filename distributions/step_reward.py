@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context, StopReason
-from ..inference.names import unknown_name
-from ..reward.protocol import RewardModel
+from ..inference.util.names import unknown_name
+from ..reward.base import RewardModel
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
 
 POTENTIALS = ("likelihood", "odds", *STEERING)

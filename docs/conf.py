@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import ppl_llm  # noqa: E402
 
 for annotated in ("frame", "genealogy"):  # classes that signatures name, imported by the package on first use
-    importlib.import_module(f"ppl_llm.viewer.{annotated}")
+    importlib.import_module(f"ppl_llm.inference.viewer.{annotated}")
 
 project = "ppl_llm"
 version = release = ppl_llm.__version__

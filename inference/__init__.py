@@ -2,41 +2,41 @@
 
 from pyro import barrier
 
-from .audit_messenger import AuditMessenger, AuditReport
-from .beam_search import BeamSearch
-from .best_of_n import BestOfN
-from .chain_posterior import ChainPosterior, PooledPosterior
+from .concurrent.run_concurrently import run_concurrently
 from .cost import CostMeter, count
-from .discrete_marginal import DiscreteMarginal
-from .dvts import DVTS
-from .entropic_annealing import EntropicAnnealing
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
+from .handlers.audit_messenger import AuditMessenger, AuditReport
+from .handlers.particle_messenger import ParticleMessenger
+from .handlers.proposal_messenger import ProposalMessenger
+from .handlers.reference_messenger import ReferenceMessenger
+from .handlers.temper_messenger import TemperMessenger
 from .importance import Importance
-from .island_posterior import IslandPosterior
-from .parallel_tempering import ParallelTempering, ParallelTemperingPosterior
-from .particle_gibbs import ParticleGibbs
-from .particle_messenger import ParticleMessenger
-from .particle_posterior import ParticlePosterior
-from .pimh import PIMH
-from .pmmh import PMMH
-from .proposal_messenger import ProposalMessenger
-from .reference_messenger import ReferenceMessenger
-from .replicate import replicate
-from .representatives import Equivalent, representatives
+from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosterior
+from .mcmc.particle_gibbs import ParticleGibbs
+from .mcmc.pimh import PIMH
+from .mcmc.pmmh import PMMH
+from .mcmc.replicate import replicate
+from .mcmc.suffix_mh import SuffixMH
+from .mcmc.trajectory_kernel import TrajectoryKernel
+from .particles.trajectory import Trajectory
+from .particles.weights import Weights
+from .posterior.chain_posterior import ChainPosterior, PooledPosterior
+from .posterior.discrete_marginal import DiscreteMarginal
+from .posterior.equivalence_classes import Equivalent, representatives
+from .posterior.island_posterior import IslandPosterior
+from .posterior.particle_posterior import ParticlePosterior
+from .posterior.search_posterior import SearchPosterior
+from .posterior.tempered_posterior import TemperedPosterior
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
-from .run_concurrently import run_concurrently
-from .search_posterior import SearchPosterior
-from .selection import Selection
-from .self_consistency import SelfConsistency
+from .resampling.entropic_annealing import EntropicAnnealing
+from .resampling.selection import Selection
+from .search.beam_search import BeamSearch
+from .search.best_of_n import BestOfN
+from .search.dvts import DVTS
+from .search.self_consistency import SelfConsistency
 from .smc import SMC
-from .suffix_mh import SuffixMH
-from .temper_messenger import TemperMessenger
-from .tempered_posterior import TemperedPosterior
 from .tempered_smc import TemperedSMC
-from .trajectory import Trajectory
-from .trajectory_kernel import TrajectoryKernel
-from .weights import Weights
 
 __all__ = [
     "DVTS",

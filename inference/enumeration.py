@@ -13,10 +13,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .history import Site
-from .particle_plate import particle_plate
-from .particle_posterior import ParticlePosterior
-from .weights import Weights
+from .handlers.particle_plate import particle_plate
+from .particles.history import Site
+from .particles.weights import Weights
+from .posterior.particle_posterior import ParticlePosterior
 
 
 class Enumeration:

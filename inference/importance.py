@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .particle_posterior import ParticlePosterior
-from .proposal_messenger import Proposals
+from .handlers.proposal_messenger import Proposals
+from .posterior.particle_posterior import ParticlePosterior
 from .smc import SMC
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import pyro.poutine as poutine
 
-from .arguments import check_count, check_particles
-from .audit_messenger import AuditMessenger, AuditReport
-from .checkpoint import Checkpoint
-from .particle_messenger import ParticleMessenger
-from .particle_plate import particle_plate
-from .particle_posterior import ParticlePosterior
-from .proposal_messenger import Proposals
-from .replicate import replicate
+from .handlers.audit_messenger import AuditMessenger, AuditReport
+from .handlers.particle_messenger import ParticleMessenger
+from .handlers.particle_plate import particle_plate
+from .handlers.proposal_messenger import Proposals
+from .mcmc.replicate import replicate
+from .particles.checkpoint import Checkpoint
+from .posterior.particle_posterior import ParticlePosterior
 from .resampling import Resampler, get_resampler
-from .selection import Selection
-from .settings import name_of, of_model
+from .resampling.selection import Selection
 from .smc_slice import TOKENS, Slice
+from .util.fingerprint import name_of, of_model
+from .util.validation import check_count, check_particles
 
 
 class SMC:
@@ -52,7 +52,7 @@ class SMC:
     :param int max_plate_nesting: number of nested plates in the model; those that every site lies in are independent problems, each
         with its own weights, ESS and ancestors.
     :param int islands: K independent filters of N particles in one batch, pooled by their evidence: the result is an
-        :class:`~ppl_llm.inference.island_posterior.IslandPosterior` of K N lanes.
+        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N lanes.
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import Checkpoint
 from .cost import CostMeter
-from .island_posterior import IslandPosterior
-from .particle_posterior import ParticlePosterior
-from .pause_messenger import Paused, PauseMessenger
-from .resume_messenger import ResumeMessenger
-from .rng_state import rng_state
-from .snapshot import Snapshot
-from .sweep import sweep
+from .handlers.pause_messenger import Paused, PauseMessenger
+from .handlers.resume_messenger import ResumeMessenger
+from .handlers.sweep import sweep
+from .particles.checkpoint import Checkpoint
+from .particles.snapshot import Snapshot
+from .posterior.island_posterior import IslandPosterior
+from .posterior.particle_posterior import ParticlePosterior
+from .util.rng_state import rng_state
 
 if TYPE_CHECKING:
     from .smc import SMC

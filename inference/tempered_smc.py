@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_count, check_particles
 from .cost import CostMeter
 from .errors import SMCFailed
-from .history import Step
-from .particle_messenger import ParticleMessenger
-from .replicate import Kernel, replica_kernel
+from .handlers.particle_messenger import ParticleMessenger
+from .handlers.sweep import sweep
+from .handlers.temper_messenger import TemperMessenger
+from .mcmc.replicate import Kernel, replica_kernel
+from .mcmc.suffix_mh import SuffixMH
+from .particles.history import Step
+from .particles.trajectory import Trajectory
+from .particles.weights import Weights
+from .posterior.tempered_posterior import Stage, TemperedPosterior
 from .resampling import Resampler, get_resampler
-from .suffix_mh import SuffixMH
-from .sweep import sweep
-from .temper_messenger import TemperMessenger
-from .tempered_posterior import Stage, TemperedPosterior
-from .trajectory import Trajectory
-from .weights import Weights
+from .util.validation import check_count, check_particles
 
 _HALVINGS = 60
 """Bisection down to the spacing of float64."""

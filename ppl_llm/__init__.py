@@ -4,11 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .answers import argmax, extract_answer, majority, weighted_majority
+    from .answers.equivalence import MathEquivalence
+    from .answers.voting import argmax, extract_answer, majority, weighted_majority
     from .context import PAD, Context, StopReason
-    from .datasets import Problem, load_problems
     from .distributions import LLMStep, StepReward
-    from .equivalence import MathEquivalence
     from .inference import (
         DVTS,
         PIMH,
@@ -28,25 +27,26 @@ if TYPE_CHECKING:
         TemperedSMC,
         barrier,
     )
+    from .lm.base import LanguageModel
     from .lm.openai_lm import OpenAILM
-    from .lm.protocol import LanguageModel
-    from .lm.tabular import TabularLM
+    from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
-    from .look_ahead import LookAhead
-    from .models import ReasoningModel, reasoning
-    from .presets import PRESETS, Preset
+    from .programs.look_ahead import LookAhead
+    from .programs.models import ReasoningModel, reasoning
+    from .programs.presets import PRESETS, Preset
+    from .programs.smc_filter_adapter import SMCFilterAdapter
+    from .programs.step_proposal import StepProposal
+    from .reward.base import RewardModel
     from .reward.function_reward import FunctionReward
     from .reward.judge_reward import JudgeReward
+    from .reward.prm.remote_prm import RemotePRM
+    from .reward.prm.transformers_prm import TransformersPRM
     from .reward.product_reward import ProductReward
-    from .reward.protocol import RewardModel
-    from .reward.remote_prm import RemotePRM
     from .reward.self_certainty import SelfCertainty
     from .reward.sum_reward import SumReward
-    from .reward.tabular import TabularReward
+    from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
-    from .reward.transformers_prm import TransformersPRM
-    from .smc_filter_adapter import SMCFilterAdapter
-    from .step_proposal import StepProposal
+    from .tasks.load import Problem, load_problems
 
 __version__ = "0.1.0"
 
@@ -62,46 +62,46 @@ _HOME = {
     "Importance": "inference",
     "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
-    "LanguageModel": "lm.protocol",
-    "LookAhead": "look_ahead",
-    "MathEquivalence": "equivalence",
+    "LanguageModel": "lm.base",
+    "LookAhead": "programs.look_ahead",
+    "MathEquivalence": "answers.equivalence",
     "OpenAILM": "lm.openai_lm",
     "PAD": "context",
     "PIMH": "inference",
     "PMMH": "inference",
-    "PRESETS": "presets",
+    "PRESETS": "programs.presets",
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
-    "Preset": "presets",
-    "Problem": "datasets",
+    "Preset": "programs.presets",
+    "Problem": "tasks.load",
     "ProductReward": "reward.product_reward",
-    "ReasoningModel": "models",
-    "RemotePRM": "reward.remote_prm",
-    "RewardModel": "reward.protocol",
+    "ReasoningModel": "programs.models",
+    "RemotePRM": "reward.prm.remote_prm",
+    "RewardModel": "reward.base",
     "SMC": "inference",
     "SMCFailed": "inference",
-    "SMCFilterAdapter": "smc_filter_adapter",
+    "SMCFilterAdapter": "programs.smc_filter_adapter",
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
-    "StepProposal": "step_proposal",
+    "StepProposal": "programs.step_proposal",
     "StepReward": "distributions",
     "StopReason": "context",
     "SuffixMH": "inference",
     "SumReward": "reward.sum_reward",
-    "TabularLM": "lm.tabular",
-    "TabularReward": "reward.tabular",
+    "TabularLM": "lm.tabular_lm",
+    "TabularReward": "reward.tabular_reward",
     "TemperedSMC": "inference",
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
-    "TransformersPRM": "reward.transformers_prm",
-    "argmax": "answers",
+    "TransformersPRM": "reward.prm.transformers_prm",
+    "argmax": "answers.voting",
     "barrier": "inference",
-    "extract_answer": "answers",
-    "load_problems": "datasets",
-    "majority": "answers",
-    "reasoning": "models",
-    "weighted_majority": "answers",
+    "extract_answer": "answers.voting",
+    "load_problems": "tasks.load",
+    "majority": "answers.voting",
+    "reasoning": "programs.models",
+    "weighted_majority": "answers.voting",
 }
 
 __all__ = [

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .answers import extract_answer
-from .notes import stored, waiting
+from .answers.voting import extract_answer
+from .context_cache import stored, waiting
 
 if TYPE_CHECKING:
-    from .lm.protocol import LanguageModel
+    from .lm.base import LanguageModel
 
 PAD = -1
 """Padding of token tensors: never a token id."""

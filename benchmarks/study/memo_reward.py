@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_llm.context import Context
 from ppl_llm.inference.cost import count
-from ppl_llm.reward.protocol import RewardModel
+from ppl_llm.reward.base import RewardModel
 
 
 class MemoReward:

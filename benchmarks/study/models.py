@@ -10,9 +10,9 @@ import torch
 from ppl_llm import reasoning
 from ppl_llm.demo.problems import held_out
 from ppl_llm.inference import Importance
-from ppl_llm.models import ReasoningModel
-from ppl_llm.reward.calibrated_reward import CalibratedReward, Calibration
-from ppl_llm.reward.protocol import RewardModel
+from ppl_llm.programs.models import ReasoningModel
+from ppl_llm.reward.base import RewardModel
+from ppl_llm.reward.calibration import CalibratedReward, Calibration
 
 from .memo_reward import MemoReward
 from .settings import Setting

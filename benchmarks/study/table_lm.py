@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_llm.context import PAD, Context
-from ppl_llm.lm.protocol import StepOptions
-from ppl_llm.lm.sampling import warp
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.sampling import warp
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 from .prefix_table import Ints, PrefixTable
@@ -76,7 +76,7 @@ class TableLM(TransformersLM):
 def _draw(logits: Tensor, which: Ints, u: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
     """Tokens ``[A]`` and their log-probabilities: row ``which[i]`` of ``logits [D, V]`` at the uniform ``u[i]``.
 
-    The arithmetic of :func:`~ppl_llm.lm.sampling.inverse_cdf`, done once for lanes that stand at one prefix.
+    The arithmetic of :func:`~ppl_llm.lm.decoding.sampling.inverse_cdf`, done once for lanes that stand at one prefix.
     """
     top = logits.amax(-1, keepdim=True)
     cdf = (logits - top).exp_().cumsum(-1, dtype=torch.float64)

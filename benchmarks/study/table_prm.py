@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.context import Context
-from ppl_llm.reward.transformers_prm import TransformersPRM
+from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 
 from .prefix_table import PrefixTable
 

@@ -13,7 +13,7 @@ from ppl_llm.evaluation.metrics import auroc, calibration_error, reliability
 from ppl_llm.evaluation.page import Rows
 from ppl_llm.evaluation.results import Results
 from ppl_llm.evaluation.tables import as_text, interval, ratio, signed
-from ppl_llm.reward.calibrated_reward import Calibration
+from ppl_llm.reward.calibration import Calibration
 
 from .outcomes import Outcomes, Solution
 from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, SETTINGS, STRONG, WEAK

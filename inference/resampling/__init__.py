@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..names import unknown_name
+from ..util.names import unknown_name
+from .base import ConditionalResampler, Resampler
 from .multinomial import Multinomial, multinomial
-from .protocol import ConditionalResampler, Resampler
 from .residual import Residual, residual
 from .ssp import SSP, ssp
 from .stratified import Stratified, stratified

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import ancestors_from_counts, invert_cdf, particles_first, particles_last, pin, scaled_weights
+from .base import ancestors_from_counts, invert_cdf, particles_first, particles_last, pin, scaled_weights
 
 
 class Residual:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import ancestors_from_counts, particles_last, scaled_weights
+from .base import ancestors_from_counts, particles_last, scaled_weights
 
 
 class SSP:

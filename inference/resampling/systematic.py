@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import invert_cdf, particles_first, particles_last, pin, reference_quantile, scaled_weights
+from .base import invert_cdf, particles_first, particles_last, pin, reference_quantile, scaled_weights
 
 
 class Systematic:

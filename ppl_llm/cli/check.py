@@ -71,7 +71,7 @@ def _found_kind(name: str, model: str | None) -> str:
     if name.startswith("demo"):
         return "lm" if name == "demo" else "prm"
     from ..lm.loading import load_tokenizer, locate
-    from ..reward.prm_family import detect_family, read_config
+    from ..reward.prm.families import detect_family, read_config
 
     source = locate(name, "lm")
     config = read_config(source)

@@ -31,7 +31,7 @@ class Details(NamedTuple):
 
 def details(posterior: ParticlePosterior) -> Details:
     """Of the posterior of a single problem."""
-    from ..inference.search_posterior import SearchPosterior
+    from ..inference.posterior.search_posterior import SearchPosterior
 
     try:
         log_evidence, reason = float(posterior.log_evidence), None

@@ -112,9 +112,9 @@ def evaluate(
 
     log = JsonLog() if log_json else None
     with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
-        from ..datasets import open_task
         from ..evaluation.run import evaluate as run
         from ..evaluation.source import Models
+        from ..tasks.load import open_task
 
         scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, prm))
         models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores, dtype)

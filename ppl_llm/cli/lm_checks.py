@@ -9,7 +9,7 @@ from .findings import Findings
 
 if TYPE_CHECKING:
     from ..context import Context
-    from ..lm.protocol import StepOptions, StepSample
+    from ..lm.base import StepOptions, StepSample
 
 _LANES = 16
 _TOKENS = 24
@@ -42,7 +42,7 @@ class LMChecks:
             self._prefix_cache()
 
     def _options(self, **options: Any) -> StepOptions:
-        from ..lm.protocol import StepOptions
+        from ..lm.base import StepOptions
 
         return StepOptions(**{"stop": (), "max_tokens": _TOKENS, **options})
 

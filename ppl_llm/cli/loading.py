@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..lm.protocol import LanguageModel
-    from ..reward.calibrated_reward import Calibration
-    from ..reward.protocol import RewardModel
+    from ..lm.base import LanguageModel
+    from ..reward.base import RewardModel
+    from ..reward.calibration import Calibration
 
 DTYPE = "Number format of local models' weights: float32, bfloat16 or float16; by default the checkpoint's."
 """Help of ``--dtype``."""
@@ -39,7 +39,7 @@ def load_prm(
 ) -> RewardModel:
     """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
     from ..lm.dtype import parse_dtype
-    from ..reward.transformers_prm import TransformersPRM
+    from ..reward.prm.transformers_prm import TransformersPRM
 
     return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)
 

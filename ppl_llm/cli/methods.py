@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
-    from ..models import ReasoningModel
+    from ..programs.models import ReasoningModel
 
 Options = Mapping[str, Any]
 Callback = Callable[["ParticlePosterior"], None]
@@ -73,7 +73,7 @@ def _scheme(o: Options) -> dict[str, Any]:
 
 def _chain(kernel: Any, o: Options, callback: Callback | None) -> Run:
     """A kernel run for ``--iterations`` after ``--warmup``."""
-    from ..inference.arguments import check_count
+    from ..inference.util.validation import check_count
 
     check_count("iterations", o["iterations"])
     check_count("warmup", o["warmup"], 0)
@@ -124,7 +124,7 @@ KERNELS = {"suffix-mh": ("SuffixMH", {}), "particle-gibbs": ("ParticleGibbs", {"
 
 def _moves(name: str) -> Any:
     if name not in KERNELS:
-        from ..inference.names import unknown_name
+        from ..inference.util.names import unknown_name
 
         raise unknown_name("kernel", name, KERNELS)
     kernel, arguments = KERNELS[name]
@@ -218,7 +218,7 @@ def get_method(name: str) -> Method:
     :raises ValueError: for an unknown name, with the nearest known one.
     """
     if name not in METHODS:
-        from ..inference.names import unknown_name
+        from ..inference.util.names import unknown_name
 
         raise unknown_name("method", name, METHODS)
     return METHODS[name]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context
-from ..lm.stop import StopAutomaton
+from ..lm.stopping import StopAutomaton
 
 
 class PlainText:

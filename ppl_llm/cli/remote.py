@@ -10,9 +10,9 @@ from ..remote.address import Address, is_address
 from . import loading
 
 if TYPE_CHECKING:
-    from ..lm.protocol import LanguageModel
-    from ..reward.calibrated_reward import Calibration
-    from ..reward.protocol import RewardModel
+    from ..lm.base import LanguageModel
+    from ..reward.base import RewardModel
+    from ..reward.calibration import Calibration
 
 
 class Served(NamedTuple):
@@ -66,8 +66,8 @@ def load_prm(served: Served, device: str | None = None, calibration: Calibration
     if not is_address(served.where):
         return loading.load_prm(served.where, device, calibration, dtype, served.family or "auto")
     with importing():
-        from ..reward.calibrated_reward import CalibratedReward
-        from ..reward.remote_prm import RemotePRM
+        from ..reward.calibration import CalibratedReward
+        from ..reward.prm.remote_prm import RemotePRM
 
         prm = RemotePRM(served.where, served.model, served.family or "auto", tokenizer=served.tokenizer)
         return prm if calibration is None else CalibratedReward(prm, calibration)

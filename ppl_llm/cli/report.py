@@ -13,9 +13,9 @@ from rich.text import Text
 from .details import Details, details
 
 if TYPE_CHECKING:
-    from ..answers import Answer
+    from ..answers.voting import Answer
     from ..inference import ParticlePosterior
-    from ..models import ReasoningModel
+    from ..programs.models import ReasoningModel
 
 _SHOWN = 8
 """Answers shown in the table; JSON has all."""

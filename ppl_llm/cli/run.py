@@ -9,9 +9,9 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
-    from ..lm.protocol import LanguageModel
-    from ..models import ReasoningModel
-    from ..reward.protocol import RewardModel
+    from ..lm.base import LanguageModel
+    from ..programs.models import ReasoningModel
+    from ..reward.base import RewardModel
 
 
 class Outcome(NamedTuple):

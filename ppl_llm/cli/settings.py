@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .methods import METHODS, Callback, Run, get_method
 
 if TYPE_CHECKING:
-    from ..models import ReasoningModel
+    from ..programs.models import ReasoningModel
 
 _OPTIONS = {"num_particles": "--particles", "num_subtrees": "--subtrees", "num_references": "--references"} | {
     name: f"--{name.replace('_', '-')}"
@@ -76,7 +76,7 @@ class Settings:
         return model, get_method(self.method).start(model, self._effective(model), callback)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
-        from ..models import reasoning
+        from ..programs.models import reasoning
 
         get_method(self.method)
         given: dict[str, Any] = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}

@@ -18,11 +18,11 @@ from .run import sweep
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..answers import Answer
+    from ..answers.voting import Answer
     from ..inference import ParticlePosterior
-    from ..lm.protocol import LanguageModel
-    from ..models import ReasoningModel
-    from ..reward.protocol import RewardModel
+    from ..lm.base import LanguageModel
+    from ..programs.models import ReasoningModel
+    from ..reward.base import RewardModel
 
 _OTHER_COLUMNS, _SHORTEST = 80, 16
 """Width of all columns but the problem's, and the least that is worth showing of that one."""
@@ -62,7 +62,7 @@ class Attempt:
 
     @classmethod
     def of(cls, model: ReasoningModel, posterior: ParticlePosterior) -> Attempt:
-        from ..answers import majority
+        from ..answers.voting import majority
 
         answer = model.choose(posterior)
         cost = posterior.cost

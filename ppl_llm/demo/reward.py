@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from ..reward.qwen_prm import Qwen2PRM
+from ..reward.prm.networks import Qwen2PRM
 from .corpus import IGNORED, Encoded, Labelled, corrupt, dense_prm_example, prompt_of, train_problems
 from .fit import fit
 from .measure import fit_temperature, flat, level_aurocs, step_log_odds

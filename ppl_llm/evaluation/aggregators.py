@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..answers import Answer
+from ..answers.voting import Answer
 
 AGGREGATIONS = ("last", "prod", "min", "mean")
 """Scores of a solution from those of its steps."""

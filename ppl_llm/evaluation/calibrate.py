@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Answer
-from ..reward.calibrated_reward import Calibration, log_product
+from ..answers.voting import Answer
+from ..reward.calibration import Calibration, log_product
 from ..reward.saved_calibration import SavedCalibration, identity_of
 from .aggregators import Candidate, tally
 from .metrics import Bin, auroc, brier, calibration_error, reliability

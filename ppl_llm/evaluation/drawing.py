@@ -7,7 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..viewer.canvas import COLOURS, MARKERS, figure, style
+from ..inference.viewer.canvas import COLOURS, MARKERS, figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

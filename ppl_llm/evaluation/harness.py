@@ -13,9 +13,9 @@ import pyro
 import torch
 
 from ..context import DEFAULT_STOP, Context
-from ..lm.protocol import LanguageModel
-from ..models import ReasoningModel, reasoning
-from ..reward.protocol import RewardModel
+from ..lm.base import LanguageModel
+from ..programs.models import ReasoningModel, reasoning
+from ..reward.base import RewardModel
 from .aggregators import Candidate, log_score
 from .methods import get_method, independent
 from .source import Models

@@ -17,9 +17,9 @@ from ..inference import (
     SuffixMH,
     TemperedSMC,
 )
-from ..inference.names import unknown_name
-from ..lm.decoding import DecodingLM
-from ..models import ReasoningModel, reasoning
+from ..inference.util.names import unknown_name
+from ..lm.autoregressive import DecodingLM
+from ..programs.models import ReasoningModel, reasoning
 
 _SWEEPS = 4
 """Filters of one particle Gibbs run, the unconditional one that starts it included."""

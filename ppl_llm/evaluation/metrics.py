@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..answers import Answer
+from ..answers.voting import Answer
 from .aggregators import Candidate
 
 

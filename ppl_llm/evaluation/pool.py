@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
-from ..datasets import Problem
 from ..inference import SMCFailed
+from ..tasks.load import Problem
 from .source import Models
 from .work import Unit, execute
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers import Answer
+from ..answers.voting import Answer
 from .aggregators import Candidate, best, tally
 
 _ITERATIONS = 100

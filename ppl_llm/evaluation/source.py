@@ -7,12 +7,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from ..inference.names import unknown_name
+from ..inference.util.names import unknown_name
+from ..lm.base import LanguageModel
 from ..lm.dtype import parse_dtype
-from ..lm.protocol import LanguageModel
-from ..models import ReasoningModel, get_preset, reasoning
+from ..programs.models import ReasoningModel, get_preset, reasoning
 from ..remote.address import is_address
-from ..reward.protocol import RewardModel
+from ..reward.base import RewardModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Models:
     :param float temperature: of the language model.
     :param str device: where the models run; by default the CPU.
     :param tuple calibration: temperature and bias of the reward model's log-odds, see
-        :class:`~ppl_llm.reward.calibrated_reward.Calibration`; ``dataclasses.astuple(load_calibration(file, prm))`` gives
+        :class:`~ppl_llm.reward.calibration.Calibration`; ``dataclasses.astuple(load_calibration(file, prm))`` gives
         those of a file (:mod:`ppl_llm.reward.saved_calibration`).
     :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
         for votes recomputed from the records; needs a local process reward model.
@@ -66,7 +66,7 @@ class Models:
             return operator.eq
         if self.equivalence != "math":
             raise unknown_name("equivalence", self.equivalence, ("exact", "math"))
-        from ..equivalence import MathEquivalence
+        from ..answers.equivalence import MathEquivalence
 
         return MathEquivalence()
 
@@ -81,8 +81,8 @@ class Models:
         :raises ValueError: if it cannot be used, or an option is out of range.
         """
         from ..lm.transformers_lm import TransformersLM
-        from ..reward.calibrated_reward import CalibratedReward, Calibration
-        from ..reward.transformers_prm import TransformersPRM
+        from ..reward.calibration import CalibratedReward, Calibration
+        from ..reward.prm.transformers_prm import TransformersPRM
 
         self.check()
         honest = None if self.calibration is None else Calibration(*self.calibration)
@@ -95,7 +95,7 @@ class Models:
         else:
             lm = TransformersLM.from_pretrained(self.lm, device_map=self.device, dtype=parse_dtype(self.dtype))
         if is_address(self.prm):
-            from ..reward.remote_prm import RemotePRM
+            from ..reward.prm.remote_prm import RemotePRM
 
             prm = RemotePRM(self.prm) if honest is None else CalibratedReward(RemotePRM(self.prm), honest)
         else:

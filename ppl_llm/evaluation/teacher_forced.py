@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..context import Context
-from ..lm.protocol import LanguageModel, StepOptions
+from ..lm.base import LanguageModel, StepOptions
 
 
 def teacher_forced(lm: LanguageModel, pairs: Sequence[tuple[list[int], list[int]]], at_once: int = 64) -> list[tuple[float, bool]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..answers import Answer
+from ..answers.voting import Answer
 from ..context import Context, StopReason
 from ..inference import ParticlePosterior
-from ..models import ReasoningModel
+from ..programs.models import ReasoningModel
 from .aggregators import Candidate, best_of_n, majority, posterior_majority, weighted_majority
 
 VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {

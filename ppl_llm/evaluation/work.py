@@ -12,10 +12,10 @@ from typing import Any
 
 import pyro
 
-from ..datasets import Problem
 from ..inference import ParticlePosterior
-from ..inference.representatives import representatives
-from ..models import ReasoningModel
+from ..inference.posterior.equivalence_classes import representatives
+from ..programs.models import ReasoningModel
+from ..tasks.load import Problem
 from .aggregators import Candidate, tally
 from .methods import Method, get_method
 from .records import Key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .stop import StopAutomaton
+from .stopping import StopAutomaton
 
 
 def step_lengths(tokens: Tensor, automaton: StopAutomaton, eos_ids: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .packed_attention import PACKED
+from ..kv_cache.attention import PACKED
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context
+from ..context_cache import NoteKey
 from ..inference.cost import count
-from ..notes import NoteKey
 from ..remote.client import DEFAULT_VARIABLE, ServerClient
 from ..remote.completion_service import CompletionService
 from ..remote.completions import Choice
@@ -18,11 +18,11 @@ from ..remote.served import ServedModel
 from ..remote.served_tokenizer import ServedTokenizer
 from ..remote.text_mode import TextMode
 from ..remote.token_mode import TokenMode
+from .base import StepOptions, StepSample
 from .ending import step_lengths
 from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
 from .prompts import PromptBuilder
-from .protocol import StepOptions, StepSample
-from .stop import StopAutomaton
+from .stopping import StopAutomaton
 from .token_bytes import token_bytes
 
 _SEEDS = 2**31

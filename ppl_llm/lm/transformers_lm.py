@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context, LaneMemo
-from ..inference.program import current_program
-from ..notes import NoteKey, note_of
-from .architecture import context_limit, eos_ids, execution_device, lies_on, slab_engine
-from .decoding import DecodingLM, Draw, Move, Moves
-from .device_batches import DeviceBatches
-from .device_loop import DeviceLoop, LaneTask
-from .joint_decoding import advance_together
-from .joint_pass import JointPass
+from ..context_cache import NoteKey, note_of
+from ..inference.concurrent.program import current_program
+from ..kv_cache.engine import PrefixEngine
+from ..kv_cache.joint_pass import JointPass
+from ..kv_cache.lookup import seat
+from ..kv_cache.pool import DEFAULT_CACHE_BYTES
+from ..kv_cache.seating import Seating
+from ..kv_cache.support import context_limit, eos_ids, execution_device, lies_on, slab_engine
+from .autoregressive import DecodingLM, Draw, Move, Moves
+from .base import StepOptions
+from .decoding.cached_decoder import SlabDecoder
+from .decoding.device_batches import DeviceBatches
+from .decoding.device_loop import DeviceLoop, LaneTask
+from .decoding.joint_decoding import advance_together
+from .decoding.uncached_decoder import PlainDecoding
 from .loading import load, load_tokenizer, locate
-from .plain_decoding import PlainDecoding
-from .prefix_engine import PrefixEngine
 from .prompts import PromptBuilder
-from .protocol import StepOptions
-from .seat import seat
-from .seating import Seating
-from .slab_decoder import SlabDecoder
-from .slab_pool import DEFAULT_CACHE_BYTES
 from .token_bytes import token_bytes
 
 _log = logging.getLogger(__name__)

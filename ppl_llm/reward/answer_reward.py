@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.cost import count
-from .score_memo import ScoreMemo, finished_at
+from .score_cache import ScoreMemo, finished_at
 
 
 class AnswerReward(ABC):
-    """Base of rewards that judge a problem's answer by its text (a :class:`~ppl_llm.reward.protocol.RewardModel`).
+    """Base of rewards that judge a problem's answer by its text (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     The score of a step is that of the whole answer up to it. Finished answers are judged once each; before, a prefix has the score
     ``pending``, which no model was asked for:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from .protocol import RewardModel
+from .base import RewardModel
 
 
 class CombinedReward(ABC):
-    """Base of rewards made of others (a :class:`~ppl_llm.reward.protocol.RewardModel`).
+    """Base of rewards made of others (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     It keeps nothing itself: what the parts remember they note on the context, each under its own name, so that a part may be used in
     several combinations and alone.

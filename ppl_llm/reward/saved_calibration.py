@@ -10,7 +10,7 @@ from typing import Any
 
 from ..lm.loading import locate
 from ..remote.address import is_address
-from .calibrated_reward import Calibration
+from .calibration import Calibration
 
 FILE = "ppl_llm_calibration.json"
 """In a reward model's directory."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..inference.names import unknown_name
-from ..lm.decoding import DecodingLM
-from ..lm.protocol import StepOptions
-from .score_memo import ScoreMemo, finished_at
+from ..inference.util.names import unknown_name
+from ..lm.autoregressive import DecodingLM
+from ..lm.base import StepOptions
+from .score_cache import ScoreMemo, finished_at
 
 MEASURES = ("log_prob", "entropy")
 
@@ -21,7 +21,7 @@ class SelfCertainty:
     or of minus the entropy of the law that each token comes from.
 
     Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
-    language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.protocol.RewardModel`).
+    language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     :param str measure: ``log_prob``, or ``entropy``, for local language models only.
     :param stop: the delimiter(s) that the steps are sampled with.

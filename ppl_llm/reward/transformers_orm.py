@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..lm.loading import load, load_tokenizer, locate
-from ..lm.slab_pool import DEFAULT_CACHE_BYTES
 from .answer_reward import AnswerReward
-from .head_columns import head_columns
-from .plain_ids import ids_with_specials, neutralised
-from .prefix_scorer import PrefixScorer, padded
+from .prm.formats.plain_ids import ids_with_specials, neutralised
+from .prm.head_columns import head_columns
+from .prm.prefix_scorer import PrefixScorer, padded
 
 
 class TransformersORM(AnswerReward):

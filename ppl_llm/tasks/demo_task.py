@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .protocol import Problem
+from .base import Problem
 
 DEMO_SIZE = 60
 """Problems where no limit is given."""

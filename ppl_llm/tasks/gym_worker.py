@@ -1,5 +1,4 @@
-"""The process that makes and judges problems of reasoning-gym, run by :class:`~ppl_llm.worker_process.WorkerProcess`; imports nothing of
-this package.
+"""The process that makes and judges problems of reasoning-gym, run by ``WorkerProcess``; imports nothing of this package.
 
 Reads one JSON request ``[kind, timeout, values]`` per line from standard input and writes one JSON reply per line to standard output.
 """

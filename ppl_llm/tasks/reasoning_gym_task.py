@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..inference.names import unknown_name
-from ..worker_process import WorkerProcess
-from .protocol import Problem
+from ..answers.worker_process import WorkerProcess
+from ..inference.util.names import unknown_name
+from .base import Problem
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..extraction import extract_answer
-from .protocol import Problem
+from ..answers.extraction import extract_answer
+from .base import Problem
 
 Row = Mapping[str, Any]
 Field = str | Callable[[Row], Any]

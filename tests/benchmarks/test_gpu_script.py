@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_llm.lm.kv_slab import KVSlab
-from tests.ppl_llm.test_device_loop import write_behind_the_end
+from ppl_llm.kv_cache.cache import KVSlab
+from tests.ppl_llm.lm.decoding.test_device_loop import write_behind_the_end
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALONE = """

@@ -13,7 +13,7 @@ from pyro.distributions.testing.gof import multinomial_goodness_of_fit
 from torch import Tensor
 
 from ppl_llm import PAD, LLMStep, TabularLM
-from ppl_llm.lm.protocol import StepSample
+from ppl_llm.lm.base import StepSample
 
 SYMBOLS = ["a", "b", ";", "$"]
 

@@ -18,7 +18,7 @@ from ppl_llm import SMC, Enumeration, Importance, StepReward, reasoning
 from ppl_llm.distributions import potentials, step_reward
 from ppl_llm.distributions.potentials import STEERING, steering_log_factor
 from tests.distributions.test_step_reward import GivenScores, after_steps, aggregate, sigmoid
-from tests.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, trajectories
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, trajectories
 
 AGGREGATIONS = ["last", "prod", "min", "mean"]
 EXACT = 1e-12

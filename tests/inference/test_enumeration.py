@@ -14,7 +14,7 @@ from pyro.infer import EmpiricalMarginal
 from torch import Tensor
 
 from ppl_llm.inference import Enumeration, barrier
-from tests.exact import Chain, chains
+from tests.helpers.exact import Chain, chains
 
 
 def rain(observed: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import SMC, Enumeration
-from ppl_llm.inference.replicate import replicate
-from tests import mutants
-from tests.inference.algorithms import ALGORITHMS, ALL, SEARCHES, Algorithm
-from tests.models import MODELS, Known
-from tests.mutants import WRONG_WEIGHTS, with_messenger
+from ppl_llm.inference.mcmc.replicate import replicate
+from tests.helpers import mutants
+from tests.helpers.algorithms import ALGORITHMS, ALL, SEARCHES, Algorithm
+from tests.helpers.models import MODELS, Known
+from tests.helpers.mutants import WRONG_WEIGHTS, with_messenger
 
 Z = 4.9
 

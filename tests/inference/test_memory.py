@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import SMC, SMCFailed, barrier
-from tests.inference.algorithms import ALGORITHMS, SEARCHES
+from tests.helpers.algorithms import ALGORITHMS, SEARCHES
 
 BUILDS = {**{name: algorithm.build for name, algorithm in ALGORITHMS.items() if not algorithm.not_for}, **SEARCHES}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests import mutants
-from tests.mutants import MUTANTS
+from tests.helpers import mutants
+from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ NAMED = {
 """What must not be missing, by the kind of bug."""
 
 HELPERS = {"Mutant", "mutant", "with_messenger"}
-"""Public names of tests/mutants.py that are no mutants."""
+"""Public names of tests/helpers/mutants.py that are no mutants."""
 
 
 @cache
@@ -110,7 +110,7 @@ def test_every_named_bug_has_a_mutant(kind: str) -> None:
 
 
 def test_every_wrong_engine_is_entered() -> None:
-    """A class or function added to tests/mutants.py without an entry fails here."""
+    """A class or function added to tests/helpers/mutants.py without an entry fails here."""
     defined = {
         name
         for name, value in vars(mutants).items()

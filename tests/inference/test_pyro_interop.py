@@ -19,8 +19,8 @@ from pyro.infer import Importance as PyroImportance
 from torch import Tensor
 
 from ppl_llm.inference import SMC, Enumeration, ParticleGibbs, SuffixMH, barrier
-from ppl_llm.inference.replicate import replicate
-from tests.models import EMISSION, INITIAL, SEQUENCES, TRANSITION, hidden_markov, hmm, linear_gaussian
+from ppl_llm.inference.mcmc.replicate import replicate
+from tests.helpers.models import EMISSION, INITIAL, SEQUENCES, TRANSITION, hidden_markov, hmm, linear_gaussian
 
 Z = 4.9
 

@@ -14,22 +14,13 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 from ppl_llm import Context, reasoning
-from ppl_llm.inference import (
-    SMC,
-    IslandPosterior,
-    ParticleMessenger,
-    ParticlePosterior,
-    TemperMessenger,
-    barrier,
-    count,
-    smc_slice,
-)
-from ppl_llm.inference.resume_messenger import ResumeMessenger
-from tests.exact import AbsorbingCategorical
+from ppl_llm.inference import SMC, IslandPosterior, ParticleMessenger, ParticlePosterior, TemperMessenger, barrier, count, smc_slice
+from ppl_llm.inference.handlers.resume_messenger import ResumeMessenger
+from tests.helpers.exact import AbsorbingCategorical
+from tests.helpers.mutants import forget_lane_state
+from tests.helpers.reasoning import LM, PRM, solve
 from tests.inference.test_smc import OBSERVATIONS, walk
 from tests.inference.test_smc_exact import spiky
-from tests.mutants import forget_lane_state
-from tests.reasoning import LM, PRM, solve
 
 
 def assert_same(first: ParticlePosterior, second: ParticlePosterior) -> None:

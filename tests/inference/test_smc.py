@@ -14,9 +14,9 @@ from pyro.infer import EmpiricalMarginal
 from torch import Tensor
 
 from ppl_llm.inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier, count
-from tests.exact import Chain
+from tests.helpers.exact import Chain
+from tests.helpers.mutants import WRONG_RESAMPLERS, WRONG_WEIGHTS, with_messenger
 from tests.inference.test_smc_exact import spiky
-from tests.mutants import WRONG_RESAMPLERS, WRONG_WEIGHTS, with_messenger
 
 FALSE_ALARM_Z = 4.9  # two-sided 1e-6 per test
 

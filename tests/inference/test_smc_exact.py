@@ -1,4 +1,4 @@
-"""The estimators of SMC, exactly: all randomness of the real sweep is enumerated (tests/exact.py), tolerance 1e-10."""
+"""The estimators of SMC, exactly: all randomness of the real sweep is enumerated (tests/helpers/exact.py), tolerance 1e-10."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppl_llm.inference import RESAMPLERS, SMC, AuditError
-from tests.exact import Chain, chains, enumerate_sweep, estimator_error, simplex, spiky
-from tests.mutants import (
+from tests.helpers.exact import Chain, chains, enumerate_sweep, estimator_error, simplex, spiky
+from tests.helpers.mutants import (
     WRONG_POPULATIONS,
     WRONG_PROPOSALS,
     WRONG_RESAMPLERS,

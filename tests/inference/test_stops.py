@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ppl_llm import reasoning
 from ppl_llm.inference import SMC, Importance, SMCFailed, barrier
+from tests.helpers.reasoning import LM, PRM
 from tests.inference.test_slices import REASONING, assert_same
 from tests.inference.test_smc import OBSERVATIONS, walk
-from tests.reasoning import LM, PRM
 
 
 def test_the_caller_may_stop() -> None:

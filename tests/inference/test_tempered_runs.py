@@ -27,10 +27,10 @@ from ppl_llm.inference import (
     Trajectory,
     barrier,
 )
-from ppl_llm.inference.replicate import replicate
-from tests import reasoning as program
+from ppl_llm.inference.mcmc.replicate import replicate
+from tests.helpers import reasoning as program
+from tests.helpers.models import MODELS
 from tests.inference.test_smc import Broken
-from tests.models import MODELS
 
 Z = 4.9  # two-sided 1e-6 per test
 

@@ -24,9 +24,9 @@ from ppl_llm.inference import (
     TemperMessenger,
     barrier,
 )
-from tests.exact import Chain, ForcedCategorical, Path, chains, estimator_error, simplex, spiky
-from tests.exact_moves import enumerate_tempered
-from tests.mutants import WRONG_LADDERS, WRONG_STAGES
+from tests.helpers.exact import Chain, ForcedCategorical, Path, chains, estimator_error, simplex, spiky
+from tests.helpers.exact_moves import enumerate_tempered
+from tests.helpers.mutants import WRONG_LADDERS, WRONG_STAGES
 
 EXACT = 1e-10
 Z = 4.9  # two-sided 1e-6 per test

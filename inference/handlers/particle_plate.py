@@ -1,0 +1,81 @@
+"""The plate of the particles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+
+from ..particles.plates import PLATE
+from ..particles.site_util import is_one
+
+# What ``plate`` does for these is nothing once they have its batch shape: torch has broadcast their parameters. Another distribution may
+# leave that to ``expand``, and draw one value for all lanes until it is called.
+_SPREAD_OUT = frozenset(
+    (
+        dist.Bernoulli,
+        dist.Beta,
+        dist.Categorical,
+        dist.Dirichlet,
+        dist.Exponential,
+        dist.Gamma,
+        dist.Laplace,
+        dist.Normal,
+        dist.Poisson,
+        dist.StudentT,
+        dist.Uniform,
+        dist.Unit,
+    )
+)
+
+
+class ParticlePlate(pyro.plate):
+    """``pyro.plate("_particles", N, dim=dim)``, quick where there is nothing to do.
+
+    At a site of a common distribution that has its batch shape already ``pyro.plate`` takes some 15 microseconds to find out and to expand
+    it nonetheless, this one 1: a tenth of a sweep with 64 particles.
+    """
+
+    def __init__(self, num_particles: int, dim: int) -> None:
+        super().__init__(PLATE, num_particles, dim=dim)
+        self._frame = CondIndepStackFrame(PLATE, dim, num_particles, 0, num_particles)
+        self._alone = (self._frame,)
+
+    def _process_message(self, msg: Any) -> None:
+        inner = msg["cond_indep_stack"]
+        stack = (self._frame, *inner) if inner else self._alone
+        if is_one(msg["scale"]) and (msg["type"] == "barrier" or _is_spread_over(stack, msg["fn"])):
+            msg["cond_indep_stack"] = stack
+        else:
+            super()._process_message(msg)
+
+
+def _is_spread_over(stack: tuple[CondIndepStackFrame, ...], fn: Any) -> bool:
+    """Whether plates would leave the distribution of a site as it is."""
+    if type(fn) not in _SPREAD_OUT:
+        return False
+    shape = fn.batch_shape
+    return all(frame.dim is None or (len(shape) >= -frame.dim and shape[frame.dim] == frame.size) for frame in stack)
+
+
+@contextmanager
+def particle_plate(num_particles: int, max_plate_nesting: int) -> Iterator[None]:
+    """The plate of the particles, to the left of the model's own.
+
+    :raises ValueError: for a plate of the model at the particles' dimension.
+    """
+    dim = -1 - max_plate_nesting
+    try:
+        with ParticlePlate(num_particles, dim):
+            yield
+    except ValueError as error:
+        if f'"{PLATE}", collide' not in str(error):
+            raise
+        raise ValueError(
+            f"a plate of the model lies at dim {dim}, where the particles are: pass max_plate_nesting, the number of nested plates of the "
+            f"model (now {max_plate_nesting}); enumeration takes models without plates"
+        ) from error

@@ -1,0 +1,102 @@
+"""The handler of conditional SMC: one lane follows a given trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..particles.weights import Weights
+from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling import ConditionalResampler
+from ..resampling.selection import Selection
+from .particle_messenger import ParticleMessenger
+
+
+class ReferenceMessenger(ParticleMessenger):
+    """A particle filter in which one lane is pinned to a reference (Andrieu, Doucet & Holenstein, 2010, Algorithm 2).
+
+    The reference may be longer or shorter than the other lanes: at a site that it does not have its lane is done, and a done lane has one
+    value only. The slot it lives in is tracked, since conditional resampling may move it.
+
+    :param reference: ``{name: [*plates, *event]}`` values of latent sites.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        max_plate_nesting: int,
+        resampler: ConditionalResampler,
+        ess_threshold: float = 0.5,
+        *,
+        reference: Mapping[str, Tensor],
+        resample_finished: bool = False,
+        selection: Selection | None = None,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            resampler,
+            ess_threshold,
+            resample_finished=resample_finished,
+            selection=selection,
+            callback=callback,
+        )
+        self.conditional = resampler
+        self.reference = reference
+
+    def __enter__(self) -> ReferenceMessenger:
+        self.slot = torch.zeros((1,) * self.max_plate_nesting, dtype=torch.long)
+        super().__enter__()
+        return self
+
+    def propose(self, msg: Any) -> None:
+        """``x ~ q`` on the free lanes, the reference's value on the others."""
+        if msg["name"] not in self.reference:
+            super().propose(msg)
+            return
+        fn = msg["infer"].get("proposal", msg["fn"])
+        batch = fn.batch_shape
+        event = fn.event_shape
+        reference = self.reference[msg["name"]]
+        pinned = self.pinned(reference.device).expand(batch)
+        fixed = reference.expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
+        if bool(pinned.all()):
+            msg["value"] = fixed
+            return
+        free = draw_where(fn, ~pinned) if msg["value"] is None else msg["value"]
+        msg["value"] = torch.where(pinned.reshape(*batch, *(1 for _ in event)), fixed.to(free), free)
+
+    def pinned(self, device: torch.device) -> Tensor:
+        """``[N, *plates]``: lanes that follow the reference in the present segment."""
+        lanes = torch.arange(self.num_particles, device=device).view(-1, *(1,) * self.max_plate_nesting)
+        return lanes == self.slot.to(device)
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        """A ~ r(.|V) given that the reference survives.
+
+        The reference starts in the first lane, while a scheme may treat lanes differently (stratified resampling does: the law of
+        another lane's offspring depends on where the reference is). The invariant law has it anywhere with equal probability, so the
+        lanes are numbered from a random one on; this leaves the scheme unbiased.
+        """
+        log_weights = selection.log_weights
+        u = self.draw_uniforms(self.conditional.num_conditional_uniforms(self.num_particles))
+        here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
+        rotation = self.draw_rotation()
+        order = ((self._lanes - rotation) % self.num_particles).expand_as(log_weights)
+        ancestors, slot = self.conditional.conditional(log_weights.gather(0, order), (here + rotation) % self.num_particles, u)
+        self.slot = torch.where(chosen, slot, here)
+        return order.gather(0, ancestors)
+
+    def draw_rotation(self) -> Tensor:
+        """``[*plates]``: new number of the first lane."""
+        return (self.draw_uniforms(1)[0] * self.num_particles).long()
+
+
+def draw_where(fn: Any, lanes: Tensor) -> Tensor:
+    """A sample of which only ``lanes [*batch]`` are used; a distribution may offer ``sample_where(lanes)`` to spare the others' work."""
+    value: Tensor = fn.sample_where(lanes) if callable(getattr(fn, "sample_where", None)) else fn.sample()
+    return value

@@ -1,0 +1,47 @@
+"""Running a model again along trajectories that are known."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..resampling import multinomial
+from .particle_messenger import ParticleMessenger
+from .reference_messenger import draw_where
+
+
+class KnownValue(NamedTuple):
+    """Values of a site ``[N, *plates, *event]`` and the lanes ``[N, *plates]`` for which they are known."""
+
+    value: Tensor
+    known: Tensor
+
+
+class ReplayMessenger(ParticleMessenger):
+    """Every lane follows a trajectory of its own; nothing is scored.
+
+    A lane without a value at a site is done there, and a done lane has one value only: drawing it costs nothing.
+
+    :param dict values: a :class:`KnownValue` per latent site.
+    """
+
+    def __init__(self, num_particles: int, max_plate_nesting: int, values: dict[str, KnownValue]) -> None:
+        super().__init__(num_particles, max_plate_nesting, multinomial, 0.0)
+        self.values = values
+
+    def propose(self, msg: Any) -> None:
+        if msg["name"] not in self.values:
+            super().propose(msg)
+            return
+        value, known = self.values[msg["name"]]
+        fn = msg["fn"]
+        batch, event = fn.batch_shape, fn.event_shape
+        value, known = value.expand(*batch, *event), known.expand(batch)
+        if not bool(known.all()):
+            value = torch.where(known.reshape(*batch, *(1 for _ in event)), value, draw_where(fn, ~known).to(value))
+        msg["value"] = value
+
+    def _needs_log_prob(self, msg: Any) -> bool:
+        return False

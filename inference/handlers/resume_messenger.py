@@ -1,0 +1,92 @@
+"""Going through the beginning of a sweep again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+from ..cost import Uncounted
+from ..particles.checkpoint import Checkpoint
+from ..particles.pytree import reorder
+from ..util.rng_state import set_rng_state
+from .particle_messenger import ParticleMessenger
+
+
+class ResumeMessenger(Messenger):
+    """Runs a model up to the barrier of a checkpoint as an earlier sweep did, then lets the particle filter go on.
+
+    Every lane gets the values that it had then, every barrier permutes as it did then, so that all that the model computes is what it was,
+    whatever it does with it. No distribution draws or scores, nothing is counted, and the particle filter hears of none of it: it is set to
+    the checkpoint's weights at the end. Enter it between the particle filter and the particle plate.
+
+    :param ParticleMessenger messenger: the particle filter.
+    :param Checkpoint start: where to go on.
+    :param dict rng: state of the random number generators to go on with.
+    """
+
+    def __init__(self, messenger: ParticleMessenger, start: Checkpoint, rng: dict[str, Any]) -> None:
+        super().__init__()
+        self.messenger, self.start, self.rng = messenger, start, rng
+        self.steps = start.snapshot.steps
+        self.values = {site.name: site.value for site in start.snapshot.sites if site.value is not None}
+
+    def __enter__(self) -> ResumeMessenger:
+        self.active, self.barriers = True, 0
+        self.uncounted = Uncounted().__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self.uncounted.end()
+        super().__exit__(*args)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not self.active:
+            return
+        if site_is_subsample(msg):
+            if msg["name"] in self.start.subsamples:
+                msg["value"] = self.start.subsamples[msg["name"]]
+            return
+        msg["stop"] = True  # the particle filter has seen this site
+        if not msg["is_observed"]:
+            if msg["name"] not in self.values:
+                raise self._differs(f"it now has a site {msg['name']!r}, which was not there")
+            msg["value"] = self.values[msg["name"]]
+
+    def _pyro_barrier(self, msg: Any) -> None:
+        if not self.active:
+            return
+        if self.barriers == len(self.steps):
+            raise self._differs("it now makes more steps")
+        state, step = msg["args"][0] if msg["args"] else msg["kwargs"]["data"], self.steps[self.barriers]
+        self.barriers += 1
+        if bool(step.resampled.any()):
+            state = reorder(state, step.ancestors)
+        if self.barriers == len(self.steps) and not self.start.complete:
+            state = self.start.state(state)
+            self._go_on(state)
+        msg["value"], msg["done"], msg["stop"] = state, True, True
+
+    def finish(self, value: Any) -> None:
+        """The model has come to its end.
+
+        :raises ValueError: if the checkpoint lies further on.
+        """
+        if self.active:
+            if self.barriers < len(self.steps) or not self.start.complete:
+                raise self._differs(f"it now ends after {self.barriers} barriers")
+            self._go_on(value)
+
+    def _go_on(self, value: Any) -> None:
+        self.messenger.restore(self.start.snapshot._replace(value=value))
+        set_rng_state(self.rng)
+        self.uncounted.end()
+        self.active = False
+
+    def _differs(self, how: str) -> ValueError:
+        return ValueError(
+            f"the model does not run as it did up to the state it is resumed from: {how}. A model that is run in slices must be the same, "
+            "and depend on its arguments and sites only."
+        )

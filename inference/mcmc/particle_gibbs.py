@@ -1,0 +1,122 @@
+"""Particle Gibbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..handlers.ancestor_messenger import AncestorMessenger
+from ..handlers.particle_messenger import ParticleMessenger
+from ..handlers.proposal_messenger import Proposals
+from ..handlers.reference_messenger import ReferenceMessenger
+from ..handlers.sweep import sweep
+from ..particles.trajectory import Trajectory
+from ..posterior.chain_posterior import PooledPosterior
+from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling import ConditionalResampler, get_conditional_resampler
+from ..util.validation import check_count, check_particles
+from .replicate import replica, replicate
+from .trajectory_kernel import TrajectoryKernel
+
+
+class ParticleGibbs(TrajectoryKernel):
+    """Markov chain over trajectories: each iteration is a particle filter conditioned on the trajectory before it.
+
+    Leaves the posterior invariant for any number of particles, every conditional resampling scheme and ESS threshold. One iteration of
+    ``N`` particles costs what :class:`SMC` costs; with ``N = 1`` the chain never moves.
+
+    Example::
+
+        posterior = ParticleGibbs(model, num_particles=8).run(20, problem)    # all particles of all iterations
+        pyro.infer.MCMC(ParticleGibbs(model, 8), num_samples=200).run(problem)            # Pyro's own driver
+
+    Pyro's driver wants the same sites in every iteration: give it a model that always makes the same number of rounds.
+
+    With few particles all lineages soon coalesce with the reference, and its early steps hardly ever change. ``ancestor_sampling``
+    breaks this: at each resampling the reference's future gets a past anew (see :class:`AncestorMessenger`), at the price of scoring
+    that future after every particle's past.
+
+    With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
+    their ``K N`` lanes are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
+    invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
+
+    :param model: as for :class:`SMC`.
+    :param int num_particles: N, the reference included.
+    :param resampler: ``"multinomial"``, ``"systematic"``, ``"stratified"``, ``"residual"``, or a scheme with ``conditional``.
+    :param float ess_threshold: resample where ESS <= threshold * N.
+    :param bool ancestor_sampling: draw the reference's ancestors anew.
+    :param int num_references: K.
+    :param proposals: per-site proposals; the prior where there is none.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Particle Markov chain Monte Carlo methods*, Christophe Andrieu, Arnaud Doucet, Roman Holenstein (2010).
+    [2] *On particle Gibbs sampling*, Nicolas Chopin, Sumeetpal Singh (2015).
+    [3] *Particle Gibbs with ancestor sampling*, Fredrik Lindsten, Michael Jordan, Thomas Schön (2014).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        resampler: str | ConditionalResampler = "multinomial",
+        ess_threshold: float = 0.5,
+        ancestor_sampling: bool = False,
+        num_references: int = 1,
+        proposals: Proposals | None = None,
+        max_plate_nesting: int = 0,
+    ) -> None:
+        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
+        check_count("num_references", num_references)
+        super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
+        self.num_particles = num_particles
+        self.resampler = get_conditional_resampler(resampler)
+        self.ess_threshold = ess_threshold
+        self.ancestor_sampling = ancestor_sampling
+        self.num_references = num_references
+        # K trajectories are K chains, which no other algorithm expects in the place of one.
+        self.extended_state = num_references > 1  # type: ignore[misc]
+        self._program, self._nesting = model, max_plate_nesting
+        if num_references > 1:
+            self._program, self._nesting = replicate(model, num_references, max_plate_nesting), max_plate_nesting + 1
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
+        messenger = ParticleMessenger(self.num_particles, self._nesting, self.resampler, self.ess_threshold)
+        return sweep(self._program, messenger, self.proposals, args, kwargs).draw()
+
+    @torch.no_grad()
+    def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """One filter conditioned on a reference; with K references K filters, in a plate on the left of the model's own."""
+        return sweep(self._program, self._messenger(reference, args, kwargs), self.proposals, args, kwargs)
+
+    @torch.no_grad()
+    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """One iteration: all particles (of all K filters as one population), and the next state."""
+        posterior = self.sweep(state, *args, **kwargs)
+        return self._pooled(posterior), posterior.draw()
+
+    def _messenger(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReferenceMessenger:
+        if not self.ancestor_sampling:
+            return ReferenceMessenger(self.num_particles, self._nesting, self.resampler, self.ess_threshold, reference=reference)
+        return AncestorMessenger(
+            self.num_particles,
+            self._nesting,
+            self.resampler,
+            self.ess_threshold,
+            reference=reference,
+            program=lambda: self._program(*args, **kwargs),
+        )
+
+    def _pooled(self, posterior: ParticlePosterior) -> ParticlePosterior:
+        """``K N`` lanes of K filters, every filter with the same total weight."""
+        if self.num_references == 1:
+            return posterior
+        parts = [replica(posterior, k) for k in range(self.num_references)]
+        return PooledPosterior(parts, [part._weights.normalized.log() for part in parts], {})

@@ -1,0 +1,216 @@
+"""What Metropolis-Hastings over whole particle filters has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import SMCFailed
+from ..handlers.parameter_messenger import ParameterMessenger, ParameterReferenceMessenger
+from ..handlers.particle_messenger import ParticleMessenger
+from ..handlers.proposal_messenger import Proposals
+from ..handlers.replay_messenger import KnownValue, ReplayMessenger
+from ..handlers.sweep import sweep
+from ..particles.trajectory import Trajectory
+from ..particles.weights import Weights
+from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling import Resampler, get_conditional_resampler, get_resampler
+from ..util.validation import check_particles
+from .trajectory_kernel import TrajectoryKernel
+
+
+class ParticleSystem(NamedTuple):
+    """A filter, as the state of a Markov chain.
+
+    :ivar ParticlePosterior posterior: its particles; the log mean weight is the log-density of the state, up to a constant.
+    :ivar dict unconstrained: ``{name: [*plates, *event]}`` parameters in unconstrained space.
+    """
+
+    posterior: ParticlePosterior
+    unconstrained: dict[str, Tensor]
+
+    @property
+    def log_density(self) -> Tensor:
+        """``[*plates]``."""
+        return self.posterior._weights.log_mean
+
+
+class ParticleMH(TrajectoryKernel):
+    """A Markov chain whose state is a particle filter; a proposal is another filter (Andrieu, Doucet & Holenstein, 2010).
+
+    Filter and parameters are accepted with ``min(1, density' / density)``, the estimates of :class:`ParameterMessenger`, for each
+    independent population on its own. Each iteration gives all N particles of the filter that it ends with, with their weights: its
+    trajectory is drawn among them (Rao-Blackwellised).
+
+    :param model: as for :class:`SMC`.
+    :param int num_particles: N.
+    :param tuple parameters: sites that a proposal moves; none for the independent sampler.
+    :param resampler: as for :class:`SMC`.
+    :param float ess_threshold: as for :class:`SMC`.
+    :param proposals: per-site proposals; the prior where there is none.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    """
+
+    extended_state: ClassVar[bool] = True
+    messengers: ClassVar[tuple[type[ParameterMessenger], type[ParameterMessenger]]] = ParameterMessenger, ParameterReferenceMessenger
+    """Of a filter, and of a conditional one."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        parameters: tuple[str, ...] = (),
+        resampler: str | Resampler = "systematic",
+        ess_threshold: float = 0.5,
+        proposals: Proposals | None = None,
+        max_plate_nesting: int = 0,
+    ) -> None:
+        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
+        super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
+        self.num_particles = num_particles
+        self.parameters = parameters
+        self.resampler = get_resampler(resampler)
+        self.ess_threshold = ess_threshold
+        self.acceptance_rate = 0.0
+        self._num_steps = 0
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A first filter, its parameters drawn from their prior.
+
+        :raises SMCFailed: if all particles of a population have weight zero.
+        """
+        self.acceptance_rate, self._num_steps = 0.0, 0
+        return self._state(self.filter(None, args, kwargs, lenient=False))
+
+    @torch.no_grad()
+    def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """The particles of the filter after one iteration."""
+        return self._renew(reference, args, kwargs).posterior
+
+    @torch.no_grad()
+    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        system = self._renew(state, args, kwargs)
+        return system.posterior, self._state(system)
+
+    def propose(self, present: ParticleSystem) -> Mapping[str, Tensor]:
+        """Parameters of the next filter in unconstrained space, by a symmetric random walk."""
+        return {}
+
+    def accept(self, present: ParticleSystem, proposed: ParticleSystem) -> Tensor:
+        """``[*plates]``: probability of accepting the proposed filter."""
+        log_ratio = proposed.log_density - present.log_density
+        # A dead filter is never accepted, not even in the place of a dead one.
+        return torch.where(proposed.log_density == -torch.inf, 0.0, log_ratio.clamp(max=0.0).exp())
+
+    def filter(
+        self, unconstrained: Mapping[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any], lenient: bool = True
+    ) -> ParticleSystem:
+        """One filter with given parameters, or with parameters from their prior."""
+        messenger = self.messengers[0](
+            self.num_particles,
+            self.max_plate_nesting,
+            self.resampler,
+            self.ess_threshold,
+            parameters=self.parameters,
+            unconstrained=unconstrained,
+            lenient=lenient,
+        )
+        return self._run(messenger, args, kwargs)
+
+    def condition(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
+        """The filter of a trajectory that came without one, drawn given that trajectory: a conditional filter.
+
+        :raises ValueError: if the resampler has no conditional form.
+        """
+        messenger = self.messengers[1](
+            self.num_particles,
+            self.max_plate_nesting,
+            get_conditional_resampler(self.resampler),  # type: ignore[arg-type]
+            self.ess_threshold,
+            parameters=self.parameters,
+            reference=reference,
+        )
+        return self._run(messenger, args, kwargs)
+
+    def _run(self, messenger: ParameterMessenger, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
+        posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
+        messenger.check_parameters()
+        return ParticleSystem(posterior, messenger.unconstrained)
+
+    def _renew(self, state: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
+        """Propose, accept or reject."""
+        present = state.system if isinstance(state.system, ParticleSystem) else self.condition(state, args, kwargs)
+        try:
+            proposed = self.filter(self.propose(present), args, kwargs)
+        except SMCFailed:
+            self.note(torch.zeros_like(present.log_density))
+            return present
+        probability = self.accept(present, proposed)
+        self.note(probability)
+        accepted = self.draw_accepted(probability)
+        if bool(accepted.all()):
+            return proposed
+        return self._merge(present, proposed, accepted, args, kwargs) if bool(accepted.any()) else present
+
+    def draw_accepted(self, probability: Tensor) -> Tensor:
+        return torch.rand(probability.shape, dtype=probability.dtype, device=probability.device) < probability
+
+    def note(self, probability: Tensor) -> None:
+        """Called with the acceptance probabilities ``[*plates]`` of each iteration."""
+        self._num_steps += 1
+        self.acceptance_rate += (float(probability.mean()) - self.acceptance_rate) / self._num_steps
+
+    def _merge(
+        self, present: ParticleSystem, proposed: ParticleSystem, accepted: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ParticleSystem:
+        """The populations ``accepted [*plates]`` of one filter and the others of another.
+
+        One filter may have sites that the other reached done, so the model is run again along the trajectories of both; nothing is drawn
+        or scored.
+        """
+        old, new = present.posterior, proposed.posterior
+
+        def chosen(a: Tensor, b: Tensor) -> Tensor:
+            where = accepted.reshape(*accepted.shape, *(1,) * (a.dim() - self.max_plate_nesting - 1))
+            return torch.where(where, b, a)
+
+        values = {}
+        for name, either in (old.sites | new.sites).items():
+            value = chosen(old.sites.get(name, either), new.sites.get(name, either))
+            known = (accepted & (name in new.sites)) | (~accepted & (name in old.sites))
+            values[name] = KnownValue(value, known.expand(self.num_particles, *known.shape))
+        messenger: ParticleMessenger = ReplayMessenger(self.num_particles, self.max_plate_nesting, values)
+        replayed = sweep(self.model, messenger, None, args, kwargs)
+        assert old._lengths is not None and old._log_likelihood is not None
+        assert new._lengths is not None and new._log_likelihood is not None
+        posterior = ParticlePosterior(
+            Weights(chosen(old._weights.log_weights, new._weights.log_weights)),
+            old._plate_dims,
+            replayed._sites,
+            tuple(step.bare for step in replayed._steps),  # a replay weighs nothing
+            replayed.value,
+            lengths=chosen(old._lengths, new._lengths),
+            log_likelihood=chosen(old._log_likelihood, new._log_likelihood),
+        )
+        unconstrained = {
+            name: torch.where(accepted.reshape(*accepted.shape, *(1,) * (u.dim() - accepted.dim())), proposed.unconstrained[name], u)
+            for name, u in present.unconstrained.items()
+        }
+        return ParticleSystem(posterior, unconstrained)
+
+    @staticmethod
+    def _state(system: ParticleSystem) -> Trajectory:
+        state = system.posterior.draw()
+        state.system = system
+        return state
+
+    def logging(self) -> dict[str, str]:
+        return {"acc. rate": f"{self.acceptance_rate:.3f}"}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"acceptance rate": self.acceptance_rate}

@@ -1,0 +1,65 @@
+"""Several independent runs of a model in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+
+from ..particles.pytree import select_plate
+from ..particles.weights import Weights
+from ..posterior.particle_posterior import ParticlePosterior
+from .trajectory_kernel import TrajectoryKernel
+
+Kernel = Callable[..., TrajectoryKernel]
+"""Makes a kernel: ``kernel(model, max_plate_nesting=...)``, e.g. a class, or ``partial(ParticleGibbs, num_particles=4)``."""
+
+
+def replicate(model: Callable[..., Any], num_replicas: int, max_plate_nesting: int) -> Callable[..., Any]:
+    """The model in one more plate, to the left of its own: ``num_replicas`` independent populations.
+
+    Run it with ``max_plate_nesting + 1``; weights are then ``[N, num_replicas, *plates]``.
+    """
+
+    def replicated(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(f"_replicas_{max_plate_nesting}", num_replicas, dim=-1 - max_plate_nesting):
+            return model(*args, **kwargs)
+
+    return replicated
+
+
+def replica(posterior: ParticlePosterior, k: int) -> ParticlePosterior:
+    """Population ``k`` of a run of a replicated model as a posterior of its own."""
+    replicas = 1 - posterior._weights.log_weights.dim()
+    return ParticlePosterior(
+        Weights(posterior._weights.log_weights[:, k]),
+        tuple(dim for dim in posterior._plate_dims if dim != replicas),
+        tuple(site.map(lambda tensor: tensor[:, k]) for site in posterior._sites),
+        tuple(step.map(lambda tensor: tensor[:, k], lambda tensor: tensor[k]) for step in posterior._steps),
+        select_plate(posterior.value, 1, k),
+        lengths=None if posterior._lengths is None else posterior._lengths[:, k],
+        log_likelihood=None if posterior._log_likelihood is None else posterior._log_likelihood[:, k],
+    )
+
+
+def replica_kernel(kernel: Kernel, model: Callable[..., Any], num_replicas: int, max_plate_nesting: int) -> TrajectoryKernel:
+    """A kernel that moves ``num_replicas`` populations at once.
+
+    :raises ValueError: if ``kernel`` makes no such kernel.
+    """
+    try:
+        made = kernel(replicate(model, num_replicas, max_plate_nesting), max_plate_nesting=max_plate_nesting + 1)
+    except TypeError as error:
+        raise ValueError(
+            f"kernel is called as kernel(model, max_plate_nesting=...), which failed: {error}. Give it its other arguments beforehand, "
+            "e.g. kernel=functools.partial(ParticleGibbs, num_particles=4)"
+        ) from error
+    if not isinstance(made, TrajectoryKernel):
+        raise ValueError(f"kernel must make a kernel over trajectories such as SuffixMH or ParticleGibbs, it made {made!r}")
+    if made.extended_state:
+        raise ValueError(
+            f"{type(made).__name__} cannot move the particles of another algorithm: its state is more than a trajectory, and what is more "
+            "would be lost between moves. Use SuffixMH or ParticleGibbs"
+        )
+    return made

@@ -1,0 +1,134 @@
+"""What Markov chains over trajectories share."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from ..cost import CostMeter
+from ..handlers.particle_messenger import ParticleMessenger
+from ..handlers.proposal_messenger import Proposals
+from ..handlers.sweep import sweep
+from ..handlers.temper_messenger import TemperMessenger
+from ..particles.trajectory import Trajectory
+from ..posterior.chain_posterior import ChainPosterior
+from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling import multinomial
+from ..util.validation import check_count
+
+
+class TrajectoryKernel(MCMCKernel, ABC):
+    """A Markov kernel over executions of a model that leaves its posterior invariant; also a kernel of ``pyro.infer.MCMC``.
+
+    A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
+    replicas (:func:`~ppl_llm.inference.mcmc.replicate.replicate`) makes any kernel move a population in one batch.
+
+    :param model: as for :class:`SMC`.
+    :param proposals: per-site proposals; the prior where there is none.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    """
+
+    transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
+    extended_state: ClassVar[bool] = False
+    """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
+
+    def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
+        if not callable(model):
+            raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
+        check_count("max_plate_nesting", max_plate_nesting, 0)
+        self.model = model
+        self.proposals = proposals
+        self.max_plate_nesting = max_plate_nesting
+        self._initial_params: Trajectory | None = None
+
+    @abstractmethod
+    def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
+        """Weighted trajectories of which one drawn by weight is the next state, given the present one.
+
+        :param Trajectory reference: the present state, with plates of every level of ``max_plate_nesting``.
+        """
+
+    @torch.no_grad()
+    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """One iteration: the weighted trajectories to keep, and the next state."""
+        posterior = self.sweep(state, *args, **kwargs)
+        return posterior, posterior.draw()
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A first state: a draw from the prior, perhaps of posterior density zero."""
+        messenger = ParticleMessenger(1, self.max_plate_nesting, multinomial, 0.0)
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, None, args, kwargs).draw()
+
+    def run(
+        self,
+        num_samples: int,
+        *args: Any,
+        warmup_steps: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+        **kwargs: Any,
+    ) -> ChainPosterior:
+        """A chain of ``num_samples`` iterations over ``model(*args, **kwargs)``.
+
+        :param int warmup_steps: iterations before those that are kept.
+        :param callback: called with the :class:`ParticlePosterior` of each iteration, those of the warm-up included.
+        :returns: all trajectories of all kept iterations, each iteration with the same total weight (Rao-Blackwellised). An exception in
+            the middle, Ctrl-C included, carries those so far as ``partial_posterior``; in the warm-up, its last iteration.
+        :raises ValueError: if ``num_samples`` is less than 1.
+        """
+        check_count("num_samples", num_samples)
+        check_count("warmup_steps", warmup_steps, 0)
+        kept: list[ParticlePosterior] = []
+        warm: list[ParticlePosterior] = []  # the last iteration
+        start = time.perf_counter()
+        with CostMeter() as meter:
+            try:
+                state = self.start(*args, **kwargs)
+                for i in range(warmup_steps + num_samples):
+                    posterior, state = self.step(state, *args, **kwargs)
+                    warm = [posterior]
+                    if i >= warmup_steps:
+                        kept.append(posterior)
+                    if callback is not None:
+                        callback(posterior)
+            except BaseException as error:
+                cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                error.partial_posterior = self._chain(kept or warm, cost) if warm else None  # type: ignore[attr-defined]
+                raise
+        return self._chain(kept, {**meter.totals, "seconds": time.perf_counter() - start})
+
+    def _chain(self, kept: list[ParticlePosterior], cost: dict[str, float]) -> ChainPosterior:
+        return ChainPosterior(kept, cost)
+
+    # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self._args, self._kwargs = args, kwargs
+        if self._initial_params is None:
+            self._initial_params = self.start(*args, **kwargs)
+
+    @property
+    def initial_params(self) -> Trajectory | None:
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor]) -> None:
+        self._initial_params = params if isinstance(params, Trajectory) else Trajectory(params)
+
+    def sample(self, params: Trajectory) -> Trajectory:
+        return self.step(params, *self._args, **self._kwargs)[1]
+
+    def logging(self) -> dict[str, str]:
+        return {}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {}
+
+    def cleanup(self) -> None:
+        self._args, self._kwargs = (), {}

@@ -1,0 +1,65 @@
+"""A particle system as it stood at a barrier, or at the end of the model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..posterior.particle_posterior import ParticlePosterior
+from .history import Site, Step
+from .plates import Frame
+from .weights import Weights
+
+
+class Snapshot(NamedTuple):
+    """Taking one costs nothing: tensors are never changed in place, and of lists that grow only the length is kept.
+
+    :ivar Tensor log_likelihood: ``[N, *plates]``.
+    :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each lane took part in; ``None`` where all lanes took part in all.
+    :ivar int segment: index of the last segment that was begun.
+    :ivar int counted: index of the last segment that counts in :attr:`lengths`.
+    :ivar value: the state that the barrier returned, or what the model returned.
+    """
+
+    weights: Weights
+    log_likelihood: Tensor
+    uneven_lengths: Tensor | None
+    plates: frozenset[Frame]
+    all_sites: list[Site]
+    num_sites: int
+    all_steps: list[Step]
+    num_steps: int
+    segment: int
+    counted: int
+    value: Any
+
+    @property
+    def lengths(self) -> Tensor:
+        return lengths_of(self.uneven_lengths, self.counted, self.log_likelihood)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self.all_sites[: self.num_sites])
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(self.all_steps[: self.num_steps])
+
+    def posterior(self) -> ParticlePosterior:
+        """The weighted particles with their genealogy."""
+        return ParticlePosterior(
+            weights=self.weights,
+            plate_dims=tuple(sorted(frame.dim for frame in self.plates)),
+            sites=self.sites,
+            steps=self.steps,
+            value=self.value,
+            lengths=self.lengths,
+            log_likelihood=self.log_likelihood,
+        )
+
+
+def lengths_of(uneven: Tensor | None, counted: int, like: Tensor) -> Tensor:
+    """``[N, *plates]``: segments that each lane took part in, as a snapshot knows them."""
+    return torch.full_like(like, counted + 1, dtype=torch.long) if uneven is None else uneven

@@ -1,0 +1,94 @@
+"""Posteriors that pool the particles of several."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from ..particles.history import Site
+from ..particles.pytree import concatenate
+from ..particles.weights import Weights
+from .particle_posterior import ParticlePosterior
+
+
+class PooledPosterior(ParticlePosterior):
+    """The particles of several posteriors of the same model as one population.
+
+    :param list parts: posteriors with the same plates.
+    :param list log_weights: ``[N_i, *plates]`` for each part, on a common scale.
+    :ivar list parts: the posteriors. :attr:`sites` has those that all of them have.
+    :cvar str part_name: what a part is.
+    :cvar str parts_at: the attribute to take parts from.
+    :cvar bool unbiased: whether the mean weight of a part estimates the evidence.
+    """
+
+    part_name = "filter"
+    parts_at = "parts"
+    unbiased = False
+
+    def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
+        self.parts = parts
+        first = parts[0]
+
+        def everywhere(name: str) -> bool:
+            return all(name in part.sites and part.sites[name].shape[1:] == first.sites[name].shape[1:] for part in parts)
+
+        sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
+        super().__init__(
+            Weights(torch.cat(log_weights)),
+            first._plate_dims,
+            sites,
+            (),
+            concatenate([part.value for part in parts]),
+            lengths=_joined([part._lengths for part in parts]),
+            log_likelihood=_joined([part._log_likelihood for part in parts]),
+        )
+        self.cost = cost
+
+    @property
+    def part_numbers(self) -> list[int]:
+        """A number for each part."""
+        return list(range(len(self.parts)))
+
+
+def _joined(tensors: list[Tensor | None]) -> Tensor | None:
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(known) if len(known) == len(tensors) else None
+
+
+class ChainPosterior(PooledPosterior):
+    """All particles of all iterations of a particle chain; every iteration has the same total weight.
+
+    There is no evidence estimate: a conditional filter's is not unbiased.
+
+    :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
+    """
+
+    part_name = "iteration"
+    parts_at = "iterations"
+
+    def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
+        self.iterations = iterations
+        # Where nothing was accepted an iteration gives the same particles again; they are kept once.
+        times = Counter(map(id, iterations))
+        distinct = list({id(i): i for i in iterations}.values())
+        scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
+        super().__init__(distinct, [i._weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+
+    @property
+    def part_numbers(self) -> list[int]:
+        """The iteration in which each part came first."""
+        first: dict[int, int] = {}
+        for number, iteration in enumerate(self.iterations):
+            first.setdefault(id(iteration), number)
+        return [first[id(part)] for part in self.parts]
+
+    @property
+    def log_evidence(self) -> Tensor:
+        raise ValueError("a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model")
+
+    def __repr__(self) -> str:
+        return f"ChainPosterior({len(self.iterations)} iterations, {self.num_particles} particles in all)"

@@ -1,0 +1,245 @@
+"""What a particle algorithm returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.infer.abstract_infer import EmpiricalMarginal
+from torch import Tensor
+
+from ..particles.history import History, Site, Step
+from ..particles.pytree import lane as lane_of
+from ..particles.pytree import pick, take, take_one
+from ..particles.trajectory import Trajectory
+from ..particles.weights import Weights
+from .discrete_marginal import DiscreteMarginal, pool
+from .equivalence_classes import Equivalent
+from .pyro_compat import PyroTraces
+from .views import PosteriorViews
+
+if TYPE_CHECKING:
+    from ..handlers.audit_messenger import AuditReport
+    from ..particles.checkpoint import Checkpoint
+
+
+class ParticlePosterior(PyroTraces, PosteriorViews):
+    """Weighted particles with their genealogy.
+
+    N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
+    ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where the model
+    has no independent plates.
+
+    :ivar value: what the model returned.
+    :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
+    :ivar AuditReport audit: the replay audit's report, where one was asked for.
+    :ivar bool complete: whether the model came to its end; a run may be stopped at a barrier before.
+    """
+
+    complete: bool = True
+    gives_evidence: ClassVar[bool] = True
+    checkpoint: Checkpoint | None = None
+
+    def __init__(
+        self,
+        weights: Weights,
+        plate_dims: tuple[int, ...],
+        sites: tuple[Site, ...],
+        steps: tuple[Step, ...],
+        value: Any,
+        *,
+        lengths: Tensor | None = None,
+        log_likelihood: Tensor | None = None,
+    ) -> None:
+        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed the populations of a plate yet
+            weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
+        self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
+        self._lengths = None if lengths is None else lengths.expand_as(weights.log_weights)
+        self._log_likelihood = None if log_likelihood is None else log_likelihood.expand_as(weights.log_weights)
+        self.value = value
+        self.cost: dict[str, float] = {}
+        self.audit: AuditReport | None = None
+
+    def _public(self, tensor: Tensor) -> Tensor:
+        """Without the batch dimensions that are not independent plates."""
+        nesting = self._weights.log_weights.dim() - 1
+        for dim in range(-nesting, 0):
+            if dim not in self._plate_dims:
+                tensor = tensor.select(dim, 0).unsqueeze(dim)
+        keep = [slice(None)] * (tensor.dim() - nesting) + [slice(None) if dim in self._plate_dims else 0 for dim in range(-nesting, 0)]
+        return tensor[tuple(keep)]
+
+    @property
+    def num_particles(self) -> int:
+        """N."""
+        return self._weights.num_particles
+
+    @property
+    def step(self) -> int:
+        """T, the number of barriers so far."""
+        return len(self._steps)
+
+    def save(self, path: str | Path, *, caches: bool = True) -> None:
+        """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
+
+        :param bool caches: also write what the model's state keeps to save work (keys and values of language models), without which a
+            resumed run is the same up to rounding only, and does that work again.
+        :raises ValueError: if this posterior is not one of :class:`SMC`.
+        """
+        if self.checkpoint is None:
+            raise ValueError(f"this {type(self).__name__} cannot be saved; states of SMC.run, SMC.iterate and its callback can")
+        self.checkpoint.save(Path(path), caches)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """``[N, *P]`` float64, unnormalised; their log mean is :attr:`log_evidence`."""
+        return self._public(self._weights.log_weights)
+
+    @property
+    def weights(self) -> Tensor:
+        """``[N, *P]`` float64, normalised over particles."""
+        return self._public(self._weights.normalized)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """``[*P]``: log of the unbiased estimate of the evidence."""
+        return self._public(self._weights.log_mean)
+
+    @property
+    def ess(self) -> Tensor:
+        """``[T, *P]``: effective sample size at each barrier, before resampling."""
+        return self._stacked([self._public(step.ess) for step in self._steps])
+
+    @property
+    def ancestors(self) -> Tensor:
+        """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
+        return self._stacked([self._public(step.ancestors) for step in self._steps])
+
+    @property
+    def resampled(self) -> Tensor:
+        """``[T, *P]``: whether each barrier resampled."""
+        return self._stacked([self._public(step.resampled) for step in self._steps])
+
+    def _stacked(self, tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors) if tensors else torch.zeros(0)
+
+    def _lineages(self) -> list[Tensor]:
+        """For each generation, the lane ``[N, *plates]`` where the ancestor of each final lane lived."""
+        like = self._weights.log_weights
+        lanes = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
+        lineages = [lanes]
+        for step in reversed(self._steps):
+            lineages.append(step.ancestors.gather(0, lineages[-1]) if step.resampled.any() else lineages[-1])
+        return lineages[::-1]
+
+    @cached_property
+    def sites(self) -> dict[str, Tensor]:
+        """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
+        lineages = self._lineages()
+        return {site.name: take(site.value, lineages[site.generation]) for site in self._sites if site.value is not None}
+
+    @cached_property
+    def site_log_probs(self) -> dict[str, Tensor]:
+        """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
+        lineages = self._lineages()
+        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
+
+    @cached_property
+    def site_scores(self) -> dict[str, Tensor]:
+        """``{name: [N, *P]}`` along the surviving lineages: scores of observed sites whose distribution has them (``StepReward``)."""
+        lineages = self._lineages()
+        return {site.name: take(site.score, lineages[site.generation]) for site in self._sites if site.score is not None}
+
+    @cached_property
+    def history(self) -> History:
+        """All particles of the run, those that died included, and where the lanes of this posterior come from."""
+        return History.of(self._sites, self._steps, self._weights.log_weights)
+
+    def lane(self, index: tuple[int, ...]) -> Any:
+        """What the model returned for one lane.
+
+        :param tuple index: particle, then an index for each level of ``max_plate_nesting``.
+        """
+        return lane_of(self.value, index)
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
+        assert self._lengths is not None, "lengths are noted by sweeps only"
+        return self._public(self._lengths)
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
+        assert self._log_likelihood is not None, "log-likelihoods are noted by sweeps only"
+        return self._public(self._log_likelihood)
+
+    def draw(self) -> Trajectory:
+        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
+        log_w = self._weights.log_weights
+        return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
+
+    def take(self, lanes: Tensor) -> Trajectory:
+        """The trajectories of given lanes.
+
+        :param Tensor lanes: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
+        """
+        picked = lanes[None]
+        return Trajectory(
+            {name: take_one(value, picked) for name, value in self.sites.items()},
+            length=None if self._lengths is None else self._lengths.gather(0, picked)[0],
+            log_likelihood=None if self._log_likelihood is None else self._log_likelihood.gather(0, picked)[0],
+            value=pick(self.value, picked),
+        )
+
+    def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
+        """The posterior of a function of the model's return value, or Pyro's marginal of sites.
+
+        :param fn: called with what the model returned for one lane; its values must be hashable. A site name (or list, or ``None`` for
+            the return value) gives Pyro's ``EmpiricalMarginal`` instead.
+        :returns: a :class:`DiscreteMarginal`; with independent plates, nested lists of them, one per plate index.
+        """
+        if fn is None or isinstance(fn, str | list):
+            return EmpiricalMarginal(self, fn)
+        weights = self.weights.cpu()
+        plates = weights.shape[1:]
+        is_plate = [dim in self._plate_dims for dim in range(1 - self._weights.log_weights.dim(), 0)]
+
+        def one(plate: tuple[int, ...]) -> DiscreteMarginal:
+            picked = iter(plate)
+            index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
+            here: tuple[Any, ...] = (slice(None), *plate)
+            mass = weights[here].tolist()
+            return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
+
+        def nest(plate: tuple[int, ...]) -> Any:
+            return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
+
+        return nest(())
+
+    def answers(self, equivalent: Equivalent | None = None) -> Any:
+        """The posterior over answers: :meth:`marginal` of the return value's ``answers()`` method.
+
+        :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
+        :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
+        """
+        first = self.lane((0,) * self._weights.log_weights.dim())
+        if not callable(getattr(first, "answers", None)):
+            raise TypeError(
+                f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
+            )
+        return pool(self.marginal(lambda value: value.answers()), equivalent)
+
+    def __repr__(self) -> str:
+        plates = tuple(self.log_weights.shape[1:])
+        evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
+        now = self._public(self._weights.ess)
+        ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
+        return (
+            f"ParticlePosterior({self.num_particles} particles, {len(self._steps)} barriers, "
+            f"{sum(int(step.resampled.any()) for step in self._steps)} resampled, log evidence {evidence}, ESS {ess})"
+        )

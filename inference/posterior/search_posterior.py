@@ -1,0 +1,72 @@
+"""What a deterministic search returns."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..particles.history import Site, Step
+from ..particles.weights import Weights
+from .particle_posterior import ParticlePosterior
+
+BY_RANK = "it keeps candidates by rank, not in proportion to their weights, so their mean weight does not estimate the evidence"
+
+
+class SearchPosterior(ParticlePosterior):
+    """The candidates of a search that selects by score.
+
+    Votes are the same as for any posterior: :attr:`weights`, :meth:`answers`, :meth:`marginal`. But the weights are those of a voting rule:
+    no expectation under them estimates one under the model's posterior, and there is no evidence.
+
+    :ivar Tensor scores: ``[N, *P]`` float64, the cumulative log-weight of each candidate; ``None`` where nothing was scored.
+    :ivar str method: name of the search.
+    :ivar str reason: why it gives no evidence.
+    :ivar bool decisive: whether the weights alone make the choice, whatever vote a model prefers.
+    """
+
+    gives_evidence: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        weights: Weights,
+        plate_dims: tuple[int, ...],
+        sites: tuple[Site, ...],
+        steps: tuple[Step, ...],
+        value: Any,
+        *,
+        lengths: Tensor | None = None,
+        log_likelihood: Tensor | None = None,
+        scores: Tensor | None = None,
+        method: str = "a search",
+        reason: str = BY_RANK,
+        decisive: bool = False,
+    ) -> None:
+        super().__init__(weights, plate_dims, sites, steps, value, lengths=lengths, log_likelihood=log_likelihood)
+        self.scores = None if scores is None else self._public(scores)
+        self.method, self.reason, self.decisive = method, reason, decisive
+
+    @classmethod
+    def of(cls, found: ParticlePosterior, weights: Weights | None = None, **kwargs: Any) -> SearchPosterior:
+        """The particles of a sweep, perhaps with other weights; ``kwargs`` as for the class."""
+        return cls(
+            found._weights if weights is None else weights,
+            found._plate_dims,
+            found._sites,
+            found._steps,
+            found.value,
+            lengths=found._lengths,
+            log_likelihood=found._log_likelihood,
+            **kwargs,
+        )
+
+    @property
+    def log_evidence(self) -> Tensor:
+        raise ValueError(f"{self.method} gives no evidence: {self.reason}. Run SMC or Importance on the same model.")
+
+    def __repr__(self) -> str:
+        shape = tuple(self.log_weights.shape)
+        with_weight = int((self.weights > 0).sum()) if torch.isfinite(self.weights).all() else 0
+        candidates = f"{shape[0]} candidates" if len(shape) == 1 else f"{shape[0]} candidates of each of {shape[1:]} problems"
+        return f"SearchPosterior({self.method}: {candidates}, {with_weight} with a vote, {len(self._steps)} barriers)"

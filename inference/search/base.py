@@ -1,0 +1,78 @@
+"""What searches share: arguments, cost, and what is left of a run that was interrupted."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..cost import CostMeter
+from ..handlers.candidate_messenger import VotingMessenger
+from ..handlers.sweep import sweep
+from ..posterior.particle_posterior import ParticlePosterior
+from ..posterior.search_posterior import SearchPosterior
+from ..util.validation import check_particles
+
+
+class Search(ABC):
+    """A search over executions of a model by the scores of their prefixes.
+
+    :param model: as for :class:`SMC`.
+    :param int num_particles: lanes.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
+    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        max_plate_nesting: int = 0,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        check_particles(model, num_particles, 0.0, max_plate_nesting)
+        self.model = model
+        self.num_particles = num_particles
+        self.max_plate_nesting = max_plate_nesting
+        self.callback = callback
+
+    @abstractmethod
+    def messenger(self) -> VotingMessenger:
+        """The handler of one run."""
+
+    def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
+        """The result, given the posterior of the lanes with which the model ended."""
+        assert isinstance(ended, SearchPosterior)
+        return ended
+
+    def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
+        """What a run that was interrupted has found so far."""
+        partial: SearchPosterior | None = getattr(messenger, "partial", None)
+        return partial
+
+    @torch.no_grad()
+    def run(self, *args: Any, **kwargs: Any) -> SearchPosterior:
+        """Search ``model(*args, **kwargs)``.
+
+        An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
+
+        :raises SMCFailed: if all lanes of a population have score minus infinity.
+        :raises AuditError: if an audit was asked for and fails.
+        """
+        start = time.perf_counter()
+        messenger = self.messenger()
+        with CostMeter() as meter:
+            try:
+                result = self.conclude(messenger, sweep(self.model, messenger, None, args, kwargs), args, kwargs)
+            except BaseException as error:
+                partial = self.salvage(messenger, args, kwargs)
+                error.partial_posterior = partial  # type: ignore[attr-defined]
+                if partial is not None:
+                    partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                raise
+        result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+        return result

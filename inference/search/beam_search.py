@@ -1,0 +1,143 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..handlers.search_messenger import Candidates, SearchMessenger
+from ..particles.weights import Weights
+from ..posterior.particle_posterior import ParticlePosterior
+from ..util.validation import check_count
+from .tree_search import TreeSearch
+
+
+class BeamMessenger(SearchMessenger):
+    """Keeps the best unfinished lanes of each population and copies them; finished ones are put aside."""
+
+    def __init__(
+        self,
+        beam_width: int,
+        expand: int,
+        max_plate_nesting: int,
+        sort_completed: bool,
+        *,
+        record_log_probs: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        super().__init__(beam_width * expand, max_plate_nesting, "beam search", record_log_probs=record_log_probs, callback=callback)
+        self.beam_width, self.sort_completed = beam_width, sort_completed
+
+    def __enter__(self) -> BeamMessenger:
+        self.completed: list[Candidates] = []
+        self.active: Candidates | None = None
+        self.over: Tensor | None = None  # [*plates] populations without an unfinished lane
+        self.has_completed: Tensor | None = None  # [*plates]
+        super().__enter__()
+        return self
+
+    def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+        if self.over is None:
+            self.over = self.has_completed = torch.zeros_like(done[0])
+        assert self.has_completed is not None
+        in_play = (log_weights > -torch.inf) & ~self.over
+        completed, active = in_play & done, in_play & ~done
+        self.completed.append(self.candidates(completed))
+        self.active = self.candidates(active)
+        self.has_completed = self.has_completed | completed.any(0)
+        # The best, in the order of their lanes; lane i becomes a copy of the (i mod kept)-th of them.
+        best_first = torch.where(active, log_weights, -torch.inf).argsort(dim=0, descending=True, stable=True)
+        rank = best_first.argsort(dim=0)
+        kept = active & (rank < self.beam_width)
+        num_kept = kept.sum(0)
+        self.over = self.over | (num_kept == 0)
+        lanes = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
+        own = self._lanes
+        ancestors = torch.where(self.over, own, lanes.gather(0, own % num_kept.clamp(min=1)))
+        return ancestors, log_weights.gather(0, ancestors)
+
+    def finalists(self) -> Candidates:
+        assert self.active is not None
+        return self._first(Candidates.joined([self._completed(), self.active]))
+
+    def finished(self) -> Candidates | None:
+        if self.has_completed is None or not bool(self.has_completed.all()):
+            return None
+        return self._first(self._completed())
+
+    def _completed(self) -> Candidates:
+        completed = Candidates.joined(self.completed)
+        if not self.sort_completed:
+            return completed
+        return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
+
+    def _first(self, pool: Candidates) -> Candidates:
+        """The first ``N`` that are eligible, repeated where there are fewer."""
+        eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
+        return pool.take(eligible_first.gather(0, self._lanes % pool.eligible.sum(0)))
+
+    def check_alive(self) -> None:
+        """A population that has completed a lane may lose all others."""
+        if self.has_completed is not None:
+            self.unchecked = [(site, self._spared(weights, self.has_completed)) for site, weights in self.unchecked]
+        super().check_alive()
+
+    @staticmethod
+    def _spared(weights: Weights, populations: Tensor) -> Weights:
+        return Weights(torch.where(populations & (weights.log_mean == -torch.inf), 0.0, weights.log_weights))
+
+
+class BeamSearch(TreeSearch):
+    """Step-level beam search guided by scores.
+
+    ``beam_width * expand`` lanes take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
+    copied until all lanes are filled again (ties go to the first). The search of a problem ends when all of its lanes have finished, or
+    with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the lanes of the last round.
+
+    The score of a lane is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``) it is
+    the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so that
+    ``posterior.answers()`` is the weighted vote over the candidates. A deterministic selection gives no evidence.
+
+    :param model: as for :class:`SMC`.
+    :param int beam_width: lanes kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
+    :param int expand: continuations drawn of each kept lane.
+    :param bool sort_completed: return the best finished candidates instead of the first.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param bool audit: as for :class:`SMC`.
+    :param callback: called with the posterior of the present lanes after each barrier.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Scaling test-time compute with open models*, Edward Beeching, Lewis Tunstall, Sasha Rush (2024).
+    [2] *Scaling LLM Test-Time Compute Optimally can be More Effective than Scaling Model Parameters*, Charlie Snell et al. (2024).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        beam_width: int,
+        expand: int,
+        *,
+        sort_completed: bool = False,
+        max_plate_nesting: int = 0,
+        audit: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        check_count("beam_width", beam_width)
+        check_count("expand", expand)
+        super().__init__(model, beam_width * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
+        self.beam_width, self.expand, self.sort_completed = beam_width, expand, sort_completed
+
+    def messenger(self) -> BeamMessenger:
+        return BeamMessenger(
+            self.beam_width,
+            self.expand,
+            self.max_plate_nesting,
+            self.sort_completed,
+            record_log_probs=self.audit,
+            callback=self.callback,
+        )

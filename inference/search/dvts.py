@@ -1,0 +1,112 @@
+"""Diverse verifier tree search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..handlers.search_messenger import Candidates, SearchMessenger
+from ..posterior.particle_posterior import ParticlePosterior
+from ..util.validation import check_count
+from .tree_search import TreeSearch
+
+
+class SubtreeMessenger(SearchMessenger):
+    """Greedy selection within groups of ``expand`` neighbouring lanes, each group a subtree."""
+
+    def __init__(
+        self,
+        num_subtrees: int,
+        expand: int,
+        max_plate_nesting: int,
+        *,
+        record_log_probs: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        super().__init__(num_subtrees * expand, max_plate_nesting, "DVTS", record_log_probs=record_log_probs, callback=callback)
+        self.groups = (num_subtrees, expand)
+
+    def __enter__(self) -> SubtreeMessenger:
+        self.stopped: Tensor | None = None  # [N, *plates] lanes of subtrees that have stopped
+        self.final: list[Candidates] = []
+        self.active: Candidates | None = None
+        super().__enter__()
+        return self
+
+    def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
+        if self.stopped is None:
+            self.stopped = torch.zeros_like(done)
+        best, score = self.best_of_subtree(log_weights)
+        dead = score == -torch.inf
+        stopping = ~self.stopped & (done.gather(0, best) | dead)
+        going = ~self.stopped & ~stopping
+        own = self._lanes
+        # An unfinished sibling of a finished best candidate has no vote; its lane repeats the best, so that it makes no more work.
+        left = stopping & ~done & ~dead
+        ancestors = torch.where(going | left, best, own)
+        weights = torch.where(left, -torch.inf, log_weights.gather(0, ancestors))
+        self.final.append(self.candidates(stopping, ancestors, weights))
+        self.active = self.candidates(going)
+        self.stopped = self.stopped | stopping
+        return ancestors, weights
+
+    def best_of_subtree(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, *plates]``: for each lane, the best lane of its subtree (ties: the first), and its score."""
+        num_subtrees, expand = self.groups
+        score, place = log_weights.unflatten(0, self.groups).max(1, keepdim=True)
+        first = torch.arange(num_subtrees, device=log_weights.device).view(-1, *(1,) * log_weights.dim()) * expand
+        shape = (num_subtrees, expand, *log_weights.shape[1:])
+        return (first + place).expand(shape).flatten(0, 1), score.expand(shape).flatten(0, 1)
+
+    def finalists(self) -> Candidates:
+        assert self.active is not None
+        pool = Candidates.joined([*self.final, self.active])
+        own = torch.cat([self._lanes] * (len(self.final) + 1))
+        # Every lane of every subtree is a last candidate exactly once.
+        by_lane = torch.where(pool.eligible, own, self.num_particles).argsort(dim=0, stable=True)
+        return pool.take(by_lane[: self.num_particles])
+
+
+class DVTS(TreeSearch):
+    """Diverse verifier tree search: independent greedy searches.
+
+    Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and goes on with the best (ties: the first). It stops
+    when its best candidate has finished, or with the model. The result are the last candidates of all subtrees, subtree by subtree:
+    ``num_subtrees * expand`` lanes, weighted by their scores. Where a subtree has stopped, siblings that are not finished have weight zero
+    (the released code [1] lets half-written solutions vote), and their lanes repeat the best candidate.
+
+    Scores are as for :class:`BeamSearch`; there is no evidence.
+
+    :param model: as for :class:`SMC`.
+    :param int num_subtrees: independent searches.
+    :param int expand: candidates for each step.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has subtrees of its own.
+    :param bool audit: as for :class:`SMC`.
+    :param callback: called with the posterior of the present lanes after each barrier.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Scaling test-time compute with open models*, Edward Beeching, Lewis Tunstall, Sasha Rush (2024).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_subtrees: int,
+        expand: int,
+        *,
+        max_plate_nesting: int = 0,
+        audit: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        check_count("num_subtrees", num_subtrees)
+        check_count("expand", expand)
+        super().__init__(model, num_subtrees * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
+        self.num_subtrees, self.expand = num_subtrees, expand
+
+    def messenger(self) -> SubtreeMessenger:
+        return SubtreeMessenger(self.num_subtrees, self.expand, self.max_plate_nesting, record_log_probs=self.audit, callback=self.callback)

@@ -1,0 +1,66 @@
+"""Searches that select lanes on the way, and return some that are no longer there in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pyro.poutine as poutine
+
+from ..handlers.audit_messenger import AuditMessenger
+from ..handlers.particle_plate import particle_plate
+from ..handlers.replay_messenger import ReplayMessenger
+from ..handlers.search_messenger import Candidates, SearchMessenger
+from ..handlers.sweep import sweep
+from ..posterior.particle_posterior import ParticlePosterior
+from ..posterior.search_posterior import SearchPosterior
+from .base import Search
+
+
+class TreeSearch(Search):
+    """A search whose candidates get their values from one more execution of the model, along their known sites.
+
+    That execution draws and scores nothing: a trajectory ends where it was done.
+
+    :param int num_particles: lanes.
+    :param int max_plate_nesting: as for :class:`SMC`.
+    :param bool audit: replay the result once more and compare every log-probability, see :class:`AuditMessenger`.
+    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        max_plate_nesting: int = 0,
+        audit: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
+        self.audit = audit
+
+    def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
+        assert isinstance(messenger, SearchMessenger)
+        chosen = messenger.end(ended.value)
+        result = self.replayed(messenger, chosen, args, kwargs)
+        if self.audit:
+            auditor = AuditMessenger(result.sites, messenger.known_log_probs(chosen))
+            with poutine.block(), auditor, particle_plate(self.num_particles, self.max_plate_nesting):
+                self.model(*args, **kwargs)
+            result.audit = auditor.report()
+        return result
+
+    def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
+        """The posterior of candidates."""
+        replay = ReplayMessenger(self.num_particles, self.max_plate_nesting, messenger.known_values(chosen))
+        return messenger.result(chosen, sweep(self.model, replay, None, args, kwargs))
+
+    def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
+        """The finished candidates if every problem has some, else the lanes of the last barrier."""
+        finished = messenger.finished() if isinstance(messenger, SearchMessenger) else None
+        if finished is not None:
+            with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too
+                return self.replayed(messenger, finished, args, kwargs)
+        return super().salvage(messenger, args, kwargs)

@@ -1,0 +1,80 @@
+"""Posteriors for ArviZ (extra ``arviz``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..particles.pytree import take
+from ..resampling import systematic
+
+if TYPE_CHECKING:
+    from .. import ParticlePosterior
+
+
+_STATS = {"length": "length", "observed_log_prob": "log_likelihood"}
+"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a group of its own, pointwise."""
+
+
+def inference_data(posterior: ParticlePosterior, resample: bool) -> Any:
+    """See :meth:`~ppl_llm.inference.ParticlePosterior.to_arviz`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it announces its next version on import
+            import arviz
+    except ImportError as error:
+        raise ImportError("to_arviz needs arviz; install it with: pip install 'ppl-llm[arviz]'") from error
+    iterations = getattr(posterior, "iterations", None)
+    if iterations is not None:
+        if not resample:
+            raise ValueError("resample=False keeps the weights of particles; a Markov chain has draws, one of each iteration")
+        sites, stats = _of_chain(iterations)
+    else:
+        sites, stats = _of_particles(posterior, resample)
+    if not sites:
+        raise ValueError("no latent site is there in every draw with the same shape; there is nothing for ArviZ to show")
+    return arviz.from_dict(posterior=_arrays(sites), sample_stats=_arrays(stats))
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def _of_chain(iterations: list[ParticlePosterior]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``[chain, draw, *plates, *event]``: a draw of each iteration; filters that ran side by side are chains of their own."""
+    side_by_side = [getattr(iteration, "parts", [iteration]) for iteration in iterations]
+    chains = [[parts[k].draw() for parts in side_by_side] for k in range(len(side_by_side[0]))]
+    every = [state for chain in chains for state in chain]
+
+    def stacked(values: list[list[Tensor]]) -> Tensor:
+        return torch.stack([torch.stack(row) for row in values])
+
+    def everywhere(name: str) -> bool:
+        return all(name in state and state[name].shape == every[0][name].shape for state in every)
+
+    sites = {name: stacked([[state[name] for state in chain] for chain in chains]) for name in every[0] if everywhere(name)}
+    stats = {}
+    for name, attribute in _STATS.items():
+        if all(getattr(state, attribute) is not None for state in every):
+            stats[name] = stacked([[getattr(state, attribute) for state in chain] for chain in chains])
+    return sites, stats
+
+
+def _of_particles(posterior: ParticlePosterior, resample: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``[1, draw, *plates, *event]``: particles by weight, or as they are."""
+    log_weights = posterior._weights.log_weights
+    stats = {"log_weight": log_weights, "weight": posterior._weights.normalized}
+    known = dict(zip(_STATS, (posterior._lengths, posterior._log_likelihood), strict=True))
+    stats |= {name: value for name, value in known.items() if value is not None}
+    sites = dict(posterior.sites)
+    if resample:
+        u = torch.rand(systematic.num_uniforms(len(log_weights)), *log_weights.shape[1:], dtype=torch.float64, device=log_weights.device)
+        # Systematic resampling gives copies side by side, which ArviZ would take for autocorrelation.
+        drawn = systematic(log_weights, u)[torch.randperm(len(log_weights), device=log_weights.device)]
+        sites = {name: take(value, drawn) for name, value in sites.items()}
+        stats = {name: take(value, drawn) for name, value in stats.items() if name not in ("log_weight", "weight")}
+    return {name: value[None] for name, value in sites.items()}, {name: value[None] for name, value in stats.items()}

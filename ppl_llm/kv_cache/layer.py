@@ -1,0 +1,141 @@
+"""Keys and values of one layer of a slab, as transformers' cache interface wants them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from .memory_limit import REMEDY, CacheTooLarge, is_out_of_memory
+from .packing import Segments
+
+
+class Writes:
+    """Where the next forward pass writes and how much it reads; shared by all layers of a slab.
+
+    :ivar rows: the slab row of each lane, ``None`` for ``A`` rows from ``first`` on, which are read as a view.
+    :ivar Tensor row_index: ``[A]``, the same as a tensor.
+    :ivar Tensor columns: ``[A, q]`` column that each token is written to.
+    :ivar int stop: columns read.
+    :ivar segments: of packed tokens, else ``None``: all rows are then read, and ``row_index`` and ``columns`` are ``[T]``.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.capacity = 0
+        self.rows: Tensor | None = None
+        self.first = 0
+        self.row_index = torch.empty(0, dtype=torch.long)
+        self.columns = torch.empty(0, 0, dtype=torch.long)
+        self.stop = 0
+        self.segments: Segments | None = None
+
+
+class Columns(Protocol):
+    """
+    :ivar int stop: columns that a pass reads.
+    :ivar int capacity: columns that there are.
+    """
+
+    stop: int
+    capacity: int
+
+
+class LaneLayer(CacheLayerMixin):
+    """A layer whose lanes have a write position of their own: what transformers asks of its size."""
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False
+
+    @property
+    @abstractmethod
+    def columns(self) -> Columns: ...
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns.stop, 0
+
+    def get_seq_length(self) -> int:
+        return self.columns.stop
+
+    def get_max_length(self) -> int:
+        return self.columns.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """The same under its name in transformers 5.17."""
+        return self.columns.capacity
+
+
+class SlabLayer(LaneLayer):
+    """One layer of a :class:`~ppl_llm.kv_cache.cache.KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
+
+    def __init__(self, writes: Writes) -> None:
+        super().__init__()
+        self._writes = writes  # not the slab itself: a reference cycle would keep its memory until the next garbage collection
+
+    @property
+    def columns(self) -> Writes:
+        return self._writes
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
+            _zeros(states, self._writes.num_rows, self._writes.capacity)
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        writes, device = self._writes, key_states.device
+        lanes, _, length, _ = key_states.shape
+        rows, columns = writes.row_index.to(device), writes.columns.to(device)
+        for store, states in ((self.keys, key_states), (self.values, value_states)):
+            if writes.segments is not None:
+                store[rows, :, columns] = states[0].transpose(0, 1)
+            elif length == 1:
+                store[rows, :, columns[:, 0]] = states[:, :, 0]
+            else:
+                store[rows[:, None], :, columns] = states.transpose(1, 2)
+        if writes.segments is not None:
+            return self.keys, self.values
+        if writes.rows is None:
+            read = slice(writes.first, writes.first + lanes), slice(None), slice(writes.stop)
+            return self.keys[read], self.values[read]
+        return self.keys[:, :, : writes.stop].index_select(0, rows), self.values[:, :, : writes.stop].index_select(0, rows)
+
+    def grow(self, num_rows: int, capacity: int) -> None:
+        """:raises CacheTooLarge: if there is no memory for it; the layer then is as before."""
+        if self.is_initialized:
+            before = self.keys, self.values
+            try:
+                self.keys, self.values = (_grown(store, num_rows, capacity) for store in before)
+            except CacheTooLarge:
+                self.keys, self.values = before
+                raise
+
+    def shrink(self, num_rows: int, capacity: int) -> None:
+        """Undo :meth:`grow`."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[:num_rows, :, :capacity], self.values[:num_rows, :, :capacity]
+
+
+def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+    try:
+        with torch.inference_mode(False):  # a slab outlives the pass that makes it, and is written to outside of inference mode too
+            return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens\n{REMEDY}") from error
+
+
+def _grown(store: Tensor, num_rows: int, capacity: int) -> Tensor:
+    new = _zeros(store, num_rows, capacity)
+    new[: store.shape[0], :, : store.shape[2]] = store
+    return new

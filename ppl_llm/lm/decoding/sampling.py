@@ -1,0 +1,74 @@
+"""Tokens from logits: warping and inverse-CDF sampling, one uniform per lane and token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import StepOptions
+
+_BLOCK = 256
+"""Tokens whose mass is summed in float32."""
+
+_ONE_LEVEL = 1024
+"""Vocabularies up to this size are faster without blocks."""
+
+
+def warp(logits: Tensor, options: StepOptions) -> Tensor:
+    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32."""
+    logits = logits.float()
+    if options.temperature != 1.0:
+        logits = logits / options.temperature
+    if options.top_k is not None and options.top_k < logits.shape[-1]:
+        threshold = logits.topk(options.top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if options.top_p < 1.0:
+        ordered, order = logits.sort(-1, descending=True)
+        probs = ordered.softmax(-1)
+        # A token stays if the mass before it is below top_p: the smallest set that reaches top_p, never empty.
+        removed = probs.cumsum(-1) - probs >= options.top_p
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits
+
+
+def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    """Tokens ``[A]`` and their log-probabilities from logits ``[A, V]`` and uniforms ``[A]`` in [0, 1).
+
+    Large vocabularies are searched in two levels: blocks by their mass in float32, of which few are added in a row, so that a token's
+    probability is right to a few units in the last place however small it is; then the tokens of one block in float64. A token of zero
+    probability is never returned, whatever the rounding.
+
+    :param bool overwrite: destroy the logits, which saves a copy of them.
+    """
+    top = logits.amax(-1, keepdim=True)
+    mass = (logits.sub_(top) if overwrite else logits - top).exp_()
+    size = mass.shape[-1]
+    if size <= _ONE_LEVEL:
+        cdf = mass.cumsum(-1, dtype=torch.float64)
+        total = cdf[:, -1]
+        token = _search(cdf, u * total)
+    else:
+        even = size - size % _BLOCK
+        sums = mass[:, :even].unflatten(-1, (-1, _BLOCK)).sum(-1)
+        if even < size:
+            sums = torch.cat([sums, mass[:, even:].sum(-1, keepdim=True)], -1)
+        outer = sums.cumsum(-1, dtype=torch.float64)
+        total = outer[:, -1]
+        target = u * total
+        block = _search(outer, target)[:, None]
+        own = sums.gather(-1, block).double()
+        column = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+        inside = mass.gather(-1, column) if even == size else torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0)
+        inner = inside.cumsum(-1, dtype=torch.float64)
+        # How far into the block the target lies, on the scale of the block's exact sum.
+        rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
+        token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
+    return token, mass.gather(-1, token[:, None])[:, 0].log() - total.log().to(mass.dtype)
+
+
+def _search(cdf: Tensor, target: Tensor) -> Tensor:
+    """First index whose cumulative mass exceeds the target, at most the last one of positive mass."""
+    total = cdf[:, -1]
+    # Between 0 and the number before the total, every target has an index of positive mass: no search for the first and the last of them.
+    inside = torch.minimum(target.to(cdf.dtype).clamp(min=0.0), torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, inside[:, None], right=True)[:, 0]

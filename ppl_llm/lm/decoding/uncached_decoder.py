@@ -1,0 +1,157 @@
+"""Steps of models whose state no slab can hold, such as recurrent ones: slower, and right for every causal model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from ...context import PAD
+from ...inference.cost import count
+from ...kv_cache.cache_keyword import cache_keyword
+from ...kv_cache.probe import agree
+from ..base import StepOptions
+from ..stopping import StopAutomaton
+from .sampling import inverse_cdf, warp
+
+_log = logging.getLogger(__name__)
+
+_LOGITS_ELEMENTS = 2**24
+"""Logits made at a time where whole sequences are run (64 MiB)."""
+
+
+class PlainDecoding:
+    """Lanes in lockstep by position: the rows of a batch always have the same length, so that no model ever sees padding.
+
+    A row that is longer than the shortest one is given its own tokens until they end, and samples from there on. Between the tokens of a
+    step the model keeps the state that transformers makes for it, if that can be reordered and gives the right logits when tried; else
+    every token costs a pass over the whole sequence. Between steps nothing is kept.
+
+    :param model: a causal language model as transformers loads it.
+    :param device: where the token ids live.
+    :ivar cached: whether the model's own state is used.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache_name = cache_keyword(model)
+        try:
+            self.cached = self._cache_works()
+        except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            _log.info("the state of %s cannot be used: %s", type(model).__name__, error)
+            self.cached = False
+
+    @torch.no_grad()
+    def _cache_works(self) -> bool:
+        """Try it: exchange two lanes, go on token by token, and compare with passes over their whole texts."""
+        ids = (torch.arange(16, device=self._device).view(2, 8) * 5) % 11 + 2
+        output = self._model(input_ids=ids[:, :5], use_cache=True)
+        state = getattr(output, self._cache_name, None)
+        if not isinstance(state, Cache):
+            return False
+        state.reorder_cache(torch.tensor([1, 0], device=self._device))
+        swapped = ids.flip(0)
+        steps = []
+        for column in range(5, 8):
+            logits, state = self._advance(swapped[:, column : column + 1], state)
+            steps.append(logits)
+        whole = self._model(input_ids=swapped, use_cache=False).logits[:, 5:].to(self._device)
+        return agree(torch.stack(steps, 1), whole)
+
+    def sample(
+        self, sequences: Tensor, lengths: Tensor, room: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of each lane: tokens ``[A, M]`` padded with ``PAD``, and log-probabilities ``[A]``.
+
+        :param Tensor sequences: ``[A, L]`` the lanes so far, padded with ``PAD``.
+        :param Tensor lengths: ``[A]``.
+        :param Tensor room: ``[A]`` tokens that each may take at most.
+        :param Tensor u: ``[A, M]`` one uniform for each token.
+        """
+        tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), device=self._device)
+        lanes = torch.arange(len(u), device=self._device)
+        grown = torch.nn.functional.pad(sequences, (0, u.shape[1]), value=PAD)
+        watch = torch.zeros(len(u), dtype=torch.int32, device=self._device)
+        position = int(lengths.min())
+        logits, state = self._prefill(grown[:, :position])
+        while True:
+            k = position - lengths[lanes]
+            given = k < 0
+            drawn, log_prob = inverse_cdf(warp(logits, options), u[lanes, k.clamp(min=0)], overwrite=True)
+            token = torch.where(given, grown[lanes, position], drawn)
+            grown[lanes, position] = token
+            tokens[lanes[~given], k[~given]] = token[~given]
+            log_probs[lanes[~given]] += log_prob[~given]
+            watch = torch.where(given, watch, automaton.step(watch, token))
+            ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[lanes])
+            keep = (given | ~ended).nonzero()[:, 0]
+            position += 1
+            if len(keep) == 0:
+                return tokens, log_probs
+            count(tokens_prefilled=int(given.sum()))
+            if len(keep) < len(lanes):
+                lanes, token, watch = lanes[keep], token[keep], watch[keep]
+                if state is not None:
+                    state.reorder_cache(keep)
+            if state is not None:
+                logits, state = self._advance(token[:, None], state)
+            else:
+                logits = self._last(grown[lanes, :position])
+
+    def step_logits(self, sequences: Tensor, first: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of given steps, in chunks.
+
+        :param Tensor sequences: ``[A, L]`` contexts with their steps, padded with ``PAD``; padding on the right does not reach back to the
+            tokens before it.
+        :param Tensor first: ``[A]`` where each step begins.
+        :param int width: tokens of the longest step.
+        :returns: pairs of rows ``[a]`` and logits ``[a, width, V]``.
+        """
+        count(tokens_prefilled=int((sequences != PAD).sum()))
+        start = int(first.min()) - 1
+        columns = (first[:, None] - 1 - start + torch.arange(width, device=self._device)).clamp(max=sequences.shape[1] - 1 - start)
+        extra = {"logits_to_keep": sequences.shape[1] - start} if self._keeps else {}
+        for rows in torch.arange(len(sequences), device=self._device).split(self._rows_at_once(sequences.shape[1] - start)):
+            output = self._timed(input_ids=sequences[rows].clamp(min=0), use_cache=False, **extra)
+            logits = output.logits[:, start - sequences.shape[1] :].to(self._device)
+            yield rows, logits.gather(1, columns[rows][..., None].expand(-1, -1, logits.shape[-1]))
+
+    def _prefill(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
+        """Run each distinct prefix once."""
+        distinct, which = torch.unique(ids, dim=0, return_inverse=True)
+        count(tokens_prefilled=distinct.numel())
+        if not self.cached:
+            return self._last(distinct)[which], None
+        output = self._timed(input_ids=distinct, use_cache=True, **self._one)
+        state = getattr(output, self._cache_name)
+        state.reorder_cache(which)
+        return output.logits[:, -1].to(self._device)[which], state
+
+    def _advance(self, ids: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        output = self._timed(input_ids=ids, use_cache=True, **{self._cache_name: state}, **self._one)
+        return output.logits[:, -1].to(self._device), state
+
+    def _last(self, ids: Tensor) -> Tensor:
+        """Logits after sequences of one length, without a state."""
+        parts = ids.split(self._rows_at_once(1 if self._keeps else ids.shape[1]))
+        return torch.cat([self._timed(input_ids=part, use_cache=False, **self._one).logits[:, -1].to(self._device) for part in parts])
+
+    @property
+    def _one(self) -> dict[str, Any]:
+        return {"logits_to_keep": 1} if self._keeps else {}
+
+    def _rows_at_once(self, columns: int) -> int:
+        return max(1, _LOGITS_ELEMENTS // (columns * self._model.config.get_text_config().vocab_size))
+
+    def _timed(self, **inputs: Any) -> Any:
+        began = time.perf_counter()
+        output = self._model(**inputs)
+        count(lm_forwards=1, lm_seconds=time.perf_counter() - began)
+        return output

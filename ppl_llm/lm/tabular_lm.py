@@ -1,0 +1,109 @@
+"""A language model given by a table: every law of the library can be enumerated on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..context import PAD, Context
+from .autoregressive import DecodingLM
+from .base import StepOptions
+
+
+class TabularLM(DecodingLM):
+    """An n-gram model over a small vocabulary.
+
+    :param Tensor logits: ``[V] * order + [V]``, logits of the next token given the last ``order`` tokens, oldest first; -inf is allowed.
+    :param symbols: the text of each token.
+    :param str eos: the symbol that ends the text.
+    :raises ValueError: for a table of another shape, or an unknown ``eos``.
+
+    Example::
+
+        lm = TabularLM(torch.randn(4, 4), symbols=["a", "b", ";", "$"], eos="$")
+        LLMStep(lm.start("a"), stop=";", max_tokens=3).enumerate_support()
+    """
+
+    enumerable = True
+
+    def __init__(self, logits: Tensor, symbols: Sequence[str], eos: str) -> None:
+        size = len(symbols)
+        if logits.dim() < 2 or any(n != size for n in logits.shape):
+            raise ValueError(f"logits must have shape [V] * order + [V] with V = {size} symbols, got {tuple(logits.shape)}")
+        if eos not in symbols:
+            raise ValueError(f"eos {eos!r} is not among the symbols {list(symbols)}")
+        self.logits, self.symbols = logits, tuple(symbols)
+        self.order = logits.dim() - 1
+        self.vocab_size, self.max_length = size, 1 << 30
+        self.eos_ids = torch.tensor([self.symbols.index(eos)], device=logits.device)
+
+    def start(self, problem: str | list[str]) -> Context:
+        """:raises ValueError: for an empty problem, a symbol that is not in the vocabulary, or fewer than ``order`` symbols."""
+        problems = [problem] if isinstance(problem, str) else list(problem)
+        prompts = []
+        for text in problems:
+            unknown = [character for character in text if character not in self.symbols]
+            if len(text) < self.order or unknown:
+                raise ValueError(f"a problem must be {self.order} or more of the symbols {list(self.symbols)}, got {text!r}")
+            prompts.append([self.symbols.index(character) for character in text])
+        return Context.root(self, tuple(problems), prompts, batched=not isinstance(problem, str))
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.symbols[i] for i in ids if i != int(self.eos_ids))
+
+    def _token_bytes(self) -> list[bytes]:
+        return [b"" if i == int(self.eos_ids) else symbol.encode() for i, symbol in enumerate(self.symbols)]
+
+    def _next_logits(self, last: Tensor) -> Tensor:
+        """:param Tensor last: ``[..., order]`` the last tokens."""
+        return self.logits[tuple(last.unbind(-1))]
+
+    def _last_tokens(self, context: Context, active: Tensor) -> Tensor:
+        tokens, lengths = (
+            context.tokens.flatten(0, -2)[active] if context.batch_shape else context.tokens[None],
+            context.lengths.flatten()[active],
+        )
+        return tokens.gather(-1, lengths[:, None] + torch.arange(-self.order, 0, device=self.device))
+
+    def _decoder(self, context: Context, active: Tensor) -> TabularDecoder:
+        return TabularDecoder(self, self._last_tokens(context, active), active)
+
+    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        history = torch.cat([self._last_tokens(context, active), tokens.clamp(min=0)], -1)
+        windows = history.unfold(-1, self.order, 1)[:, : tokens.shape[-1]]
+        yield torch.arange(len(active), device=self.device), self._next_logits(windows)
+
+    def enumerate_steps(self, context: Context, options: StepOptions) -> Tensor:
+        """Every step that some lane of the context can take, ``[K, max_tokens]``: from a finished lane only the empty one."""
+        automaton = self.stop_automaton(options.stop)
+        width = options.max_tokens
+        rows = [[PAD] * width] if bool(context.done.any()) else []
+        pending: list[tuple[list[int], int]] = [([], 0)] if not bool(context.done.all()) else []
+        while pending:
+            tokens, state = pending.pop()
+            for token in range(self.vocab_size):
+                after, grown = int(automaton.table[state, token]), [*tokens, token]
+                if after == automaton.accept or token == int(self.eos_ids) or len(grown) == width:
+                    rows.append(grown + [PAD] * (width - len(grown)))
+                else:
+                    pending.append((grown, after))
+        values = torch.tensor(rows, device=self.device)
+        possible = self.step_log_prob(context, values.view(-1, *(1,) * len(context.batch_shape), width), options) > -torch.inf
+        return values[possible.flatten(1).any(1) if context.batch_shape else possible]
+
+
+class TabularDecoder:
+    """See :class:`~ppl_llm.lm.autoregressive.Decoder`."""
+
+    def __init__(self, lm: TabularLM, last: Tensor, lanes: Tensor) -> None:
+        self.lm, self.last, self.lanes = lm, last, lanes
+        self.logits = lm._next_logits(last)
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        self.last = torch.cat([self.last[:, 1:], tokens[:, None]], -1)
+        self.logits = self.lm._next_logits(self.last)
+
+    def keep(self, alive: Tensor) -> None:
+        self.last, self.lanes, self.logits = self.last[alive], self.lanes[alive], self.logits[alive]

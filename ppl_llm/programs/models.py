@@ -1,0 +1,197 @@
+"""Ready models: step-by-step reasoning under the targets that people use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ..answers.voting import Answer, argmax, weighted_majority
+from ..context import DEFAULT_STOP, Context, StopReason
+from ..context_cache import label_of
+from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
+from ..inference import Equivalent, barrier
+from ..inference.posterior.particle_posterior import ParticlePosterior
+from ..inference.util.safe_file import is_plain
+from ..lm.base import LanguageModel, StepOptions, step_limits
+from ..reward.base import RewardModel
+from .presets import Preset, get_preset
+
+
+class ReasoningModel:
+    """The Pyro model of a problem solved step by step; call it, or hand it to any inference algorithm. Made by :func:`reasoning`."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prm: RewardModel,
+        preset: Preset,
+        max_steps: int,
+        options: StepOptions,
+        aggregation: str,
+        score_temperature: float,
+        finish: str | None,
+        early_exit: bool,
+        score: str = "log_prob",
+    ) -> None:
+        self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
+        self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
+        self.early_exit, self.score = early_exit, score
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the law of the model depends on, as plain values; a run that is resumed must have the same."""
+        kind = {name: getattr(self.preset, name) for name in ("potential", "finished", "last_factor")}
+        given = {**kind, **vars(self.options), **vars(self), "lm": label_of(self.lm), "prm": label_of(self.prm)}
+        return {name: value for name, value in given.items() if is_plain(value)}
+
+    def __call__(self, problem: Any) -> Context:
+        """
+        :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
+        """
+        context = self.lm.start(problem)
+        if not context.batch_shape:
+            return self._solve(context)
+        with pyro.plate("problems", len(context), dim=-1):
+            return self._solve(context)
+
+    def _solve(self, ctx: Context) -> Context:
+        for t in range(self.max_steps):
+            ctx = barrier(self.round(ctx, t))
+            if self.early_exit and ctx.done.all():
+                break
+        return ctx
+
+    def round(self, ctx: Context, t: int) -> Context:
+        """Sites ``step_t`` and ``accept_t``: the context with one more step."""
+        o = self.options
+        step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
+        ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
+        pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
+        return ctx
+
+    def _factor(self, ctx: Context, last_round: bool) -> Any:
+        preset = self.preset
+        reward = StepReward(
+            self.prm,
+            ctx,
+            preset.potential,
+            temperature=self.score_temperature,
+            aggregation=self.aggregation,
+            finished=preset.finished,
+            score=self.score,
+            last_round=last_round,
+        )
+        if preset.finished == "neutral":
+            return reward
+        # The rounds of a population end with its last particle: a statement about all particles, which no per-particle model can make.
+        if preset.last_factor:
+            in_play = _population(ctx, ctx.advanced.any)
+        else:
+            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_round, device=ctx.done.device)
+        return reward.mask(in_play.expand(ctx.batch_shape))
+
+    def prefix_scores(self, context: Context) -> Tensor:
+        """``[*batch]``: log-odds of the aggregated score of each lane, by which ``argmax`` chooses."""
+        real = context.reasons != StopReason.FINISHED
+        return prefix_log_odds(self.prm.step_log_odds(context), real, self.aggregation)
+
+    def choose(self, posterior: ParticlePosterior, equivalent: Equivalent | None = None) -> Any:
+        """The answer that the preset gives; for a list of problems, one per problem.
+
+        :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
+        :param equivalent: pools votes for answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; of no effect where the
+            lane with the highest score decides.
+        """
+        context: Context = posterior.value
+        answers, weights = context.answers(), posterior.weights.cpu()
+        # Best-of-N and self-consistency are votes themselves, and the latter never asks the reward model.
+        by_score = self.preset.vote == "argmax" and not getattr(posterior, "decisive", False)
+        scores = self.prefix_scores(context).cpu() if by_score else weights
+
+        def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
+            if not by_score:
+                return weighted_majority(given, weight.tolist(), equivalent)
+            return argmax([answer if w > 0 else None for answer, w in zip(given, weight.tolist(), strict=True)], score.tolist())
+
+        if len(context.batch_shape) == 1:
+            return one(answers, scores, weights)
+        return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
+
+
+def _population(ctx: Context, any_lane: Callable[..., Tensor]) -> Tensor:
+    """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
+    return any_lane(0, keepdim=True) if ctx.batch_shape else any_lane()
+
+
+def reasoning(
+    lm: LanguageModel,
+    prm: RewardModel,
+    preset: str | Preset = "exact",
+    *,
+    max_steps: int = 40,
+    stop: str | tuple[str, ...] = DEFAULT_STOP,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    aggregation: str | None = None,
+    score_temperature: float = 1.0,
+    potential: str | None = None,
+    score: str = "log_prob",
+    finish: str | None = None,
+    early_exit: bool = True,
+    tokens_per_step: int | None = None,
+) -> ReasoningModel:
+    """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
+
+    Example::
+
+        model = reasoning(lm, prm, preset="exact")
+        posterior = SMC(model, num_particles=16, **model.preset.smc).run("Start with 3. ...")
+        model.choose(posterior), posterior.answers(), posterior.log_evidence
+
+    :param LanguageModel lm: writes the steps.
+    :param RewardModel prm: scores them.
+    :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
+    :param int max_steps: rounds at most; longer solutions stay unfinished.
+    :param stop: delimiter(s) of steps.
+    :param int max_tokens: longest step.
+    :param float temperature: of the language model; p is the tempered model.
+    :param float top_p: nucleus sampling.
+    :param int top_k: sampling from the most probable tokens only.
+    :param str aggregation: replaces the preset's.
+    :param float score_temperature: T_s of every potential but ``likelihood``.
+    :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
+    :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
+    :param str finish: replaces the preset's regular expression that finishes a particle.
+    :param bool early_exit: stop when every lane is done. ``False`` always makes ``max_steps`` rounds, the last ones empty and free, for
+        algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
+    :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
+    :raises ValueError: for an unknown preset or options out of range.
+    """
+    chosen = get_preset(preset)
+    if potential is not None:
+        chosen = replace(chosen, potential=potential)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
+    aggregation = aggregation if aggregation is not None else chosen.aggregation
+    RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)  # what does not go together fails here
+    if chosen.selection is not None:
+        chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
+    return ReasoningModel(
+        lm,
+        prm,
+        chosen,
+        max_steps,
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k),
+        aggregation,
+        score_temperature,
+        finish if finish is not None else chosen.finish,
+        early_exit,
+        score,
+    )

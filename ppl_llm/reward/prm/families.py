@@ -1,0 +1,174 @@
+"""The kinds of process reward models that are known, and how a directory is recognised as one of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from ...inference.util.names import unknown_name
+from ...lm.loading import unreachable
+from .formats.base import PRMFormat
+from .formats.math_shepherd import MathShepherdFormat
+from .formats.qwen import QwenFormat
+from .formats.rlhflow import RLHFlowFormat
+from .formats.skywork import SkyworkFormat
+from .networks import Qwen2PRM
+from .skywork_prm import SkyworkPRM
+from .token_pair_prm import TokenPairPRM
+
+
+@dataclass(frozen=True)
+class PRMFamily:
+    """A published kind of process reward model.
+
+    :ivar str name: what ``family=`` takes.
+    :ivar str model_name: what it is called.
+    :ivar str layout: what its weights consist of.
+    :ivar network_class: a transformers class that its weights fit.
+    :ivar format_class: makes its :class:`~ppl_llm.reward.prm.formats.base.PRMFormat` from a tokenizer and options.
+    :ivar tuple vocabularies: sizes of the published models' vocabularies.
+    :ivar dict published_ids: token ids in vocabularies of these sizes.
+    """
+
+    name: str
+    model_name: str
+    layout: str
+    network_class: Any
+    format_class: Callable[..., PRMFormat]
+    vocabularies: tuple[int, ...]
+    published_ids: dict[str, int]
+
+    def make_format(self, tokenizer: Any, vocabulary: int, **options: Any) -> PRMFormat:
+        """The format, its token ids checked against the model's vocabulary and those of the published models.
+
+        :param int vocabulary: ``config.vocab_size`` of the model.
+        :raises ValueError: if the tokenizer is that of another model.
+        """
+        form = self.format_class(tokenizer, **options)
+        for token, found in form.ids.items():
+            published = self.published_ids.get(token)
+            if vocabulary in self.vocabularies and published not in (None, found):
+                raise ValueError(
+                    f"the tokenizer gives {token!r} the id {found}, but in a {self.model_name} it is {published}: "
+                    "this is the tokenizer of another model, use the one of the reward model's directory"
+                )
+            if found >= vocabulary:
+                raise ValueError(
+                    f"the tokenizer gives {token!r} the id {found}, but the model has only {vocabulary} tokens: "
+                    "this is the tokenizer of another model"
+                )
+        return form
+
+    def network(self, model: Any, form: PRMFormat) -> Any:
+        """What computes log-odds: a model with a head of its own in float32, or two rows of a language model's head."""
+        if hasattr(model, "with_precise_head"):
+            return model.with_precise_head()
+        return TokenPairPRM(model, form.good_id, form.bad_id)  # type: ignore[attr-defined]
+
+
+_QWEN = (151936, 152064)
+
+FAMILIES: dict[str, PRMFamily] = {
+    family.name: family
+    for family in (
+        PRMFamily(
+            "qwen", "Qwen2.5-Math-PRM", "a Qwen2 backbone and a two-layer score head", Qwen2PRM, QwenFormat, _QWEN, {"<extra_0>": 151651}
+        ),
+        PRMFamily(
+            "skywork", "Skywork-o1-Open-PRM", "a Qwen2 backbone and a linear value head", SkyworkPRM, SkyworkFormat, _QWEN, {"\n": 198}
+        ),
+        PRMFamily(
+            "math-shepherd",
+            "math-shepherd-mistral-7b-prm",
+            "a causal language model with its head",
+            AutoModelForCausalLM,
+            MathShepherdFormat,
+            (32000,),
+            {"+": 648, "-": 387, "ки": 12902},
+        ),
+        PRMFamily(
+            "rlhflow",
+            "Llama3.1-8B-PRM of RLHFlow",
+            "a causal language model with its head",
+            AutoModelForCausalLM,
+            RLHFlowFormat,
+            (128256, 128257, 128264),
+            {"+": 10, "-": 12},
+        ),
+    )
+}
+
+
+def get_family(name: str) -> PRMFamily:
+    """A family by name.
+
+    :raises ValueError: for an unknown name, with the nearest known one.
+    """
+    if name not in FAMILIES:
+        raise unknown_name("family", name, ("auto", *FAMILIES))
+    return FAMILIES[name]
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """The config.json of a model.
+
+    :raises OSError: if there is none.
+    """
+    try:
+        return dict(PreTrainedConfig.get_config_dict(source)[0])
+    except OSError as error:
+        raise unreachable(source, error) from error
+
+
+def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFamily:
+    """The family of a model, from its configuration, the names of its weights where they are at hand, and its tokenizer.
+
+    A '+/-' reward model is a language model like any other to look at: it is taken for one only if its name says so as well.
+
+    :raises ValueError: if that does not tell; ``family=`` does.
+    """
+    architecture = (config.get("architectures") or ["none"])[0]
+    weights = _weight_names(Path(source))
+    if architecture in ("Qwen2ForProcessRewardModel", "Qwen2PRM") or "score.2.weight" in weights:
+        return FAMILIES["qwen"]
+    if architecture in ("Qwen2ForPrmModel", "SkyworkPRM") or "v_head.summary.weight" in weights:
+        return FAMILIES["skywork"]
+    names = f"{_own_name(source)} {config.get('_name_or_path', '')}".lower()
+    chats = tokenizer.chat_template is not None
+    if architecture == "LlamaForCausalLM" and chats and re.search(r"rlhflow|prm-(deepseek|mistral)-data", names):
+        return FAMILIES["rlhflow"]
+    if architecture in ("MistralForCausalLM", "LlamaForCausalLM") and not chats and "shepherd" in names:
+        return FAMILIES["math-shepherd"]
+    known = "; ".join(f"{family.name!r} ({family.model_name}: {family.layout})" for family in FAMILIES.values())
+    raise ValueError(
+        f"cannot tell from the config of {source!r} (architecture {architecture}) whether and what kind of process reward model it is. "
+        f"If it is one, pass family=..., one of: {known}"
+    )
+
+
+def _own_name(source: str) -> str:
+    """The name of a model without that of the folders around it."""
+    path = Path(source)
+    if not path.is_dir():
+        return source
+    path = path.resolve()
+    return path.parents[1].name if path.parent.name == "snapshots" else path.name  # the hub's cache keeps models/NAME/snapshots/REVISION
+
+
+def _weight_names(directory: Path) -> set[str]:
+    """Names of the weights in a directory, without reading the weights; empty for a model that is not here yet."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return set(json.loads(index.read_text())["weight_map"])
+    names: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names

@@ -1,0 +1,171 @@
+"""Process reward models on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...context import Context
+from ...context_cache import NoteKey
+from ...inference.cost import count
+from ...remote.client import DEFAULT_VARIABLE, ServerClient
+from ...remote.served import ServedModel
+from ...remote.served_tokenizer import ServedTokenizer
+from ..score_cache import ScoreMemo
+from .families import PRMFamily, detect_family, get_family, read_config
+from .next_token_scorer import NextTokenScorer
+from .pooling_scorer import PoolingScorer
+
+_REMEMBERED = 2**16
+"""Steps whose token ids are kept."""
+
+Query = tuple[tuple[int, ...], int]
+"""Token ids of a trace, and the position to be scored."""
+
+
+class RemotePRM:
+    """A process reward model behind a server, in the formats of :class:`~ppl_llm.TransformersPRM`.
+
+    Two kinds of server are known, and each family has its usual one:
+
+    - ``pooling`` (Qwen2.5-Math-PRM, Skywork): vLLM with ``--runner pooling --pooler-config '{"tok_pooling_type": "STEP", "step_tag_id":
+      ID}'``. Log-odds are read from raw outputs. The server keeps no prefixes for it and reads the whole trace at every step.
+    - ``completions`` (math-shepherd, RLHFlow): the '+/-' models served as language models. Log-odds are read from the log-probabilities of
+      the two tokens, and prefixes stay in the server's cache.
+
+    Lanes that are equal are scored once, all lanes of a step in one request, and no step twice.
+
+    :param str base_url: e.g. ``http://host:8001/v1``.
+    :param str model: the name it is served under; may be left out where there is only one.
+    :param str family: ``qwen``, ``skywork``, ``math-shepherd`` or ``rlhflow``; ``auto`` recognises it by the configuration beside the
+        tokenizer.
+    :param tokenizer: of the model: an object, a directory or a hub name; by default what the server calls the model.
+    :param str endpoint: ``pooling``, ``completions``, or ``auto`` for the family's usual one.
+    :param bool whole_answer: score the answer so far as a single step.
+    :param int max_length: longest trace in tokens; by default, and at most, what the server or the configuration tells.
+    :param dict format_options: of the family's format, e.g. ``{"system_prompt": None}``.
+    :param client: keywords for :class:`~ppl_llm.remote.client.ServerClient`.
+    :raises ServerError: if the server cannot be reached, and ValueError if it does not serve the model or the family cannot be told.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        family: str = "auto",
+        *,
+        tokenizer: Any = None,
+        endpoint: str = "auto",
+        whole_answer: bool = False,
+        max_length: int | None = None,
+        format_options: Mapping[str, Any] | None = None,
+        api_key_env: str = DEFAULT_VARIABLE,
+        **client: Any,
+    ) -> None:
+        if endpoint not in ("auto", "pooling", "completions"):
+            raise ValueError(f"endpoint must be one of auto, pooling, completions, got {endpoint!r}")
+        known = None if family == "auto" else get_family(family)
+        self.client = ServerClient(base_url, api_key_env=api_key_env, **client)
+        served = ServedModel.find(self.client, model)
+        own = ServedTokenizer.of(served, tokenizer, kind="prm")
+        self.model, self.max_length, self.whole_answer = served.name, served.limit(max_length, own.max_length), whole_answer
+        kind = known or _detected(own, served)
+        self.family, self.tokenizer = kind.name, own.tokenizer
+        self.format = kind.make_format(own.tokenizer, own.vocab_size, **(format_options or {}))
+        good, bad = (getattr(self.format, name, None) for name in ("good_id", "bad_id"))
+        pair = None if good is None or bad is None else (good, bad)
+        if endpoint == "completions" and pair is None:
+            raise ValueError(f"a reward model of the family {kind.name!r} has a head of its own; serve it with --runner pooling")
+        self.endpoint = endpoint if endpoint != "auto" else "pooling" if pair is None else "completions"
+        self.scorer: PoolingScorer | NextTokenScorer
+        if self.endpoint == "pooling" or pair is None:
+            self.scorer = PoolingScorer(self.client, self.model, self.format)
+        else:
+            self.scorer = NextTokenScorer(self.client, self.model, *pair)
+        self._key = NoteKey(f"prm on a server {self.model} {whole_answer}")
+        self._memo = ScoreMemo()
+        self._written: dict[tuple[int, str], list[int]] = {}
+
+    def release_caches(self) -> None:
+        """Forget the token ids of steps; contexts stay valid."""
+        self._written.clear()
+
+    def step_log_odds(self, context: Context) -> Tensor:
+        """Log-odds that each step is right: ``[*batch, T]`` float32.
+
+        :raises ServerError: if the server fails for good.
+        :raises ValueError: if a trace is longer than the model's context, or a score is nan.
+        """
+        known = self._memo.known(context)
+        start = known.shape[-1]
+        if start == context.num_steps:
+            return known
+        lanes = context.lengths.numel()
+        queries = self._queries(context, start)
+        scores = self._ask([query for lane in queries for query in lane if query is not None])
+        new = torch.tensor([[0.0 if query is None else scores[query] for query in lane] for lane in queries], device=known.device)
+        taken = torch.tensor([[query is not None for query in lane] for lane in queries], device=known.device)
+        columns = list(known.reshape(lanes, start).unbind(-1))
+        for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
+            columns.append(torch.where(real, score, columns[-1]) if columns else score)
+        return self._memo.note(context, torch.stack(columns, -1).view(*context.batch_shape, -1), f"the reward model {self.model!r}")
+
+    def _ask(self, queries: list[Query]) -> dict[Query, float]:
+        wanted: dict[tuple[int, ...], list[int]] = {}
+        for trace, position in dict.fromkeys(queries):
+            wanted.setdefault(trace, []).append(position)
+        if not wanted:
+            return {}
+        count(prm_calls=len(queries))
+        found = self.scorer.score(list(wanted), list(wanted.values()))
+        return {(trace, k): z for (trace, at), row in zip(wanted.items(), found, strict=True) for k, z in zip(at, row, strict=True)}
+
+    def _queries(self, context: Context, start: int) -> list[list[Query | None]]:
+        """For each flat lane and step from ``start`` on what to ask; ``None`` for a step that a finished lane did not take."""
+        lanes = context.lengths.numel()
+        tokens = context.tokens.reshape(lanes, -1).tolist()
+        starts, ends = (bounds.reshape(lanes, -1).tolist() for bounds in (context.step_starts, context.ends))
+        problems = [self.format.prompt(problem) for problem in context.problems]
+        prompts, which = context.prompt_lengths.flatten().tolist(), context.problem_index.flatten().tolist()
+        result: list[list[Query | None]] = []
+        for lane, row in enumerate(tokens):
+            head, ids, ask = problems[which[lane]], list[int](), list[Query | None]()
+            places: list[int | None] = []
+            for t, (begin, end) in enumerate(zip(starts[lane], ends[lane], strict=True)):
+                if end > begin and not self.whole_answer:
+                    ids += self._step(context.lm.decode(row[begin:end]), t)
+                places.append(len(head) + len(ids) - 1 if end > begin else None)
+            for t in range(start, context.num_steps):
+                place = places[t]
+                trace = tuple(head + ids)
+                if place is not None and self.whole_answer:
+                    trace = tuple(head + self.format.answer(context.lm.decode(row[prompts[lane] : ends[lane][t]])))
+                    place = len(trace) - 1
+                ask.append(None if place is None else (trace, place))
+                if place is not None and len(trace) + (self.endpoint == "completions") > self.max_length:
+                    raise ValueError(
+                        f"the trace of lane {lane} has {len(trace)} tokens in the reward model's format, "
+                        f"which exceeds its context of {self.max_length} tokens"
+                    )
+            result.append(ask)
+        return result
+
+    def _step(self, text: str, index: int) -> list[int]:
+        if (index, text) not in self._written:
+            if len(self._written) >= _REMEMBERED:
+                self._written.clear()
+            self._written[index, text] = self.format.step(text, index)
+        return self._written[index, text]
+
+    def __repr__(self) -> str:
+        return f"RemotePRM({self.client.address.api!r}, {self.model!r}, {self.family!r})"
+
+
+def _detected(own: ServedTokenizer, served: ServedModel) -> PRMFamily:
+    try:
+        return detect_family(own.source or served.source, read_config(own.source or served.source), own.tokenizer)
+    except OSError as error:
+        raise ValueError(f"there is no configuration to tell the family of {served.name!r} by; pass family=...") from error

@@ -1,0 +1,227 @@
+"""README, docs and notebooks say what is true: their code runs, and their command lines exist."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import typer
+import typer.main
+
+from ppl_llm.cli import app
+from tests.helpers.documents import NOT_RUN, PAGES, ROOT, Block, blocks, furnish, run
+
+
+def with_python(path: Path) -> bool:
+    return any(block.language in ("python", "pycon") for block in blocks(path))
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if with_python(p)], ids=lambda path: path.stem)
+def test_code_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(tmp_path, monkeypatch)
+    pyro.set_rng_seed(0)
+    names = run(path)
+    if path.name == "README.md":
+        assert names["posterior"].num_particles == 16
+
+
+def test_a_wrong_block_is_noticed(tmp_path: Path) -> None:
+    """The runner itself: an exception, a wrong output and a name that no block defines are failures."""
+    for broken in ("```python\n1 / 0\n```", "```pycon\n>>> 1 + 1\n3\n```", "```python\nundefined\n```"):
+        page = tmp_path / "page.md"
+        page.write_text(f"Text.\n\n```python\nx = 1\n```\n\n{broken}\n")
+        with pytest.raises(Exception):  # noqa: B017 - each raises its own
+            run(page)
+
+
+def test_blocks_are_run_or_say_why_not() -> None:
+    """Python in a block of another kind would never run; a block that is left out gives its reason."""
+    for path in PAGES:
+        for block in blocks(path):
+            place = f"{path.relative_to(ROOT)}:{block.line}"
+            if block.text.startswith(NOT_RUN.strip()):
+                assert len(block.text.splitlines()[0]) > len(NOT_RUN) + 10, f"{place} gives no reason"
+                compile(block.text, place, "exec")
+            if block.language == "":
+                assert not re.search(r"^(import|from) \w+", block.text, flags=re.MULTILINE), f"{place} holds Python without saying so"
+            assert block.language in ("", "python", "pycon", "sh", "text", "json", "{eval-rst}", "{toctree}", "{math}"), place
+
+
+def test_no_placeholder_is_left_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "@" not in re.sub(r"pass@\d|best@\d|\S+@\S+\.\S+", "", text.split("## Develop")[0])
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_to_files_hold(name: str) -> None:
+    """Links of the pages outside of the site, which the builder of the site does not see."""
+    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text()) if "://" not in t]
+    assert targets
+    assert [target for target in targets if not (ROOT / target.split("#")[0]).exists()] == []
+
+
+def measured(values: Any) -> Iterator[str]:
+    """Every interval of a file of results, as tables show it."""
+    if isinstance(values, dict):
+        if {"mean", "low", "high"} <= values.keys():
+            yield "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**values)
+        else:
+            for value in values.values():
+                yield from measured(value)
+
+
+def test_figures_are_those_of_the_results() -> None:
+    """The tables of accuracy in README and docs are those of the committed run, so that a new run changes all of them or none."""
+    known = set(measured(json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())))
+    for path in (ROOT / "README.md", ROOT / "docs" / "targets.md"):
+        shown = re.findall(r"(?<![+-])\b0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", path.read_text())
+        assert len(shown) >= 16
+        assert not set(shown) - known, f"{path.name} has figures that no run gave"
+
+
+def ratios(values: Any) -> Iterator[str]:
+    """Every spread of a file of benchmark results, as tables show it."""
+    if isinstance(values, dict):
+        if {"median", "least", "most"} <= values.keys():
+            for digits in (1, 2):
+                yield "{median:.{d}f} [{least:.{d}f}, {most:.{d}f}]".format(d=digits, **values)
+        else:
+            for value in values.values():
+                yield from ratios(value)
+
+
+def test_ratios_are_those_of_the_results() -> None:
+    results = (ROOT / "benchmarks" / "results").glob("*.jsonl")
+    known = {text for path in results for line in path.read_text().splitlines() for text in ratios(json.loads(line))}
+    for path, least in ((ROOT / "docs" / "comparison.md", 10), (ROOT / "docs" / "servers.md", 1)):
+        shown = re.findall(r"\b\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]", path.read_text())
+        assert len(shown) >= least
+        assert not set(shown) - known, f"{path.name} has ratios that no run gave"
+
+
+# Command lines ------------------------------------------------------------------------------------------------------------------------
+
+
+def shell_lines(block: Block) -> Iterator[list[str]]:
+    """The commands of a block as words, without comments and prompts."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words:
+            yield list(itertools.takewhile(lambda word: word not in ("<", ">", "|", "&&", ";"), words))
+
+
+def complaint(words: list[str]) -> str | None:
+    """What is wrong with a command of this project; ``None`` for a right one and for those of others."""
+    program, *arguments = words
+    if program == "ppl-llm":
+        return _refused(arguments)
+    if program in ("torchrun", "accelerate") and "ppl_llm.cli" in arguments:
+        return _refused(arguments[arguments.index("ppl_llm.cli") + 1 :])
+    if program == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+        return next((f"no target {word!r}" for word in arguments if word not in targets), None)
+    if program == "pip" and arguments[0] == "install":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        wanted = [extra for word in arguments for extra in re.findall(r"ppl-llm\[([\w,-]+)\]", word)]
+        return next((f"no extra {extra!r}" for each in wanted for extra in each.split(",") if extra not in extras), None)
+    if program == "python" and arguments[0] == "-m" and arguments[1].startswith("benchmarks."):
+        arguments = [f"{arguments[1].replace('.', '/')}/__main__.py", *arguments[2:]]
+    if program == "python" and arguments[0].endswith(".py"):
+        script = ROOT / arguments[0]
+        source = script.read_text() if script.is_file() else ""
+        unknown = [word for word in arguments[1:] if word.startswith("--") and f'"{word.split("=")[0]}"' not in source]
+        return f"no file {arguments[0]!r}" if not source else (f"no option {unknown[0]!r}" if unknown else None)
+    return None
+
+
+def _refused(arguments: list[str]) -> str | None:
+    """What the parser says to the arguments of ``ppl-llm``; no command is run."""
+    commands: Any = typer.main.get_command(app)
+    with commands.make_context("ppl-llm", [], resilient_parsing=True) as context:
+        if not arguments or arguments[0].startswith("-"):
+            known = {name for option in commands.get_params(context) for name in option.opts}
+            return next((f"no option {word!r}" for word in arguments if word not in known), None)
+        command = commands.get_command(context, arguments[0])
+        if command is None:
+            return f"no command {arguments[0]!r}"
+        try:
+            command.make_context(arguments[0], arguments[1:], parent=context)
+        except typer.Exit:
+            return None  # --help and the like
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what typer's parser raises has one
+                raise
+            return str(error.format_message())
+    return None
+
+
+def test_command_lines_parse() -> None:
+    found = 0
+    for path in PAGES:
+        for block in blocks(path):
+            if block.language in ("", "sh"):
+                for words in shell_lines(block):
+                    found += words[0] == "ppl-llm"
+                    assert (wrong := complaint(words)) is None, f"{path.relative_to(ROOT)}:{block.line}: {shlex.join(words)}: {wrong}"
+    assert found > 10
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ppl-llm slove x",
+        "ppl-llm solve x --partciles 3",
+        "ppl-llm solve x --particles many",
+        "ppl-llm evaluate demo",
+        "make everything",
+        "pip install 'ppl-llm[gpu]'",
+        "python benchmarks/nothing.py",
+        "python -m benchmarks.study --nonsense 3",
+    ],
+)
+def test_wrong_command_lines_are_noticed(line: str) -> None:
+    assert complaint(shlex.split(line)) is not None
+
+
+# Docstrings ---------------------------------------------------------------------------------------------------------------------------
+
+
+def docstring_examples() -> list[tuple[str, str]]:
+    """The code behind ``Example::`` in the docstrings of the package."""
+    found = []
+    for path in sorted(file for folder in ("ppl_llm", "inference", "distributions") for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.Module)):
+                for part in re.findall(r"Example[^\n]*::\n\n((?:    [^\n]*\n|\n)+)", (ast.get_docstring(node) or "") + "\n"):
+                    found.append((f"{path.relative_to(ROOT)}:{getattr(node, 'name', 'module')}", part))
+    return found
+
+
+def test_examples_in_docstrings_are_python() -> None:
+    examples = docstring_examples()
+    assert len(examples) > 10
+    for place, code in examples:
+        compile("if True:\n" + code, place, "exec")
+
+
+# Notebooks ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(path: Path) -> None:
+    cells = json.loads(path.read_text())["cells"]
+    names: dict[str, Any] = {}
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code"), "the notebook is committed without its outputs"
+    for number, source in enumerate(code):
+        exec(compile(source, f"{path.name}[{number}]", "exec"), names)

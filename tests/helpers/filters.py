@@ -1,0 +1,172 @@
+"""A state machine that drives a language model as particle filters do, and compares every logit with uncached forward passes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor
+
+from ppl_llm.context import PAD, Context
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.decoder import Decoder
+from ppl_llm.lm.decoding.sampling import inverse_cdf, warp
+from ppl_llm.lm.transformers_lm import TransformersLM
+from tests.helpers.tiny_models import causal_lm, last_logits, plain_logits, tokenizer
+
+TOLERANCE = 1e-5  # logits are of order 3; a wrong key or position shows as 1e-2 or more
+
+
+@lru_cache
+def tiny_reference() -> Any:
+    return causal_lm()
+
+
+class CheckedDecoder:
+    """Compares every logit that the sampler sees with an uncached forward pass."""
+
+    def __init__(self, inner: Decoder, reference: Any, context: Context, active: Tensor) -> None:
+        self.inner, self.reference = inner, reference
+        tokens, lengths = context.tokens.reshape(-1, context.tokens.shape[-1]), context.lengths.flatten().tolist()
+        self.texts = {lane: tokens[lane, : lengths[lane]].tolist() for lane in active.tolist()}
+        assert sorted(inner.lanes.tolist()) == active.tolist()
+        self.check(torch.ones(len(active), dtype=torch.bool))
+
+    @property
+    def lanes(self) -> Tensor:
+        return self.inner.lanes
+
+    @property
+    def logits(self) -> Tensor:
+        return self.inner.logits
+
+    def check(self, alive: Tensor) -> None:
+        texts = [self.texts[lane] for lane in self.lanes[alive].tolist()]
+        if texts:
+            torch.testing.assert_close(self.logits[alive], last_logits(self.reference, texts), atol=TOLERANCE, rtol=TOLERANCE)
+
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        for lane, token, lives in zip(self.lanes.tolist(), tokens.tolist(), alive.tolist(), strict=True):
+            if lives:
+                self.texts[lane].append(token)
+        self.inner.advance(tokens, alive)
+        self.check(alive)
+
+    def keep(self, alive: Tensor) -> None:
+        kept = set(self.lanes[alive].tolist())
+        self.inner.keep(alive)
+        assert set(self.lanes.tolist()) == kept
+
+
+class CheckedLM(TransformersLM):
+    """
+    :cvar reference: the same model as transformers runs it, with an attention of its own.
+    """
+
+    reference: Any = None
+
+    def _decoder(self, context: Context, active: Tensor) -> Any:
+        return CheckedDecoder(super()._decoder(context, active), self.reference or tiny_reference(), context, active)
+
+    def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        super()._run(context, active, options, u, tokens, log_probs)
+        if self.fallback:
+            check_steps(self.reference, context, active, options, u, tokens, log_probs)
+
+
+def check_steps(
+    reference: Any, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor
+) -> None:
+    """Every token and log-probability is that of the reference's logits and the lane's own uniform."""
+    before = context.tokens.reshape(-1, context.tokens.shape[-1])
+    for lane in active.tolist():
+        start = int(context.lengths.flatten()[lane])
+        step = [token for token in tokens[lane].tolist() if token != PAD]
+        logits = plain_logits(reference, before[lane, :start].tolist() + step[:-1])[start - 1 :]
+        expected, each = inverse_cdf(warp(logits, options), u[lane, : len(step)])
+        assert expected.tolist() == step
+        torch.testing.assert_close(log_probs[lane], each.sum(), atol=TOLERANCE * len(step), rtol=TOLERANCE)
+
+
+class Filters(RuleBasedStateMachine):
+    """Two particle filters that share one language model, and a list of older contexts that are used again."""
+
+    LANES = 5
+    STOPS = ("\n\n", "a", "e")
+
+    def make(self) -> CheckedLM:
+        return CheckedLM(causal_lm(), tokenizer(), max_length=64)
+
+    @initialize()
+    def begin(self) -> None:
+        torch.manual_seed(0)
+        self.lm = self.make()
+        self.lm.eos_ids = torch.tensor([0, 1, 2, 3, 4, 5])
+        self.filters = [self.lm.start("12 + 30"), self.lm.start("7 * 6")]
+        self.older = list(self.filters)
+
+    def options(self, width: int) -> StepOptions:
+        return StepOptions(stop=self.STOPS, max_tokens=width, temperature=1.3, top_k=200)
+
+    def proceed(self, which: int, step: Tensor) -> None:
+        self.older.append(self.filters[which])
+        self.filters[which] = self.filters[which].extend(step, self.STOPS)
+
+    @rule(which=st.integers(0, 1), width=st.integers(1, 6), seed=st.integers(0, 99))
+    def sample(self, which: int, width: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        step, _ = self.lm.sample_step(self.filters[which], torch.Size((self.LANES,)), self.options(width))
+        self.proceed(which, step)
+
+    @rule(which=st.integers(0, 1), seed=st.integers(0, 99))
+    def resample(self, which: int, seed: int) -> None:
+        index = torch.randint(0, self.LANES, (self.LANES,), generator=torch.Generator().manual_seed(seed))
+        self.filters[which] = self.filters[which].reorder(index)
+
+    @rule(which=st.integers(0, 1), seed=st.integers(0, 99), shared=st.booleans())
+    def extend_with_given_tokens(self, which: int, seed: int, shared: bool) -> None:
+        """Ragged steps that the model has never seen; with ``shared``, all lanes get the same one."""
+        context = self.filters[which].expand((self.LANES,))
+        generator = torch.Generator().manual_seed(seed)
+        step = torch.randint(6, 320, (self.LANES, 6), generator=generator)
+        counts = torch.randint(1, 7, (self.LANES,), generator=generator)
+        if shared:
+            step, counts = step[:1].expand(self.LANES, -1), counts[:1].expand(self.LANES)
+        counts = torch.minimum(counts, self.lm.max_length - context.lengths).masked_fill(context.done, 0)
+        self.proceed(which, torch.where(torch.arange(6) < counts[:, None], step, PAD))
+
+    @rule(which=st.integers(0, 1), width=st.integers(1, 6), seed=st.integers(0, 99))
+    def score(self, which: int, width: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        context, options = self.filters[which], self.options(width)
+        step, sampled = self.lm.sample_step(context, torch.Size((self.LANES,)), options)
+        torch.testing.assert_close(self.lm.step_log_prob(context, step, options), sampled, atol=1e-4, rtol=1e-5)
+
+    @rule(which=st.integers(0, 1), back=st.integers(0, 5))
+    def return_to_an_older_context(self, which: int, back: int) -> None:
+        self.filters[which] = self.older[-1 - back % len(self.older)]
+
+    @rule()
+    def evict(self) -> None:
+        self.lm.release_caches()
+
+    @rule(megabytes=st.sampled_from([0, 2048]))
+    def bound(self, megabytes: int) -> None:
+        if not self.lm.fallback:
+            self.lm._engine.pool.cache_bytes = megabytes * 2**20
+
+    @rule(which=st.integers(0, 1))
+    def restart(self, which: int) -> None:
+        self.older.clear()
+        self.filters[which] = self.lm.start("12 + 30")
+        self.older.append(self.filters[which])
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        if hasattr(self, "lm") and not self.lm.fallback:
+            pool = self.lm._engine.pool
+            assert len(pool.slabs) <= 3
+            assert all(slab.capacity <= self.lm.max_length for slab in pool.slabs)

@@ -1,0 +1,612 @@
+"""Deliberately wrong engines. Each is a bug that a published library had, or an easy slip; the suite must reject every one.
+
+The decorator ``mutant`` enters an engine in the table that tests/inference/test_mutant_table.py holds complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ppl_llm.inference import (
+    PIMH,
+    PMMH,
+    SMC,
+    EntropicAnnealing,
+    ParallelTempering,
+    ParticleMessenger,
+    ParticlePosterior,
+    ReferenceMessenger,
+    SuffixMH,
+    TemperedSMC,
+    TemperMessenger,
+    Trajectory,
+    Weights,
+    multinomial,
+    residual,
+    systematic,
+)
+from ppl_llm.inference.handlers.ancestor_messenger import AncestorMessenger
+from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger
+from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixScore
+from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
+from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from tests.helpers.exact import Chain
+
+EXACT_SMC = "tests/inference/test_smc_exact.py"
+T = TypeVar("T")
+
+
+class Mutant(NamedTuple):
+    """A wrong engine and the tests that reject it, as ``path::function``."""
+
+    wrong: Any
+    rejected_by: tuple[str, ...]
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(name: str, *rejected_by: str) -> Callable[[T], T]:
+    """Enter a class or function under a name; ``rejected_by`` are tests as ``path::function``."""
+
+    def enter(wrong: T) -> T:
+        assert name not in MUTANTS, f"two mutants are called {name!r}"
+        MUTANTS[name] = Mutant(wrong, rejected_by)
+        return wrong
+
+    return enter
+
+
+# Row 1: resamplers that are not unbiased
+class _Wrong:
+    def __init__(self, name: str, uniforms: Callable[[int], int], fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.__name__, self.num_uniforms, self.fn = name, uniforms, fn
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        return self.fn(log_weights, u)
+
+
+@mutant("residual remainder without N", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
+def _residual_of_weights(log_weights: Tensor, u: Tensor) -> Tensor:
+    """The remainder taken from W instead of N W (Labbe, Kalman-and-Bayesian-Filters #481)."""
+    expected = scaled_weights(log_weights)
+    certain = expected.floor()
+    rest = (expected / expected.shape[-1] - certain).clamp(min=0)
+    drawn = invert_cdf(rest + 1e-300, u.movedim(0, -1))
+    slots = torch.arange(expected.shape[-1]).expand_as(expected).contiguous()
+    return torch.where(slots < certain.sum(-1, keepdim=True), ancestors_from_counts(certain).movedim(0, -1), drawn).movedim(-1, 0)
+
+
+@mutant("cdf off by one", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
+def _exclusive_cdf(log_weights: Tensor, u: Tensor) -> Tensor:
+    """Off by one in the cumulative sum."""
+    n = log_weights.shape[0]
+    cdf = scaled_weights(log_weights).cumsum(-1)
+    comb = (torch.arange(n) + u.movedim(0, -1)).contiguous()
+    return (torch.searchsorted(cdf, comb, right=True) - 1).clamp(0, n - 1).movedim(-1, 0)
+
+
+@mutant("copies of the best", f"{EXACT_SMC}::test_rejects_wrong_resamplers")
+def _argmax(log_weights: Tensor, u: Tensor) -> Tensor:
+    return log_weights.argmax(0, keepdim=True).expand_as(log_weights)
+
+
+@mutant(
+    "systematic at the midpoint",
+    f"{EXACT_SMC}::test_rejects_wrong_resamplers",
+    "tests/inference/test_smc.py::test_monte_carlo_has_the_power_to_reject",
+)
+def _midpoint(log_weights: Tensor, u: Tensor) -> Tensor:
+    """No randomness at all."""
+    return systematic(log_weights, torch.full_like(u, 0.5))
+
+
+WRONG_RESAMPLERS: dict[str, tuple[str, _Wrong]] = {
+    "residual remainder without N": ("residual", _Wrong("residual_of_weights", lambda n: n, _residual_of_weights)),
+    "systematic at the midpoint": ("systematic", _Wrong("midpoint", lambda n: 1, _midpoint)),
+    "cdf off by one": ("systematic", _Wrong("exclusive_cdf", lambda n: 1, _exclusive_cdf)),
+    "copies of the best": ("systematic", _Wrong("argmax", lambda n: 1, _argmax)),
+}
+
+
+# Row 2: indices
+@mutant("index N from a float32 cumsum", "tests/inference/resampling/test_resampling.py::test_rejects_unsafe_indices")
+def pyro_style_systematic(log_weights: Tensor, u: Tensor) -> Tensor:
+    """float32 cumulative sum, no clamp: index N where the sum rounds below 1 (pyro.infer.SMCFilter)."""
+    n = log_weights.shape[0]
+    probs = log_weights.float().softmax(0).movedim(0, -1)
+    return torch.searchsorted(probs.cumsum(-1), ((torch.arange(n) + u.movedim(0, -1)) / n).float()).movedim(-1, 0)
+
+
+@mutant("a particle of weight zero", "tests/inference/resampling/test_resampling.py::test_rejects_unsafe_indices")
+def left_search_multinomial(log_weights: Tensor, u: Tensor) -> Tensor:
+    """A search from the left picks a particle of zero weight at u = 0."""
+    return torch.searchsorted(scaled_weights(log_weights).cumsum(-1), u.movedim(0, -1).contiguous() * log_weights.shape[0]).movedim(-1, 0)
+
+
+# Row 3: bookkeeping of weights
+@mutant("subtract max", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class SubtractMax(ParticleMessenger):
+    """Weights rescaled by their maximum for numerical comfort: the evidence is lost (pyro.infer.SMCFilter)."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        state = super().resample(state, ess)
+        self.weights = Weights(self.weights.log_weights - self.weights.log_weights.amax(0))
+        return state
+
+
+@mutant("no reset", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class NoReset(ParticleMessenger):
+    """Weights kept after resampling."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        before = self.weights
+        state = super().resample(state, ess)
+        took = self.steps[-1]
+        self.weights = Weights(before.log_weights.gather(0, took.ancestors))
+        return state
+
+
+@mutant("weights overwritten", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class OverwriteWeights(ParticleMessenger):
+    """Weights thrown away at every barrier where nothing was resampled."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        state = super().resample(state, ess)
+        self.weights = self.weights.set_to_mean(torch.ones_like(ess, dtype=torch.bool))
+        return state
+
+
+@mutant("reset to one", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class ResetToOne(ParticleMessenger):
+    """Weights set to one instead of their mean."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        state = super().resample(state, ess)
+        self.weights = Weights(torch.where(self.steps[-1].resampled, 0.0, self.weights.log_weights))
+        return state
+
+
+@mutant("finished particles scored again", f"{EXACT_SMC}::test_rejects_finished_particles_scored_again")
+def score_finished_again(model: Chain) -> Chain:
+    """Finished particles get their last factor again at every step (its_hub, the paper's released code)."""
+
+    class Repeating(Chain):
+        def log_factor(self, t: int, code: Tensor, done: Tensor) -> Tensor:
+            last = torch.where(code % (self.num_symbols + 1) == 0, code // (self.num_symbols + 1), code)
+            return torch.where(
+                done, self.potentials[t][last.clamp(max=len(self.potentials[t]) - 1)].log(), super().log_factor(t, code, done)
+            )
+
+    return Repeating(**vars(model))
+
+
+# Row 4: populations
+@mutant("shared ancestors", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class SharedAncestors(ParticleMessenger):
+    """One set of ancestors for all problems."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        scheme = self.resampler
+
+        class First:
+            __name__ = "first"
+            num_uniforms = staticmethod(scheme.num_uniforms)
+
+            def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+                return scheme(log_weights, u)[:, :1].expand_as(log_weights)
+
+        self.resampler = First()
+        try:
+            return super().resample(state, ess)
+        finally:
+            self.resampler = scheme
+
+
+@mutant("summed plates", f"{EXACT_SMC}::test_rejects_wrong_weights")
+class SummedPlates(ParticleMessenger):
+    """Weights summed over the problems, as SMCFilter does with inner plates."""
+
+    def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
+        return super()._per_population(log_prob, msg).mean(-1, keepdim=True).expand(-1, log_prob.shape[-1])
+
+
+# Row 5: proposals
+@mutant("q over p", f"{EXACT_SMC}::test_rejects_wrong_proposals")
+class SwappedRatio(ParticleMessenger):
+    """q / p instead of p / q."""
+
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        if "proposal" in msg["infer"]:
+            log_prob = 2 * msg["infer"]["proposal"].log_prob(msg["value"]) - log_prob
+        super().reweight(msg, log_prob)
+
+
+@mutant("forgotten proposal", f"{EXACT_SMC}::test_rejects_wrong_proposals")
+class ForgottenProposal(ParticleMessenger):
+    """Proposed values weighed as if drawn from the prior."""
+
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        if "proposal" not in msg["infer"]:
+            super().reweight(msg, log_prob)
+
+
+@mutant("prior counted twice", f"{EXACT_SMC}::test_rejects_wrong_proposals")
+class CountedTwice(ParticleMessenger):
+    """The prior of proposed values counted twice."""
+
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        super().reweight(msg, 2 * log_prob if "proposal" in msg["infer"] else log_prob)
+
+
+# Row 6: conditional resampling
+_CONDITIONAL = "tests/inference/mcmc/test_particle_gibbs.py::test_rejects_wrong_conditional_schemes"
+
+
+@mutant("systematic, one slot overwritten", _CONDITIONAL)
+class Overwritten:
+    """Systematic resampling with the reference written over one slot."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(systematic(log_weights, u), slot, reference), slot
+
+
+@mutant("sorted multinomial", _CONDITIONAL)
+class SortedMultinomial:
+    """Sorted draws with the first overwritten (particles.mcmc.CSMC)."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(multinomial(log_weights, u).sort(0).values, slot, reference), slot
+
+
+@mutant("residual, first slot overwritten", _CONDITIONAL)
+class NaiveResidual:
+    """Residual resampling with the reference written over the first slot."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        slot = torch.zeros_like(reference)
+        return pin(residual(log_weights, u[:-1]), slot, reference), slot
+
+
+@mutant("N - 1 systematic plus pinning", _CONDITIONAL)
+class OneFewer:
+    """Systematic resampling of N - 1 particles, the reference beside them (AdvancedPS)."""
+
+    def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        n = log_weights.shape[0]
+        cdf = scaled_weights(log_weights).cumsum(-1) / n
+        comb = ((torch.arange(n - 1) + u.movedim(0, -1)) / (n - 1)).contiguous()
+        others = torch.searchsorted(cdf, comb, right=True).clamp(max=n - 1).movedim(-1, 0)
+        return torch.cat([others, reference[None]]), torch.full_like(reference, n - 1)
+
+
+WRONG_CONDITIONAL: dict[str, tuple[Any, str, int]] = {
+    "overwritten": (Overwritten(), "systematic", 2),
+    "sorted": (SortedMultinomial(), "multinomial", 2),
+    "naive": (NaiveResidual(), "residual", 2),
+    "one fewer": (OneFewer(), "one fewer", 3),
+}
+"""With the cells of its uniforms, and the number of particles that shows the bug."""
+
+WRONG_WEIGHTS = {"subtract max": SubtractMax, "no reset": NoReset, "overwrite": OverwriteWeights, "reset to one": ResetToOne}
+WRONG_POPULATIONS = {"shared ancestors": SharedAncestors, "summed plates": SummedPlates}
+WRONG_PROPOSALS = {"swapped ratio": SwappedRatio, "forgotten proposal": ForgottenProposal, "counted twice": CountedTwice}
+
+
+def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
+    """Makes an SMC object run a wrong engine."""
+
+    def mutate(smc: SMC) -> None:
+        m = smc._messenger
+        smc._messenger = messenger(m.num_particles, m.max_plate_nesting, m.resampler, m.ess_threshold)
+
+    return mutate
+
+
+@mutant("stale locals", f"{EXACT_SMC}::test_the_audit_rejects_stale_state_that_the_evidence_does_not_show")
+def forget_lane_state(model: Chain) -> Chain:
+    """A model that does not thread its state through the barrier (pyro #2138): only the symbol is permuted."""
+    from ppl_llm.inference import barrier
+
+    def partial(state: Any) -> Any:
+        x, code, done = state
+        return barrier(x), code, done
+
+    return replace(model, barriers=partial)
+
+
+# Row 7: references of conditional filters
+_ANCESTORS = "tests/inference/mcmc/test_ancestor_sampling.py::test_rejects_wrong_ancestor_weights"
+_REFERENCES = "tests/inference/mcmc/test_ancestor_sampling.py::test_rejects_wrong_references"
+
+
+@mutant("ancestor weights without the suffix", _ANCESTORS)
+class WithoutSuffix(AncestorMessenger):
+    """The reference's ancestor drawn by the filter's weights alone."""
+
+    def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
+        return weights
+
+
+@mutant("ancestor weights of whole trajectories", _ANCESTORS)
+class WholeTrajectories(AncestorMessenger):
+    """The density of the whole spliced trajectory, not its ratio to the prefix's: the prefix counts twice."""
+
+    def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
+        here = self.slot.expand(weights.log_weights.shape[1:])
+        splice = Splice(self.posterior(None).sites, self.reference, here, barriers=0)
+        whole = SuffixScore(self.num_particles, self.max_plate_nesting, self.plates, splice, torch.ones_like(here, dtype=torch.bool))
+        return weights.add(whole.run(self.program))
+
+
+@mutant("full weight of the reference among partial weights", _REFERENCES)
+class FullReferenceWeight(AncestorMessenger):
+    """The reference enters resampling with the weight of its whole trajectory, the others with theirs so far (its_hub#54)."""
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        here = self.slot.expand(chosen.shape)
+        program, self.program = self.program, TemperMessenger(prior=0.0)(self.program)  # the suffix's factors only
+        factors = self.suffix_log_density(here, chosen)
+        self.program = program
+        self.draw_reference(selection)
+        is_reference = torch.arange(self.num_particles)[:, None] == here
+        return ReferenceMessenger.draw_ancestors(self, chosen, selection.add(torch.where(is_reference, factors, 0.0)))
+
+
+@mutant("offspring of the reference replays it", _REFERENCES)
+class CopiedReference(ReferenceMessenger):
+    """Every descendant of the reference's particle goes on along the reference: copied where it should branch (Turing.jl#2855)."""
+
+    def __enter__(self) -> CopiedReference:
+        self.copies: Tensor | None = None
+        super().__enter__()
+        return self
+
+    def pinned(self, device: torch.device) -> Tensor:
+        return super().pinned(device) if self.copies is None else self.copies
+
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        before = self.pinned(chosen.device).expand_as(selection.log_weights)
+        ancestors = super().draw_ancestors(chosen, selection)
+        self.copies = torch.where(chosen, before.gather(0, ancestors), before)
+        return ancestors
+
+
+@mutant("reference always in the first slot", _REFERENCES)
+class FirstSlot(ReferenceMessenger):
+    """A scheme that treats lanes differently around a reference that always starts in the same one."""
+
+    def draw_rotation(self) -> Tensor:
+        return torch.zeros_like(super().draw_rotation())
+
+
+WRONG_ANCESTORS = {"without suffix": WithoutSuffix, "whole trajectories": WholeTrajectories}
+WRONG_REFERENCES: dict[str, tuple[type[ReferenceMessenger], bool, str, int]] = {
+    "full weight": (FullReferenceWeight, True, "multinomial", 2),
+    "copied": (CopiedReference, False, "multinomial", 3),
+    "first slot": (FirstSlot, False, "stratified", 3),
+}
+"""Messengers, whether they take the program, and the scheme and number of particles that show the bug."""
+
+
+# Row 11: tempering
+TEMPERED = "tests/inference/test_tempered_smc.py"
+
+
+@mutant("increments instead of weights", f"{TEMPERED}::test_rejects_wrong_stages")
+class IncrementsOnly(TemperedSMC):
+    """Weights overwritten by the increment of the stage where the stage before did not resample."""
+
+    def reweight(self, weights: Weights, log_likelihood: Tensor, increment: Tensor) -> Weights:
+        return super().reweight(Weights(torch.zeros_like(weights.log_weights)), log_likelihood, increment)
+
+
+@mutant("evidence of the last stage", f"{TEMPERED}::test_rejects_wrong_stages")
+class LastStageEvidence(TemperedSMC):
+    """Weights set to one by resampling: only the last factor of the path remains."""
+
+    def resample(self, weights: Weights, particles: Trajectory) -> Any:
+        step, weights, particles = super().resample(weights, particles)
+        return step, Weights(torch.where(step.resampled, 0.0, weights.log_weights)), particles
+
+
+@mutant("likelihood upside down", f"{TEMPERED}::test_rejects_wrong_stages")
+class FlippedLikelihood(TemperedSMC):
+    """``L^(b - b')``."""
+
+    def reweight(self, weights: Weights, log_likelihood: Tensor, increment: Tensor) -> Weights:
+        return super().reweight(weights, -log_likelihood, increment)
+
+
+@mutant("likelihood from before the move", f"{TEMPERED}::test_rejects_wrong_stages")
+class StaleLikelihood(TemperedSMC):
+    """The next stage is weighted by the likelihood of the executions before they moved."""
+
+    def move(self, particles: Trajectory, *args: Any) -> Any:
+        moved, rate = super().move(particles, *args)
+        moved.log_likelihood = particles.log_likelihood
+        return moved, rate
+
+
+@mutant("moves one power behind", f"{TEMPERED}::test_rejects_wrong_stages")
+class BehindKernel(TemperedSMC):
+    """A kernel for the power before."""
+
+    def move(self, particles: Trajectory, beta: Tensor, *args: Any) -> Any:
+        ladder = [0.0, *(self.betas or ())]
+        return super().move(particles, torch.full_like(beta, ladder[ladder.index(float(beta.max())) - 1]), *args)
+
+
+@mutant("ESS on incremental weights", f"{TEMPERED}::test_rejects_wrong_ladders")
+class IncrementalESS(TemperedSMC):
+    """The bisection forgets the weights that the particles already have (MacroEconometricModels #133)."""
+
+    def next_beta(self, stage: int, weights: Weights, *args: Any) -> Tensor:
+        return super().next_beta(stage, Weights(torch.zeros_like(weights.log_weights)), *args)
+
+
+@mutant("bisection upside down", f"{TEMPERED}::test_rejects_wrong_ladders")
+class FlippedBisection(TemperedSMC):
+    """A sign flipped in the bisection: invisible where log-likelihoods lie symmetrically (blackjax #914)."""
+
+    def next_beta(self, stage: int, weights: Weights, log_likelihood: Tensor, beta: Tensor) -> Tensor:
+        return super().next_beta(stage, weights, -log_likelihood, beta)
+
+
+WRONG_STAGES = [IncrementsOnly, LastStageEvidence, FlippedLikelihood, StaleLikelihood, BehindKernel]
+WRONG_LADDERS = [IncrementalESS, FlippedBisection]
+
+
+# Row 12: swaps
+SWAPS = "tests/inference/mcmc/test_parallel_tempering.py"
+
+
+@mutant("tempered likelihood in the swap ratio", f"{SWAPS}::test_rejects_wrong_swaps")
+class TemperedSwap(ParallelTempering):
+    """``l`` already multiplied by the power of its replica."""
+
+    def acceptance(self, log_likelihood: Tensor) -> Tensor:
+        return super().acceptance(self._powers * log_likelihood)
+
+
+@mutant("swap ratio upside down", f"{SWAPS}::test_rejects_wrong_swaps")
+class FlippedSwap(ParallelTempering):
+    """``exp((b_i - b_j) (l_i - l_j))``."""
+
+    def acceptance(self, log_likelihood: Tensor) -> Tensor:
+        return super().acceptance(-log_likelihood)
+
+
+@mutant("swaps of overlapping pairs", f"{SWAPS}::test_rejects_wrong_swaps")
+class OverlappingSwaps(ParallelTempering):
+    """Pairs (0, 1) and (1, 2) at once: a state is lost and another copied."""
+
+    def exchange(self, accepted: Tensor, turn: int) -> Tensor:
+        even, odd = super().exchange(accepted.clone(), 0), super().exchange(accepted.clone(), 1)
+        return even + odd - torch.arange(len(even)).view(-1, *(1,) * (even.dim() - 1))
+
+
+WRONG_SWAPS = [TemperedSwap, FlippedSwap, OverlappingSwaps]
+
+
+# Annealed resampling
+@mutant("residual weights dropped", "tests/inference/resampling/test_entropic_annealing.py::test_rejects_dropped_residual_weights")
+class DroppedResidual(EntropicAnnealing):
+    """Resampling by annealed weights as if they were the weights (the published entropic particle filter)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "keeps_target": False})
+
+
+# Row 8: Metropolis-Hastings over trajectories
+_SUFFIX = "tests/inference/mcmc/test_suffix_mh.py::test_rejects_wrong_acceptance"
+
+
+@mutant("missing length ratio", _SUFFIX, "tests/inference/mcmc/test_suffix_mh.py::test_power_posterior_of_a_language_model")
+class NoLengthRatio(SuffixMH):
+    """The choice of the cut among |x| steps is not corrected for (code of the power sampling paper)."""
+
+    def accept(self, posterior: ParticlePosterior) -> Tensor:
+        acceptance = posterior._weights.log_weights.diff(dim=0)[0].clamp(max=0.0).exp()
+        return torch.stack([1 - acceptance, acceptance])
+
+
+class _TruncatedMessenger(SuffixMessenger):
+    def __enter__(self) -> _TruncatedMessenger:
+        self.history: list[Tensor] = []
+        super().__enter__()
+        return self
+
+    def _pyro_barrier(self, msg: Any) -> None:
+        self.history.append(self.weights.log_weights)
+        super()._pyro_barrier(msg)
+
+    def posterior(self, value: Any) -> ParticlePosterior:
+        made = super().posterior(value)
+        history = torch.stack([*self.history, made._weights.log_weights])
+        present = history[:, 0].gather(0, (made._lengths[1:] - 1).clamp(max=len(history) - 1))
+        made._weights = Weights(torch.cat([present, made._weights.log_weights[1:]]))
+        return made
+
+
+@mutant("truncated suffix sum", _SUFFIX)
+class TruncatedSuffix(SuffixMH):
+    """The present trajectory's terms summed only up to the proposed one's length (code of the power sampling paper)."""
+
+    def messenger(self, reference: Any, cut: Tensor) -> SuffixMessenger:
+        return _TruncatedMessenger(self.max_plate_nesting, reference=reference, cut=cut)
+
+
+WRONG_SUFFIX: dict[str, type[SuffixMH]] = {"no length ratio": NoLengthRatio, "truncated": TruncatedSuffix}
+
+
+_PIMH = "tests/inference/mcmc/test_particle_mh.py::test_rejects_wrong_pimh"
+_PMMH = "tests/inference/mcmc/test_particle_mh.py::test_rejects_wrong_pmmh"
+
+
+@mutant("PIMH accepts always", _PIMH)
+class AcceptsAlways(PIMH):
+    """The next filter whatever its evidence: the law of an average filter, which is biased for few particles."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        return torch.ones_like(proposed.log_density)
+
+
+@mutant("PIMH accepts the lower evidence", _PIMH)
+class AcceptsInverse(PIMH):
+    """Z / Z' for Z' / Z."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        return super().accept(proposed, present)
+
+
+class _NoJacobianMessenger(ParameterMessenger):
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        if msg["name"] in self.parameters:
+            self._log_jacobian[msg["name"]] = torch.zeros_like(self._log_jacobian[msg["name"]])
+        super().reweight(msg, log_prob)
+
+
+class _NoPriorMessenger(ParameterMessenger):
+    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+        super().reweight(msg, torch.zeros_like(log_prob) if msg["name"] in self.parameters and log_prob is not None else log_prob)
+
+
+def _with_parameter_messenger(messenger: type[ParameterMessenger]) -> type[PMMH]:
+    class Conditional(messenger, ReferenceMessenger):  # type: ignore[misc, valid-type]
+        pass
+
+    class Wrong(PMMH):
+        messengers = messenger, Conditional
+
+    return Wrong
+
+
+@mutant("PMMH without the Jacobian", _PMMH)
+class NoJacobian(_with_parameter_messenger(_NoJacobianMessenger)):  # type: ignore[misc]
+    """A walk in unconstrained space accepted with densities of the constrained one."""
+
+
+@mutant("PMMH without the prior", _PMMH)
+class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[misc]
+    """The parameters' prior left out, as if proposals came from it."""
+
+
+@mutant("PMMH keeps no evidence estimate", _PMMH)
+class FreshEvidence(PMMH):
+    """The present parameters' evidence estimated anew for each comparison (the noisy chain, biased for few particles)."""
+
+    def accept(self, present: Any, proposed: Any) -> Tensor:
+        again = self.filter(present.unconstrained, (present.log_density.numel(),), {})
+        return super().accept(again, proposed)
+
+
+WRONG_PIMH: dict[str, type[PIMH]] = {"always": AcceptsAlways, "inverse": AcceptsInverse}
+WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPrior, "fresh evidence": FreshEvidence}

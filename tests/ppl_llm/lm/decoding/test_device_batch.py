@@ -1,0 +1,388 @@
+"""Steps of several programs in a slab that they share: the same tokens, however late the device does its work."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_llm.inference import CostMeter
+from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.kv_cache import cache as kv_slab
+from ppl_llm.kv_cache import layer as slab_layer
+from ppl_llm.kv_cache.cache import KVSlab
+from ppl_llm.kv_cache.memory_limit import CacheTooLarge
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding import device_batches
+from ppl_llm.lm.decoding.device_batch import DeviceBatch, LaneRequest
+from ppl_llm.lm.decoding.device_loop import DeviceLoop
+from ppl_llm.lm.decoding.device_state import TokenStep
+from ppl_llm.lm.decoding.side_stream import SideStream
+from ppl_llm.lm.transformers_lm import TransformersLM
+from tests.helpers.tape import tape
+from tests.helpers.tiny_models import language_model
+from tests.ppl_llm.lm.decoding.test_device_loop import CAPTURES, looping
+from tests.ppl_llm.lm.decoding.test_joint_decoding import OPTIONS, OTHER, Passes, Step, alone, assert_same, programs, steps, together
+
+LONG = replace(OPTIONS, max_tokens=30)
+MANY = [("What is 12 + 30?", 6, OPTIONS), ("7 * 6", 7, LONG), ("12 + 30", 2, OTHER), ("First, multiply.", 9, LONG), ("40 + 2", 5, OPTIONS)]
+"""One more than the batch has room for, and steps of two lengths under one law."""
+
+
+def several(lm: TransformersLM, number: int = 3) -> list[Callable[[], list[Step]]]:
+    return [steps(lm, *each, number=number) for each in MANY]
+
+
+@lru_cache
+def expected() -> list[list[Step]]:
+    found: list[list[Step]] = alone(several(language_model()))
+    return found
+
+
+@CAPTURES
+@pytest.mark.parametrize("max_lanes", [256, 16, 1])
+def test_tokens_are_those_of_one_after_the_other(capture: Any, max_lanes: int):
+    lm = looping(capture)
+    assert_same(together(several(lm), max_lanes=max_lanes), expected())
+    assert_same(together(several(lm), max_lanes=max_lanes), expected())  # with graphs and a slab of another run
+    assert len(list(lm._device_batches)) == 2
+    assert all(batch.idle for batch in lm._device_batches)
+    assert lm._engine.pool._reserved == []
+    lengths = torch.stack([(step != -1).sum(-1).float().std() for program in expected() for step, _ in program])
+    assert lengths.median() > 1  # ragged, so that lanes leave and change places
+
+
+def test_lanes_of_all_programs_share_a_pass():
+    lm = looping()
+    passes = Passes(lm)
+    alone(programs(lm, 3))
+    apart = len(passes.lanes)
+    lm.release_caches()
+    passes.lanes.clear()
+    together(programs(lm, 3))
+    assert max(passes.lanes) >= 24
+    assert len(passes.lanes) < 0.6 * apart
+
+
+def prefilled(lm: TransformersLM) -> int:
+    """Tokens that had to be run before steps could begin."""
+
+    def program(problem: str, lanes: int, options: StepOptions) -> None:
+        context = lm.start(problem)
+        for _ in range(4):
+            context = context.extend(lm.sample_step(context, torch.Size((lanes,)), options).tokens, options.stop)
+            context = context.reorder(torch.randint(0, lanes, (lanes,)))
+
+    with CostMeter() as meter:
+        together([lambda each=each: program(*each) for each in MANY])
+    return int(meter.totals["tokens_prefilled"])
+
+
+def test_nothing_is_run_twice(monkeypatch: pytest.MonkeyPatch):
+    """What a step has added is found again in the program's slab; not so in the broken version."""
+    before = prefilled(language_model())
+    assert prefilled(looping()) == before
+    taken = KVSlab.take
+
+    def one_way(self: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+        if start == 0:  # not back
+            taken(self, giver, source, target, start, stop)
+
+    monkeypatch.setattr(KVSlab, "take", one_way)
+    assert prefilled(looping()) > before
+
+
+class Late(SideStream):
+    """A device that does what it is asked for in the block no sooner than it must."""
+
+    queued: list[Callable[[], None]]
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.queued = []
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        advance = DeviceLoop.advance
+        DeviceLoop.advance = lambda *arguments: self.queued.append(lambda: advance(*arguments))  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            DeviceLoop.advance = advance  # type: ignore[method-assign]
+
+    def wait(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        for each in self.queued:
+            each()
+        self.queued.clear()
+
+
+@CAPTURES
+def test_programs_go_on_while_the_device_works(capture: Any, monkeypatch: pytest.MonkeyPatch):
+    """Nothing that they do reads what the device is working on, or changes it."""
+    monkeypatch.setattr("ppl_llm.lm.decoding.device_batch.SideStream", Late)
+    working: list[int] = []
+    collect = DeviceBatch._collect
+    lm = looping(capture)
+
+    def program(each: Any) -> Callable[[], list[Step]]:
+        run = steps(lm, *each, number=3)
+
+        def noted() -> list[Step]:
+            sample = lm.sample_step
+
+            def noting(*arguments: Any) -> Any:
+                found = sample(*arguments)
+                working.append(sum(len(batch._aside.queued) for batch in lm._device_batches))  # type: ignore[attr-defined]
+                return found
+
+            monkeypatch.setattr(lm, "sample_step", noting)
+            return run()
+
+        return noted
+
+    assert_same(together([program(each) for each in MANY], max_lanes=16), expected())
+    assert sum(queued > 0 for queued in working) > len(working) // 2
+    # The broken version looks at the lanes without waiting.
+    monkeypatch.setattr(Late, "wait", lambda self: None)
+    monkeypatch.setattr(DeviceBatch, "_collect", lambda self: (collect(self), self._aside.flush()))
+    with pytest.raises((AssertionError, RuntimeError)):
+        assert_same(together(several(looping(capture)), max_lanes=16), expected())
+
+
+def test_the_stream_waits_for_the_others_and_they_for_it(monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name, self.device = str(name), "cuda:0"
+
+        def wait_stream(self, other: Stream) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        said.append(f"on {stream.name}")
+        yield
+        said.append("back")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    stream = SideStream(torch.device("cuda", 0))
+    with stream.work():
+        said.append("work")
+    stream.wait()
+    assert said == ["side waits for main", "on side", "work", "back", "main waits for side"]
+
+
+def test_ctrl_c_in_a_pass_leaves_everything_as_it_was():
+    lm = looping()
+    passes = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 20:
+            raise KeyboardInterrupt
+
+    handle = lm.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        together(several(lm))
+    handle.remove()
+    assert lm._engine.pool._reserved == []
+    assert all(batch.idle and batch._slab is None for batch in lm._device_batches)
+    assert_same(together(several(lm)), expected())
+
+
+def test_a_pass_that_fails_fails_for_those_in_it():
+    lm = looping()
+    rows: list[int] = []
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(kwargs["input_ids"].shape[0])
+        if kwargs["input_ids"].shape[0] > 8:
+            raise RuntimeError("an illegal instruction")
+
+    handle = lm.model.register_forward_pre_hook(check, with_kwargs=True)
+    found = run_concurrently(several(lm), seeds=range(len(MANY)), return_exceptions=True)
+    assert max(rows) > 8
+    assert sum(isinstance(each, RuntimeError) for each in found) >= 3
+    handle.remove()
+    assert lm._engine.pool._reserved == []
+    assert_same(together(several(lm)), expected())
+
+
+@pytest.mark.parametrize("rows", [1, 12, 20])
+def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatch):
+    """Fewer lanes at a time, and nothing else."""
+    zeros = slab_layer._zeros
+
+    def scarce(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+        if num_rows > rows:
+            raise CacheTooLarge("no memory")
+        return zeros(like, num_rows, capacity)
+
+    lm = looping()
+    monkeypatch.setattr(slab_layer, "_zeros", scarce)
+    assert_same(together(several(lm)), expected())
+    assert all(slab.num_rows <= rows for slab in lm._engine.pool.slabs if slab.num_bytes > 1000)
+    assert lm._engine.pool._reserved == []
+
+
+def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
+    """Columns are made one by one here; in the broken version there are none beyond what lanes that go on need."""
+    reserve, collect = KVSlab.reserve, DeviceBatch._collect
+    monkeypatch.setattr(kv_slab, "_ALIGN", 1)
+    monkeypatch.setattr(KVSlab, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
+    problems = ["7 * 6", "7 + 6", "12 + 30", "What is 12 + 30? Then add the ones: 40 + 2 and multiply the result by 7 and say what it is."]
+    options = replace(OPTIONS, stop=("a", "e"), max_tokens=40)
+    seed = 12  # the longest lanes end with a round, and the others go on
+
+    def run() -> None:
+        run_concurrently([steps(looping(), problems, 2, options, number=3)], seeds=[seed])
+
+    run()
+
+    def of_the_living(self: DeviceBatch) -> None:
+        collect(self)
+        if self._slab is not None and self._number:
+            lengths = torch.where(self.loop.step.alive[: self._number], self._slab.lengths[: self._number], 0)
+            self._longest = int(lengths.max())
+
+    monkeypatch.setattr(DeviceBatch, "_collect", of_the_living)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        run()
+
+
+def test_no_memory_to_take_lanes_back(monkeypatch: pytest.MonkeyPatch):
+    lm, refused = looping(), []
+    send_back = DeviceBatch._send_back
+
+    def scarce(self: DeviceBatch, *arguments: Any) -> None:
+        def refuse(*_: Any) -> None:
+            refused.append(1)
+            raise CacheTooLarge("no memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lm._engine, "reserve", refuse)
+            send_back(self, *arguments)
+
+    monkeypatch.setattr(DeviceBatch, "_send_back", scarce)
+    assert_same(together(several(lm)), expected())
+    assert refused
+
+
+def test_few_batches_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(device_batches, "_MOST", 2)
+    lm = looping(tape)
+    laws = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
+    run_concurrently([lambda law=law: steps(lm, "7 * 6", 3, law, number=1)() for law in laws])
+    run_concurrently([steps(lm, "7 * 6", 3, laws[-1], number=1)])
+    assert len(list(lm._device_batches)) == 2
+
+
+def test_memory_is_released():
+    lm = looping(tape)
+    together(several(lm))
+    held = [weakref.ref(slab) for slab in lm._engine.pool.slabs]
+    gc.collect()
+    gc.disable()
+    try:
+        together(several(lm))
+        held += [weakref.ref(slab) for slab in lm._engine.pool.slabs]
+        lm.release_caches()
+        assert not [slab for slab in held if slab() is not None]
+    finally:
+        gc.enable()
+
+
+def slots_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newcomers get the slots of lanes that are still at work."""
+    join = TokenStep.join
+
+    def first(self: TokenStep, row: int, slots: Tensor, *rest: Tensor) -> None:
+        join(self, row, torch.arange(len(slots)), *rest)
+
+    monkeypatch.setattr(TokenStep, "join", first)
+
+
+def rows_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host does not notice that lanes have changed places."""
+    close = DeviceBatch._close_ranks
+
+    def forgetful(self: DeviceBatch, alive: Tensor, lengths: Tensor) -> None:
+        before = [member.rows for member in self._members]
+        close(self, alive, lengths)
+        for member, rows in zip(self._members, before, strict=True):
+            member.rows = torch.where(rows < self._number, rows, -1)
+
+    monkeypatch.setattr(DeviceBatch, "_close_ranks", forgetful)
+
+
+def keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes change places without their keys."""
+    taken = KVSlab.take
+
+    def lazy(self: KVSlab, giver: KVSlab, *rest: Any) -> None:
+        if giver is not self:
+            taken(self, giver, *rest)
+
+    monkeypatch.setattr(KVSlab, "take", lazy)
+
+
+def left_over(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def mutant(monkeypatch: pytest.MonkeyPatch) -> None:
+        join = TokenStep.join
+
+        def stale(self: TokenStep, first: int, *rest: Tensor) -> None:
+            before = getattr(self, name).clone()
+            join(self, first, *rest)
+            getattr(self, name).copy_(before)
+
+        monkeypatch.setattr(TokenStep, "join", stale)
+
+    mutant.__name__ = f"left_over{name}"
+    return mutant
+
+
+def others_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniforms by the order of the rows, not of the lanes."""
+    results = LaneRequest.results
+
+    def in_order(self: LaneRequest, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        results(self, lanes.flip(0), tokens, log_probs)
+
+    monkeypatch.setattr(LaneRequest, "results", in_order)
+
+
+def column_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane's first columns are not copied."""
+    taken = KVSlab.take
+
+    def late(self: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+        taken(self, giver, source, target, max(start, 8), stop)
+
+    monkeypatch.setattr(KVSlab, "take", late)
+
+
+MUTANTS = [slots_in_use, rows_forgotten, keys_stay, left_over("_column"), left_over("_state"), others_uniforms, column_of_the_prompt]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_mutants_are_told_apart(mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch):
+    lm = looping()
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        for _ in range(2):
+            assert_same(together(several(lm), max_lanes=16), expected())

@@ -1,0 +1,380 @@
+"""Token steps whose state lies on the device, as they are and replayed from a recording, against the ordinary loop."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import string
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_llm.context import PAD
+from ppl_llm.inference.cost import CostMeter
+from ppl_llm.kv_cache.cache import KVSlab
+from ppl_llm.kv_cache.engine import PrefixEngine
+from ppl_llm.lm.base import StepOptions, StepSample
+from ppl_llm.lm.decoding import cuda_graphs as step_graphs
+from ppl_llm.lm.decoding.device_loop import DeviceLoop, padded
+from ppl_llm.lm.decoding.device_state import TokenStep
+from ppl_llm.lm.transformers_lm import TransformersLM
+from tests.helpers.tape import OneDevice, tape
+from tests.helpers.tiny_models import causal_lm, language_model, tokenizer
+
+LANES = torch.Size((12,))
+PROBLEMS = ["What is 12 + 30?", "Then add the ones: 40 + 2", "7 * 6"]
+OPTIONS = StepOptions(stop=("a", "1", "0", "e"), max_tokens=28)
+
+
+def plain(**options: Any) -> TransformersLM:
+    return TransformersLM(causal_lm(max_position_embeddings=200), tokenizer(), device_loop=False, **options)
+
+
+def looping(capture: Any = None, kv_bucket: int = 32, **options: Any) -> TransformersLM:
+    """A model with a loop of its own, whose buckets are small enough to be outgrown by short texts."""
+    lm = plain(**options)
+    lm._device_loop = DeviceLoop(lm._engine, lm.eos_ids, capture, kv_bucket=kv_bucket)
+    return lm
+
+
+CAPTURES = pytest.mark.parametrize("capture", [None, tape], ids=["as it is", "replayed"])
+
+
+def filtered(
+    lm: TransformersLM, options: StepOptions = OPTIONS, steps: int = 3, problem: Any = PROBLEMS[0], lanes: torch.Size = LANES
+) -> list[StepSample]:
+    """Steps of ragged lengths with resampling in between."""
+    torch.manual_seed(0)
+    gc.collect()  # so that the memory of earlier runs is used again
+    context, samples = lm.start(problem), []
+    for _ in range(steps):
+        samples.append(lm.sample_step(context, lanes, options))
+        context = context.extend(samples[-1].tokens, options.stop)
+        context = context.reorder(torch.randint(0, lanes[0], lanes))
+    return samples
+
+
+@lru_cache
+def expected(options: StepOptions = OPTIONS, max_length: int | None = None) -> list[StepSample]:
+    """What the ordinary loop gives."""
+    return filtered(plain(max_length=max_length), options)
+
+
+def assert_same(samples: list[StepSample], others: list[StepSample]) -> None:
+    for ours, theirs in zip(samples, others, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+        torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=1e-5, rtol=1e-5)
+
+
+@CAPTURES
+@pytest.mark.parametrize(
+    "options",
+    [
+        OPTIONS,
+        StepOptions(stop=(), max_tokens=20),
+        StepOptions(stop="e", max_tokens=1),
+        StepOptions(stop=("a", ".\n\n"), max_tokens=30, temperature=0.7, top_p=0.9, top_k=40),
+    ],
+    ids=["ragged", "fixed length", "one token", "warped"],
+)
+def test_tokens_and_log_probabilities_are_those_of_the_ordinary_loop(capture: Any, options: StepOptions):
+    lengths = torch.stack([(step.tokens != PAD).sum(-1) for step in expected(options)])
+    assert options is not OPTIONS or (lengths.min() == 0 and lengths.unique().numel() > 8)  # finished lanes, and ragged ones
+    assert_same(filtered(looping(capture), options), expected(options))
+
+
+@CAPTURES
+def test_several_problems_at_once(capture: Any):
+    lanes = torch.Size((5, 3))
+    assert_same(filtered(looping(capture), problem=PROBLEMS, lanes=lanes), filtered(plain(), problem=PROBLEMS, lanes=lanes))
+
+
+@CAPTURES
+def test_texts_that_fill_the_context(capture: Any):
+    options = StepOptions(stop="a", max_tokens=30)
+    full = expected(options, 65)
+    assert int((full[-1].tokens != PAD).sum(-1).min()) == 0
+    assert int((full[-1].tokens != PAD).sum(-1).max()) > 0
+    assert_same(filtered(looping(capture, max_length=65), options), full)
+
+
+def test_lanes_of_other_steps_keep_what_they_hold():
+    """Rows that fill up a batch hold the texts of lanes that have stopped: they are found again, whole, at the next step."""
+    for capture in (None, tape):
+        costs = []
+        for lm in (plain(), looping(capture)):
+            with CostMeter() as meter:
+                filtered(lm)
+            costs.append(meter.totals)
+        assert costs[0]["tokens_prefilled"] == costs[1]["tokens_prefilled"]
+        assert costs[0]["tokens_sampled"] == costs[1]["tokens_sampled"]
+        # Up to seven passes more for each step: the host looks once in eight tokens.
+        assert costs[0]["lm_forwards"] <= costs[1]["lm_forwards"] <= costs[0]["lm_forwards"] + 3 * 7
+        assert costs[1]["lm_seconds"] > 0
+
+
+def test_full_rows_beside_the_batch_lose_a_token_and_nothing_else():
+    """A row that fills up the batch and has no column left to write to."""
+    lm, options, lanes = looping(), StepOptions(stop=(), max_tokens=3), torch.Size((4,))
+    torch.manual_seed(0)
+    context = lm.start(PROBLEMS[0]).expand(lanes)
+    context = context.extend(lm.sample_step(context, lanes, options).tokens, options.stop)
+    [slab] = lm._engine.pool.slabs
+    slab.tokens[3], slab.lengths[3] = torch.arange(slab.capacity) % 7, slab.capacity
+    lm.sample_step(replace(context, done=torch.tensor([False, False, False, True])), lanes, options)
+    assert len(lm._engine.pool.slabs) == 1
+    assert slab.lengths.tolist() == [*(context.lengths[:3] + 2).tolist(), slab.capacity - 1]
+    assert torch.equal(slab.tokens[3, :-1], torch.arange(slab.capacity - 1) % 7)
+
+
+def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
+    lm = looping(tape)
+    graphs = lm._device_loop.graphs
+    counted: list[int] = []
+    lm.model.register_forward_pre_hook(lambda *_: counted.append(1))
+    for _ in range(3):
+        before, passes = graphs.captured, len(counted)
+        with CostMeter() as meter:
+            filtered(lm)
+        captured = graphs.captured - before
+    keys = next(iter(graphs._of_slab.values())).by_key
+    assert len({lanes for lanes, *_ in keys}) > 2
+    assert len({stop for _, stop, *_ in keys}) > 1
+    assert captured == 0  # the third run found all it needed, in the memory that the others left
+    # The host runs the model for prompts and what the rows lack at the start of each step, and no more.
+    assert len(counted) - passes < 15 < meter.totals["lm_forwards"] / 3
+
+
+def test_graphs_die_with_their_memory():
+    lm = looping(tape)
+    graphs = lm._device_loop.graphs
+    filtered(lm)
+    slab = lm._engine.pool.slabs[0]
+    known = graphs._of_slab[slab]
+    assert known.by_key
+    slab.reserve(slab.num_rows + 1, slab.capacity)
+    filtered(lm)
+    assert graphs._of_slab[slab] is not known
+    del slab, known
+    lm.release_caches()
+    gc.collect()
+    assert not graphs._of_slab
+
+
+def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step_graphs, "_MOST", 3)
+    lm = looping(tape)
+    assert_same(filtered(lm), expected())
+    assert all(len(graphs.by_key) <= 3 for graphs in lm._device_loop.graphs._of_slab.values())
+
+
+def test_a_failed_capture_is_said_once_and_changes_nothing(caplog: pytest.LogCaptureFixture):
+    def failing(body: Callable[[], None]) -> Callable[[], None]:
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
+        finally:  # as torch's context manager does
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    lm = looping(failing)
+    with caplog.at_level(logging.WARNING, logger="ppl_llm"):
+        samples = filtered(lm)
+    assert_same(samples, expected())
+    said = [record.getMessage() for record in caplog.records if "captured" in record.getMessage()]
+    assert said == [
+        "the token step is launched operation by operation, as it cannot be captured as a CUDA graph: "
+        "RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    ]
+    assert lm._device_loop.graphs.failure.endswith("when stream is capturing")
+
+
+def test_a_step_that_asks_the_device_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch):
+    """The recording refuses what a CUDA graph refuses, so that the tests above mean that the step asks for nothing."""
+    choose = TokenStep.choose
+    monkeypatch.setattr(TokenStep, "choose", lambda self, *rest: choose(self, *rest) if bool(self.alive.any()) else None)
+    lm = looping(tape)
+    filtered(lm, steps=1)
+    assert "not permitted when stream is capturing" in lm._device_loop.graphs.failure
+
+
+def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
+    """A token step on a device that holds no data: the number of operations. All that the host asks of it fails."""
+    meta = torch.device("meta")
+    lm = TransformersLM(causal_lm(**({"vocab_size": vocabulary} if vocabulary else {})), tokenizer())
+    automaton = copy.copy(lm.stop_automaton(options.stop))
+    automaton.table = automaton.table.to(meta)
+    eos_ids, config = lm.eos_ids.to(meta), lm.model.to(meta).config
+    engine = PrefixEngine(
+        lm._engine.forward, name="lm", tokens_counter="t", num_layers=config.num_hidden_layers, max_length=64, cache_bytes=0, device=meta
+    )
+    slab, step = engine.pool.take(None), TokenStep(8, 16, meta)
+    slab.reserve(8, 40)
+    step.begin(torch.zeros(6, 16, dtype=torch.float64, device=meta), torch.zeros(6, dtype=torch.long, device=meta))
+    with torch.no_grad(), OneDevice("meta") as one:
+        logits = step.advance(engine, slab, 8, 64)
+        step.choose(logits, options, automaton, eos_ids)
+    return one.operations
+
+
+@pytest.mark.parametrize("vocabulary", [0, 3000])
+@pytest.mark.parametrize("options", [OPTIONS, StepOptions(temperature=0.7, top_p=0.9, top_k=40)], ids=["plain", "warped"])
+def test_a_token_step_needs_nothing_of_the_host(options: StepOptions, vocabulary: int):
+    assert run_without_data(options, vocabulary) > 100
+
+
+def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    place = KVSlab.place
+
+    def placed(self: KVSlab, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
+        mask = place(self, rows, positions, stop)
+        return mask & (torch.tensor(0) <= positions[..., None, None])
+
+    monkeypatch.setattr(KVSlab, "place", placed)
+    with pytest.raises(RuntimeError, match="works with a tensor on cpu"):
+        run_without_data(OPTIONS)
+
+
+def test_numbers_of_lanes_are_rounded_up_a_little():
+    some = {1: 1, 2: 2, 3: 4, 5: 8, 9: 16, 16: 16, 17: 24, 25: 32, 33: 48, 49: 64, 64: 64, 65: 96, 200: 256}
+    assert {lanes: padded(lanes) for lanes in some} == some
+    assert all(lanes <= padded(lanes) < 2 * lanes for lanes in range(1, 500))
+
+
+def test_the_loop_is_for_accelerators_unless_asked_for():
+    assert language_model()._device_loop is None
+    asked = language_model(device_loop=True)._device_loop
+    assert asked is not None and asked.graphs is None
+
+
+def test_a_model_without_a_slab_has_no_loop():
+    model = causal_lm()
+    model._supports_attention_backend = False
+    with pytest.raises(
+        ValueError, match=r"device_loop=True needs the cache of this package, which Qwen2ForCausalLM is without: it does not"
+    ):
+        TransformersLM(model, tokenizer(), device_loop=True)
+    assert TransformersLM(model, tokenizer())._device_loop is None
+
+
+def stale_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of the first token is used for all."""
+    masks: dict[Any, Tensor] = {}
+    place = KVSlab.place
+
+    def first_mask(self: KVSlab, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
+        return masks.setdefault((positions.shape, stop), place(self, rows, positions, stop))
+
+    monkeypatch.setattr(KVSlab, "place", first_mask)
+
+
+def wrong_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are rounded down."""
+    advance = TokenStep.advance
+    monkeypatch.setattr(
+        TokenStep, "advance", lambda self, engine, slab, lanes, stop: advance(self, engine, slab, lanes, max(32, stop - 32))
+    )
+
+
+def write_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens leave a gap of one column behind the text."""
+    advance = TokenStep.advance
+
+    def late(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
+        slab.lengths[:lanes] += 1
+        logits = advance(self, engine, slab, lanes, stop)
+        slab.lengths[:lanes] -= 1
+        return logits
+
+    monkeypatch.setattr(TokenStep, "advance", late)
+
+
+def lengths_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token is written over the one before."""
+    advance = TokenStep.advance
+
+    def standing(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
+        before = slab.lengths.clone()
+        logits = advance(self, engine, slab, lanes, stop)
+        slab.lengths.copy_(before)
+        return logits
+
+    monkeypatch.setattr(TokenStep, "advance", standing)
+
+
+def rows_forget_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes are dropped from the slab, and not from the tensors beside it."""
+    monkeypatch.setattr(TokenStep, "take", lambda self, rows: None)
+
+
+def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states of the stop automaton do not move with their lanes."""
+    take = TokenStep.take
+
+    def take_without(self: TokenStep, rows: Tensor) -> None:
+        before = self._state.clone()
+        take(self, rows)
+        self._state.copy_(before)
+
+    monkeypatch.setattr(TokenStep, "take", take_without)
+
+
+def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = TokenStep.begin
+    monkeypatch.setattr(TokenStep, "begin", lambda self, uniforms, room: begin(self, uniforms, torch.full_like(room, 10**6)))
+
+
+def graphs_outlive_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings are kept when the slab gets other tensors."""
+    monkeypatch.setattr(KVSlab, "version", property(lambda self: 0, lambda self, value: None), raising=False)
+
+
+def one_bucket_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording is used for every number of columns."""
+    run = step_graphs.StepGraphs.run
+    monkeypatch.setattr(step_graphs.StepGraphs, "run", lambda self, slab, key, body: run(self, slab, (key[0], 0, *key[2:]), body))
+
+
+def column_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of the token is a number of the host, which a recording keeps for ever."""
+    choose = TokenStep.choose
+
+    def frozen(self: TokenStep, *rest: Any) -> None:
+        self._host = getattr(self, "_host", -1) + 1
+        self._column.fill_(self._host % self.width)
+        choose(self, *rest)
+
+    monkeypatch.setattr(TokenStep, "choose", frozen)
+
+
+EITHER: list[Any] = [
+    stale_mask,
+    wrong_bucket,
+    write_behind_the_end,
+    lengths_stand_still,
+    rows_forget_their_slots,
+    stop_states_stay_in_place,
+    room_is_unbounded,
+]
+REPLAYED: list[Any] = [graphs_outlive_their_memory, one_bucket_for_all, column_on_the_host]
+
+
+def name(value: Any) -> str:
+    return "as it is" if value is None else str(value.__name__)
+
+
+@pytest.mark.parametrize(("mutant", "capture"), [*((m, None) for m in EITHER), *((m, tape) for m in EITHER + REPLAYED)], ids=name)
+def test_mutants_are_told_apart(mutant: Callable[[pytest.MonkeyPatch], None], capture: Any, monkeypatch: pytest.MonkeyPatch):
+    # Delimiters of two letters: most lanes are in the middle of one when others are dropped.
+    stops = ("1", "0", *(first + second for first in "aeiourstn" for second in string.ascii_lowercase))
+    options = StepOptions(stop=stops, max_tokens=28)
+    right = expected(options, 70)
+    lm = looping(capture, max_length=70)
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        for _ in range(1 + (mutant is graphs_outlive_their_memory)):  # again in the memory of the first run
+            assert_same(filtered(lm, options), right)

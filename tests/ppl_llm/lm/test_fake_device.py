@@ -1,0 +1,352 @@
+"""Models on a device that is none: everything that a user runs gives what it gives on the CPU, and nothing of the host meets the device.
+
+What is not seen here is what only a real device can do: its kernels, streams and graphs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ppl_llm import (
+    PAD,
+    PRESETS,
+    SMC,
+    JudgeReward,
+    LookAhead,
+    ProductReward,
+    ReasoningModel,
+    SelfCertainty,
+    StepProposal,
+    TransformersLM,
+    TransformersORM,
+    TransformersPRM,
+    reasoning,
+)
+from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference.util import safe_file
+from ppl_llm.kv_cache import attention as packed_attention
+from ppl_llm.kv_cache import segment_batches
+from ppl_llm.lm import transformers_lm
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding import device_batch
+from ppl_llm.lm.decoding.cuda_graphs import CudaCapture
+from ppl_llm.lm.decoding.side_stream import SideStream
+from ppl_llm.reward.calibration import CalibratedReward, Calibration
+from ppl_llm.reward.prm import transformers_prm
+from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.fake_device import DEVICE, OnDevice, PretendedDevice, move, on_device, put
+from tests.helpers.tiny_models import causal_lm, reward_net, tokenizer
+from tests.helpers.tiny_prms import WRITE
+from tests.ppl_llm.lm.decoding.test_device_loop import OPTIONS, filtered
+from tests.ppl_llm.lm.decoding.test_joint_decoding import assert_same, programs
+from tests.ppl_llm.programs.test_one_program import POSTERIORS, SEARCHES
+from tests.ppl_llm.reward.test_transformers_orm import make as classifier
+
+PROBLEM = "What is 12 + 30?"
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and graphs cannot be pretended: work is done at once, and captures fail, which changes no result."""
+
+    def fail(self: CudaCapture, body: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("there is no device")
+
+    monkeypatch.setattr(CudaCapture, "__call__", fail)
+    monkeypatch.setattr(device_batch, "SideStream", lambda device: SideStream(torch.device("cpu")))
+
+
+def placed(model: Any) -> Any:
+    """A model on the device, which transformers would take for one that has no weights yet."""
+    move(model).get_input_embeddings()._hf_hook = SimpleNamespace(execution_device=DEVICE)
+    return model
+
+
+class Place:
+    """Where models are made: on the CPU, or on the device, there with or without the loop for devices."""
+
+    def __init__(self, there: bool, device_loop: bool = False) -> None:
+        self.there, self.device_loop = there, device_loop
+
+    def put(self, model: Any) -> Any:
+        return placed(model) if self.there else model
+
+    @contextmanager
+    def loading(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """For a while, what a module loads is put there."""
+        load = module.load
+
+        def there(*arguments: Any, **options: Any) -> tuple[Any, Any]:
+            model, report = load(*arguments, **options)
+            return self.put(model), report
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "load", there)
+            yield
+
+    def lm(self) -> TransformersLM:
+        return TransformersLM(self.put(causal_lm(max_position_embeddings=200)), tokenizer(), device_loop=self.device_loop)
+
+    def prm(self) -> TransformersPRM:
+        return TransformersPRM(self.put(reward_net()), tokenizer())
+
+    def model(self, preset: Any = "exact", prm: Any = None, **options: Any) -> ReasoningModel:
+        return reasoning(self.lm(), prm or self.prm(), preset, **{"max_steps": 3, "max_tokens": 12, **options})
+
+
+HERE, THERE, LOOP = Place(False), Place(True), Place(True, device_loop=True)
+EITHER_LOOP = pytest.mark.parametrize("place", [THERE, LOOP], ids=["the ordinary loop", "the loop for devices"])
+Scenario = Callable[[Place], Any]
+
+
+def plain(value: Any) -> Any:
+    """Tensors of the device as those of the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def compare(scenario: Scenario, place: Place) -> PretendedDevice:
+    """Run it here and there."""
+    pyro.set_rng_seed(0)
+    expected = scenario(HERE)
+    with PretendedDevice() as device:
+        pyro.set_rng_seed(0)
+        found = plain(scenario(place))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True)
+    return device
+
+
+def summary(posterior: Any) -> dict[str, Any]:
+    """What there is to a posterior, texts included."""
+    texts = posterior.value.text
+    found = {"texts": [ord(letter) for text in texts for letter in text], "log_weights": posterior.log_weights}
+    return (
+        found
+        | {f"site {name}": value for name, value in posterior.sites.items()}
+        | {"best": max(p for _, p in posterior.answers().probs.items())}
+    )
+
+
+@EITHER_LOOP
+@pytest.mark.parametrize(("options"), [OPTIONS, StepOptions(stop=("a", ".\n\n"), max_tokens=20, temperature=0.7, top_p=0.9, top_k=40)])
+def test_steps(place: Place, options: StepOptions):
+    device = compare(lambda place: [list(sample) for sample in filtered(place.lm(), options)], place)
+    assert device.operations > 1000
+
+
+ALGORITHMS = [each[:3] for each in POSTERIORS if each[0].__name__ != "Enumeration"] + [(*each, ()) for each in SEARCHES]
+
+
+def name_of(value: Any) -> str | None:
+    return value.__name__ if isinstance(value, type) else ", ".join(value) if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize(("algorithm", "arguments", "run"), ALGORITHMS, ids=name_of)
+def test_every_algorithm(algorithm: Any, arguments: dict[str, Any], run: tuple[int, ...]):
+    few = {name: min(value, 5) if name == "num_particles" else value for name, value in arguments.items()}
+
+    def scenario(place: Place) -> Any:
+        return summary(algorithm(place.model(), **few).run(*[min(each, 3) for each in run], PROBLEM))
+
+    compare(scenario, THERE)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset(preset: str):
+    compare(lambda place: summary(SMC(place.model(preset), 4, ess_threshold=1.0).run(PROBLEM)), THERE)
+
+
+def test_a_plate_of_problems_with_an_audit():
+    problems = [PROBLEM, "7 * 6"]
+    compare(lambda place: SMC(place.model(), 4, max_plate_nesting=1, audit=True).run(problems).log_evidence, LOOP)
+
+
+def several_at_once(place: Place) -> Any:
+    lm = place.lm()
+    run = on_device if place.there else lambda program: program
+    return run_concurrently([run(program) for program in programs(lm)], seeds=range(5))
+
+
+@EITHER_LOOP
+def test_programs_that_share_a_batch(place: Place):
+    pyro.set_rng_seed(0)
+    expected = several_at_once(HERE)
+    with PretendedDevice():
+        found = plain(several_at_once(place))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("family", WRITE)
+def test_every_family_of_reward_models(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _, write = WRITE[family]
+    path = write(tmp_path / family)
+
+    def scenario(place: Place) -> Any:
+        with place.loading(transformers_prm, monkeypatch):
+            prm = TransformersPRM.from_pretrained(path)
+        pyro.set_rng_seed(0)
+        posterior = SMC(place.model(prm=prm), 4).run(PROBLEM)
+        return [summary(posterior), prm.whole_log_odds(posterior.value)]
+
+    compare(scenario, THERE)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "bert"])
+def test_other_rewards(kind: str):
+    def scenario(place: Place) -> Any:
+        model, tokens = classifier(kind)
+        orm = TransformersORM(place.put(model), tokens, partial=True)
+        context = SMC(place.model(), 4).run(PROBLEM).value
+        calibrated = CalibratedReward(place.prm(), Calibration(2.0, 0.3))
+        rewards = [orm, SelfCertainty(), SelfCertainty("entropy"), calibrated, ProductReward([place.prm(), calibrated])]
+        rewards.append(JudgeReward(place.lm(), yes=5, no=9, partial=True))
+        return [reward.step_log_odds(context) for reward in rewards]
+
+    compare(scenario, THERE)
+
+
+def test_proposals_and_looking_ahead():
+    def scenario(place: Place) -> Any:
+        model = place.model()
+        proposed = SMC(model, 4, proposals=StepProposal(temperature=1.3)).run(PROBLEM)
+        ahead = SMC(model, 4, ess_threshold=1.0, selection=LookAhead.of(model)).run(PROBLEM)
+        return [summary(proposed), summary(ahead)]
+
+    compare(scenario, THERE)
+
+
+def test_slices_files_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    there: list[bool] = []
+    write, read = safe_file.write, safe_file.read
+
+    def written(path: Path, kind: str, version: int, content: Any) -> None:
+        there[:] = [isinstance(leaf, OnDevice) for leaf in tree_leaves(content)]
+        write(path, kind, version, plain(content))
+
+    def back(*arguments: Any) -> Any:
+        """torch.load puts tensors where they were, if it knows that device."""
+        leaves, spec = tree_flatten(read(*arguments))
+        return tree_unflatten([put(leaf) if was else leaf for leaf, was in zip(leaves, there, strict=True)], spec)
+
+    monkeypatch.setattr(safe_file, "write", written)
+    monkeypatch.setattr(safe_file, "read", back)
+
+    def scenario(place: Place) -> Any:
+        smc = SMC(place.model(), 4, ess_threshold=0.9)
+        states = list(smc.iterate(PROBLEM))
+        states[0].save(tmp_path / "state")
+        resumed = smc.resume(tmp_path / "state", PROBLEM)
+        resumed.to_html(tmp_path / "page.html")
+        return [summary(states[-1]), summary(resumed), resumed.ess, resumed.ancestors]
+
+    compare(scenario, THERE)
+    assert any(there) and not all(there)
+
+
+def test_attention_in_batches_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed_attention, "worth_padding", lambda query: query.device.type != "cpu")
+    attended: list[str] = []
+    batches = segment_batches.batches
+    monkeypatch.setattr(
+        segment_batches, "batches", lambda segments: (attended.append(segments.positions.device.type), batches(segments))[1]
+    )
+    compare(lambda place: summary(SMC(place.model(), 4).run(PROBLEM)), LOOP)
+    assert set(attended) == {DEVICE.type}
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral sliding"])
+def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = ARCHITECTURES[name].write(tmp_path)
+
+    def scenario(place: Place) -> Any:
+        with place.loading(transformers_lm, monkeypatch):
+            lm = TransformersLM.from_pretrained(path, max_length=64)
+        pyro.set_rng_seed(0)
+        assert not lm.fallback
+        return [list(sample) for sample in filtered(lm, StepOptions(stop="a", max_tokens=8), steps=2)]
+
+    compare(scenario, THERE)
+
+
+def waits(place: Place, tokens: int) -> int:
+    """How often the host waits in a step of so many tokens, the prompt being there."""
+    with PretendedDevice() as device:
+        lm = place.lm()
+        lm.eos_ids.fill_(PAD)
+        context = lm.start(PROBLEM)
+        for _ in range(2):
+            device.waits.clear()
+            lm.sample_step(context, torch.Size((12,)), StepOptions(stop=(), max_tokens=tokens))
+        return len(device.waits)
+
+
+def test_the_host_waits_once_in_eight_tokens():
+    assert waits(LOOP, 33) - waits(LOOP, 1) == 4
+    assert waits(THERE, 33) - waits(THERE, 1) == 4  # after the first of each eight, none of which is the last
+
+
+def test_the_host_waits_seldom_for_a_whole_round():
+    """Sampling, scoring, weights and resampling of a filter, apart from looks at the lanes and what it takes to drop some."""
+    with PretendedDevice() as device:
+        model = LOOP.model(max_steps=4, max_tokens=1)
+        SMC(model, 6, ess_threshold=1.0).run(PROBLEM)
+        device.waits.clear()
+        SMC(model, 6, ess_threshold=1.0).run(PROBLEM)
+        assert len(device.waits) <= 4 * 30
+
+
+def test_the_device_refuses_what_a_real_one_would():
+    with PretendedDevice() as device:
+        there, here = put(torch.arange(3.0)), torch.arange(3.0)
+        for meet in (
+            lambda: there + here,
+            lambda: torch.cat([here, there]),
+            lambda: here[put(torch.tensor([0]))],
+            lambda: there.index_put((torch.tensor([0]),), torch.ones(1)),
+            lambda: there.gather(0, torch.tensor([0])),
+            lambda: torch.where(there > 0, here, 0.0),
+        ):
+            with pytest.raises(RuntimeError, match="on one device"):
+                meet()
+        assert not device.waits
+        # As with a real one: numbers, tensors without dimensions, and indices may come from the host.
+        assert (there + 1 + torch.tensor(1.0))[torch.tensor([2])].tolist() == [4.0]
+        there[1:] = torch.tensor(7.0)
+        there[[0]] = torch.tensor([5.0], device=DEVICE)
+        assert there.cpu().tolist() == [5.0, 7.0, 7.0]
+        assert isinstance(torch.rand(2, device=DEVICE), OnDevice) and not isinstance(there.cpu(), OnDevice)
+        assert int(there[0]) == 5 and bool((there > 0).all())
+        assert len(device.waits) == 5
+
+
+def table_on_the_host(lm: TransformersLM) -> None:
+    automaton = copy.copy(lm.stop_automaton(OPTIONS.stop))
+    automaton.table = automaton.table.cpu()
+    lm._automata[OPTIONS.stop] = automaton
+
+
+def ends_on_the_host(lm: TransformersLM) -> None:
+    lm._slab_engine.pool.take(None).lengths = torch.zeros(0, dtype=torch.long)
+
+
+@pytest.mark.parametrize("fault", [table_on_the_host, ends_on_the_host])
+def test_what_lies_on_the_host_is_noticed(fault: Callable[[TransformersLM], None]):
+    with PretendedDevice():
+        lm = THERE.lm()
+        fault(lm)
+        with pytest.raises(RuntimeError, match="on one device"):
+            filtered(lm)

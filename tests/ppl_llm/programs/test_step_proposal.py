@@ -1,0 +1,228 @@
+"""StepProposal: weights p / q of every possible trajectory against plain arithmetic, for another model, temperature and prompt."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ppl_llm import PAD, SMC, Context, Importance, LLMStep, StepProposal, TabularLM, reasoning
+from ppl_llm.lm.base import StepOptions, StepSample
+from ppl_llm.programs.step_proposal import moved
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, SYMBOLS, TEMPERATURE, solve, trajectories
+
+_generator = torch.Generator().manual_seed(11)
+DRAFT = torch.randn(4, 4, 4, generator=_generator, dtype=torch.float64)
+"""A model of order two: what it writes depends on the prompt for two tokens."""
+
+
+class ListedLM(TabularLM):
+    """Draws given steps, lane by lane, and tells their probability."""
+
+    steps: Tensor
+    round: int = 0
+
+    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
+        tokens = self.steps[self.round].expand(*lanes, -1)
+        self.round += 1
+        return StepSample(tokens, self.step_log_prob(context, tokens, options))
+
+
+def listed() -> Tensor:
+    """``[MAX_STEPS, trajectories, MAX_TOKENS]``: the steps of every trajectory of tests/helpers/reasoning.py."""
+    steps = torch.full((len(trajectories()), MAX_STEPS, MAX_TOKENS), PAD)
+    for row, (tokens, *_) in zip(steps, trajectories(), strict=True):
+        place = t = 0
+        for v in tokens:
+            row[t, place] = v
+            place += 1
+            if v in (2, 3) or place == MAX_TOKENS:
+                t, place = t + 1, 0
+    return steps.transpose(0, 1)
+
+
+def proposal_mass(tokens: tuple[int, ...], logits: Tensor, temperature: float, prompt: str) -> float:
+    """q(x) in plain Python."""
+    order = logits.dim() - 1
+    probs = (logits / temperature).softmax(-1)
+    text = [SYMBOLS.index(symbol) for symbol in prompt]
+    mass = 1.0
+    for v in tokens:
+        mass *= float(probs[(*text[-order:], v)])
+        text.append(v)
+    return mass
+
+
+CASES: dict[str, tuple[Tensor, float, str | None]] = {
+    "temperature": (LM.logits, 2.0, None),
+    "language model": (DRAFT, TEMPERATURE, "ba"),
+    "prompt": (LM.logits, TEMPERATURE, "bb"),
+    "all": (DRAFT, 0.8, "bab"),
+}
+
+
+def proposal(name: str) -> StepProposal:
+    logits, temperature, prompt = CASES[name]
+    lm = ListedLM(logits, SYMBOLS, eos="$")
+    lm.steps, lm.round = listed(), 0
+    return StepProposal(lm, temperature=temperature, prompt=None if prompt is None else lambda _: prompt)
+
+
+def weights_of_all(name: str, mutate: Any = lambda proposal: proposal) -> tuple[Tensor, Tensor, Tensor]:
+    """q(x), the log-weight of the engine, and that of plain arithmetic, for every trajectory x."""
+    logits, temperature, prompt = CASES[name]
+    posterior = Importance(solve, len(trajectories()), proposals=mutate(proposal(name)), audit=True).run("a")
+    assert posterior.audit is not None and posterior.audit.error == 0.0
+    q = [proposal_mass(tokens, logits, temperature, prompt or "a") for tokens, *_ in trajectories()]
+    likelihood = [-sum(math.log1p(math.exp(-s)) for s in z) for _, _, _, z, _ in trajectories()]
+    prior = [math.log(p) for _, _, p, _, _ in trajectories()]
+    expected = [lp - math.log(qx) + ll for lp, qx, ll in zip(prior, q, likelihood, strict=True)]
+    return torch.tensor(q, dtype=torch.float64), posterior.log_weights, torch.tensor(expected, dtype=torch.float64)
+
+
+def evidence() -> float:
+    return sum(p * math.prod(1 / (1 + math.exp(-s)) for s in z) for _, _, p, z, _ in trajectories())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_of_every_trajectory_are_exact(name: str) -> None:
+    """Log-weights to the rounding of float32 log-probabilities; E_q[w] over all trajectories is the evidence to 1e-6."""
+    q, found, expected = weights_of_all(name)
+    assert float(q.sum()) == pytest.approx(1.0, abs=1e-9)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-6)
+    assert float((q * found.exp()).sum()) == pytest.approx(evidence(), rel=1e-6)
+
+
+class Forgotten(StepProposal):
+    """Proposed steps weighed as if the model had written them."""
+
+    def __call__(self, site: Any) -> Any:
+        fn = super().__call__(site)
+        if fn is not None:
+            fn.__class__ = _LikePrior
+            fn.prior = site["fn"]
+        return fn
+
+
+class _LikePrior(LLMStep):
+    prior: LLMStep
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = super().expand(batch_shape)
+        new.__class__, new.prior = _LikePrior, self.prior  # type: ignore[attr-defined]
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.prior.log_prob(value)
+
+
+class OldPrompt(StepProposal):
+    """Steps drawn after the new prompt, weighed after the old one."""
+
+    def __call__(self, site: Any) -> Any:
+        fn = super().__call__(site)
+        if fn is not None:
+            fn.__class__ = _LikePrior
+            o = fn.options
+            order = fn.context.lm.order
+            if order == 1:
+                fn.prior = LLMStep(site["fn"].context, o.stop, o.max_tokens, o.temperature)
+        return fn
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, Forgotten) for name in CASES] + [("prompt", OldPrompt)])
+def test_rejects_wrong_proposal_weights(name: str, wrong: type[StepProposal]) -> None:
+    """E_q[w] is wrong by more than 3 %."""
+
+    def mutate(right: StepProposal) -> StepProposal:
+        right.__class__ = wrong
+        return right
+
+    q, found, _ = weights_of_all(name, mutate)
+    assert abs(float((q * found.exp()).sum()) / evidence() - 1) > 0.03
+
+
+def test_proposals_are_not_truncated() -> None:
+    """A truncated q could not write what p can: with top_k = 1 it would have a single trajectory."""
+    pyro.set_rng_seed(0)
+    context = LM.start("a")
+    prior = LLMStep(context, ";", 2, top_k=2, top_p=0.9)
+    fn = StepProposal(temperature=1.5)({"fn": prior, "name": "step_0"})
+    assert fn is not None and (fn.options.top_p, fn.options.top_k, fn.options.temperature) == (1.0, None, 1.5)
+    truncated = reasoning(LM, PRM, stop=";", max_tokens=2, max_steps=2, top_k=2)
+    posterior = Importance(truncated, 4000, proposals=StepProposal(temperature=1.5), audit=True).run("a")
+    plain = Importance(truncated, 4000).run("a")
+    assert float(posterior.log_evidence.exp()) == pytest.approx(float(plain.log_evidence.exp()), rel=0.15)
+    assert float((posterior.log_weights == -torch.inf).float().mean()) > 0.1  # what p never writes has no weight
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_filters_with_proposals_are_unbiased(name: str) -> None:
+    """1500 filters of eight particles; false alarm 1e-6, standard error below 5 %."""
+    pyro.set_rng_seed(1)
+    logits, temperature, prompt = CASES[name]
+    lm = TabularLM(logits, SYMBOLS, eos="$")
+    guide = StepProposal(lm, temperature=temperature, prompt=None if prompt is None else lambda _: prompt)
+
+    def replicas() -> Context:
+        with pyro.plate("problems", 1500, dim=-1):
+            return solve(["a"] * 1500)
+
+    posterior = SMC(replicas, 8, ess_threshold=0.7, max_plate_nesting=1, proposals=guide).run()
+    z_hat = posterior.log_evidence.exp()
+    error = float(z_hat.std()) / math.sqrt(1500)
+    assert abs(float(z_hat.mean()) - evidence()) < 4.9 * error
+    assert error < 0.05 * evidence()
+
+
+def test_audit_of_a_filter_with_proposals() -> None:
+    pyro.set_rng_seed(2)
+    guide = StepProposal(TabularLM(DRAFT, SYMBOLS, eos="$"), prompt=lambda problem: "b" + problem)
+    posterior = SMC(solve, 60, ess_threshold=1.0, proposals=guide, audit=True).run("ba")
+    assert posterior.audit is not None and posterior.audit.error == 0.0
+    assert all(text.count("$") == 0 for text in posterior.value.text)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    problems=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3),
+    prefix=st.text("ab;", min_size=1, max_size=4),
+    steps=st.lists(st.lists(st.sampled_from(["a;", "b;", "ab", ";", "$"]), min_size=3, max_size=3), max_size=3),
+)
+def test_contexts_after_another_prompt(problems: list[str], prefix: str, steps: list[list[str]]) -> None:
+    """The same steps, ends and lanes that are done, as if they had been written after the other prompt."""
+    old, new = LM.start(problems), LM.start([prefix + problem for problem in problems])
+    root = new
+    for row in steps:
+        texts = row[: len(problems)]
+        tokens = torch.full((len(problems), 2), PAD)
+        for lane, text in enumerate(texts):
+            if not bool(old.done[lane]):
+                tokens[lane, : len(text)] = torch.tensor([SYMBOLS.index(symbol) for symbol in text])
+        old, new = old.extend(tokens, stop=";"), new.extend(tokens, stop=";")
+    found = moved(old, root)
+    for name in ("tokens", "lengths", "prompt_lengths", "ends", "reasons", "done", "problem_index"):
+        assert torch.equal(getattr(found, name), getattr(new, name)), name
+    assert found.text == old.text and found.steps == old.steps
+
+
+def test_proposals_leave_other_sites_alone() -> None:
+    import pyro.distributions as dist
+
+    assert StepProposal(temperature=2.0)({"fn": dist.Normal(0.0, 1.0), "name": "x"}) is None
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="StepProposal needs another lm, temperature or prompt"):
+        StepProposal()
+    with pytest.raises(ValueError, match=r"temperature must be positive, got 0\.0"):
+        StepProposal(temperature=0.0)
+    other = TabularLM(torch.zeros(3, 3), ["a", "b", "$"], eos="$")
+    with pytest.raises(ValueError, match=r"must have the same tokens as the model's: 3 tokens and end-of-text \[2\], here 4 and \[3\]"):
+        Importance(solve, 4, proposals=StepProposal(other)).run("a")
