@@ -37,7 +37,7 @@ from transformers import Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from ppl_llm import PAD, SMC, Context, TransformersLM, TransformersPRM, reasoning
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import run_concurrently
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
 from ppl_llm.reward.prm.networks import Qwen2PRM

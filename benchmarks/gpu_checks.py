@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from ppl_llm import PAD, Context, TransformersLM, TransformersPRM
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import run_concurrently
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
 from ppl_llm.reward.prm.networks import Qwen2PRM

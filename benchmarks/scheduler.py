@@ -19,7 +19,7 @@ import torch
 from common import Spread, in_turns, make_model, make_tokenizer, ratios, record, root, single_thread, table, words
 
 from ppl_llm import SMC, Context, LLMStep, barrier
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import run_concurrently
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 STOPS = 282

@@ -30,7 +30,8 @@ class TransformersPRM:
     difference log s_t - log s_{t-1} leaves the target p(x) s_T, ``odds`` is the memoryless weight of the released code.
 
     :param model: the network: a :class:`~ppl_llm.reward.prm.networks.Qwen2PRM`, a
-        :class:`~ppl_llm.reward.prm.skywork_prm.SkyworkPRM`, or for the families whose scores are next tokens a transformers causal language model.
+        :class:`~ppl_llm.reward.prm.skywork_prm.SkyworkPRM`, or for the families whose
+        scores are next tokens a transformers causal language model.
     :param tokenizer: its tokenizer.
     :param str family: ``qwen``, ``skywork``, ``math-shepherd`` or ``rlhflow``.
     :param bool whole_answer: score the answer so far as a single step.

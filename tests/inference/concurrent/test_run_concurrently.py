@@ -18,8 +18,7 @@ import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
-from ppl_llm.inference import SMC, CostMeter, ParticlePosterior, barrier, count
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import SMC, CostMeter, ParticlePosterior, barrier, count, run_concurrently
 from ppl_llm.inference.concurrent.program import current_program
 from ppl_llm.inference.util.process_state import ProcessState
 

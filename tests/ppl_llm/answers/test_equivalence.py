@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppl_llm import Importance, majority, weighted_majority
-from ppl_llm.inference import DiscreteMarginal
-from ppl_llm.inference.posterior import equivalence_classes as representatives
+from ppl_llm.inference import DiscreteMarginal, representatives
 from ppl_llm.programs.models import ReasoningModel
 from ppl_llm.programs.presets import PRESETS
 

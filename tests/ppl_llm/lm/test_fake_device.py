@@ -33,7 +33,7 @@ from ppl_llm import (
     TransformersPRM,
     reasoning,
 )
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.util import safe_file
 from ppl_llm.kv_cache import attention as packed_attention
 from ppl_llm.kv_cache import segment_batches

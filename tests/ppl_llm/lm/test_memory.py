@@ -13,7 +13,7 @@ import pyro
 import pytest
 
 from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import run_concurrently
 from ppl_llm.kv_cache.freed_memory import _malloc_trim, give_back
 from ppl_llm.programs.models import ReasoningModel
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import CostMeter
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import CostMeter, run_concurrently
 from ppl_llm.kv_cache import cache as kv_slab
 from ppl_llm.kv_cache import layer as slab_layer
 from ppl_llm.kv_cache.cache import KVSlab

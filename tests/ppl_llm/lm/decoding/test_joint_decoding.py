@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ppl_llm import SMC, Context, LLMStep, StepReward, barrier
 from ppl_llm.context import PAD
-from ppl_llm.inference import CostMeter
-from ppl_llm.inference.concurrent import run_concurrently
+from ppl_llm.inference import CostMeter, run_concurrently
 from ppl_llm.kv_cache import attention as packed_attention
 from ppl_llm.kv_cache import joint_pass, shared_prefix
 from ppl_llm.kv_cache import pool as slab_pool
