@@ -20,9 +20,9 @@ from common import VOCAB, Spread, make_model, make_tokenizer, ratios, record, ro
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
-from ppl_llm.context import Context, LaneMemo
+from ppl_llm.context_cache import CacheEntry, Context
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache.cache_keyword import cache_keyword
+from ppl_llm.kv_cache.support import cache_keyword
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 
@@ -45,7 +45,7 @@ class Filter:
         # The last token of a step has no keys yet.
         layers = [[states[:, :, :-1] for states in layer] for layer in random_layers(lm.model.config, lanes, length)]
         state = {"capacity": length, "tokens": self.context.tokens[:, :-1], "lengths": self.context.lengths - 1, "layers": layers}
-        self.context.memo[lm._key] = LaneMemo(lm._engine.pool.adopt(state), {"rows": torch.arange(lanes)})
+        self.context.cache_entries[lm._key] = CacheEntry(lm._engine.pool.adopt(state), {"rows": torch.arange(lanes)})
 
     def step(self) -> None:
         context = self.context.reorder(torch.randint(0, self.lanes, (self.lanes,)))

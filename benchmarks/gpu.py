@@ -91,8 +91,8 @@ class Bench:
             self.lm.sample_step(context, torch.Size((lanes,)), StepOptions(stop=(), max_tokens=number))
 
         loops = {"operation by operation": DeviceLoop(self.lm._engine, self.lm.eos_ids), "the ordinary loop": None}
-        if self.lm._device_loop is not None:
-            loops = {"CUDA graphs": self.lm._device_loop} | loops
+        if self.lm.device_loop is not None:
+            loops = {"CUDA graphs": self.lm.device_loop} | loops
         with no_end(self.lm):
             for way, loop in loops.items():
                 with using(self.lm, loop):
@@ -256,11 +256,12 @@ def attention(model: Any, name: str) -> Iterator[None]:
 @contextmanager
 def using(lm: TransformersLM, loop: DeviceLoop | None) -> Iterator[None]:
     """Another token loop for a while."""
-    before, lm._device_loop = lm._device_loop, loop
+    before = lm.device_loop
+    lm.use_device_loop(loop)
     try:
         yield
     finally:
-        lm._device_loop = before
+        lm.use_device_loop(before)
 
 
 @contextmanager

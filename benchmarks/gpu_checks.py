@@ -34,7 +34,7 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
     lm = TransformersLM(build(Qwen2ForCausalLM, name, device, torch.float32, DEPTH), tokenizer(name, 10), device_loop=True)
     loops = {"operation by operation": DeviceLoop(lm._engine, lm.eos_ids), "the ordinary loop": None}
     if device.type == "cuda":
-        loops = {"CUDA graphs": lm._device_loop} | loops
+        loops = {"CUDA graphs": lm.device_loop} | loops
     firsts, in_float32 = [], f"{name}: log-probability of a token in float32"
 
     def captured(loop: DeviceLoop | None) -> None:
@@ -46,17 +46,17 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
         return ((totals - expected).abs() / (context.lengths - context.prompt_lengths)).max()
 
     for way, loop in loops.items():
-        lm._device_loop = loop
+        lm.use_device_loop(loop)
         lm.release_caches()
         context, totals = _filtered(lm)
         yield _line(f"{in_float32}, {way}", error(context, totals), EXACT)
         captured(loop)
         firsts.append(context.tokens[:, int(context.prompt_lengths[0])])
     lm.release_caches()
-    lm._device_loop = next(iter(loops.values()))
+    lm.use_device_loop(next(iter(loops.values())))
     found = run_concurrently([lambda: _filtered(lm)] * 3)
     yield _line(f"{in_float32}, three programs in one batch", torch.stack([error(*each) for each in found]).max(), EXACT)
-    for batch in lm._device_batches:
+    for batch in lm._sampler.batches:
         captured(batch.loop)
     # The vocabulary is large and nearly uniform: a token is another one now and then, as its neighbour's rounding decides.
     same = (torch.stack(firsts) == firsts[0]).float().mean()

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ppl_llm import Context, TransformersPRM
-from ppl_llm.kv_cache.cache_keyword import cache_keyword
+from ppl_llm.kv_cache.support import cache_keyword
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.networks import Qwen2PRM
 
@@ -136,7 +136,7 @@ def compare(lanes: int, prefix: int, mean: int, repeats: int) -> list[dict[str, 
 
 def whole_traces(prm: TransformersPRM, context: Context) -> Tensor:
     prm.release_caches()
-    return prm.step_log_odds(replace(context, memo={}))[:, -1]
+    return prm.step_log_odds(replace(context, cache_entries={}))[:, -1]
 
 
 def main() -> None:

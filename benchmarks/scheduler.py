@@ -4,7 +4,7 @@ Step lengths are exponential with mean 29, cut off at 141. Every filter resample
 lockstep all filters wait for the slowest lane of all. The occupancy is the useful share of a batch over all passes that sample.
 
 ``python benchmarks/scheduler.py``, with ``--quick`` for a small case, with ``--device-loop`` by the loop for accelerators, whose batch is a
-slab of its own that lanes are copied to and from. Process CPU time on one thread, in turns.
+KV cache of its own that lanes are copied to and from. Process CPU time on one thread, in turns.
 """
 
 from __future__ import annotations

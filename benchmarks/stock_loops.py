@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, Qwen2ForCausalLM
 
-from ppl_llm.kv_cache.cache_keyword import cache_keyword
+from ppl_llm.kv_cache.support import cache_keyword
 
 _PAGE = 16
 """Tokens that continuous batching shares at a time; with its default of 256 each step would compute most of its prefix again."""

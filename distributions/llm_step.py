@@ -11,19 +11,19 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..lm.base import StepOptions, step_limits
+from ..lm.base import StepOptions, language_model, step_limits
 
 
 class LLMStep(TorchDistribution):
     """The next step of a context: tokens from a language model up to a delimiter, the end of the text or ``max_tokens``.
 
-    A value is a long tensor ``[*batch_shape, max_tokens]`` padded with -1. A lane that is done emits only padding, with log-probability
+    A value is a long tensor ``[*batch_shape, max_tokens]`` padded with -1. A sequence that is done emits only padding, with log-probability
     exactly 0. :meth:`log_prob` is that of the warped distribution that :meth:`sample` draws from, the end of the step included. The
     constructor does no work and :meth:`expand` is O(1).
 
     :param Context context: where the step starts; ``batch_shape`` is its own until a plate expands it.
     :param stop: delimiter string(s); the delimiter belongs to the step. Give the same to :meth:`Context.extend`.
-    :param int max_tokens: longest step; a longer one goes on in the next step.
+    :param int max_tokens: longest step; a longer one continues in the next step.
     :param float temperature: divides the logits.
     :param float top_p: nucleus sampling, after ``top_k``.
     :param int top_k: sampling from the most probable tokens only.
@@ -59,7 +59,7 @@ class LLMStep(TorchDistribution):
 
     @property
     def has_enumerate_support(self) -> bool:
-        return self.context.lm.enumerable
+        return language_model(self.context).enumerable
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> LLMStep:
         new = LLMStep.__new__(LLMStep)
@@ -67,26 +67,26 @@ class LLMStep(TorchDistribution):
         return new
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
-        lanes = torch.Size(sample_shape) + self.batch_shape
-        tokens, log_probs = self.context.lm.sample_step(self.context, lanes, self.options)
+        batch_shape = torch.Size(sample_shape) + self.batch_shape
+        tokens, log_probs = language_model(self.context).sample_step(self.context, batch_shape, self.options)
         self._drawn = tokens, log_probs
         return tokens
 
-    def sample_where(self, lanes: Tensor) -> Tensor:
-        """A step for each of some lanes ``[*batch_shape]``; the others cost nothing and get padding."""
+    def sample_where(self, chosen: Tensor) -> Tensor:
+        """A step where ``chosen [*batch_shape]``; the other sequences cost nothing and get padding."""
         context = self.context.expand(torch.broadcast_shapes(self.batch_shape, self.context.batch_shape))
-        skipping = replace(context, done=context.done | ~lanes.to(context.done.device).expand_as(context.done))
-        return context.lm.sample_step(skipping, self.batch_shape, self.options).tokens
+        skipping = replace(context, done=context.done | ~chosen.to(context.done.device).expand_as(context.done))
+        return language_model(context).sample_step(skipping, self.batch_shape, self.options).tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._drawn is not None and value is self._drawn[0] and self._drawn[1] is not None:
             return self._drawn[1]
-        lanes = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return self.context.lm.step_log_prob(self.context, value.expand(*lanes, value.shape[-1]), self.options)
+        batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return language_model(self.context).step_log_prob(self.context, value.expand(*batch_shape, value.shape[-1]), self.options)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Every step that is possible in some lane: ``[K, *batch_shape or 1s, max_tokens]``; for enumerable models only."""
-        lm = self.context.lm
+        """Every step that is possible for some sequence: ``[K, *batch_shape or 1s, max_tokens]``; for enumerable models only."""
+        lm = language_model(self.context)
         if not lm.enumerable:
             raise NotImplementedError(f"the steps of {type(lm).__name__} cannot be listed; use a TabularLM for exact enumeration")
         values = lm.enumerate_steps(self.context, self.options)  # type: ignore[attr-defined]

@@ -18,10 +18,10 @@ STEERING = ("difference", "max", "sum")
 
 
 def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log of the aggregated score s_t of every prefix: ``[*lanes, T]``.
+    """Log of the aggregated score s_t of every prefix: ``[*batch_shape, T]``.
 
-    :param Tensor z: ``[*lanes, T]`` log-odds of the steps.
-    :param Tensor real: ``[*lanes, T]`` steps that the lane really took.
+    :param Tensor z: ``[*batch_shape, T]`` log-odds of the steps.
+    :param Tensor real: ``[*batch_shape, T]`` steps that the sequence really took.
     :param str aggregation: ``last``, ``prod``, ``min`` or ``mean``.
     """
     log_r = logsigmoid(z)
@@ -35,7 +35,7 @@ def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
 
 
 def running_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log-odds of the aggregated score of every prefix: ``[*lanes, T]``; exact where it is a single step's."""
+    """Log-odds of the aggregated score of every prefix: ``[*batch_shape, T]``; exact where it is a single step's."""
     if aggregation == "last":
         return z
     if aggregation == "min":
@@ -45,17 +45,17 @@ def running_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
 
 
 def prefix_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log of the aggregated score s_T of all steps: ``[*lanes]``; arguments as for :func:`running_log_score`."""
+    """Log of the aggregated score s_T of all steps: ``[*batch_shape]``; arguments as for :func:`running_log_score`."""
     return running_log_score(z, real, aggregation)[..., -1]
 
 
 def prefix_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
-    """Log-odds of the aggregated score of all steps: ``[*lanes]``."""
+    """Log-odds of the aggregated score of all steps: ``[*batch_shape]``."""
     return running_log_odds(z, real, aggregation)[..., -1]
 
 
 def steering_log_factor(potential: str, scaled: Tensor, terminal: Tensor) -> Tensor:
-    """``log G_T`` of the last of T steps: ``[*lanes]``.
+    """``log G_T`` of the last of T steps: ``[*batch_shape]``.
 
     ==============  =================================  =================
     potential       log G_t, t < T                     log G_T
@@ -65,11 +65,11 @@ def steering_log_factor(potential: str, scaled: Tensor, terminal: Tensor) -> Ten
     ``sum``         sum over s <= t of lambda r_s      see below
     ==============  =================================  =================
 
-    with ``r_0 = 0``. The terminal factor of ``max`` and ``sum`` is ``lambda r_T`` minus all ``log G_t`` before it. A lane whose weight is
-    zero already gets 0.
+    with ``r_0 = 0``. The terminal factor of ``max`` and ``sum`` is ``lambda r_T`` minus all ``log G_t`` before it. A sequence whose
+    weight is zero already gets 0.
 
-    :param Tensor scaled: ``[*lanes, T]``, lambda r_t.
-    :param Tensor terminal: ``[*lanes]``, lanes that take no further step.
+    :param Tensor scaled: ``[*batch_shape, T]``, lambda r_t.
+    :param Tensor terminal: ``[*batch_shape]``, sequences that take no further step.
     """
     last, before = scaled[..., -1], scaled[..., :-1]
     if potential == "difference":

@@ -70,16 +70,16 @@ class StepReward(TorchDistribution):
     ``odds``        logit(s_t) / T_s            p(x) prod_t odds(s_t)^(1/T_s), the released code's weight
     ==============  ==========================  ============================================================
 
-    ``max`` and ``sum`` are potentials of Feynman-Kac steering [1]: they favour lanes that were ever good, or always. On the step in
-    which a lane finishes, and in the last round, their factor makes up for all earlier ones, so that the product over steps is
-    exp(r_T / T_s). On lanes that had finished before this step the log-factor is exactly 0.
+    ``max`` and ``sum`` are potentials of Feynman-Kac steering [1]: they favour sequences that were ever good, or always. On the step in
+    which a sequence finishes, and in the last round, their factor makes up for all earlier ones, so that the product over steps is
+    exp(r_T / T_s). On sequences that had finished before this step the log-factor is exactly 0.
 
     :param RewardModel prm: the scorer; asked on first use, not by the constructor.
     :param Context context: after the step.
     :param str potential: see the table.
     :param float temperature: T_s; not for ``likelihood``.
     :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
-    :param str finished: ``neutral``, or ``repeat``: finished lanes get their last factor again at every step, as in the released code.
+    :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
     :param bool last_round: whether no round comes after this one, for ``max`` and ``sum``.
     :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
@@ -94,7 +94,7 @@ class StepReward(TorchDistribution):
     has_rsample = False
 
     score: Tensor | None = None
-    """``[*batch]``: probability that the last step is right, nan for lanes that took none; known once :meth:`log_prob` has been asked."""
+    """``[*batch_shape]``: probability that the last step is right, nan for sequences that took none; set by :meth:`log_prob`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The state of a reasoning program: the tokens of a batch of lanes, as an immutable value."""
+"""The state of a reasoning program: the tokens of a batch of sequences, as an immutable value."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .answers.voting import extract_answer
-from .context_cache import stored, waiting
-
-if TYPE_CHECKING:
-    from .lm.base import LanguageModel
+from .context_cache import CacheEntry, restored_entries, stored_entries
 
 PAD = -1
 """Padding of token tensors: never a token id."""
@@ -28,41 +25,59 @@ class StopReason(IntEnum):
     """Why a step ended."""
 
     FINISHED = 0
-    """The lane had finished before this step; the step is empty."""
+    """The sequence had finished before this step; the step is empty."""
     DELIMITER = 1
     END_OF_TEXT = 2
     LENGTH = 3
-    """``max_tokens`` was reached; the lane goes on."""
+    """``max_tokens`` was reached; the sequence continues."""
     CONTEXT_FULL = 4
-    """The model's context is full; the lane is finished."""
+    """The model's context is full; the sequence is finished."""
     PATTERN = 5
-    """The step's text matched ``finish``; the lane is finished."""
+    """The step's text matched ``finish``; the sequence is finished."""
 
 
-@dataclass(frozen=True)
-class LaneMemo:
-    """What a backend notes beside a context to find its caches again. Never needed for a correct result.
+class StopRule(Protocol):
+    def accepts(self, tokens: Tensor) -> Tensor:
+        """Whether steps ``[*batch_shape, M]`` padded with ``PAD`` contain a delimiter: ``[*batch_shape]``."""
+        ...
 
-    :param owner: anything, e.g. a weak reference to a cache.
-    :param dict lanes: tensors of shape ``[*batch, ...]``, carried along by every operation on the context.
+
+class ContextLM(Protocol):
+    """What a context asks of its language model.
+
+    :ivar int vocab_size: number of token ids.
+    :ivar int max_length: longest context in tokens.
+    :ivar Tensor eos_ids: token ids that end the text.
     """
 
-    owner: Any
-    lanes: dict[str, Tensor]
+    vocab_size: int
+    max_length: int
+    eos_ids: Tensor
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, without end-of-text tokens."""
+        ...
+
+    def stop_automaton(self, stop: str | tuple[str, ...]) -> StopRule:
+        """Recognises ``stop`` in a stream of tokens."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Context:
-    """Token contexts of a batch of lanes.
+    """Token contexts of a batch of sequences.
 
-    :ivar Tensor tokens: ``[*batch, L]``, right-padded with ``PAD``; prompt first.
-    :ivar Tensor lengths: ``[*batch]``, tokens of each lane.
-    :ivar Tensor ends: ``[*batch, T]``, length of the lane after each step; a finished lane repeats its length.
-    :ivar Tensor reasons: ``[*batch, T]``, a :class:`StopReason` for each step.
-    :ivar Tensor done: ``[*batch]``, lanes that have finished.
+    :ivar Tensor tokens: ``[*batch_shape, L]``, right-padded with ``PAD``; prompt first.
+    :ivar Tensor lengths: ``[*batch_shape]``, tokens of each sequence.
+    :ivar Tensor ends: ``[*batch_shape, T]``, length of the sequence after each step; a finished sequence repeats its length.
+    :ivar Tensor reasons: ``[*batch_shape, T]``, a :class:`StopReason` for each step.
+    :ivar Tensor done: ``[*batch_shape]``, sequences that have finished.
     """
 
-    lm: LanguageModel
+    lm: ContextLM
     problems: tuple[str, ...]
     problem_index: Tensor
     tokens: Tensor
@@ -71,11 +86,11 @@ class Context:
     ends: Tensor
     reasons: Tensor
     done: Tensor
-    memo: dict[Hashable, LaneMemo] = field(default_factory=dict)
+    cache_entries: dict[Hashable, CacheEntry] = field(default_factory=dict)
 
     @classmethod
-    def root(cls, lm: LanguageModel, problems: tuple[str, ...], prompts: list[list[int]], batched: bool) -> Context:
-        """A context that holds only prompts: one lane (``batch_shape == ()``), or one per problem.
+    def root(cls, lm: ContextLM, problems: tuple[str, ...], prompts: list[list[int]], batched: bool) -> Context:
+        """A context that holds only prompts: one sequence (``batch_shape == ()``), or one per problem.
 
         :param list prompts: token ids of each problem's prompt.
         :param bool batched: whether the batch dimension of problems exists.
@@ -100,22 +115,22 @@ class Context:
 
     @property
     def batch_shape(self) -> torch.Size:
-        """Shape of the batch of lanes; ``()`` for a single one."""
+        """Shape of the batch of sequences; ``()`` for a single one."""
         return self.lengths.shape
 
     @property
     def num_steps(self) -> int:
-        """Steps taken so far; all lanes run in lockstep."""
+        """Steps taken so far; the same number for all sequences."""
         return self.ends.shape[-1]
 
     @property
     def step_starts(self) -> Tensor:
-        """``[*batch, T]``, length of the lane before each step."""
+        """``[*batch_shape, T]``, length of the sequence before each step."""
         return torch.cat([self.prompt_lengths[..., None], self.ends], -1)[..., :-1]
 
     @property
     def advanced(self) -> Tensor:
-        """``[*batch]``: lanes that really took the last step, i.e. had not finished before it."""
+        """``[*batch_shape]``: sequences that really took the last step, i.e. had not finished before it."""
         if self.num_steps == 0:
             return torch.zeros_like(self.done)
         return self.reasons[..., -1] != StopReason.FINISHED
@@ -126,12 +141,11 @@ class Context:
         The reason why the step ended follows from its tokens, so that a conditioned or replayed step gets the reason it had when it was
         sampled.
 
-        :param Tensor step: ``[*lanes, max_tokens]``, padded with ``PAD``; the context is broadcast to ``lanes``.
+        :param Tensor step: ``[*batch_shape, max_tokens]``, padded with ``PAD``; the context is broadcast to ``batch_shape``.
         :param stop: the delimiter(s) the step was sampled with.
-        :param str finish: a regular expression; a lane whose step matches it is finished.
+        :param str finish: a regular expression; a sequence whose step matches it is finished.
         """
-        lanes = step.shape[:-1]
-        base = self.expand(torch.broadcast_shapes(lanes, self.batch_shape))
+        base = self.expand(torch.broadcast_shapes(step.shape[:-1], self.batch_shape))
         step = step.expand(*base.batch_shape, step.shape[-1]).to(base.tokens)
         counts = (step != PAD).sum(-1)
         ended = base.lengths + counts
@@ -144,8 +158,8 @@ class Context:
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None:
             matches = torch.zeros_like(reason, dtype=torch.bool)
-            for lane, start, end in grown._lane_ranges(base.lengths, ended):
-                matches[lane] = bool(re.search(finish, self.lm.decode(tokens[lane][start:end].tolist())))
+            for sequence, start, end in grown._ranges(base.lengths, ended):
+                matches[sequence] = bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = (reason == StopReason.END_OF_TEXT) | (reason == StopReason.CONTEXT_FULL) | (reason == StopReason.PATTERN)
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -161,39 +175,39 @@ class Context:
         return torch.where(base.done | (counts == 0), StopReason.FINISHED, reason)
 
     def reorder(self, index: Tensor) -> Context:
-        """Lane ``i`` becomes a copy of lane ``index[i]``.
+        """Sequence ``i`` becomes a copy of sequence ``index[i]``.
 
         :param Tensor index: ``[N, *plates]``: ancestors along the leftmost batch dimension, one set for each plate index.
         """
         if len(self.batch_shape) < index.dim():
-            return self  # not yet spread over particles: every lane is the same
+            return self  # not yet spread over particles: every sequence is the same
         shape = torch.broadcast_shapes(self.batch_shape, index.shape)
-        lanes = torch.broadcast_to(index, shape)
+        source = torch.broadcast_to(index, shape)
         return self.expand(shape)._map(
-            lambda t: t.gather(0, lanes.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t).to(t.device))
+            lambda t: t.gather(0, source.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t).to(t.device))
         )
 
     def select_plate(self, dim: int, i: int) -> Context:
         """Index ``i`` of the batch dimension ``dim``."""
-        return replace(self, memo={})._map(lambda tensor: tensor.select(dim, i if self.batch_shape[dim] > 1 else 0))
+        return replace(self, cache_entries={})._map(lambda tensor: tensor.select(dim, i if self.batch_shape[dim] > 1 else 0))
 
     def concatenate(self, others: list[Context]) -> Context:
-        """Lanes of several contexts of the same problems, along the leftmost batch dimension; a shorter run is padded with empty steps.
+        """Sequences of several contexts of the same problems, along the leftmost batch dimension; a shorter run is padded with empty steps.
 
         :raises ValueError: for contexts of other problems.
         """
         contexts = [self, *others]
         if any(other.problems != self.problems for other in others):
             raise ValueError("contexts of different problems cannot be joined")
-        width, rounds = max(c.tokens.shape[-1] for c in contexts), max(c.num_steps for c in contexts)
+        width, num_steps = max(c.tokens.shape[-1] for c in contexts), max(c.num_steps for c in contexts)
 
         def widened(context: Context) -> Context:
-            missing = rounds - context.num_steps
+            missing = num_steps - context.num_steps
             last = context.lengths[..., None].expand(*context.batch_shape, missing)
             pad = torch.nn.functional.pad
             return replace(
                 context,
-                memo={},
+                cache_entries={},
                 tokens=pad(context.tokens, (0, width - context.tokens.shape[-1]), value=PAD),
                 ends=torch.cat([context.ends, last], -1),
                 reasons=pad(context.reasons, (0, missing), value=StopReason.FINISHED),
@@ -212,48 +226,39 @@ class Context:
         )
 
     def expand(self, batch_shape: torch.Size | tuple[int, ...]) -> Context:
-        """Broadcast to a larger batch of lanes; notes that do not fit are forgotten."""
+        """Broadcast to a larger batch of sequences; cache entries that do not fit are dropped."""
         batch_shape = torch.Size(batch_shape)
-
-        def fits(memo: LaneMemo) -> bool:
-            shapes = [tensor.shape for tensor in memo.lanes.values()]
-            return all(shape[: len(batch_shape)] == batch_shape for shape in shapes)
-
-        kept = {key: memo for key, memo in self.memo.items() if fits(memo)}
+        kept = {key: entry for key, entry in self.cache_entries.items() if entry.fits(batch_shape)}
         if batch_shape == self.batch_shape:
-            return replace(self, memo=kept)
+            return replace(self, cache_entries=kept)
         ndim = len(self.batch_shape)
-        grown = replace(self, memo={})._map(lambda t: t.expand(*batch_shape, *t.shape[ndim:]))
-        return replace(grown, memo=kept)
+        grown = replace(self, cache_entries={})._map(lambda t: t.expand(*batch_shape, *t.shape[ndim:]))
+        return replace(grown, cache_entries=kept)
 
-    def __getitem__(self, lane: int) -> Context:
+    def __getitem__(self, sequence: int) -> Context:
         """One index of the leftmost batch dimension."""
         if not self.batch_shape:
-            raise IndexError("this context holds a single lane; there is no batch dimension to index")
-        fitting = {
-            k: m for k, m in self.memo.items() if all(t.shape[: len(self.batch_shape)] == self.batch_shape for t in m.lanes.values())
-        }
-        return replace(self, memo=fitting)._map(lambda tensor: tensor[lane])
+            raise IndexError("this context holds a single sequence; there is no batch dimension to index")
+        fitting = {key: entry for key, entry in self.cache_entries.items() if entry.fits(self.batch_shape)}
+        return replace(self, cache_entries=fitting)._map(lambda tensor: tensor[sequence])
 
     def __len__(self) -> int:
         if not self.batch_shape:
-            raise TypeError("this context holds a single lane and has no len()")
+            raise TypeError("this context holds a single sequence and has no len()")
         return self.batch_shape[0]
 
     def cache_state(self) -> dict[str, Any]:
-        """What backends know of these lanes (keys and values, scores), as plain values and tensors."""
-        return stored(self.memo)
+        """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
+        return stored_entries(self.cache_entries)
 
-    def restore_cache(self, notes: dict[str, Any]) -> Context:
+    def restore_cache(self, state: dict[str, Any]) -> Context:
         """The same context with what :meth:`cache_state` gave in another process."""
-        memo = {key: LaneMemo(owner, lanes) for key, (owner, lanes) in waiting(notes).items()}
-        return replace(self, memo={**self.memo, **memo})
+        return replace(self, cache_entries=self.cache_entries | restored_entries(state))
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Context:
-        memo = {key: replace(m, lanes={name: fn(tensor) for name, tensor in m.lanes.items()}) for key, m in self.memo.items()}
         return replace(
             self,
-            memo=memo,
+            cache_entries={key: entry.map(fn) for key, entry in self.cache_entries.items()},
             problem_index=fn(self.problem_index),
             tokens=fn(self.tokens),
             lengths=fn(self.lengths),
@@ -263,9 +268,9 @@ class Context:
             done=fn(self.done),
         )
 
-    def _lane_ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
-        lanes = [tuple(lane) for lane in torch.ones(self.batch_shape).nonzero().tolist()]
-        return list(zip(lanes, start.flatten().tolist(), end.flatten().tolist(), strict=True))
+    def _ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
+        indices = [tuple(sequence) for sequence in torch.ones(self.batch_shape).nonzero().tolist()]
+        return list(zip(indices, start.flatten().tolist(), end.flatten().tolist(), strict=True))
 
     def _nested(self, fn: Callable[[Context], Any]) -> Any:
         return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)
@@ -273,20 +278,20 @@ class Context:
     @property
     def problem(self) -> Any:
         """The problem's text; nested lists over the batch shape."""
-        return self._nested(lambda lane: self.problems[int(lane.problem_index)])
+        return self._nested(lambda sequence: self.problems[int(sequence.problem_index)])
 
     @property
     def text(self) -> Any:
         """What was generated after the prompt; nested lists over the batch shape."""
-        return self._nested(lambda lane: self.lm.decode(lane.tokens[int(lane.prompt_lengths) : int(lane.lengths)].tolist()))
+        return self._nested(lambda sequence: self.lm.decode(sequence.tokens[int(sequence.prompt_lengths) : int(sequence.lengths)].tolist()))
 
     @property
     def steps(self) -> Any:
         """The steps really taken, each a string; nested lists over the batch shape."""
 
-        def split(lane: Context) -> list[str]:
-            bounds = [int(lane.prompt_lengths), *lane.ends.tolist()]
-            tokens = lane.tokens.tolist()
+        def split(sequence: Context) -> list[str]:
+            bounds = [int(sequence.prompt_lengths), *sequence.ends.tolist()]
+            tokens = sequence.tokens.tolist()
             return [self.lm.decode(tokens[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
 
         return self._nested(split)
@@ -298,9 +303,9 @@ class Context:
         return self.lm.decode(value[value != PAD].tolist())
 
     def answers(self) -> Any:
-        """The answer extracted from each lane's text, ``None`` where there is none; nested lists over the batch shape."""
-        return self._nested(lambda lane: extract_answer(lane.text))
+        """The answer extracted from each sequence's text, ``None`` where there is none; nested lists over the batch shape."""
+        return self._nested(lambda sequence: extract_answer(sequence.text))
 
     def __repr__(self) -> str:
-        shape = "single lane" if not self.batch_shape else f"lanes {tuple(self.batch_shape)}"
+        shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"
         return f"Context({shape}, {self.num_steps} steps, {int(self.done.sum())} of {self.done.numel()} done)"

@@ -72,4 +72,4 @@ def flat_lanes(context: Context, lanes: Tensor) -> Context:
     :param Tensor lanes: ``[A]`` numbers of lanes, counted over the whole batch shape.
     """
     ndim = len(context.batch_shape)
-    return replace(context, memo={})._map(lambda tensor: tensor.reshape(-1, *tensor.shape[ndim:])[lanes])
+    return replace(context, cache_entries={})._map(lambda tensor: tensor.reshape(-1, *tensor.shape[ndim:])[lanes])

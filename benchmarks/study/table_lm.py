@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_llm.context import PAD, Context
-from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.decoder import StepTask
 from ppl_llm.lm.decoding.sampling import warp
 from ppl_llm.lm.transformers_lm import TransformersLM
 
@@ -30,41 +30,49 @@ class TableLM(TransformersLM):
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
         self.table = PrefixTable(model.model, model.lm_head)
+        self._source = self._sampler = TableSampler(self.table)
 
-    def release_caches(self) -> None:
+
+class TableSampler:
+    """Samples and scores steps by a table."""
+
+    batches_programs = False
+
+    def __init__(self, table: PrefixTable) -> None:
+        self._table = table
+
+    def release(self) -> None:
         """Nothing: the table holds what later work is sure to ask for."""
 
-    def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        lanes = active.numpy()
-        nodes = self.table.find(self._rows(context, active))
-        automaton = self.stop_automaton(options.stop)
-        table, eos = automaton.table.numpy(), self.eos_ids.numpy()
-        room = (self.max_length - context.lengths).flatten()[active].clamp(max=options.max_tokens).numpy()
-        uniforms, drawn = u.numpy(), tokens.numpy()
-        totals = np.zeros(len(lanes))
-        state, alive = np.zeros(len(lanes), dtype=np.int64), np.arange(len(lanes))
+    def sample(self, task: StepTask) -> None:
+        rows, options, automaton = task.active.numpy(), task.options, task.automaton
+        nodes = self._table.find(self._rows(task.context, task.active))
+        table, eos = automaton.table.numpy(), task.eos_ids.numpy()
+        room, uniforms, drawn = task.room[task.active].numpy(), task.uniforms.numpy(), task.tokens.numpy()
+        totals = np.zeros(len(rows))
+        state, alive = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
         for k in range(options.max_tokens):
             distinct, which = np.unique(nodes[alive], return_inverse=True)
-            token, log_prob = _draw(warp(self.table.outputs(distinct), options), which, uniforms[lanes[alive], k])
-            drawn[lanes[alive], k] = token
+            token, log_prob = _draw(warp(self._table.outputs(distinct), options), which, uniforms[rows[alive], k])
+            drawn[rows[alive], k] = token
             totals[alive] += log_prob
-            nodes[alive] = self.table.children(nodes[alive], token)
+            nodes[alive] = self._table.children(nodes[alive], token)
             state[alive] = table[state[alive], token]
             ended = (state[alive] == automaton.accept) | np.isin(token, eos) | (k + 1 >= room[alive])
             alive = alive[~ended]
             if len(alive) == 0:
                 break
-        log_probs[active] = torch.from_numpy(totals).to(log_probs)
+        task.log_probs[task.active] = torch.from_numpy(totals).to(task.log_probs)
 
-    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.arange(len(active)).split(_ROWS):
-            node = self.table.find(self._rows(context, active[rows]))
+            node = self._table.find(self._rows(context, active[rows]))
             columns = []
             for token in tokens[rows].numpy().T:
                 distinct, which = np.unique(node, return_inverse=True)
-                columns.append(self.table.outputs(distinct)[torch.from_numpy(which)])
+                columns.append(self._table.outputs(distinct)[torch.from_numpy(which)])
                 taken = token != PAD
-                node[taken] = self.table.children(node[taken], token[taken])
+                node[taken] = self._table.children(node[taken], token[taken])
             yield rows, torch.stack(columns, 1)
 
     @staticmethod

@@ -28,7 +28,7 @@ def load_lm(name: str, device: str | None = None, dtype: str | None = None) -> L
     :raises OSError: if it cannot be found or read.
     :raises ValueError: if it cannot be used.
     """
-    from ..lm.dtype import parse_dtype
+    from ..lm.loading import parse_dtype
     from ..lm.transformers_lm import TransformersLM
 
     return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype))
@@ -38,7 +38,7 @@ def load_prm(
     name: str, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None, family: str = "auto"
 ) -> RewardModel:
     """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
-    from ..lm.dtype import parse_dtype
+    from ..lm.loading import parse_dtype
     from ..reward.prm.transformers_prm import TransformersPRM
 
     return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)

@@ -92,7 +92,7 @@ class Settings:
 
         :raises ValueError: for options out of range, naming the option.
         """
-        from ..lm.dtype import parse_dtype
+        from ..lm.loading import parse_dtype
 
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")

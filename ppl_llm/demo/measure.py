@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..kv_cache.cache_keyword import cache_keyword
+from ..kv_cache.support import cache_keyword
 from .checker import check_steps, split_solution
 from .corpus import IGNORED, Labelled, batches_in_order, prm_example, prompt_of
 from .problems import LEVELS, Problem

@@ -18,7 +18,7 @@ from ..inference import (
     TemperedSMC,
 )
 from ..inference.util.names import unknown_name
-from ..lm.autoregressive import DecodingLM
+from ..lm.autoregressive import AutoregressiveLM
 from ..programs.models import ReasoningModel, reasoning
 
 _SWEEPS = 4
@@ -96,7 +96,7 @@ class Method:
 
 def independent(model: ReasoningModel, problems: list[str], budget: int) -> ParticlePosterior:
     """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
-    local = isinstance(model.lm, DecodingLM)
+    local = isinstance(model.lm, AutoregressiveLM)
     return Importance(model, budget, record_log_probs=local, max_plate_nesting=1).run(problems)
 
 

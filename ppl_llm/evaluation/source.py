@@ -9,7 +9,7 @@ from typing import Any
 
 from ..inference.util.names import unknown_name
 from ..lm.base import LanguageModel
-from ..lm.dtype import parse_dtype
+from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, get_preset, reasoning
 from ..remote.address import is_address
 from ..reward.base import RewardModel

@@ -12,11 +12,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .joint_pass import Parts
 from .packing import Segments
-from .segment_batches import attend_in_batches, worth_padding
-from .shared_prefix import shared_prefix_attention
 
 PACKED = "ppl_llm_packed"
 """Name under which transformers knows :func:`packed_sdpa`."""
+
+_MIN_SAVED = 1536
+"""Columns that must be saved, over all sequences: below it the second call costs more than it saves (measured on a CPU)."""
 
 
 def packed_sdpa(
@@ -44,10 +45,10 @@ def packed_sdpa(
     :param Tensor attention_mask: ``[A, 1, q, T]`` bool, shared by all heads; without one, causal where ``q == T``.
     :param float softcap: c of the scores c tanh(s / c) (Gemma 2).
     :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
-    :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a slab, and the mask is theirs.
-    :param int shared: leading columns in which all lanes have the same keys, which is of use where ``q`` is 1.
-    :param Parts parts: of lanes in several slabs: keys and values are only the new ones. Each knows what its lanes share, unless ``shared``
-        is 0.
+    :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a cache, and the mask is theirs.
+    :param int shared: leading columns in which all sequences have the same keys, which is of use where ``q`` is 1.
+    :param Parts parts: of sequences in several KV caches: keys and values are only the new ones. Each knows what its sequences share,
+        unless ``shared`` is 0.
     :returns: ``[A, q, heads, D]`` and no weights.
     :raises ValueError: if the model asks for a feature that this function lacks, or keeps ``segments`` from it.
     """
@@ -64,8 +65,8 @@ def packed_sdpa(
         return attend_in_batches(query, key, value, attention_mask, segments, scaling), None
     if segments is not None and attention_mask is not None:
         return _each_segment(query, key, value, attention_mask, segments, scaling, softcap, s_aux), None
-    lanes, heads, length, _ = query.shape
-    if key.shape[0] != lanes:
+    sequences, heads, length, _ = query.shape
+    if key.shape[0] != sequences:
         raise ValueError(f"{type(module).__name__} does not hand to its attention function what belongs to packed tokens")
     special = softcap is not None or s_aux is not None
     if special and attention_mask is None:
@@ -76,7 +77,7 @@ def packed_sdpa(
         causal = length > 1 and length == key.shape[2]
         output = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=group > 1)
         return output.transpose(1, 2).contiguous(), None
-    folded = query.reshape(lanes, kv_heads, group * length, -1)
+    folded = query.reshape(sequences, kv_heads, group * length, -1)
     if length > 1 and group > 1:
         attention_mask = attention_mask.repeat(1, 1, group, 1)
     if special:
@@ -86,7 +87,7 @@ def packed_sdpa(
         output = shared_prefix_attention(folded, key, value, attention_mask, shared, scaling)
     else:
         output = scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return output.reshape(lanes, heads, length, -1).transpose(1, 2).contiguous(), None
+    return output.reshape(sequences, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 def _each_segment(
@@ -131,6 +132,59 @@ def _plain(
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().expand(*scores.shape[:-1], 1)], -1)
     return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value
+
+
+def worth_padding(query: Tensor) -> bool:
+    """Whether calls cost more than padding: launching kernels for each segment would take a GPU longer than what they do."""
+    return query.is_cuda
+
+
+def attend_in_batches(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    """Attention of packed tokens ``[1, heads, T, D]`` over the keys of their rows: ``[1, T, heads, D]``.
+
+    :param Tensor key: ``[rows, kv_heads, capacity, D]``; ``value`` likewise.
+    :param Tensor mask: ``[1, 1, R, S]``.
+    """
+    heads, kv_heads = query.shape[1], key.shape[1]
+    group = heads // kv_heads
+    output = query.new_empty(query.shape[2], heads, value.shape[-1])
+    for batch in segments.batches:
+        sequences, width = batch.tokens.shape
+        asked = query[0][:, batch.tokens].transpose(0, 1).reshape(sequences, kv_heads, group * width, -1)
+        keys, values = (store[batch.rows, :, : batch.stop] for store in (key, value))
+        seen = mask[0, 0][batch.looking][:, None, :, : batch.stop]
+        # The query heads of one key head are folded into the query length, see packed_sdpa.
+        found = scaled_dot_product_attention(asked, keys, values, attn_mask=seen.repeat(1, 1, group, 1), scale=scaling)
+        output[batch.tokens] = found.reshape(sequences, heads, width, -1).transpose(1, 2)  # padding gives what its token gives
+    return output[None]
+
+
+def pays(device: torch.device, sequences: int, shared: int) -> bool:
+    """Whether reading ``shared`` columns once for all sequences is faster. On accelerators kernels of their own do better."""
+    return device.type == "cpu" and (sequences - 1) * shared >= _MIN_SAVED
+
+
+def shared_prefix_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
+    """Attention over the common columns and over the others, joined by their normalisers.
+
+    With sums Z_1 and Z_2 of exponentiated scores over the two parts, softmax attention is the mean of the parts' results with weights
+    Z_1 and Z_2 (Juravsky et al., Hydragen, 2024).
+
+    :param Tensor query: ``[A, kv_heads, group, D]``, the query heads of one key head.
+    :param Tensor key: ``[A, kv_heads, T, D]``; ``value`` likewise.
+    :param Tensor mask: ``[A, 1, 1, T]`` bool; each sequence sees all of the common columns and one more at least.
+    :param int shared: columns in which all sequences have the same keys and values.
+    :returns: ``[A, kv_heads, group, D]``.
+    """
+    sequences, kv_heads, group, _ = query.shape
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the only one that tells log Z
+    everyone = query.transpose(0, 1).reshape(1, kv_heads, sequences * group, -1)
+    common, log_common = attention(everyone, key[:1, :, :shared], value[:1, :, :shared], scale=scaling)
+    bias = torch.where(mask[..., shared:], 0.0, -torch.inf).to(query.dtype)
+    own, log_own = attention(query, key[:, :, shared:], value[:, :, shared:], attn_mask=bias, scale=scaling)
+    common = common.view(kv_heads, sequences, group, -1).transpose(0, 1)
+    share = torch.sigmoid(log_common.view(kv_heads, sequences, group).transpose(0, 1) - log_own)
+    return torch.lerp(own, common, share[..., None].to(own.dtype))
 
 
 AttentionInterface.register(PACKED, packed_sdpa)

@@ -1,4 +1,4 @@
-"""Keys and values of many lanes in one block of memory, with a write position of its own for each lane."""
+"""Keys and values of many sequences in one block of memory, with a write position of its own for each sequence."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from .layer import SlabLayer, Writes
+from .layer import KVCacheLayer, Writes
 from .memory_limit import CacheTooLarge
 from .packing import Segments
 
 _ALIGN = 64
 
 
-class KVSlab:
-    """Keys and values of lanes, and the tokens that they belong to.
+class KVCache:
+    """Keys and values of sequences, and the tokens that they belong to.
 
     A row's keys depend on its tokens only; hence rows are found, shared and copied by comparing tokens.
 
     :param int num_layers: layers of the model.
-    :param int max_length: longest lane.
+    :param int max_length: longest sequence.
     :ivar Tensor tokens: ``[rows, capacity]`` token ids of each row.
     :ivar Tensor lengths: ``[rows]`` how many of them are valid.
-    :ivar int version: changes whenever tensors of the slab are replaced by others.
-    :ivar Cache cache: what the model's forward is given.
+    :ivar int version: changes whenever tensors of the KV cache are replaced by others.
+    :ivar Cache hf_cache: what the model's forward is given.
     """
 
     def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:
         self.max_length = max_length
         self.version = 0
         self._writes = Writes()
-        self._layers = [SlabLayer(self._writes) for _ in range(num_layers)]
-        self.cache = Cache(layers=self._layers)
+        self._layers = [KVCacheLayer(self._writes) for _ in range(num_layers)]
+        self.hf_cache = Cache(layers=self._layers)
         self.tokens = torch.zeros(0, 0, dtype=torch.long, device=device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)
         self._column = torch.arange(0, device=device)
@@ -59,7 +59,7 @@ class KVSlab:
         """Make room for at least so many rows and columns.
 
         :param bool spare: let columns grow geometrically, up to ``max_length``.
-        :raises CacheTooLarge: if there is no memory for them; the slab then is as before.
+        :raises CacheTooLarge: if there is no memory for them; the KV cache then is as before.
         """
         rows, capacity = max(num_rows, self.num_rows), self.capacity
         if columns > capacity:
@@ -92,7 +92,7 @@ class KVSlab:
         return {"capacity": self.capacity, "tokens": self.tokens[:, :used], "lengths": self.lengths, "layers": layers}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Hold what another slab held, in rows and columns as many as it had."""
+        """Hold what another KV cache held, in rows and columns as many as it had."""
         rows, used = state["tokens"].shape
         self.tokens, self.lengths = self.tokens.new_zeros(0, 0), self.lengths.new_zeros(0)
         for layer in self._layers:
@@ -108,7 +108,7 @@ class KVSlab:
     def place(self, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
         """Prepare the next forward pass.
 
-        :param rows: ``[A]`` rows of the lanes; ``None`` for the first A rows, which needs no copy.
+        :param rows: ``[A]`` rows of the sequences; ``None`` for the first A rows, which needs no copy.
         :param Tensor positions: ``[A, q]`` column of each token.
         :param int stop: one more than the largest position.
         :returns: the attention mask ``[A, 1, q, stop]``.
@@ -126,12 +126,12 @@ class KVSlab:
         writes.row_index, writes.columns = segments.rows, segments.positions
 
     @contextmanager
-    def part(self, lanes: slice, columns: slice) -> Iterator[None]:
-        """For the pass that :meth:`place` prepared to be run on some of its lanes and tokens only."""
+    def part(self, sequences: slice, columns: slice) -> Iterator[None]:
+        """For the pass that :meth:`place` prepared to be run on some of its sequences and tokens only."""
         writes = self._writes
         whole = writes.rows, writes.row_index, writes.columns
-        writes.rows, writes.first = None if writes.rows is None else writes.rows[lanes], lanes.start
-        writes.row_index, writes.columns = writes.row_index[lanes], writes.columns[lanes, columns]
+        writes.rows, writes.first = None if writes.rows is None else writes.rows[sequences], sequences.start
+        writes.row_index, writes.columns = writes.row_index[sequences], writes.columns[sequences, columns]
         try:
             yield
         finally:
@@ -167,15 +167,15 @@ class KVSlab:
             self._copy_columns(self, source, target, *torch.stack([shared.min(), stop.max()]).tolist())
             self.lengths[target] = self.lengths[source]
 
-    def take(self, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
-        """Give rows ``target [K]`` the texts of rows ``source [K]`` of a slab, another one or the same, which end before ``stop``.
+    def take(self, giver: KVCache, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+        """Give rows ``target [K]`` the texts of rows ``source [K]`` of a cache, another one or the same, which end before ``stop``.
 
         :param int start: columns that they already share.
         """
         self._copy_columns(giver, source, target, start, stop)
         self.lengths[target] = giver.lengths[source]
 
-    def _copy_columns(self, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+    def _copy_columns(self, giver: KVCache, source: Tensor, target: Tensor, start: int, stop: int) -> None:
         if start >= stop:
             return
         self.tokens[target, start:stop] = giver.tokens[source, start:stop]

@@ -1,4 +1,4 @@
-"""One forward pass over lanes that live in several slabs: only attention tells them apart."""
+"""One forward pass over sequences that live in several KV caches: only attention tells them apart."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from .cache import KVSlab
-from .engine import PrefixEngine
-from .layer import LaneLayer
+from .cache import KVCache
+from .engine import CacheEngine
+from .layer import RaggedLayer
 from .memory_limit import is_out_of_memory
 
 
@@ -20,15 +20,15 @@ class KeysChanged(ValueError):
 
 
 class Part(NamedTuple):
-    """A token of each lane of one slab, for which ``slab.place`` has made room.
+    """A token of each sequence of one KV cache, for which ``cache.place`` has made room.
 
     :ivar Tensor ids: ``[A, 1]``.
     :ivar Tensor positions: ``[A, 1]``.
     :ivar Tensor mask: ``[A, 1, 1, stop]``.
-    :ivar int shared: leading tokens that the lanes have in common and that are worth reading once.
+    :ivar int shared: leading tokens that the sequences have in common and that are worth reading once.
     """
 
-    slab: KVSlab
+    cache: KVCache
     ids: Tensor
     positions: Tensor
     mask: Tensor
@@ -43,23 +43,23 @@ class Parts:
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self._slabs = [part.slab for part in parts]
+        self._caches = [part.cache for part in parts]
         ends = torch.tensor([len(part.ids) for part in parts]).cumsum(0).tolist()
-        self._lanes = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        self._rows = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
         self.stop = self.capacity = max(part.mask.shape[-1] for part in parts)
         self.shared = [part.shared for part in parts]
         self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values ``[A, kv_heads, 1, D]`` of a layer where they belong; they stand for all keys until :meth:`attend`."""
-        views = [slab.cache.layers[layer].update(key[rows], value[rows]) for slab, rows in zip(self._slabs, self._lanes, strict=True)]
+        views = [cache.hf_cache.layers[layer].update(key[rows], value[rows]) for cache, rows in zip(self._caches, self._rows, strict=True)]
         self._views[id(key)] = key, views  # with the key, so that no other gets its id
         return key, value
 
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """Attention of each slab's lanes over its own keys: ``[A, 1, heads, D]``.
+        """Attention of each KV cache's sequences over its own keys: ``[A, 1, heads, D]``.
 
-        :param attention: called with queries, keys, values, mask and ``shared`` of one slab.
+        :param attention: called with queries, keys, values, mask and ``shared`` of one cache.
         :raises KeysChanged: for keys that :meth:`store` did not return.
         """
         if id(key) not in self._views:
@@ -67,12 +67,12 @@ class Parts:
         _, views = self._views[id(key)]
         found = [
             attention(query[rows], keys, values, mask[rows, ..., : keys.shape[2]], shared)
-            for rows, (keys, values), shared in zip(self._lanes, views, self.shared, strict=True)
+            for rows, (keys, values), shared in zip(self._rows, views, self.shared, strict=True)
         ]
         return torch.cat(found)
 
 
-class _JointLayer(LaneLayer):
+class _JointLayer(RaggedLayer):
     """A layer of the cache that the model is given."""
 
     is_initialized = True
@@ -86,21 +86,21 @@ class _JointLayer(LaneLayer):
         return self._parts
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Slabs have been made before."""
+        """KV caches have been made before."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         return self._parts.store(self._index, key_states, value_states)
 
 
 class JointPass:
-    """Runs the next token of lanes in several slabs.
+    """Runs the next token of sequences in several KV caches.
 
-    :param PrefixEngine engine: of the model.
+    :param CacheEngine engine: of the model.
     :ivar bool possible: whether the model hands the keys of its cache to its attention function; if not, which the first pass shows, each
-        slab gets a pass of its own.
+        KV cache gets a pass of its own.
     """
 
-    def __init__(self, engine: PrefixEngine) -> None:
+    def __init__(self, engine: CacheEngine) -> None:
         self._engine = engine
         self.possible = True
 
@@ -118,7 +118,7 @@ class JointPass:
             group = left[: max(1, int((ends <= allowed).sum()))] if self.possible else left[:1]
             if len(group) == 1:
                 part = group[0]
-                outputs.append(self._engine.run(part.slab, part.ids, part.positions, part.mask, 1, part.shared)[:, -1])
+                outputs.append(self._engine.run(part.cache, part.ids, part.positions, part.mask, 1, part.shared)[:, -1])
                 left = left[1:]
                 continue
             try:
@@ -139,7 +139,7 @@ class JointPass:
             input_ids=torch.cat([part.ids for part in group]),
             attention_mask=(torch.arange(parts.stop, device=positions.device) <= positions[..., None])[:, None],
             position_ids=positions,
-            cache=Cache(layers=[_JointLayer(parts, index) for index in range(len(group[0].slab.cache.layers))]),
+            cache=Cache(layers=[_JointLayer(parts, index) for index in range(len(group[0].cache.hf_cache.layers))]),
             use_cache=True,
             logits_to_keep=1,
             parts=parts,

@@ -1,4 +1,4 @@
-"""Keys and values of one layer of a slab, as transformers' cache interface wants them."""
+"""Keys and values of one layer of a KV cache, as transformers' cache interface wants them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .packing import Segments
 
 
 class Writes:
-    """Where the next forward pass writes and how much it reads; shared by all layers of a slab.
+    """Where the next forward pass writes and how much it reads; shared by all layers of a KV cache.
 
-    :ivar rows: the slab row of each lane, ``None`` for ``A`` rows from ``first`` on, which are read as a view.
+    :ivar rows: the cache row of each sequence, ``None`` for ``A`` rows from ``first`` on, which are read as a view.
     :ivar Tensor row_index: ``[A]``, the same as a tensor.
     :ivar Tensor columns: ``[A, q]`` column that each token is written to.
     :ivar int stop: columns read.
@@ -44,8 +44,8 @@ class Columns(Protocol):
     capacity: int
 
 
-class LaneLayer(CacheLayerMixin):
-    """A layer whose lanes have a write position of their own: what transformers asks of its size."""
+class RaggedLayer(CacheLayerMixin):
+    """A layer whose sequences have a write position of their own: what transformers asks of its size."""
 
     is_sliding = False
     is_compileable = False
@@ -69,12 +69,12 @@ class LaneLayer(CacheLayerMixin):
         return self.columns.capacity
 
 
-class SlabLayer(LaneLayer):
-    """One layer of a :class:`~ppl_llm.kv_cache.cache.KVSlab`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
+class KVCacheLayer(RaggedLayer):
+    """One layer of a :class:`~ppl_llm.kv_cache.cache.KVCache`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
 
     def __init__(self, writes: Writes) -> None:
         super().__init__()
-        self._writes = writes  # not the slab itself: a reference cycle would keep its memory until the next garbage collection
+        self._writes = writes  # not the KV cache itself: a reference cycle would keep its memory until the next garbage collection
 
     @property
     def columns(self) -> Writes:
@@ -93,7 +93,7 @@ class SlabLayer(LaneLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         writes, device = self._writes, key_states.device
-        lanes, _, length, _ = key_states.shape
+        sequences, _, length, _ = key_states.shape
         rows, columns = writes.row_index.to(device), writes.columns.to(device)
         for store, states in ((self.keys, key_states), (self.values, value_states)):
             if writes.segments is not None:
@@ -105,7 +105,7 @@ class SlabLayer(LaneLayer):
         if writes.segments is not None:
             return self.keys, self.values
         if writes.rows is None:
-            read = slice(writes.first, writes.first + lanes), slice(None), slice(writes.stop)
+            read = slice(writes.first, writes.first + sequences), slice(None), slice(writes.stop)
             return self.keys[read], self.values[read]
         return self.keys[:, :, : writes.stop].index_select(0, rows), self.values[:, :, : writes.stop].index_select(0, rows)
 
@@ -127,12 +127,12 @@ class SlabLayer(LaneLayer):
 
 def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
     try:
-        with torch.inference_mode(False):  # a slab outlives the pass that makes it, and is written to outside of inference mode too
+        with torch.inference_mode(False):  # a KV cache outlives the pass that makes it, and is written to outside of inference mode too
             return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens\n{REMEDY}") from error
+        raise CacheTooLarge(f"no memory for the keys of {num_rows} sequences of {capacity} tokens\n{REMEDY}") from error
 
 
 def _grown(store: Tensor, num_rows: int, capacity: int) -> Tensor:

@@ -11,9 +11,9 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 class LayerMasks:
-    """Narrows the mask of a slab for layers with a sliding window.
+    """Narrows the mask of a KV cache for layers with a sliding window.
 
-    A slab keeps every token, so that a window is a matter of the mask alone: in a sliding layer, position j sees position i if
+    A KV cache keeps every token, so that a window is a matter of the mask alone: in a sliding layer, position j sees position i if
     j - window < i <= j.
 
     :param config: the text config of a transformers model.
@@ -51,9 +51,9 @@ class LayerMasks:
         return narrow if self.kinds == (_SLIDING,) else mask
 
     def narrowed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The keywords of a forward pass with the mask that the model takes in place of a slab's."""
+        """The keywords of a forward pass with the mask that the model takes in place of a KV cache's."""
         segments = inputs.get("segments")
         positions = inputs["position_ids"] if segments is None else segments.looking
-        if self.window is not None:  # a lane need not see all of the columns that lanes share
+        if self.window is not None:  # a sequence need not see all of the columns that sequences share
             inputs.pop("shared", None)
         return inputs | {"attention_mask": self(inputs["attention_mask"], positions)}

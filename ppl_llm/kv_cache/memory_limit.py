@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ REMEDY = (
 
 
 class CacheTooLarge(MemoryError):
-    """Keys and values cannot grow: fewer tokens in a forward pass would not help, fewer lanes would."""
+    """Keys and values cannot grow: fewer tokens in a forward pass would not help, fewer sequences would."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -23,10 +23,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS))
 
 
+class Attempt:
+    """Work on a batch: ``with attempt as batch:``. Memory that runs out ends the block and is noted, other errors are raised."""
+
+    def __init__(self, batch: slice) -> None:
+        self.batch = batch
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> slice:
+        return self.batch
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None or not is_out_of_memory(error):
+            return False
+        self.error = error
+        return True
+
+
 class BatchLimit:
     """How much fits at a time, as found out.
 
-    :param str unit: what is counted, e.g. ``lanes``.
+    :param str unit: what is counted, e.g. ``sequences``.
     :ivar largest: bound on a batch, ``None`` while none failed.
     """
 
@@ -39,24 +56,22 @@ class BatchLimit:
         """The batch to try where ``wanted`` remain."""
         return wanted if self.largest is None else min(wanted, self.largest)
 
-    def in_batches(self, total: int, run: Callable[[slice], None], relieve: Callable[[], None]) -> None:
-        """Run all of ``total`` in batches that fit.
+    def in_batches(self, total: int, relieve: Callable[[], None]) -> Iterator[Attempt]:
+        """Attempts at batches that fit, until all of ``total`` are done; one that runs out of memory is repeated on half of its batch.
 
-        :param run: does a batch; called again on half of it if it runs out of memory, whatever it has done.
         :param relieve: releases what is not needed, before that.
         :raises MemoryError: if a batch of one does not fit.
         """
         begin = 0
         while begin < total:
-            batch = slice(begin, begin + self.allowed(total - begin))
-            try:
-                run(batch)
-                begin = batch.stop
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            attempt = Attempt(slice(begin, begin + self.allowed(total - begin)))
+            yield attempt
+            if attempt.error is None:
+                begin = attempt.batch.stop
+            else:
                 relieve()
-                self.halve(batch.stop - batch.start, error)
+                self.halve(attempt.batch.stop - begin, attempt.error)
+                attempt.error = None  # its traceback holds the tensors of the failed attempt
 
     def halve(self, failed: int, error: BaseException) -> None:
         """Never again as many as ``failed``.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .segment_batches import Batch
+_MASK_ELEMENTS = 2**26
+"""Bound on the entries of a call's mask, those of padding included."""
 
 
 class Segment(NamedTuple):
     """Tokens ``start .. stop - 1`` of a sequence.
 
-    :ivar int row: the slab row of the sequence.
+    :ivar int row: the cache row of the sequence.
     :ivar int start: first position.
     :ivar int stop: one more than the last position.
     """
@@ -56,16 +57,14 @@ class Segments:
     """What a forward pass over packed tokens needs to know of them.
 
     :param segments: in the order of the tokens.
-    :ivar list bounds: for each of them its row, where its tokens begin and end in the pass, and how many tokens its lane then holds.
+    :ivar list bounds: for each of them its row, where its tokens begin and end in the pass, and how many tokens its sequence then holds.
     :ivar Tensor rows: ``[T]`` the row of each token.
     :ivar Tensor positions: ``[T]`` its position.
     :ivar Tensor looking: ``[1, R]`` the positions that the rows of the attention mask are for.
     :ivar Tensor mask: ``[1, 1, R, S]``, true where a position may be seen.
-    :ivar batches: see :mod:`~ppl_llm.kv_cache.segment_batches`; ``None`` until somebody asks.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self.batches: list[Batch] | None = None
         sizes = [segment.size for segment in segments]
         ends = torch.tensor(sizes).cumsum(0).tolist()
         self.bounds = [(each.row, end - each.size, end, each.stop) for each, end in zip(segments, ends, strict=True)]
@@ -78,6 +77,52 @@ class Segments:
         self.mask = (torch.arange(highest, device=device) <= self.looking[..., None])[:, None]
 
     def seen(self, mask: Tensor, begin: int, end: int, length: int) -> Tensor:
-        """The part ``[1, 1, end - begin, length]`` of a mask ``[1, 1, R, S]`` for the last tokens of a lane of ``length`` tokens."""
+        """The part ``[1, 1, end - begin, length]`` of a mask ``[1, 1, R, S]`` for the last tokens of a sequence of ``length`` tokens."""
         last = length - self._lowest
         return mask[:, :, last - (end - begin) : last, :length]
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The segments in batches of which at most half is padding; the same for all layers of a pass."""
+        return in_batches(self)
+
+
+class Batch(NamedTuple):
+    """Segments of similar size.
+
+    :ivar rows: their rows in the KV cache; a slice where these follow one another.
+    :ivar int stop: tokens that the longest sequence holds.
+    :ivar Tensor tokens: ``[A, q]`` where their tokens lie in the pass; a segment's last token again as padding.
+    :ivar Tensor looking: ``[A, q]`` which row of the attention mask each token has.
+    """
+
+    rows: Tensor | slice
+    stop: int
+    tokens: Tensor
+    looking: Tensor
+
+
+def in_batches(segments: Segments) -> list[Batch]:
+    """Segments in batches of which at most half is padding."""
+    device = segments.positions.device
+    waiting = sorted(segments.bounds, key=lambda bound: (bound[1] - bound[2], bound[0]))
+    found = []
+    while waiting:
+        width, longest = waiting[0][2] - waiting[0][1], max(length for *_, length in waiting)
+        most = max(1, _MASK_ELEMENTS // (width * longest))
+        members = sorted(bound for bound in waiting[:most] if 2 * (bound[2] - bound[1]) >= width)
+        waiting = waiting[len(members) :]
+        first, begin, end, _ = torch.tensor(members, device=device).T
+        column = torch.arange(width, device=device)
+        tokens = torch.minimum(begin[:, None] + column, end[:, None] - 1)
+        numbers = [row for row, *_ in members]
+        whole = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        found.append(
+            Batch(
+                slice(numbers[0], numbers[0] + len(numbers)) if whole else first,
+                max(length for *_, length in members),
+                tokens,
+                segments.positions[tokens] - segments.looking[0, 0],
+            )
+        )
+    return found

@@ -1,117 +1,138 @@
-"""A bounded set of slabs, found again through notes on contexts that never keep them alive."""
+"""A bounded set of KV caches, found again through the cache entries of contexts that never keep them alive."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..context import LaneMemo
-from .cache import KVSlab
-from .freed_memory import give_back
+from ..context_cache import CacheEntry
+from .cache import KVCache
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
 """Memory for the keys and values of one model."""
 
 
 class Lease:
-    """What a context holds of a slab: enough to find it while it exists, and to tell that somebody may come back for it."""
+    """What a cache entry holds of a KV cache: enough to find it while it exists, and to tell that somebody may come back for it."""
 
-    def __init__(self, slab: KVSlab | None) -> None:
-        self._slab = None if slab is None else weakref.ref(slab)
+    def __init__(self, cache: KVCache | None) -> None:
+        self._cache = None if cache is None else weakref.ref(cache)
 
     @property
-    def slab(self) -> KVSlab | None:
-        """The slab, or ``None`` if its memory has been released."""
-        return None if self._slab is None else self._slab()
+    def cache(self) -> KVCache | None:
+        """The KV cache, or ``None`` if its memory has been released."""
+        return None if self._cache is None else self._cache()
 
     def state(self) -> dict[str, Any] | None:
-        """What the slab holds, to be stored."""
-        return None if self.slab is None else self.slab.state()
+        """What the KV cache holds, to be stored."""
+        return None if self.cache is None else self.cache.state()
 
-    def __deepcopy__(self, memo: object) -> Lease:
+    def __deepcopy__(self, _: object) -> Lease:
         return self
 
     def __reduce__(self) -> tuple[type[Lease], tuple[None]]:
         return Lease, (None,)  # caches do not travel to other processes
 
 
-class SlabPool:
-    """Slabs in order of use, the oldest released once they exceed ``cache_bytes`` together; the one in use always stays.
+class KVCachePool:
+    """KV caches in order of use, the oldest released once they exceed ``cache_bytes`` together; the one in use always stays.
 
-    :param make: makes an empty slab.
-    :param int cache_bytes: bound on the memory of all slabs.
+    :param make: makes an empty KV cache.
+    :param int cache_bytes: bound on the memory of all KV caches.
     """
 
-    def __init__(self, make: Callable[[], KVSlab], cache_bytes: int) -> None:
+    def __init__(self, make: Callable[[], KVCache], cache_bytes: int) -> None:
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must not be negative, got {cache_bytes!r}")
         self._make = make
         self.cache_bytes = cache_bytes
-        self.slabs: list[KVSlab] = []  # least recently used first
+        self.caches: list[KVCache] = []  # least recently used first
         self._leases: dict[int, weakref.ref[Lease]] = {}
-        self._reserved: list[KVSlab] = []
+        self._reserved: list[KVCache] = []
 
-    def take(self, memo: LaneMemo | None) -> KVSlab:
-        """The slab that a note leads to, else one that no context refers to, else a new one; none that is reserved."""
-        slab = memo.owner.slab if memo is not None else None
-        if slab is None or slab in self._reserved:
-            slab = next((free for free in reversed(self.slabs) if self._lease(free) is None and free not in self._reserved), None)
-        if slab is None:
-            slab = self._make()
-        elif slab in self.slabs:
-            self.slabs.remove(slab)
-        self.slabs.append(slab)
-        return slab
+    def take(self, entry: CacheEntry | None) -> KVCache:
+        """The KV cache that an entry leads to, else one that no context refers to, else a new one; none that is reserved."""
+        cache = entry.owner.cache if entry is not None else None
+        if cache is None or cache in self._reserved:
+            cache = next((free for free in reversed(self.caches) if self._lease(free) is None and free not in self._reserved), None)
+        if cache is None:
+            cache = self._make()
+        elif cache in self.caches:
+            self.caches.remove(cache)
+        self.caches.append(cache)
+        return cache
 
     @contextmanager
-    def reserved(self, slab: KVSlab) -> Iterator[None]:
-        """While a step is under way in a slab, with other programs running in between, it is not for others and stays."""
-        self._reserved.append(slab)
+    def reserved(self, cache: KVCache) -> Iterator[None]:
+        """While a step is under way in a KV cache, with other programs running in between, it is not for others and stays."""
+        self._reserved.append(cache)
         try:
             yield
         finally:
-            self._reserved.remove(slab)
+            self._reserved.remove(cache)
 
-    def lease(self, slab: KVSlab) -> Lease:
-        """What a context notes of a slab."""
-        lease = self._lease(slab)
+    def lease(self, cache: KVCache) -> Lease:
+        """What a cache entry holds of a KV cache."""
+        lease = self._lease(cache)
         if lease is None:
-            lease = Lease(slab)
-            self._leases[id(slab)] = weakref.ref(lease)
+            lease = Lease(cache)
+            self._leases[id(cache)] = weakref.ref(lease)
         return lease
 
     def adopt(self, state: dict[str, Any]) -> Lease:
-        """A slab with what one held in another process."""
-        slab = self.take(None)
-        slab.load(state)
-        return self.lease(slab)
+        """A KV cache with the contents of one of another process."""
+        cache = self.take(None)
+        cache.load(state)
+        return self.lease(cache)
 
     def trim(self) -> None:
-        """Release the least recently used slabs until the bound holds."""
-        total = sum(slab.num_bytes for slab in self.slabs)
-        for oldest in [slab for slab in self.slabs[:-1] if slab not in self._reserved]:
+        """Release the least recently used KV caches until the bound holds."""
+        total = sum(cache.num_bytes for cache in self.caches)
+        for oldest in [cache for cache in self.caches[:-1] if cache not in self._reserved]:
             if total <= self.cache_bytes:
                 return
-            self.slabs.remove(oldest)
+            self.caches.remove(oldest)
             self._leases.pop(id(oldest), None)
             total -= oldest.num_bytes
 
-    def release_others(self, slab: KVSlab) -> bool:
-        """Release all slabs but one and those that are reserved; whether there were any."""
-        others = [other for other in self.slabs if other is not slab and other not in self._reserved]
+    def release_others(self, cache: KVCache) -> bool:
+        """Release all KV caches but one and those that are reserved; whether there were any."""
+        others = [other for other in self.caches if other is not cache and other not in self._reserved]
         for other in others:
-            self.slabs.remove(other)
+            self.caches.remove(other)
             self._leases.pop(id(other), None)
         return bool(others)
 
     def clear(self) -> None:
-        """Release all slabs; contexts stay valid."""
-        self.slabs.clear()
+        """Release all KV caches; contexts stay valid."""
+        self.caches.clear()
         self._leases.clear()
         give_back()
 
-    def _lease(self, slab: KVSlab) -> Lease | None:
-        reference = self._leases.get(id(slab))
+    def _lease(self, cache: KVCache) -> Lease | None:
+        reference = self._leases.get(id(cache))
         return None if reference is None else reference()
+
+
+def give_back() -> None:
+    """Ask the C library for what it keeps of freed memory, some ten milliseconds.
+
+    Keys and values of ever other sizes leave holes that glibc neither fills nor returns: over half an hour of an evaluation the resident
+    memory would grow by a tenth (``benchmarks/soak.py``).
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's, ``None`` elsewhere."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or none that has a name
+        return None
+    return trim

@@ -1,17 +1,17 @@
-"""What a model is: where it lies, how long its texts may be, what ends them, and whether it runs on the slab engine."""
+"""What a model is: where it lies, how long its texts may be, what ends them, and whether it runs on the KV cache engine."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache
 
 from .attention import PACKED
-from .cache_keyword import cache_keyword
-from .engine import PrefixEngine
+from .engine import CacheEngine
 from .masks import LayerMasks
-from .probe import disagreement
 
 VERIFIED = frozenset(
     {
@@ -20,6 +20,13 @@ VERIFIED = frozenset(
     }
 )
 """``model_type`` of the architectures that the tests compare with plain forward passes; others are tried on a few tokens when loaded."""
+
+KEYWORDS = ("cache", "past_key_values", "cache_params")
+"""The first since transformers 5.24, which will not know the others for long; recurrent models had the last."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_COARSE = 0.05
+"""Relative error allowed in half precision; a wrong key or position gives one of order 1."""
 
 _UNBOUNDED = 1 << 20
 """Longest context of a model that names no limit."""
@@ -39,8 +46,19 @@ def context_limit(config: Any) -> tuple[int, str]:
     return (int(limit), "the model's max_position_embeddings") if limit else (_UNBOUNDED, "the model names none")
 
 
-def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.device) -> tuple[PrefixEngine | None, str]:
-    """The slab engine of a language model, or ``None`` and the reason why it needs another way.
+class ModelForward:
+    """The forward pass of a causal language model over a KV cache, as :class:`~ppl_llm.kv_cache.engine.CacheEngine` calls it."""
+
+    def __init__(self, model: Any, masks: LayerMasks) -> None:
+        self._model, self._masks, self._keyword = model, masks, cache_keyword(model)
+
+    def __call__(self, cache: Cache, **inputs: Any) -> Tensor:
+        logits: Tensor = self._model(**self._masks.narrowed(inputs), **{self._keyword: cache}).logits
+        return logits
+
+
+def cache_engine(model: Any, max_length: int, cache_bytes: int, device: torch.device) -> tuple[CacheEngine | None, str]:
+    """The KV cache engine of a language model, or ``None`` and the reason why it needs another way.
 
     The model's attention function is replaced if there is an engine, and left alone if there is none.
     """
@@ -57,17 +75,11 @@ def slab_engine(model: Any, max_length: int, cache_bytes: int, device: torch.dev
     if obstacle is not None:
         return None, obstacle
 
-    keyword = cache_keyword(model)
-
-    def forward(cache: Cache, **inputs: Any) -> torch.Tensor:
-        logits: torch.Tensor = model(**masks.narrowed(inputs), **{keyword: cache}).logits
-        return logits
-
     before = model.config._attn_implementation
     if before != PACKED:
         model.set_attn_implementation(PACKED)
-    engine = PrefixEngine(
-        forward,
+    engine = CacheEngine(
+        ModelForward(model, masks),
         name="lm",
         tokens_counter="tokens_prefilled",
         num_layers=config.num_hidden_layers,
@@ -102,3 +114,45 @@ def eos_ids(model: Any, tokenizer: Any) -> set[int]:
         eos = getattr(source, "eos_token_id", None)
         ids.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     return ids
+
+
+def cache_keyword(model: Any) -> str:
+    """The keyword by which a model, or the backbone that it hands its keywords to, takes a cache; also its name in the output."""
+    for part in (model, getattr(model, "base_model", model)):
+        parameters = inspect.signature(part.forward).parameters
+        found = [keyword for keyword in KEYWORDS if keyword in parameters]
+        if found:
+            return found[0]
+    return KEYWORDS[0]
+
+
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether logits are equal up to rounding."""
+    tolerance = _TOLERANCE.get(first.dtype, _COARSE)
+    difference = (first.double() - second.double()).norm()
+    return bool(difference <= tolerance * second.double().norm())
+
+
+@torch.no_grad()
+def disagreement(engine: CacheEngine, model: Any) -> str | None:
+    """Run two sequences that fall out of step through a KV cache, and compare with passes over their whole texts.
+
+    :returns: what is wrong, ``None`` if nothing is.
+    """
+    device = engine.device
+    cache = engine.pool.take(None)
+    cache.reserve(2, 9)
+    text = (torch.arange(18, device=device).view(2, 9) * 7) % 13 + 2
+    try:
+        # The second sequence is taken back by one token before it goes on, as sequences are that stop before the others.
+        for held, ends in (((0, 0), (4, 4)), ((4, 3), (7, 6)), ((7, 6), (8, 7))):
+            before, lengths = text.new_tensor(held), text.new_tensor(ends)
+            logits = engine.append(cache, torch.arange(2, device=device), text, lengths, before, lengths[:, None] - 1)[:, 0]
+        whole = [
+            model(input_ids=text[sequence : sequence + 1, : int(lengths[sequence])], use_cache=False).logits[0, -1] for sequence in (0, 1)
+        ]
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"its forward pass refuses our cache ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    finally:
+        engine.pool.clear()
+    return None if agree(logits, torch.stack(whole).to(device)) else "its logits with our cache differ from those without"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..context import DEFAULT_STOP, Context
+from ..context import DEFAULT_STOP, Context, ContextLM
 from .stopping import StopAutomaton
 
 
@@ -17,7 +17,7 @@ class StepOptions:
     """How one step is sampled.
 
     :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``; ``()`` for none, so that every step
-        goes on for ``max_tokens``, or to the end of the text or of the model's context.
+        takes ``max_tokens``, unless the text or the model's context ends before.
     :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
@@ -72,8 +72,9 @@ def step_limits(stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: i
 class StepSample(NamedTuple):
     """A sampled step.
 
-    :ivar Tensor tokens: ``[*lanes, max_tokens]``, padded with ``PAD``.
-    :ivar Tensor log_probs: ``[*lanes]``, of the warped distribution that was sampled from; ``None`` where only ``step_log_prob`` can tell.
+    :ivar Tensor tokens: ``[*batch_shape, max_tokens]``, padded with ``PAD``.
+    :ivar Tensor log_probs: ``[*batch_shape]``, of the warped distribution that was sampled from; ``None`` where only ``step_log_prob`` can
+        tell.
     """
 
     tokens: Tensor
@@ -81,39 +82,31 @@ class StepSample(NamedTuple):
 
 
 @runtime_checkable
-class LanguageModel(Protocol):
+class LanguageModel(ContextLM, Protocol):
     """A source of reasoning steps. Correctness never depends on a cache it keeps.
 
-    :ivar int vocab_size: number of token ids.
-    :ivar int max_length: longest context in tokens.
-    :ivar Tensor eos_ids: token ids that end the text.
     :ivar bool enumerable: whether all steps can be listed (:class:`~ppl_llm.TabularLM`).
     """
 
-    vocab_size: int
-    max_length: int
-    eos_ids: Tensor
     enumerable: bool
-
-    @property
-    def device(self) -> torch.device: ...
 
     def start(self, problem: Any) -> Context:
         """The context of a problem (a string or a list of chat messages), or a batch of them (a list of problems)."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids, without end-of-text tokens."""
         ...
 
     def stop_automaton(self, stop: str | tuple[str, ...]) -> StopAutomaton:
         """Recognises ``stop`` in a stream of tokens."""
         ...
 
-    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
-        """Draw one step for each lane; ``context.batch_shape`` broadcasts to ``lanes``."""
+    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
+        """Draw one step for each sequence; ``context.batch_shape`` broadcasts to ``batch_shape``."""
         ...
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        """Log-probability ``[*lanes]`` of steps ``[*lanes, max_tokens]`` under the warped distribution."""
+        """Log-probability ``[*batch_shape]`` of steps ``[*batch_shape, max_tokens]`` under the warped distribution."""
         ...
+
+
+def language_model(context: Context) -> LanguageModel:
+    """The language model of a context, which asks less of it than a step does."""
+    return cast(LanguageModel, context.lm)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..inference.util.names import unknown_name
 from ..kv_cache.attention import PACKED
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}, "orm": {}}
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def locate(name_or_path: str | Path, kind: str) -> str:
@@ -87,3 +92,16 @@ def unreachable(source: str, error: Exception) -> OSError:
         f"{source!r} is neither a directory here nor a model that could be fetched from the Hugging Face Hub (wrong name, no access, or no "
         f"network); without a network give the directory of a downloaded model. The hub said: {error}"
     )
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of this name; ``None``, that of the checkpoint, stays.
+
+    :raises ValueError: for an unknown name.
+    """
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context
-from ..context_cache import NoteKey
+from ..context_cache import CacheKey
 from ..inference.cost import count
 from ..remote.client import DEFAULT_VARIABLE, ServerClient
 from ..remote.completion_service import CompletionService
@@ -19,11 +19,9 @@ from ..remote.served_tokenizer import ServedTokenizer
 from ..remote.text_mode import TextMode
 from ..remote.token_mode import TokenMode
 from .base import StepOptions, StepSample
-from .ending import step_lengths
 from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
 from .prompts import PromptBuilder
-from .stopping import StopAutomaton
-from .token_bytes import token_bytes
+from .stopping import StopAutomaton, step_lengths, token_bytes
 
 _SEEDS = 2**31
 _OWN_FIELDS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "echo", "logprobs", "stream"}
@@ -35,10 +33,10 @@ class OpenAILM:
     **Prompts** travel as token ids, and so do the steps that come back; ``mode="text"`` is for servers that know only text, see
     :class:`~ppl_llm.remote.text_mode.TextMode` for what is lost. The tokenizer is loaded here.
 
-    **Randomness.** Each lane has a seed of its own, drawn from torch's generator before any lane drops out, so that
+    **Randomness.** Each sequence has a seed of its own, drawn from torch's generator before any sequence drops out, so that
     ``pyro.set_rng_seed`` reproduces a run on the same server, and a request that is repeated after a failure gives the same step. A
-    request of this API has one seed for all of its prompts, which would give lanes common random numbers, so a step of N lanes is N
-    requests sent at once. ``seeded=False`` sends all lanes in one request without a seed, which servers answer faster: lanes are
+    request of this API has one seed for all of its prompts, which would give sequences common random numbers, so a step of N sequences is N
+    requests sent at once. ``seeded=False`` sends all sequences in one request without a seed, which servers answer faster: sequences are
     independent, but nothing reproduces them, and where failures depend on the length of a step, repeating them favours short ones.
 
     **Log-probabilities** of sampled steps are the server's for the tokens that it sampled. ``log_probs`` says what they mean: ``"raw"``,
@@ -53,7 +51,7 @@ class OpenAILM:
     :param str model: the name it is served under; may be left out where there is only one.
     :param tokenizer: of the model: an object, a directory or a hub name; by default what the server calls the model.
     :param str mode: ``token_ids`` or ``text``.
-    :param bool seeded: whether each lane has a seed.
+    :param bool seeded: whether each sequence has a seed.
     :param str log_probs: ``raw``, ``processed`` or ``none``.
     :param str system_prompt: system turn before a problem given as a string.
     :param str chat_template: Jinja template to use in place of the tokenizer's.
@@ -105,7 +103,7 @@ class OpenAILM:
         self.extra_body = dict(extra_body or {})
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
             raise ValueError(f"extra_body must not set {', '.join(clash)}: OpenAILM and the options of a step do")
-        self._key = NoteKey(f"lm on a server {self.model}")
+        self._key = CacheKey(f"lm on a server {self.model}")
         self._automata: dict[tuple[str, ...], StopAutomaton] = {}
         self._special_ids = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
@@ -141,25 +139,25 @@ class OpenAILM:
         return self._automata[stops]
 
     @torch.no_grad()
-    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
-        """Draw one step for each lane that is not done, all at once. Fails if the server does, or ends steps where it should not."""
-        context = context.expand(torch.broadcast_shapes(lanes, context.batch_shape))
+    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
+        """Draw one step for each sequence that is not done, all at once. Fails if the server does, or ends steps where it should not."""
+        context = context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
-        seeds = self._lane_seeds(total)
+        seeds = self._seeds(total)
         room = (self.max_length - context.lengths).flatten().clamp(max=width)
         active = (~context.done).flatten().nonzero()[:, 0]
         tokens = torch.full((total, width), PAD, device=self.device)
         log_probs: Tensor | None = torch.zeros(total, device=self.device)
         if len(active):
             prompts = [self.mode.prompt(ids) for ids in _sequences(context, active)]
-            choices = self._write(prompts, room[active].tolist(), [seeds[lane] for lane in active.tolist()], options)
+            choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options)
             drawn, each = self._steps(choices, room[active], active, options)
             tokens[active, : drawn.shape[1]] = drawn
             log_probs = None if each is None or log_probs is None else log_probs.index_copy(0, active, each)
         count(tokens_sampled=int((tokens != PAD).sum()))
         return StepSample(tokens.view(*context.batch_shape, width), None if log_probs is None else log_probs.view(context.batch_shape))
 
-    def _lane_seeds(self, total: int) -> list[int]:
+    def _seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
 
     def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions) -> list[Choice]:
@@ -212,15 +210,15 @@ class OpenAILM:
 
     @torch.no_grad()
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        """Log-probability ``[*lanes]`` of given steps ``[*lanes, max_tokens]``, which the server scores as parts of prompts.
+        """Log-probability ``[*batch_shape]`` of given steps ``[*batch_shape, max_tokens]``, which the server scores as parts of prompts.
 
         :raises ValueError: at another temperature than 1, with ``top_p`` or ``top_k``, in text mode, or if the server cannot do it.
         """
-        lanes = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
-        context = context.expand(lanes)
+        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        context = context.expand(batch_shape)
         if tokens.shape[-1] != options.max_tokens:
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {tokens.shape[-1]}")
-        steps = tokens.expand(*lanes, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
+        steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         counts = (steps != PAD).sum(-1)
         room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
         known = torch.where((steps >= 0) & (steps < self.vocab_size), steps, PAD)
@@ -235,16 +233,16 @@ class OpenAILM:
                     "a server scores given steps under the model itself: in mode token_ids, at temperature 1, without top_p and top_k; "
                     "else use a local TransformersLM, or an algorithm that needs no log-probabilities of steps (SMC without audit)"
                 )
-            given = (tuple(steps[lane, : int(counts[lane])].tolist()) for lane in active.tolist())
+            given = (tuple(steps[index, : int(counts[index])].tolist()) for index in active.tolist())
             pairs = list(zip(map(tuple, _sequences(context, active)), given, strict=True))
             log_probs[active] = score_steps(self._service, self.model, pairs).to(log_probs)
-        return log_probs.view(lanes)
+        return log_probs.view(batch_shape)
 
     def __repr__(self) -> str:
         return f"OpenAILM({self.client.address.api!r}, {self.model!r})"
 
 
 def _sequences(context: Context, active: Tensor) -> list[list[int]]:
-    """Token ids of flat lanes."""
+    """Token ids of flat sequences."""
     rows = context.tokens.reshape(-1, context.tokens.shape[-1])[active].tolist()
     return [row[:length] for row, length in zip(rows, context.lengths.flatten()[active].tolist(), strict=True)]

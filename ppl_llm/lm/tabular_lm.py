@@ -1,18 +1,20 @@
-"""A language model given by a table: every law of the library can be enumerated on it."""
+"""A language model given by a table: every distribution of the library can be enumerated on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ..context import PAD, Context
-from .autoregressive import DecodingLM
+from .autoregressive import AutoregressiveLM
 from .base import StepOptions
+from .decoding.step_sampler import StepSampler
 
 
-class TabularLM(DecodingLM):
+class TabularLM(AutoregressiveLM):
     """An n-gram model over a small vocabulary.
 
     :param Tensor logits: ``[V] * order + [V]``, logits of the next token given the last ``order`` tokens, oldest first; -inf is allowed.
@@ -36,8 +38,8 @@ class TabularLM(DecodingLM):
             raise ValueError(f"eos {eos!r} is not among the symbols {list(symbols)}")
         self.logits, self.symbols = logits, tuple(symbols)
         self.order = logits.dim() - 1
-        self.vocab_size, self.max_length = size, 1 << 30
-        self.eos_ids = torch.tensor([self.symbols.index(eos)], device=logits.device)
+        source, ends = TabularLogits(logits), torch.tensor([self.symbols.index(eos)], device=logits.device)
+        super().__init__(source, StepSampler(source), vocab_size=size, max_length=1 << 30, eos_ids=ends)
 
     def start(self, problem: str | list[str]) -> Context:
         """:raises ValueError: for an empty problem, a symbol that is not in the vocabulary, or fewer than ``order`` symbols."""
@@ -56,27 +58,8 @@ class TabularLM(DecodingLM):
     def _token_bytes(self) -> list[bytes]:
         return [b"" if i == int(self.eos_ids) else symbol.encode() for i, symbol in enumerate(self.symbols)]
 
-    def _next_logits(self, last: Tensor) -> Tensor:
-        """:param Tensor last: ``[..., order]`` the last tokens."""
-        return self.logits[tuple(last.unbind(-1))]
-
-    def _last_tokens(self, context: Context, active: Tensor) -> Tensor:
-        tokens, lengths = (
-            context.tokens.flatten(0, -2)[active] if context.batch_shape else context.tokens[None],
-            context.lengths.flatten()[active],
-        )
-        return tokens.gather(-1, lengths[:, None] + torch.arange(-self.order, 0, device=self.device))
-
-    def _decoder(self, context: Context, active: Tensor) -> TabularDecoder:
-        return TabularDecoder(self, self._last_tokens(context, active), active)
-
-    def _step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        history = torch.cat([self._last_tokens(context, active), tokens.clamp(min=0)], -1)
-        windows = history.unfold(-1, self.order, 1)[:, : tokens.shape[-1]]
-        yield torch.arange(len(active), device=self.device), self._next_logits(windows)
-
     def enumerate_steps(self, context: Context, options: StepOptions) -> Tensor:
-        """Every step that some lane of the context can take, ``[K, max_tokens]``: from a finished lane only the empty one."""
+        """Every step that some sequence of the context can take, ``[K, max_tokens]``: from a finished one only the empty one."""
         automaton = self.stop_automaton(options.stop)
         width = options.max_tokens
         rows = [[PAD] * width] if bool(context.done.any()) else []
@@ -94,16 +77,46 @@ class TabularLM(DecodingLM):
         return values[possible.flatten(1).any(1) if context.batch_shape else possible]
 
 
-class TabularDecoder:
-    """See :class:`~ppl_llm.lm.autoregressive.Decoder`."""
+class TabularLogits:
+    """Logits of the next token from a table ``[V] * order + [V]`` (a :class:`~ppl_llm.lm.decoding.decoder.DecoderSource`)."""
 
-    def __init__(self, lm: TabularLM, last: Tensor, lanes: Tensor) -> None:
-        self.lm, self.last, self.lanes = lm, last, lanes
-        self.logits = lm._next_logits(last)
+    def __init__(self, table: Tensor) -> None:
+        self._table, self._order = table, table.dim() - 1
+
+    def next_logits(self, last: Tensor) -> Tensor:
+        """Logits ``[..., V]`` after the last tokens ``[..., order]``."""
+        return self._table[tuple(last.unbind(-1))]
+
+    def decoder(self, context: Context, active: Tensor) -> TabularDecoder:
+        last = self._last_tokens(context, active)
+        return TabularDecoder(self, active, last, self.next_logits(last))
+
+    def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        history = torch.cat([self._last_tokens(context, active), tokens.clamp(min=0)], -1)
+        windows = history.unfold(-1, self._order, 1)[:, : tokens.shape[-1]]
+        yield torch.arange(len(active), device=tokens.device), self.next_logits(windows)
+
+    def _last_tokens(self, context: Context, active: Tensor) -> Tensor:
+        tokens, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
+        return tokens.gather(-1, lengths[:, None] + torch.arange(-self._order, 0, device=tokens.device))
+
+    def release(self) -> None:
+        """The table is all there is."""
+
+
+class TabularDecoder:
+    """A :class:`~ppl_llm.lm.decoding.decoder.Decoder` that knows the last tokens ``[A, order]`` of its sequences."""
+
+    def __init__(self, source: TabularLogits, sequences: Tensor, last: Tensor, logits: Tensor) -> None:
+        self.sequences, self.logits = sequences, logits
+        self._source, self._last = source, last
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        self.last = torch.cat([self.last[:, 1:], tokens[:, None]], -1)
-        self.logits = self.lm._next_logits(self.last)
+        self._last = torch.cat([self._last[:, 1:], tokens[:, None]], -1)
+        self.logits = self._source.next_logits(self._last)
 
     def keep(self, alive: Tensor) -> None:
-        self.last, self.lanes, self.logits = self.last[alive], self.lanes[alive], self.logits[alive]
+        self._last, self.sequences, self.logits = self._last[alive], self.sequences[alive], self.logits[alive]
+
+    def reserved(self) -> AbstractContextManager[None]:
+        return nullcontext()

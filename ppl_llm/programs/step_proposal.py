@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..context import PAD, Context
 from ..distributions import LLMStep
-from ..lm.base import LanguageModel
+from ..lm.base import LanguageModel, language_model
 
 
 class StepProposal:
@@ -55,14 +55,14 @@ class StepProposal:
 
     def context(self, context: Context) -> Context:
         """What the proposing model reads in place of ``context``."""
-        lm = context.lm if self.lm is None else self.lm
+        lm = language_model(context) if self.lm is None else self.lm
         if lm.vocab_size != context.lm.vocab_size or lm.eos_ids.tolist() != context.lm.eos_ids.tolist():
             raise ValueError(
                 f"the proposing language model must have the same tokens as the model's: {lm.vocab_size} tokens and end-of-text "
                 f"{lm.eos_ids.tolist()}, here {context.lm.vocab_size} and {context.lm.eos_ids.tolist()}"
             )
         if self.prompt is None:
-            # The same notes: each language model finds its own caches among them.
+            # The same cache entries: each language model finds its own among them.
             return replace(context, lm=lm) if lm is not context.lm else context
         key = (lm, context.problems)
         if key not in self._roots:
@@ -96,5 +96,5 @@ def moved(context: Context, root: Context) -> Context:
         lengths=lengths,
         prompt_lengths=prompt_lengths,
         ends=context.ends + shift[..., None],
-        memo={},
+        cache_entries={},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..lm.token_bytes import is_byte_level
+from ..lm.stopping import is_byte_level
 from .completions import Choice
 
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import Context, LaneMemo, StopReason
-from ..context_cache import NoteKey, note_of
+from ..context import Context, StopReason
+from ..context_cache import CacheEntry, CacheKey, find_entry
 
 
 class ScoreMemo:
     """Remembers scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along."""
 
     def __init__(self) -> None:
-        self._key = NoteKey("scores")
+        self._key = CacheKey("scores")
 
     def known(self, context: Context) -> Tensor:
         """Scores of the steps that were scored before: ``[*batch, S]``, S from 0 to the number of steps."""
-        memo = note_of(context, self._key, lambda owner: None)
-        if memo is None or memo.lanes["scores"].shape[:-1] != context.batch_shape:
+        memo = find_entry(context.cache_entries, self._key, lambda owner: None)
+        if memo is None or memo.tensors["scores"].shape[:-1] != context.batch_shape:
             return torch.zeros(*context.batch_shape, 0, device=context.tokens.device)
-        return memo.lanes["scores"]
+        return memo.tensors["scores"]
 
     def note(self, context: Context, scores: Tensor, name: str) -> Tensor:
         """Remember ``scores [*batch, T]`` and give them back.
@@ -32,7 +32,7 @@ class ScoreMemo:
         if len(bad):
             *lane, step = bad[0].tolist()
             raise ValueError(f"the log-odds that {name} gives to step {step} of lane {tuple(lane)} is nan")
-        context.memo[self._key] = LaneMemo(None, {"scores": scores})
+        context.cache_entries[self._key] = CacheEntry(None, {"scores": scores})
         return scores
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
 from ..inference.util.names import unknown_name
-from ..lm.autoregressive import DecodingLM
-from ..lm.base import StepOptions
+from ..lm.autoregressive import AutoregressiveLM
+from ..lm.base import StepOptions, language_model
 from .score_cache import ScoreMemo, finished_at
 
 MEASURES = ("log_prob", "entropy")
@@ -65,10 +65,10 @@ class SelfCertainty:
 
     def _total(self, before: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         """Sum of the measure ``[*batch]`` over the tokens of a step."""
-        lm = before.lm
+        lm = language_model(before)
         if self.measure == "log_prob":
             return lm.step_log_prob(before, tokens, options)
-        if not isinstance(lm, DecodingLM):
+        if not isinstance(lm, AutoregressiveLM):
             raise ValueError(f"measure='entropy' needs the logits of a local language model, which {type(lm).__name__} does not give")
         return -lm.step_entropy(before, tokens, options)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppl_llm.kv_cache.cache import KVSlab
+from ppl_llm.kv_cache.cache import KVCache
 from tests.ppl_llm.lm.decoding.test_device_loop import write_behind_the_end
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -60,8 +60,8 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = KVSlab.place
-    monkeypatch.setattr(KVSlab, "place", lambda self, rows, positions, stop: torch.ones_like(place(self, rows, positions, stop)))
+    place = KVCache.place
+    monkeypatch.setattr(KVCache, "place", lambda self, rows, positions, stop: torch.ones_like(place(self, rows, positions, stop)))
 
 
 @pytest.mark.parametrize("mutant", [everything_seen, write_behind_the_end])

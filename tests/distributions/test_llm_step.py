@@ -88,7 +88,7 @@ def test_log_prob_of_a_sample_is_that_of_an_equal_value(kwargs: dict[str, Any], 
 
 def finished_and_open() -> tuple[Any, LLMStep]:
     context = make_lm().start("a")
-    steps = torch.tensor([[3, PAD], [0, 2]])  # the first lane ends the text
+    steps = torch.tensor([[3, PAD], [0, 2]])  # the first sequence ends the text
     grown = context.extend(steps, stop=";")
     assert grown.done.tolist() == [True, False]
     return grown, LLMStep(grown, stop=";", max_tokens=2)

@@ -1,4 +1,4 @@
-"""StepReward: potentials, aggregations and finished lanes, against their formulas."""
+"""StepReward: potentials, aggregations and finished sequences, against their formulas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LM = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
 
 
 class GivenScores:
-    """A reward model that returns what it was given, as real ones do: finished lanes repeat their last score."""
+    """A reward model that returns what it was given, as real ones do: finished sequences repeat their last score."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z
@@ -29,7 +29,7 @@ class GivenScores:
 
 
 def after_steps(lengths: list[int], steps: int) -> Context:
-    """Lanes that end the text at step ``lengths[i]`` (0: never)."""
+    """Sequences that end the text at step ``lengths[i]`` (0: never)."""
     context = LM.start("a")
     for t in range(1, steps + 1):
         rows = [[PAD, PAD] if 0 < n < t else [3, PAD] if n == t else [0, 2] for n in lengths]

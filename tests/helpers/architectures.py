@@ -119,7 +119,7 @@ class Architecture:
     :ivar dict settings: besides the common tiny sizes.
     :ivar dict outer: settings of the config around that of the text model, for models that also see images.
     :ivar float scale: of the random weights.
-    :ivar str fallback: what the warning says if the model cannot use the slab, empty if it can.
+    :ivar str fallback: what the warning says if the model cannot use the KV cache, empty if it can.
     """
 
     config: str
@@ -231,7 +231,7 @@ ARCHITECTURES = {
             **{"v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **_EXPERTS},
         },
     ),
-    # Not on the slab:
+    # Not on the KV cache:
     "mamba": Architecture("Mamba", fallback="again at each step, which is slow: it has layers of the kind linear_attention"),
     "qwen3 next": Architecture(
         "Qwen3Next",

@@ -48,7 +48,7 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"{func} on a tensor of the device where there is none: enter PretendedDevice, in every thread")
+        raise AssertionError(f"{func} on a tensor of the device where there is none: enter FakeDevice, in every thread")
 
 
 def put(tensor: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class PretendedDevice(TorchDispatchMode):
+class FakeDevice(TorchDispatchMode):
     """While it is entered there is such a device.
 
     :ivar int operations: on it so far.
@@ -95,7 +95,7 @@ class PretendedDevice(TorchDispatchMode):
         self.waits: list[str] = []
         self._functions = _Functions()
 
-    def __enter__(self) -> PretendedDevice:
+    def __enter__(self) -> FakeDevice:
         self._functions.__enter__()
         super().__enter__()
         return self
@@ -158,7 +158,7 @@ def on_device(run: Callable[[], Any]) -> Callable[[], Any]:
     """The same in a thread of its own."""
 
     def there() -> Any:
-        with PretendedDevice():
+        with FakeDevice():
             return run()
 
     return there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding.decoder import Decoder
+from ppl_llm.lm.decoding.cached_decoder import CachedLogits
+from ppl_llm.lm.decoding.decoder import Decoder, StepTask
 from ppl_llm.lm.decoding.sampling import inverse_cdf, warp
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tiny_models import causal_lm, last_logits, plain_logits, tokenizer
@@ -31,34 +33,37 @@ class CheckedDecoder:
     def __init__(self, inner: Decoder, reference: Any, context: Context, active: Tensor) -> None:
         self.inner, self.reference = inner, reference
         tokens, lengths = context.tokens.reshape(-1, context.tokens.shape[-1]), context.lengths.flatten().tolist()
-        self.texts = {lane: tokens[lane, : lengths[lane]].tolist() for lane in active.tolist()}
-        assert sorted(inner.lanes.tolist()) == active.tolist()
+        self.texts = {index: tokens[index, : lengths[index]].tolist() for index in active.tolist()}
+        assert sorted(inner.sequences.tolist()) == active.tolist()
         self.check(torch.ones(len(active), dtype=torch.bool))
 
     @property
-    def lanes(self) -> Tensor:
-        return self.inner.lanes
+    def sequences(self) -> Tensor:
+        return self.inner.sequences
 
     @property
     def logits(self) -> Tensor:
         return self.inner.logits
 
     def check(self, alive: Tensor) -> None:
-        texts = [self.texts[lane] for lane in self.lanes[alive].tolist()]
+        texts = [self.texts[index] for index in self.sequences[alive].tolist()]
         if texts:
             torch.testing.assert_close(self.logits[alive], last_logits(self.reference, texts), atol=TOLERANCE, rtol=TOLERANCE)
 
+    def reserved(self) -> AbstractContextManager[None]:
+        return self.inner.reserved()
+
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
-        for lane, token, lives in zip(self.lanes.tolist(), tokens.tolist(), alive.tolist(), strict=True):
+        for index, token, lives in zip(self.sequences.tolist(), tokens.tolist(), alive.tolist(), strict=True):
             if lives:
-                self.texts[lane].append(token)
+                self.texts[index].append(token)
         self.inner.advance(tokens, alive)
         self.check(alive)
 
     def keep(self, alive: Tensor) -> None:
-        kept = set(self.lanes[alive].tolist())
+        kept = set(self.sequences[alive].tolist())
         self.inner.keep(alive)
-        assert set(self.lanes.tolist()) == kept
+        assert set(self.sequences.tolist()) == kept
 
 
 class CheckedLM(TransformersLM):
@@ -68,27 +73,37 @@ class CheckedLM(TransformersLM):
 
     reference: Any = None
 
-    def _decoder(self, context: Context, active: Tensor) -> Any:
-        return CheckedDecoder(super()._decoder(context, active), self.reference or tiny_reference(), context, active)
-
-    def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        super()._run(context, active, options, u, tokens, log_probs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if self.fallback:
-            check_steps(self.reference, context, active, options, u, tokens, log_probs)
+            sample = self._sampler.sample
+
+            def checked(task: StepTask) -> None:
+                sample(task)
+                check_steps(self.reference, task)
+
+            self._sampler.sample = checked  # type: ignore[method-assign]
+        else:
+            assert isinstance(self._source, CachedLogits)
+            decoder = self._source.decoder
+
+            def checking(context: Context, active: Tensor) -> Any:
+                return CheckedDecoder(decoder(context, active), self.reference or tiny_reference(), context, active)
+
+            self._source.decoder = checking  # type: ignore[method-assign]
 
 
-def check_steps(
-    reference: Any, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor
-) -> None:
-    """Every token and log-probability is that of the reference's logits and the lane's own uniform."""
+def check_steps(reference: Any, task: StepTask) -> None:
+    """Every token and log-probability is that of the reference's logits and the sequence's own uniform."""
+    context = task.context
     before = context.tokens.reshape(-1, context.tokens.shape[-1])
-    for lane in active.tolist():
-        start = int(context.lengths.flatten()[lane])
-        step = [token for token in tokens[lane].tolist() if token != PAD]
-        logits = plain_logits(reference, before[lane, :start].tolist() + step[:-1])[start - 1 :]
-        expected, each = inverse_cdf(warp(logits, options), u[lane, : len(step)])
+    for index in task.active.tolist():
+        start = int(context.lengths.flatten()[index])
+        step = [token for token in task.tokens[index].tolist() if token != PAD]
+        logits = plain_logits(reference, before[index, :start].tolist() + step[:-1])[start - 1 :]
+        expected, each = inverse_cdf(warp(logits, task.options), task.uniforms[index, : len(step)])
         assert expected.tolist() == step
-        torch.testing.assert_close(log_probs[lane], each.sum(), atol=TOLERANCE * len(step), rtol=TOLERANCE)
+        torch.testing.assert_close(task.log_probs[index], each.sum(), atol=TOLERANCE * len(step), rtol=TOLERANCE)
 
 
 class Filters(RuleBasedStateMachine):
@@ -128,7 +143,7 @@ class Filters(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), seed=st.integers(0, 99), shared=st.booleans())
     def extend_with_given_tokens(self, which: int, seed: int, shared: bool) -> None:
-        """Ragged steps that the model has never seen; with ``shared``, all lanes get the same one."""
+        """Ragged steps that the model has never seen; with ``shared``, all sequences get the same one."""
         context = self.filters[which].expand((self.LANES,))
         generator = torch.Generator().manual_seed(seed)
         step = torch.randint(6, 320, (self.LANES, 6), generator=generator)
@@ -168,5 +183,5 @@ class Filters(RuleBasedStateMachine):
     def memory_is_bounded(self) -> None:
         if hasattr(self, "lm") and not self.lm.fallback:
             pool = self.lm._engine.pool
-            assert len(pool.slabs) <= 3
-            assert all(slab.capacity <= self.lm.max_length for slab in pool.slabs)
+            assert len(pool.caches) <= 3
+            assert all(cache.capacity <= self.lm.max_length for cache in pool.caches)

@@ -1,4 +1,4 @@
-"""Context against a plain-Python model: a list of token tuples per lane."""
+"""Context against a plain-Python model: a list of token tuples per sequence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ppl_llm import PAD, StopReason, TabularLM
-from ppl_llm.context import LaneMemo
+from ppl_llm.context_cache import CacheEntry
 
 LM = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
 WIDTH = 3
@@ -30,8 +30,8 @@ class ContextMachine(RuleBasedStateMachine):
         root = LM.start(problems)
         self.context = root.expand((lanes, len(problems)))
         self.lanes = [[(LM.start(p).tokens.tolist(), [], p) for p in problems] for _ in range(lanes)]
-        self.context.memo["mark"] = LaneMemo(None, {"number": torch.arange(lanes * len(problems)).view(lanes, -1)})
-        self.marks = self.context.memo["mark"].lanes["number"].tolist()
+        self.context.cache_entries["mark"] = CacheEntry(None, {"number": torch.arange(lanes * len(problems)).view(lanes, -1)})
+        self.marks = self.context.cache_entries["mark"].tensors["number"].tolist()
 
     @rule(data=st.data())
     def extend(self, data: st.DataObject) -> None:
@@ -65,7 +65,7 @@ class ContextMachine(RuleBasedStateMachine):
     def equals_the_lists(self) -> None:
         context = self.context
         assert context.problem == [[problem for *_, problem in line] for line in self.lanes]
-        assert context.memo["mark"].lanes["number"].tolist() == self.marks
+        assert context.cache_entries["mark"].tensors["number"].tolist() == self.marks
         for i, line in enumerate(self.lanes):
             for j, (tokens, steps, problem) in enumerate(line):
                 lane = context[i][j]
@@ -89,11 +89,11 @@ def test_a_single_lane_spreads_over_particles() -> None:
     grown = root.extend(torch.tensor([[0, 2, PAD], [3, PAD, PAD]]), stop=";")
     assert grown.batch_shape == (2,) and len(grown) == 2
     assert grown.text == ["a;", ""] and grown.done.tolist() == [False, True]
-    with pytest.raises(TypeError, match="single lane"):
+    with pytest.raises(TypeError, match="single sequence"):
         len(root)
     with pytest.raises(IndexError, match="no batch dimension"):
         root[0]
-    assert repr(grown) == "Context(lanes (2,), 1 steps, 1 of 2 done)"
+    assert repr(grown) == "Context(sequences (2,), 1 steps, 1 of 2 done)"
 
 
 def test_a_full_context_finishes_the_lane() -> None:
@@ -117,6 +117,6 @@ def test_a_delimiter_at_the_last_place_is_no_length_stop() -> None:
 
 def test_memos_that_do_not_fit_are_forgotten() -> None:
     root = LM.start("a")
-    root.memo["mark"] = LaneMemo(None, {"row": torch.zeros(5, dtype=torch.long)})
-    assert "mark" in root.extend(torch.tensor([[2]] * 5), stop=";").memo
-    assert "mark" not in root.extend(torch.tensor([[2]] * 4), stop=";").memo
+    root.cache_entries["mark"] = CacheEntry(None, {"row": torch.zeros(5, dtype=torch.long)})
+    assert "mark" in root.extend(torch.tensor([[2]] * 5), stop=";").cache_entries
+    assert "mark" not in root.extend(torch.tensor([[2]] * 4), stop=";").cache_entries

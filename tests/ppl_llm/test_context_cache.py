@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ppl_llm.context_cache import NoteKey, StoredOwner, label_of, note_of
+from ppl_llm.context_cache import CacheKey, StoredOwner, find_entry, label_of
 from ppl_llm.reward.score_cache import ScoreMemo
 from tests.helpers.reasoning import LM, PRM
 
@@ -37,13 +37,13 @@ def test_an_owner_is_handed_over_once() -> None:
     owner = StoredOwner("keys and values")
     assert owner.hand_over(adopt) is owner.hand_over(adopt) is adopted and adopted == ["keys and values"]
     assert StoredOwner(None).hand_over(adopt) is None and len(adopted) == 1
-    assert note_of(LM.start("a"), NoteKey("nobody"), adopt) is None
+    assert find_entry(LM.start("a"), CacheKey("nobody"), adopt) is None
 
 
 def test_labels() -> None:
     first, second = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    labels = {NoteKey.of_model("lm", model).label for model in (first, second)}
+    labels = {CacheKey.of_model("lm", model).label for model in (first, second)}
     assert len(labels) == 2 and all(label.startswith("lm Linear 9 ") for label in labels)
     with torch.device("meta"):
-        assert NoteKey.of_model("lm", torch.nn.Linear(2, 3)).label == "lm Linear 9"
+        assert CacheKey.of_model("lm", torch.nn.Linear(2, 3)).label == "lm Linear 9"
     assert label_of(PRM) == "TabularReward"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...inference.cost import Uncounted
-from ...kv_cache.cache import KVSlab
+from ...kv_cache.cache import KVCache
 
 _log = logging.getLogger(__name__)
 
 _MOST = 64
-"""Graphs kept for one slab; each holds some megabytes of the device."""
+"""Graphs kept for one KV cache; each holds some megabytes of the device."""
 
 Body = Callable[[], None]
 Capture = Callable[[Body], Body]
@@ -42,7 +43,7 @@ class CudaCapture:
 
 @dataclass
 class _Graphs:
-    """Graphs that write to the memory which a slab had at one time; ``None`` for a call that has been made once, as it is."""
+    """Graphs that write to the memory which a KV cache had at one time; ``None`` for a call that has been made once, as it is."""
 
     version: int
     by_key: dict[Hashable, Body | None] = field(default_factory=dict)
@@ -60,23 +61,23 @@ class StepGraphs:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._of_slab: weakref.WeakKeyDictionary[KVSlab, _Graphs] = weakref.WeakKeyDictionary()
+        self._of_cache: weakref.WeakKeyDictionary[KVCache, _Graphs] = weakref.WeakKeyDictionary()
         self.captured = 0
         self.failure = ""
 
-    def run(self, slab: KVSlab, key: Hashable, body: Body) -> bool:
+    def run(self, cache: KVCache, key: Hashable, body: Body) -> bool:
         """Make a call, or replay it.
 
-        :param KVSlab slab: what the call reads and writes, beside tensors that never move.
+        :param KVCache KV cache: what the call reads and writes, beside tensors that never move.
         :param key: all that the call depends on and that is no content of a tensor.
         :returns: whether it was replayed, so that nothing on the host has seen it.
         """
         if self.failure:
             body()
             return False
-        graphs = self._of_slab.get(slab)
-        if graphs is None or graphs.version != slab.version:
-            graphs = self._of_slab[slab] = _Graphs(slab.version)
+        graphs = self._of_cache.get(cache)
+        if graphs is None or graphs.version != cache.version:
+            graphs = self._of_cache[cache] = _Graphs(cache.version)
         if key not in graphs.by_key:
             while len(graphs.by_key) >= _MOST:
                 graphs.by_key.pop(next(iter(graphs.by_key)))
@@ -105,4 +106,29 @@ class StepGraphs:
 
     def clear(self) -> None:
         """Forget all graphs."""
-        self._of_slab.clear()
+        self._of_cache.clear()
+
+
+class SideStream:
+    """A CUDA stream of its own; on other devices work is done as usual."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is asked for in the block follows all that has been asked for before it, and runs beside what is asked for after it.
+
+        What it writes to must not be used, and what it reads must be neither written to nor freed, before :meth:`wait`.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def wait(self) -> None:
+        """Let everything that is asked for from now on follow the work, without waiting on the host."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)

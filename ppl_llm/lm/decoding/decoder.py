@@ -1,23 +1,49 @@
-"""What a step in progress waits for: the next token of some lanes."""
+"""The parts that sample a step, and what passes between them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from ...context import PAD, Context
 from ..base import StepOptions
+from ..stopping import StopAutomaton
+
+
+class StepTask(NamedTuple):
+    """A step to be sampled for some sequences of a batch of N.
+
+    :ivar Context context: of the batch; its cache entries are updated.
+    :ivar Tensor active: ``[A]`` flat indices of the sequences that take the step.
+    :ivar Tensor eos_ids: token ids that end the text.
+    :ivar Tensor room: ``[N]`` tokens that each sequence may take.
+    :ivar Tensor uniforms: ``[N, M]``, one for each token.
+    :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]``, filled in at ``active``.
+    """
+
+    context: Context
+    active: Tensor
+    options: StepOptions
+    automaton: StopAutomaton
+    eos_ids: Tensor
+    room: Tensor
+    uniforms: Tensor
+    tokens: Tensor
+    log_probs: Tensor
 
 
 class Decoder(Protocol):
-    """Next-token logits of a shrinking set of lanes.
+    """Next-token logits of a shrinking set of sequences.
 
-    :ivar Tensor lanes: ``[A]`` flat lane number of each row.
+    :ivar Tensor sequences: ``[A]`` flat index of each row's sequence.
     :ivar Tensor logits: ``[A, V]`` logits of each row's next token; sampling overwrites them.
     """
 
-    lanes: Tensor
+    sequences: Tensor
     logits: Tensor
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
@@ -25,12 +51,54 @@ class Decoder(Protocol):
         ...
 
     def keep(self, alive: Tensor) -> None:
-        """Drop the rows that are not alive; rows may change places, ``lanes`` with them. ``logits`` are void until :meth:`advance`."""
+        """Drop the rows that are not alive. Rows may change places, ``sequences`` with them. ``logits`` are void until :meth:`advance`."""
+        ...
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """While a step is in progress, with other programs running in between, nobody else may use its memory."""
         ...
 
 
-class Move(NamedTuple):
-    """What is due before the next token of some lanes is known: a forward pass, and a draw from its logits.
+class LogitsSource(Protocol):
+    """Where the logits of a language model come from."""
+
+    def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Teacher-forced logits in chunks.
+
+        :param Context context: expanded to all sequences; its cache entries are updated.
+        :param Tensor active: ``[A]`` flat indices of sequences.
+        :param Tensor tokens: ``[A, M]`` the step of each of them, padded with ``PAD``.
+        :returns: pairs of rows ``[a]`` (indices into ``active``) and logits ``[a, M, V]`` of each of the step's tokens.
+        """
+        ...
+
+    def release(self) -> None:
+        """Free the memory that no correct result depends on."""
+        ...
+
+
+class DecoderSource(LogitsSource, Protocol):
+    """One whose sequences are continued token by token."""
+
+    def decoder(self, context: Context, active: Tensor) -> Decoder:
+        """A decoder for the sequences ``active [A]``, flat indices of ``context``, which is expanded to all sequences."""
+        ...
+
+
+class Sampler(Protocol):
+    """
+    :ivar bool batches_programs: whether the steps of several programs are sampled in one batch.
+    """
+
+    batches_programs: bool
+
+    def sample(self, task: StepTask) -> None:
+        """Fill in the tokens and log-probabilities of a step."""
+        ...
+
+
+class DecodeRequest(NamedTuple):
+    """The next token wanted for some sequences: a forward pass, and a draw from its logits.
 
     :ivar Decoder decoder: theirs.
     :ivar tokens: ``[A]`` and ``alive [A]`` of :meth:`Decoder.advance`, ``None`` where the decoder has the logits already.
@@ -47,5 +115,18 @@ class Move(NamedTuple):
 Draw = tuple[Tensor, Tensor]
 """Tokens ``[A]`` and their log-probabilities ``[A]``."""
 
-Moves = Generator[Move, Draw, None]
-"""A step in progress: it is sent the draw of each of its moves."""
+DecodeRequests = Generator[DecodeRequest, Draw, None]
+"""A step in progress: each request is answered by a draw."""
+
+
+def with_steps(context: Context, active: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequences with given steps ``[A, M]`` but for the last token, whose logits nobody needs.
+
+    :returns: tokens ``[A, L]`` padded with ``PAD``, lengths before the step ``[A]``, and lengths ``[A]``.
+    """
+    before = context.lengths.flatten()[active]
+    ends = before + (tokens != PAD).sum(-1) - 1
+    whole = torch.nn.functional.pad(context.tokens.reshape(-1, context.tokens.shape[-1])[active], (0, tokens.shape[1] + 1), value=PAD)
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    whole.scatter_(1, torch.where(tokens == PAD, whole.shape[1] - 1, before[:, None] + column), tokens)
+    return torch.where(torch.arange(whole.shape[1], device=whole.device) < ends[:, None], whole, PAD), before, ends

@@ -1,20 +1,20 @@
-"""The token loop for accelerators: the host looks at the lanes once in a while instead of at every token."""
+"""The token loop for accelerators: the host looks at the sequences once in a while instead of at every token."""
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kv_cache.cache import KVSlab
-from ...kv_cache.engine import PrefixEngine
+from ...kv_cache.cache import KVCache
+from ...kv_cache.engine import CacheEngine
 from ..base import StepOptions
 from ..stopping import StopAutomaton
-from .cached_decoder import SlabDecoder
-from .cuda_graphs import Capture, CudaCapture, StepGraphs
-from .device_state import TokenStep
+from .cached_decoder import CachedDecoder
+from .cuda_graphs import Capture, StepGraphs
+from .decoder import StepTask
+from .device_state import DeviceState
 
 _CHECK_EVERY = 8
 """Tokens between two looks at the flags; each look waits for the device."""
@@ -23,45 +23,27 @@ _KV_BUCKET = 256
 """The columns that attention reads are rounded up to a multiple of this."""
 
 
-def padded(lanes: int) -> int:
-    """Rows that a batch of lanes is filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... A graph is captured for each such number."""
-    power = 1 << max(lanes - 1, 0).bit_length()
-    return power * 3 // 4 if power > 16 and lanes <= power * 3 // 4 else power
-
-
-class LaneTask(NamedTuple):
-    """A step to be sampled.
-
-    :ivar SlabDecoder decoder: of the lanes.
-    :ivar Tensor uniforms: ``[total, M]`` by flat lane, one for each token.
-    :ivar Tensor room: ``[total]`` tokens that each lane may take.
-    :ivar Tensor tokens: ``[total, M]``, filled in where the decoder has a lane, and ``log_probs [total]``.
-    """
-
-    decoder: SlabDecoder
-    uniforms: Tensor
-    room: Tensor
-    options: StepOptions
-    automaton: StopAutomaton
-    tokens: Tensor
-    log_probs: Tensor
+def padded(number: int) -> int:
+    """Rows that a batch of sequences is filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... A graph is captured for each such number."""
+    power = 1 << max(number - 1, 0).bit_length()
+    return power * 3 // 4 if power > 16 and number <= power * 3 // 4 else power
 
 
 class DeviceLoop:
-    """Samples steps like the loop of :class:`~ppl_llm.lm.autoregressive.DecodingLM`, with the same results up to rounding.
+    """Samples steps like :class:`~ppl_llm.lm.decoding.step_sampler.StepSampler`, with the same results up to rounding.
 
-    :param PrefixEngine engine: of the language model.
+    :param CacheEngine engine: of the language model.
     :param Tensor eos_ids: token ids that end the text.
     :param capture: how token steps are captured; ``None`` to launch each operation from the host.
-    :param int check_every: tokens between two looks at which lanes are alive.
+    :param int check_every: tokens between two looks at which sequences are alive.
     :param int kv_bucket: see ``_KV_BUCKET``; smaller ones are for tests.
     :ivar graphs: the captured steps, if any.
-    :ivar TokenStep step: the lanes' state.
+    :ivar DeviceState state: the sequences' state.
     """
 
     def __init__(
         self,
-        engine: PrefixEngine,
+        engine: CacheEngine,
         eos_ids: Tensor,
         capture: Capture | None = None,
         *,
@@ -72,75 +54,69 @@ class DeviceLoop:
         self.check_every, self._kv_bucket = check_every, kv_bucket
         self._capture = capture
         self.graphs = None if capture is None else StepGraphs(capture)
-        self.step = TokenStep(0, 0, engine.device)
-
-    @classmethod
-    def captured(cls, engine: PrefixEngine, eos_ids: Tensor) -> DeviceLoop:
-        """With CUDA graphs, for a model that lies on one CUDA device."""
-        return cls(engine, eos_ids, CudaCapture(engine.device))
+        self.state = DeviceState(0, 0, engine.device)
 
     def another(self) -> DeviceLoop:
-        """One like this with lanes of its own."""
+        """One like this with sequences of its own."""
         return DeviceLoop(self._engine, self._eos_ids, self._capture, check_every=self.check_every, kv_bucket=self._kv_bucket)
 
-    def run(self, task: LaneTask) -> None:
+    def run(self, decoder: CachedDecoder, task: StepTask) -> None:
         """Sample a step."""
-        decoder, uniforms, room, options, automaton, tokens, log_probs = task
-        first = decoder.lanes
+        options, automaton, first = task.options, task.automaton, decoder.sequences
         number = len(first)
         self.make_room(number, options.max_tokens)
-        step = self.step
-        step.begin(uniforms[first], room[first])
+        state = self.state
+        state.begin(task.uniforms[first], task.room[first])
         self.choose(decoder.logits, options, automaton)
         decoder.fill_up(padded(number))
         for k in range(1, options.max_tokens):
             if k % self.check_every == 0:
-                alive = step.alive[:number].cpu()
+                alive = state.alive[:number].cpu()
                 if not alive.any():
                     break
                 if padded(int(alive.sum())) < padded(number):
-                    number = self._drop(decoder, step, alive, uniforms.shape[0])
+                    number = self._drop(decoder, state, alive, task.uniforms.shape[0])
             self.advance(*decoder.grow(padded(number)), padded(number), options, automaton)
-        tokens[first] = step.tokens[: len(first), : options.max_tokens]
-        log_probs[first] = step.log_probs[: len(first)]
+        task.tokens[first] = state.tokens[: len(first), : options.max_tokens]
+        task.log_probs[first] = state.log_probs[: len(first)]
 
-    def make_room(self, lanes: int, width: int) -> None:
-        """Let there be so many lanes, with steps of so many tokens; graphs for fewer are void."""
-        if padded(lanes) > self.step.rows or width > self.step.width:
-            self.step = self.step.enlarged(padded(lanes), width)
+    def make_room(self, number: int, width: int) -> None:
+        """Let there be so many sequences, with steps of so many tokens; graphs for fewer are void."""
+        if padded(number) > self.state.rows or width > self.state.width:
+            self.state = self.state.enlarged(padded(number), width)
             if self.graphs is not None:
                 self.graphs.clear()
 
     def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, first: int = 0) -> None:
-        """Sample the first token of lanes in the rows from ``first`` on, whose logits are at hand."""
-        self.step.choose(logits, options, automaton, self._eos_ids, first)
+        """Sample the first token of sequences in the rows from ``first`` on, whose logits are at hand."""
+        self.state.choose(logits, options, automaton, self._eos_ids, first)
 
-    def _drop(self, decoder: SlabDecoder, step: TokenStep, alive: Tensor, total: int) -> int:
-        """Leave only rows of lanes that are alive; returns how many."""
-        before = decoder.lanes
+    def _drop(self, decoder: CachedDecoder, state: DeviceState, alive: Tensor, total: int) -> int:
+        """Leave only rows of sequences that are alive; returns how many."""
+        before = decoder.sequences
         row_of = torch.zeros(total, dtype=torch.long, device=before.device)
         row_of[before] = torch.arange(len(before), device=before.device)
         decoder.keep(alive)
-        step.take(row_of[decoder.lanes])
-        decoder.fill_up(padded(len(decoder.lanes)))
-        return len(decoder.lanes)
+        state.take(row_of[decoder.sequences])
+        decoder.fill_up(padded(len(decoder.sequences)))
+        return len(decoder.sequences)
 
-    def advance(self, slab: KVSlab, longest: int, lanes: int, options: StepOptions, automaton: StopAutomaton) -> None:
-        """Append the last token of the lanes in the first rows, and sample the next one.
+    def advance(self, cache: KVCache, longest: int, number: int, options: StepOptions, automaton: StopAutomaton) -> None:
+        """Append the last token of the sequences in the first rows, and sample the next one.
 
-        :param int longest: bound on the tokens of any of them, with the one that is appended; the slab has so many columns.
-        :param int lanes: how many rows take part, a number that :func:`padded` gives.
+        :param int longest: bound on the tokens of any of them, with the one that is appended; the KV cache has so many columns.
+        :param int number: how many rows take part, a number that :func:`padded` gives.
         """
-        stop = min(-(-longest // self._kv_bucket) * self._kv_bucket, slab.capacity)
-        step = self.step
+        stop = min(-(-longest // self._kv_bucket) * self._kv_bucket, cache.capacity)
+        state = self.state
 
         def body() -> None:
-            logits = step.advance(self._engine, slab, lanes, stop)
-            step.choose(logits, options, automaton, self._eos_ids)
+            logits = state.advance(self._engine, cache, number, stop)
+            state.choose(logits, options, automaton, self._eos_ids)
 
         if self.graphs is None:
             return body()
         began = time.perf_counter()
         law = (options.temperature, options.top_k, options.top_p)
-        if self.graphs.run(slab, (lanes, stop, law, automaton), body):
+        if self.graphs.run(cache, (number, stop, law, automaton), body):
             self._engine.counted(began)

@@ -1,4 +1,4 @@
-"""One more token of many lanes, with everything that it reads and writes in tensors that stay where they are."""
+"""The state of a step's sequences on the device, in tensors that stay where they are."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ import torch
 from torch import Tensor
 
 from ...context import PAD
-from ...kv_cache.cache import KVSlab
-from ...kv_cache.engine import PrefixEngine
+from ...kv_cache.cache import KVCache
+from ...kv_cache.engine import CacheEngine
 from ..base import StepOptions
 from ..stopping import StopAutomaton
 from .sampling import inverse_cdf, warp
 
 
-class TokenStep:
-    """Sampling, the watch for a step's end, lengths and flags of lanes, all on the device.
+class DeviceState:
+    """Sampling, the watch for a step's end, lengths and flags of sequences, all on the device.
 
-    A lane has a *row* of the slab, which changes when other lanes are dropped, and a *slot*, which it keeps and where its results are
-    collected. Rows that hold no lane have the slot after the last one and are never alive: a batch can be filled up with them.
+    A sequence has a *row* of the KV cache, which changes when other sequences are dropped, and an *output row*, which it keeps and where
+    its results are collected. Rows that hold no sequence have the output row after the last one and are never alive: a batch can be filled
+    up with them.
 
-    :param int rows: lanes at most.
+    :param int rows: sequences at most.
     :param int width: tokens of a step at most.
-    :ivar Tensor slot: ``[rows]``.
-    :ivar Tensor alive: ``[rows]`` whether the lane goes on.
-    :ivar Tensor tokens: ``[rows + 1, width + 1]`` by slot, padded with ``PAD``; nothing is kept in the last column.
-    :ivar Tensor log_probs: ``[rows + 1]`` by slot.
+    :ivar Tensor output: ``[rows]`` the output row of each row.
+    :ivar Tensor alive: ``[rows]`` whether the sequence continues.
+    :ivar Tensor tokens: ``[rows + 1, width + 1]`` by output row, padded with ``PAD``; nothing is kept in the last column.
+    :ivar Tensor log_probs: ``[rows + 1]`` by output row.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device) -> None:
         self.rows, self.width = rows, width
-        self.slot = torch.full((rows,), rows, device=device)
+        self.output = torch.full((rows,), rows, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.full((rows + 1, width + 1), PAD, device=device)
         self.log_probs = torch.zeros(rows + 1, device=device)
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._state = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the lane's next token belongs to
+        self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the sequence's next token belongs to
         self._uniforms = torch.zeros(rows + 1, width + 1, dtype=torch.float64, device=device)
         self._room = torch.zeros(rows + 1, dtype=torch.long, device=device)
 
-    def enlarged(self, rows: int, width: int) -> TokenStep:
-        """The same lanes with room for more of them and for longer steps."""
-        new = TokenStep(max(rows, self.rows), max(width, self.width), self.slot.device)
-        new.slot[: self.rows] = torch.where(self.slot == self.rows, new.rows, self.slot)
+    def enlarged(self, rows: int, width: int) -> DeviceState:
+        """The same sequences with room for more of them and for longer steps."""
+        new = DeviceState(max(rows, self.rows), max(width, self.width), self.output.device)
+        new.output[: self.rows] = torch.where(self.output == self.rows, new.rows, self.output)
         for name in ("alive", "log_probs", "_token", "_state", "_column", "_room"):
             getattr(new, name)[: self.rows] = getattr(self, name)[: self.rows]
         for name in ("tokens", "_uniforms"):
@@ -50,28 +51,28 @@ class TokenStep:
         return new
 
     def begin(self, uniforms: Tensor, room: Tensor) -> None:
-        """Start a step of lanes that lie in the first rows, which become their slots, and forget all others; see :meth:`join`."""
+        """Start a step of sequences that lie in the first rows, also of the output, and forget all others; see :meth:`join`."""
         self.leave(0)
         self.join(0, torch.arange(len(room), device=room.device), uniforms, room)
 
-    def join(self, first: int, slots: Tensor, uniforms: Tensor, room: Tensor) -> None:
-        """Start a step of further lanes, beside those whose step is under way.
+    def join(self, first: int, outputs: Tensor, uniforms: Tensor, room: Tensor) -> None:
+        """Start a step of further sequences, beside those whose step is under way.
 
         :param int first: the row of the first of them.
-        :param Tensor slots: ``[A]`` of which no other lane has one.
+        :param Tensor outputs: ``[A]`` output rows, of which no other sequence has one.
         :param Tensor uniforms: ``[A, M]`` one for each token.
-        :param Tensor room: ``[A]`` tokens that each lane may take.
+        :param Tensor room: ``[A]`` tokens that each sequence may take.
         """
-        lanes, width = uniforms.shape
-        rows = slice(first, first + lanes)
-        self.slot[rows] = slots
+        number, width = uniforms.shape
+        rows = slice(first, first + number)
+        self.output[rows] = outputs
         self.alive[rows] = True
-        self.tokens[slots] = PAD
-        self.log_probs[slots] = 0.0
+        self.tokens[outputs] = PAD
+        self.log_probs[outputs] = 0.0
         for zeroed in (self._token, self._state, self._column):
             zeroed[rows] = 0
-        self._uniforms[slots, :width] = uniforms
-        self._room[slots] = room
+        self._uniforms[outputs, :width] = uniforms
+        self._room[outputs] = room
 
     def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor, first: int = 0) -> None:
         """Sample the next token of A rows from logits ``[A, V]``, which are overwritten.
@@ -79,39 +80,39 @@ class TokenStep:
         :param int first: the first of these rows.
         """
         rows = slice(first, first + len(logits))
-        slot, alive, column = self.slot[rows], self.alive[rows], self._column[rows]
-        token, log_prob = inverse_cdf(warp(logits, options), self._uniforms[slot, column], overwrite=True)
-        self.tokens[slot, column] = torch.where(alive, token, PAD)
-        self.log_probs[slot] += torch.where(alive, log_prob, 0.0)
+        output, alive, column = self.output[rows], self.alive[rows], self._column[rows]
+        token, log_prob = inverse_cdf(warp(logits, options), self._uniforms[output, column], overwrite=True)
+        self.tokens[output, column] = torch.where(alive, token, PAD)
+        self.log_probs[output] += torch.where(alive, log_prob, 0.0)
         state = automaton.step(self._state[rows], token)
-        column.add_(1).clamp_(max=self.width)  # what becomes of a lane that has ended is of no interest
+        column.add_(1).clamp_(max=self.width)  # what becomes of a sequence that has ended is of no interest
         # Not isin, which sorts, and so waits for the device, where there are many ids.
-        ended = (state == automaton.accept) | (token[:, None] == eos_ids).any(-1) | (column >= self._room[slot])
+        ended = (state == automaton.accept) | (token[:, None] == eos_ids).any(-1) | (column >= self._room[output])
         self._token[rows], self._state[rows] = token, state
         alive &= ~ended
 
-    def advance(self, engine: PrefixEngine, slab: KVSlab, lanes: int, stop: int) -> Tensor:
-        """Append each row's last token where the lane is alive: the next logits ``[lanes, V]``.
+    def advance(self, engine: CacheEngine, cache: KVCache, number: int, stop: int) -> Tensor:
+        """Append each row's last token where the sequence is alive: the next logits ``[number, V]``.
 
-        :param int lanes: rows that take part; what those without a lane hold stays valid.
-        :param int stop: columns read, more than the longest lane has tokens.
+        :param int number: rows that take part; what those without a sequence hold stays valid.
+        :param int stop: columns read, more than the longest sequence has tokens.
         """
-        ids, at = self._token[:lanes, None], slab.lengths[:lanes]
+        ids, at = self._token[:number, None], cache.lengths[:number]
         positions = at[:, None].clone()
         # Behind the end of what a row holds: where the length does not grow, nothing has happened.
-        slab.tokens.scatter_(1, positions, ids)
-        mask = slab.place(None, positions, stop)
-        logits = engine.run(slab, ids, positions, mask, 1)[:, -1]
-        at += self.alive[:lanes]
+        cache.tokens.scatter_(1, positions, ids)
+        mask = cache.place(None, positions, stop)
+        logits = engine.run(cache, ids, positions, mask, 1)[:, -1]
+        at += self.alive[:number]
         return logits
 
     def take(self, rows: Tensor) -> None:
-        """Leave the lanes of ``rows [n]`` in the first n rows, and none in the others."""
-        for held in (self.slot, self.alive, self._token, self._state, self._column):
+        """Leave the sequences of ``rows [n]`` in the first n rows, and none in the others."""
+        for held in (self.output, self.alive, self._token, self._state, self._column):
             held[: len(rows)] = held[rows]
         self.leave(len(rows))
 
     def leave(self, first: int) -> None:
-        """Let the rows from ``first`` on hold no lane."""
-        self.slot[first:] = self.rows
+        """Let the rows from ``first`` on hold no sequence."""
+        self.output[first:] = self.rows
         self.alive[first:] = False

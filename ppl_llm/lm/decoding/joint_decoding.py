@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from contextvars import copy_context
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...inference.cost import Uncounted
-from .counted_request import CountedRequest
-from .decoder import Draw, Move, Moves
-from .sampling import inverse_cdf, warp
+from ...inference.cost import Uncounted, count
+from .decoder import DecodeRequest, DecodeRequests, Draw
 
-if TYPE_CHECKING:
-    from ...kv_cache.joint_pass import JointPass
+
+class CountedRequest:
+    """A step of the sequences of one program, whose share of the cost is counted where the program counts (a ``Request``).
+
+    :param service: samples it together with others.
+    :param int lanes: sequences that take the step.
+    """
+
+    def __init__(self, service: Any, lanes: int) -> None:
+        self.service, self.lanes = service, lanes
+        self.finished = False
+        self.error: BaseException | None = None
+        self._variables = copy_context()  # the program's
+
+    def fail(self, error: BaseException) -> None:
+        self.error, self.finished = error, True
+
+    def charge(self, seconds: float, passes: int = 1) -> None:
+        """Count forward passes of which these seconds are the program's share."""
+        self._variables.run(count, lm_forwards=passes, lm_seconds=seconds)
 
 
 class StepRequest(CountedRequest):
-    """A step of the lanes of one program.
+    """A step in progress of one program.
 
     :param JointDecoding service: samples it together with others.
-    :param moves: goes through the step, and stops at each move that is due.
-    :param int lanes: at the beginning of the step.
-    :ivar move: the next one, ``None`` before the step has begun.
+    :param requests: the step's decode requests, one after the other.
+    :param int lanes: sequences at the beginning of the step.
+    :ivar due: the decode request to be answered next, ``None`` before the step has begun.
     """
 
-    def __init__(self, service: JointDecoding, moves: Moves, lanes: int) -> None:
+    def __init__(self, service: JointDecoding, requests: DecodeRequests, lanes: int) -> None:
         super().__init__(service, lanes)
-        self.move: Move | None = None
-        self._moves = moves
+        self.due: DecodeRequest | None = None
+        self._requests = requests
 
-    def go_on(self, draw: Draw | None = None) -> None:
-        """Up to the next move; ``draw`` is what this one gave."""
+    def proceed(self, draw: Draw | None = None) -> None:
+        """Up to the next decode request; ``draw`` answers this one."""
         try:
-            self.move = self._variables.run(self._moves.send, draw)  # type: ignore[arg-type]
-            self.lanes = len(self.move.uniforms)
+            self.due = self._variables.run(self._requests.send, draw)  # type: ignore[arg-type]
+            self.lanes = len(self.due.uniforms)
         except StopIteration:
             self.finished = True
         except Exception as error:  # whatever it is, it is for the program that asked
@@ -47,82 +62,33 @@ class StepRequest(CountedRequest):
 class JointDecoding:
     """Advances the steps of several programs by a token at a time.
 
-    :param advance: a method of the language model, which owns this object: makes moves of different programs in one pass.
+    :param sample_tokens: answers decode requests of different programs in one pass.
     """
 
-    def __init__(self, advance: Callable[[Sequence[Move]], list[Draw]]) -> None:
-        self._advance = weakref.WeakMethod(advance)  # a circle would keep the model in memory until Python looks for circles
+    def __init__(self, sample_tokens: Callable[[Sequence[DecodeRequest]], list[Draw]]) -> None:
+        self._sample_tokens = sample_tokens
 
     @torch.no_grad()
     def advance(self, requests: Sequence[StepRequest]) -> None:
         for request in requests:
-            if request.move is None:
-                request.go_on()
-        going = [request for request in requests if not request.finished]
-        moves = [request.move for request in going if request.move is not None]
-        if not moves:
+            if request.due is None:
+                request.proceed()
+        waiting = [request for request in requests if not request.finished]
+        due = [request.due for request in waiting if request.due is not None]
+        if not due:
             return
-        advance = self._advance()
-        assert advance is not None
         began = time.perf_counter()
         try:
             with Uncounted():
-                draws = advance(moves)
+                draws = self._sample_tokens(due)
         except Exception as error:  # of a pass that they share
-            for request in going:
+            for request in waiting:
                 request.fail(error)
             return
-        passing = [move.tokens is not None for move in moves]
-        lanes = sum(request.lanes for request, passes in zip(going, passing, strict=True) if passes)
+        passing = [each.tokens is not None for each in due]
+        total = sum(request.lanes for request, passes in zip(waiting, passing, strict=True) if passes)
         seconds = time.perf_counter() - began
-        for request, passes, draw in zip(going, passing, draws, strict=True):
+        for request, passes, draw in zip(waiting, passing, draws, strict=True):
             if passes:
-                request.charge(seconds * request.lanes / lanes)
-            request.go_on(draw)
-
-
-def advance_each(moves: Sequence[Move]) -> list[Draw]:
-    """Make moves one after the other."""
-    for decoder, tokens, alive, _, _ in moves:
-        if tokens is not None:
-            decoder.advance(tokens, alive)
-    return [inverse_cdf(warp(move.decoder.logits, move.options), move.uniforms, overwrite=True) for move in moves]
-
-
-def advance_together(moves: Sequence[Move], joint_pass: JointPass) -> list[Draw]:
-    """Make moves of lanes in slabs, in one forward pass."""
-    passing = [i for i, move in enumerate(moves) if move.tokens is not None]
-    if len(passing) < 2:
-        return advance_each(moves)
-    passing.sort(key=lambda i: hash(moves[i].options))  # equal ones are drawn from in one go
-    logits = joint_pass.run([moves[i].decoder.prepare(moves[i].tokens) for i in passing])
-    draws = dict(zip(passing, _drawn([moves[i] for i in passing], logits), strict=True))
-    others = [i for i in range(len(moves)) if i not in draws]
-    draws |= zip(others, advance_each([moves[i] for i in others]), strict=True)
-    return [draws[i] for i in range(len(moves))]
-
-
-def _drawn(moves: Sequence[Move], logits: Sequence[Tensor]) -> list[Draw]:
-    """Draws of moves after their forward passes, of neighbours with equal options in one go.
-
-    :param logits: of the moves' lanes one after the other, ``[A, V]`` each; they are overwritten.
-    """
-    draws: list[Draw] = []
-    for batch in logits:
-        begin = 0
-        while begin < len(batch):
-            options, end = moves[len(draws)].options, begin
-            same: list[Move] = []
-            for move in moves[len(draws) :]:
-                if move.options != options or end == len(batch):
-                    break
-                same.append(move)
-                end += len(move.uniforms)
-            sizes = [len(move.uniforms) for move in same]
-            uniforms = torch.cat([move.uniforms for move in same])
-            found = inverse_cdf(warp(batch[begin:end], options), uniforms, overwrite=True)
-            draws += zip(*(each.split(sizes) for each in found), strict=True)
-            for move, rows in zip(same, batch[begin:end].split(sizes), strict=True):
-                move.decoder.finish(rows, move.alive)
-            begin = end
-    return draws
+                request.charge(seconds * request.lanes / total)
+            request.proceed(draw)

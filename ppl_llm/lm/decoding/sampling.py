@@ -1,11 +1,14 @@
-"""Tokens from logits: warping and inverse-CDF sampling, one uniform per lane and token."""
+"""Tokens from logits: warping and inverse-CDF sampling, one uniform per sequence and token."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..base import StepOptions
+from .decoder import DecodeRequest, Draw
 
 _BLOCK = 256
 """Tokens whose mass is summed in float32."""
@@ -72,3 +75,11 @@ def _search(cdf: Tensor, target: Tensor) -> Tensor:
     # Between 0 and the number before the total, every target has an index of positive mass: no search for the first and the last of them.
     inside = torch.minimum(target.to(cdf.dtype).clamp(min=0.0), torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, inside[:, None], right=True)[:, 0]
+
+
+def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:
+    """Answer decode requests, each with a forward pass of its own."""
+    for decoder, tokens, alive, _, _ in requests:
+        if tokens is not None:
+            decoder.advance(tokens, alive)
+    return [inverse_cdf(warp(request.decoder.logits, request.options), request.uniforms, overwrite=True) for request in requests]

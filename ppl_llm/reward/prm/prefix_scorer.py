@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ...context import PAD, LaneMemo
+from ...context import PAD
+from ...context_cache import CacheEntry
 from ...kv_cache.attention import PACKED
-from ...kv_cache.cache_keyword import cache_keyword
-from ...kv_cache.engine import PrefixEngine
-from ...kv_cache.lookup import seat
+from ...kv_cache.engine import CacheEngine
+from ...kv_cache.lookup import look_up
 from ...kv_cache.masks import LayerMasks
 from ...kv_cache.pool import Lease
-from ...kv_cache.support import context_limit
+from ...kv_cache.support import cache_keyword, context_limit
 
 
 class Scored(NamedTuple):
@@ -35,7 +35,7 @@ class PrefixScorer:
     """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
 
     :param model: the transformers model inside; its attention function is replaced by one of this package.
-    :param log_odds: called as a model by :class:`~ppl_llm.kv_cache.engine.PrefixEngine`; gives log-odds ``[A, k, 1]``.
+    :param log_odds: called as a model by :class:`~ppl_llm.kv_cache.engine.CacheEngine`; gives log-odds ``[A, k, 1]``.
     :param int cache_bytes: bound on the memory of keys and values.
     :ivar int max_length: longest sequence.
     :raises ValueError: if the model needs another cache than keys and values of every token.
@@ -59,7 +59,7 @@ class PrefixScorer:
             return log_odds(**masks.narrowed(inputs), **{keyword: cache})
 
         self.device: torch.device = model.get_input_embeddings().weight.device
-        self.engine = PrefixEngine(
+        self.engine = CacheEngine(
             forward,
             name="prm",
             tokens_counter="prm_tokens",
@@ -73,22 +73,31 @@ class PrefixScorer:
         """Free the memory of all keys and values."""
         self.engine.pool.clear()
 
-    def score(self, note: LaneMemo | None, lanes: Tensor, ids: Tensor, lengths: Tensor, stems: Tensor, first: Tensor, at: Tensor) -> Scored:
+    def score(
+        self,
+        entry: CacheEntry | None,
+        indices: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        prompt_lengths: Tensor,
+        first: Tensor,
+        at: Tensor,
+    ) -> Scored:
         """Log-odds at tokens ``at``.
 
-        :param note: leads to the slab and row where a lane was before, ``None`` if unknown.
-        :param Tensor lanes: ``[A]`` flat lane of each sequence.
+        :param entry: leads to the KV cache and row where a sequence was before, ``None`` if unknown.
+        :param Tensor indices: ``[A]`` flat index of each sequence in the entry.
         :param Tensor ids: ``[A, L]`` padded with ``PAD``.
         :param Tensor lengths: ``[A]``.
-        :param Tensor stems: ``[A]`` length of the part, the prompt, that many sequences share.
+        :param Tensor prompt_lengths: ``[A]`` length of the part that many sequences share.
         :param Tensor first: ``[A]`` first position whose output is wanted.
         :param Tensor at: ``[A, K]`` positions wanted; those before ``first`` give a score of no meaning.
         """
-        seating = seat(self.engine, note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
-        wanted = torch.zeros(seating.num_rows, at.shape[1], dtype=torch.long, device=self.device)
-        wanted[seating.row_of] = at
-        [(_, odds)] = self.engine.complete(seating, wanted)
-        return Scored(odds[seating.row_of, :, 0], seating.row_of, self.engine.pool.lease(seating.slab))
+        lookup = look_up(self.engine, entry, indices, ids[:, : int(lengths.max())], lengths, first, prompt_lengths)
+        wanted = torch.zeros(lookup.num_rows, at.shape[1], dtype=torch.long, device=self.device)
+        wanted[lookup.row_of] = at
+        odds = lookup.complete(wanted)
+        return Scored(odds[lookup.row_of, :, 0], lookup.row_of, self.engine.pool.lease(lookup.cache))
 
     def require_room(self, lengths: Tensor, what: str = "the trace") -> None:
         """:raises ValueError: if a sequence ``[A]`` is longer than the model's context."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...context import Context
-from ...context_cache import NoteKey
+from ...context_cache import CacheKey
 from ...inference.cost import count
 from ...remote.client import DEFAULT_VARIABLE, ServerClient
 from ...remote.served import ServedModel
@@ -85,7 +85,7 @@ class RemotePRM:
             self.scorer = PoolingScorer(self.client, self.model, self.format)
         else:
             self.scorer = NextTokenScorer(self.client, self.model, *pair)
-        self._key = NoteKey(f"prm on a server {self.model} {whole_answer}")
+        self._key = CacheKey(f"prm on a server {self.model} {whole_answer}")
         self._memo = ScoreMemo()
         self._written: dict[tuple[int, str], list[int]] = {}
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...context import PAD, Context, LaneMemo
-from ...context_cache import NoteKey, note_of
+from ...context import PAD, Context
+from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
 from ...kv_cache.pool import DEFAULT_CACHE_BYTES
 from ...lm.loading import load, load_tokenizer, locate
@@ -59,7 +59,7 @@ class TransformersPRM:
         self.tokenizer = tokenizer
         self.family = family
         self.whole_answer, self.calibration = whole_answer, calibration
-        self._key = NoteKey.of_model("prm", model)
+        self._key = CacheKey.of_model("prm", model)
         self._scorer = PrefixScorer(model, self.model.log_odds, cache_bytes)
         self._device, self.max_length = self._scorer.device, self._scorer.max_length
 
@@ -114,10 +114,10 @@ class TransformersPRM:
         :raises ValueError: if a trace is longer than the model's context, or a score is nan.
         """
         memo = self._memo(context)
-        while memo.lanes["scores"].shape[-1] < context.num_steps:
+        while memo.tensors["scores"].shape[-1] < context.num_steps:
             memo = self._score_answers(context, memo) if self.whole_answer else self._score_new_steps(context, memo)
-            context.memo[self._key] = memo
-        return self._calibrated(memo.lanes["scores"]).to(context.tokens.device)
+            context.cache_entries[self._key] = memo
+        return self._calibrated(memo.tensors["scores"]).to(context.tokens.device)
 
     @torch.no_grad()
     def whole_log_odds(self, context: Context) -> Tensor:
@@ -139,14 +139,14 @@ class TransformersPRM:
     def _calibrated(self, log_odds: Tensor) -> Tensor:
         return log_odds if self.calibration is None else self.calibration(log_odds)
 
-    def _memo(self, context: Context) -> LaneMemo:
+    def _memo(self, context: Context) -> CacheEntry:
         """What is known of a context: the PRM's token ids of each lane, and the scores of the steps in them."""
-        memo = note_of(context, self._key, self._scorer.engine.pool.adopt)
-        if memo is not None and memo.lanes["scores"].shape[:-1] == context.batch_shape:
+        memo = find_entry(context.cache_entries, self._key, self._scorer.engine.pool.adopt)
+        if memo is not None and memo.tensors["scores"].shape[:-1] == context.batch_shape:
             return memo
         return self._blank(context)
 
-    def _blank(self, context: Context) -> LaneMemo:
+    def _blank(self, context: Context) -> CacheEntry:
         """Prompts alone."""
         prompts = [self._format.prompt(problem) for problem in context.problems]
         problem = context.problem_index.to(self._device)
@@ -158,11 +158,11 @@ class TransformersPRM:
             "scores": torch.zeros(*context.batch_shape, 0, device=self._device),
             "rows": torch.full(context.batch_shape, -1, device=self._device),
         }
-        return LaneMemo(None, lanes)
+        return CacheEntry(None, lanes)
 
-    def _score_new_steps(self, context: Context, memo: LaneMemo) -> LaneMemo:
+    def _score_new_steps(self, context: Context, memo: CacheEntry) -> CacheEntry:
         """All steps without a score, in one pass: every lane is run up to its end and read at each of its new steps."""
-        lengths, scores = memo.lanes["lengths"].flatten(), memo.lanes["scores"]
+        lengths, scores = memo.tensors["lengths"].flatten(), memo.tensors["scores"]
         added = self._new_steps(context, scores.shape[-1])
         sizes = torch.tensor([[len(step) for step in lane] for lane in added], device=self._device)  # [lanes, new steps]
         ids, ends = self._appended(memo, [[i for step in lane for i in step] for lane in added])
@@ -171,9 +171,9 @@ class TransformersPRM:
         new, rows, owner = self._run(memo, ids, ends, first, at, sizes > 0)
         return self._noted(context, memo, owner, new, sizes > 0, {"rows": rows, "lengths": ends, "ids": ids})
 
-    def _score_answers(self, context: Context, memo: LaneMemo) -> LaneMemo:
+    def _score_answers(self, context: Context, memo: CacheEntry) -> CacheEntry:
         """The next step without a score, each lane's answer up to it written as one step after the prompt."""
-        step = memo.lanes["scores"].shape[-1]
+        step = memo.tensors["scores"].shape[-1]
         starts, ends = (bounds[..., step].flatten().tolist() for bounds in (context.step_starts, context.ends))
         prompts = context.prompt_lengths.flatten().tolist()
         tokens = context.tokens.reshape(len(ends), -1).tolist()
@@ -186,23 +186,23 @@ class TransformersPRM:
         new, rows, owner = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
         return self._noted(context, memo, owner, new, taken, {"rows": rows})
 
-    def _run(self, memo: LaneMemo, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def _run(self, memo: CacheEntry, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Scores ``[lanes, K]`` of the lanes that took a step, where they lie now, and who holds that."""
         scores = torch.zeros(at.shape, device=self._device)
-        rows = memo.lanes["rows"].flatten().clone()
+        rows = memo.tensors["rows"].flatten().clone()
         active = taken.any(-1).nonzero()[:, 0]
         if len(active) == 0:
             return scores, rows, memo.owner
         count(prm_calls=int(taken.sum()))
         note = None if memo.owner is None else memo
-        stems = memo.lanes["stems"].flatten()[active]
+        stems = memo.tensors["stems"].flatten()[active]
         scored = self._scorer.score(note, active, ids[active], lengths[active], stems, first[active], at[active])
         scores[active], rows[active] = scored.log_odds, scored.rows
         return scores, rows, scored.lease
 
-    def _noted(self, context: Context, memo: LaneMemo, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]) -> LaneMemo:
+    def _noted(self, context: Context, memo: CacheEntry, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]) -> CacheEntry:
         """The note with more scores ``new [lanes, K]``; steps that were not taken repeat the score before them."""
-        columns = list(memo.lanes["scores"].reshape(len(new), memo.lanes["scores"].shape[-1]).unbind(-1))
+        columns = list(memo.tensors["scores"].reshape(len(new), memo.tensors["scores"].shape[-1]).unbind(-1))
         for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
             columns.append(torch.where(real, score, columns[-1]) if columns else score)
         scores = torch.stack(columns, -1)
@@ -215,7 +215,7 @@ class TransformersPRM:
             )
         shape = context.batch_shape
         changed = {"scores": scores, **changed}
-        return LaneMemo(owner, memo.lanes | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
+        return CacheEntry(owner, memo.tensors | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
 
     def _new_steps(self, context: Context, start: int) -> list[list[list[int]]]:
         """Token ids of each lane's steps from ``start`` on; none for a step that a finished lane did not take."""
@@ -234,10 +234,10 @@ class TransformersPRM:
             for row, lane_starts, lane_ends in zip(tokens, starts, ends, strict=True)
         ]
 
-    def _appended(self, memo: LaneMemo, added: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _appended(self, memo: CacheEntry, added: list[list[int]]) -> tuple[Tensor, Tensor]:
         """The token ids of all lanes with more at their ends, ``[lanes, W]``, and their new lengths."""
-        lengths = memo.lanes["lengths"].flatten()
-        ids = memo.lanes["ids"].reshape(len(lengths), -1)
+        lengths = memo.tensors["lengths"].flatten()
+        ids = memo.tensors["ids"].reshape(len(lengths), -1)
         extra = padded(added).to(self._device)
         grown = lengths + (extra != PAD).sum(-1)
         self._scorer.require_room(grown)

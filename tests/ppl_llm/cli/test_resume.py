@@ -172,7 +172,7 @@ def test_other_networks_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_context_keeps_its_caches_on_the_way() -> None:
-    """Stored and restored: the next step runs its own tokens only, and the slab is handed over once."""
+    """Stored and restored: the next step runs its own tokens only, and the KV cache is handed over once."""
     lm = model().lm
     forget()
     pyro.set_rng_seed(4)
@@ -180,7 +180,7 @@ def test_a_context_keeps_its_caches_on_the_way() -> None:
     context: Context = state.value
     notes = context.cache_state()
     assert {label.split()[0] for label in notes} == {"lm", "prm"}
-    bare = Context(**{**vars(context), "memo": {}})
+    bare = Context(**{**vars(context), "cache_entries": {}})
     forget()
     restored = bare.restore_cache(notes)
     options = model().options
@@ -190,4 +190,4 @@ def test_a_context_keeps_its_caches_on_the_way() -> None:
         pyro.set_rng_seed(5)
         again = lm.sample_step(copy, context.batch_shape, options)
         assert torch.equal(again.tokens, first.tokens)
-    assert len(lm._engine.pool.slabs) <= 2  # type: ignore[attr-defined]
+    assert len(lm._engine.pool.caches) <= 2  # type: ignore[attr-defined]

@@ -98,7 +98,7 @@ def test_the_table_scores_given_steps_and_takes_part_in_moves(plain: Transformer
 def test_tables_of_scores_are_those_of_the_reward_model(table: TableLM, name: str) -> None:
     fast, slow = MemoReward(TablePRM.from_pretrained(name)), TransformersPRM.from_pretrained(name)
     context = filtered(table, fast, 1).value  # type: ignore[arg-type]
-    assert torch.allclose(fast.step_log_odds(context), slow.step_log_odds(replace(context, memo={})), atol=1e-4)
+    assert torch.allclose(fast.step_log_odds(context), slow.step_log_odds(replace(context, cache_entries={})), atol=1e-4)
     some = torch.tensor([5, 0, 11])
     assert torch.equal(fast.step_log_odds(flat_lanes(context, some)), fast.step_log_odds(context).reshape(-1, context.num_steps)[some])
 

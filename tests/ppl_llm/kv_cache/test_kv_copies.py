@@ -1,6 +1,6 @@
-"""Resampling moves few keys: survivors keep their rows, dead lanes are overwritten, and only what differs is copied.
+"""Resampling moves few keys: survivors keep their rows, dead sequences are overwritten, and only what differs is copied.
 
-Each distinct lane runs its last token once, all of them in the first rows: a survivor that lies behind these moves there.
+Each distinct sequence runs its last token once, all of them in the first rows: a survivor that lies behind these moves there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_llm.context import Context
 from ppl_llm.kv_cache import lookup as seat
-from ppl_llm.kv_cache.cache import KVSlab
+from ppl_llm.kv_cache.cache import KVCache
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tiny_models import language_model
@@ -28,14 +28,14 @@ class Copies:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.moved: list[tuple[list[int], list[int], int, int]] = []
-        plain = KVSlab._copy_columns
+        plain = KVCache._copy_columns
 
-        def copy(slab: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+        def copy(cache: KVCache, giver: KVCache, source: Tensor, target: Tensor, start: int, stop: int) -> None:
             if len(target) and start < stop:
                 self.moved.append((source.tolist(), target.tolist(), start, stop))
-            plain(slab, giver, source, target, start, stop)
+            plain(cache, giver, source, target, start, stop)
 
-        monkeypatch.setattr(KVSlab, "_copy_columns", copy)
+        monkeypatch.setattr(KVCache, "_copy_columns", copy)
 
     @property
     def rows(self) -> int:
@@ -68,7 +68,7 @@ ANCESTORS = {
 
 
 def most_rows(survivors: set[int], row_of: list[int]) -> int:
-    """A row for each lane that died, and for each survivor that is not among the first rows."""
+    """A row for each sequence that died, and for each survivor that is not among the first rows."""
     return LANES - len(survivors) + sum(row_of[lane] >= len(survivors) for lane in survivors)
 
 
@@ -77,7 +77,7 @@ def test_only_dead_lanes_are_overwritten_and_from_where_they_differ(name: str, m
     lm, context = lanes_after(2)
     prompt = int(context.prompt_lengths[0])
     survivors = set(ANCESTORS[name])
-    row_of = next(iter(context.memo.values())).lanes["rows"].tolist()
+    row_of = next(iter(context.cache_entries.values())).tensors["rows"].tolist()
     copies = Copies(monkeypatch)
     after = steps(lm, context.reorder(torch.tensor(ANCESTORS[name])), 1)
     assert copies.rows <= most_rows(survivors, row_of)
@@ -86,13 +86,13 @@ def test_only_dead_lanes_are_overwritten_and_from_where_they_differ(name: str, m
     if name == "nobody dies":
         assert not copies.moved
     else:
-        rows = next(iter(after.memo.values())).lanes["rows"].tolist()
+        rows = next(iter(after.cache_entries.values())).tensors["rows"].tolist()
         kept = [lane for lane in survivors if row_of[lane] < len(survivors)]
         assert all(row_of[lane] in [rows[i] for i, a in enumerate(ANCESTORS[name]) if a == lane] for lane in kept)
 
 
 def test_what_two_lanes_have_in_common_is_not_copied_again(monkeypatch: pytest.MonkeyPatch):
-    """Lanes 0 and 1 part after the first step only: of the second one there is something to copy, of the first there is not."""
+    """Sequences 0 and 1 part after the first step only: of the second one there is something to copy, of the first there is not."""
     lm, context = lanes_after(1)
     context = steps(lm, context.reorder(torch.tensor([0, 0, 2, 3, 4, 5, 6, 7])), 1)
     first = int(context.ends[0, 0])
@@ -103,17 +103,17 @@ def test_what_two_lanes_have_in_common_is_not_copied_again(monkeypatch: pytest.M
 
 
 def test_settling_everybody_anew_is_rejected(monkeypatch: pytest.MonkeyPatch):
-    """The broken version copies every lane to the next free row, as an index of the whole cache does."""
+    """The broken version copies every sequence to the next free row, as an index of the whole cache does."""
     lm, context = lanes_after(2)
-    row_of = next(iter(context.memo.values())).lanes["rows"].tolist()
+    row_of = next(iter(context.cache_entries.values())).tensors["rows"].tolist()
 
-    def anew(slab: KVSlab, hint: Tensor, held: Tensor) -> Tensor:
+    def anew(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:
         total = len(hint)
-        slab.reserve(slab.num_rows + total, slab.capacity)
-        spare = torch.arange(slab.num_rows - total, slab.num_rows)
+        cache.reserve(cache.num_rows + total, cache.capacity)
+        spare = torch.arange(cache.num_rows - total, cache.num_rows)
         row = torch.arange(total)
-        slab.copy(hint, spare, held)
-        slab.copy(spare, row, held)
+        cache.copy(hint, spare, held)
+        cache.copy(spare, row, held)
         return row
 
     monkeypatch.setattr(seat, "_settle", anew)

@@ -58,7 +58,7 @@ def test_every_token_is_run_once():
     prompt = int(context.lengths)
     with CostMeter() as meter:
         context = advance(lm, context, lanes)
-    assert run.total == prompt + lanes * 4  # the prompt once for all lanes; a step's last token is left to the next step
+    assert run.total == prompt + lanes * 4  # the prompt once for all sequences; a step's last token is left to the next step
     assert meter.totals["tokens_prefilled"] == prompt
     assert meter.totals["tokens_sampled"] == lanes * 5
     assert meter.totals["lm_forwards"] == 5
@@ -89,7 +89,7 @@ def test_ragged_steps_leave_every_lane_where_it_is_found():
     for number in range(4):
         with CostMeter() as meter:
             step, _ = lm.sample_step(context, torch.Size((lanes,)), options)
-        assert (step == PAD).any()  # some lanes stopped before others: rows changed places
+        assert (step == PAD).any()  # some sequences stopped before others: rows changed places
         if number > 0:
             assert meter.totals["tokens_prefilled"] == len(torch.unique(context.tokens, dim=0))
         context = context.extend(step, options.stop).reorder(torch.randint(0, lanes, (lanes,)))
@@ -148,7 +148,7 @@ def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(
     lm = checked()
     context = advance(lm, lm.start("What is 12 + 30?"), 5)
     prompt = int(context.prompt_lengths[0])
-    lm._engine.pool.slabs[0].lengths[lost] = 3
+    lm._engine.pool.caches[0].lengths[lost] = 3
     with CostMeter() as meter:
         advance(lm, context, 5)
     again = (prompt - 3 if len(lost) == 5 else 0) + 5 * len(lost)
@@ -157,14 +157,14 @@ def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_new_problems_do_not_disturb_lanes_that_are_found(lost: int):
-    """Cold lanes with shared prompts beside warm ones: the prompts are run in rows that no warm lane needs."""
+    """Cold sequences with shared prompts beside warm ones: the prompts are run in rows that no warm sequence needs."""
     torch.manual_seed(0)
     lm = checked()
     context = lm.start(["What is 12 + 30?", "7 * 6"])
     context = context.extend(lm.sample_step(context, torch.Size((3, 2)), OPTIONS).tokens, OPTIONS.stop)
-    slab = lm._engine.pool.slabs[0]
-    rows = next(iter(context.memo.values())).lanes["rows"]
-    slab.lengths[rows[:, lost]] = 0
+    cache = lm._engine.pool.caches[0]
+    rows = next(iter(context.cache_entries.values())).tensors["rows"]
+    cache.lengths[rows[:, lost]] = 0
     with CostMeter() as meter:
         lm.sample_step(context, torch.Size((3, 2)), OPTIONS)
     assert meter.totals["tokens_prefilled"] == 3 + int(context.prompt_lengths[0, lost]) + 3 * 5
@@ -176,19 +176,19 @@ def test_a_new_run_reuses_the_memory_of_a_finished_one():
     gc.collect()
     with CostMeter() as meter:
         advance(lm, lm.start("What is 12 + 30?"), 4)
-    assert len(lm._engine.pool.slabs) == 1
+    assert len(lm._engine.pool.caches) == 1
     assert meter.totals["tokens_prefilled"] == 1  # the prompt is still there; its last token is run for its logits
 
 
 def test_contexts_do_not_keep_keys_and_values_alive():
     lm = never_ending(cache_bytes=0)
     contexts = [advance(lm, lm.start(problem), 4) for problem in ("What is 12 + 30?", "7 * 6")]
-    assert len(lm._engine.pool.slabs) == 1  # at least the one in use, and no more under a bound of 0
-    owners = [next(iter(context.memo.values())).owner for context in contexts]
-    assert owners[0].slab is None
-    assert owners[1].slab is lm._engine.pool.slabs[0]
+    assert len(lm._engine.pool.caches) == 1  # at least the one in use, and no more under a bound of 0
+    owners = [next(iter(context.cache_entries.values())).owner for context in contexts]
+    assert owners[0].cache is None
+    assert owners[1].cache is lm._engine.pool.caches[0]
     assert copy.deepcopy(owners[1]) is owners[1]
-    assert pickle.loads(pickle.dumps(owners[1])).slab is None
+    assert pickle.loads(pickle.dumps(owners[1])).cache is None
 
 
 def test_two_filters_have_their_own_memory():
@@ -199,7 +199,7 @@ def test_two_filters_have_their_own_memory():
         with CostMeter() as meter:
             contexts = [advance(lm, context, 4) for context in contexts]
         assert meter.totals["tokens_prefilled"] == 8
-    assert len(lm._engine.pool.slabs) == 2
+    assert len(lm._engine.pool.caches) == 2
 
 
 def test_cache_bytes_must_not_be_negative():

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache import layer as slab_layer
-from ppl_llm.kv_cache.engine import PrefixEngine
+from ppl_llm.kv_cache import layer as layer
+from ppl_llm.kv_cache.engine import CacheEngine
 from ppl_llm.kv_cache.memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -120,16 +120,16 @@ def test_a_pass_in_parts_that_forgets_where_it_writes_is_rejected(monkeypatch: p
     """The broken version runs parts of a batch, all of them in the first rows."""
     expected = steps(language_model())
 
-    def in_first_rows(self: PrefixEngine, slab: Any, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
+    def in_first_rows(self: CacheEngine, cache: Any, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
         at_once = max(1, size // ids.shape[1])
         outputs = []
         for begin in range(0, len(ids), at_once):
             some = slice(begin, begin + at_once)
-            slab.place(None, positions[some], mask.shape[-1])
-            outputs.append(self._pass(slab, ids[some], positions[some], mask[some], keep))
+            cache.place(None, positions[some], mask.shape[-1])
+            outputs.append(self._pass(cache, ids[some], positions[some], mask[some], keep))
         return torch.cat(outputs)
 
-    monkeypatch.setattr(PrefixEngine, "_in_parts", in_first_rows)
+    monkeypatch.setattr(CacheEngine, "_in_parts", in_first_rows)
     lm = language_model()
     Memory(lm, 64, ERRORS["cpu"])
     lm._engine.at_once.largest = 5
@@ -140,7 +140,7 @@ def test_a_pass_in_parts_that_forgets_where_it_writes_is_rejected(monkeypatch: p
 def test_not_one_token_fits():
     lm = language_model()
     Memory(lm, 0, ERRORS["accelerator"])
-    with pytest.raises(MemoryError, match=r"out of memory with 1 of lanes at a time: give the model less.* CUDA out of memory"):
+    with pytest.raises(MemoryError, match=r"out of memory with 1 of sequences at a time: give the model less.* CUDA out of memory"):
         steps(lm)
 
 
@@ -154,19 +154,19 @@ def test_other_errors_are_not_taken_for_it():
 
 
 class Allocator:
-    """Refuses keys of more than a number of lanes times tokens."""
+    """Refuses keys of more than a number of sequences times tokens."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
         self.largest = 0
-        plain = slab_layer._zeros
+        plain = layer._zeros
 
         def zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
             if num_rows * capacity > places:
-                raise CacheTooLarge(f"no memory for the keys of {num_rows} lanes of {capacity} tokens: out of memory")
+                raise CacheTooLarge(f"no memory for the keys of {num_rows} sequences of {capacity} tokens: out of memory")
             self.largest = max(self.largest, num_rows * capacity)
             return plain(like, num_rows, capacity)
 
-        monkeypatch.setattr(slab_layer, "_zeros", zeros)
+        monkeypatch.setattr(layer, "_zeros", zeros)
 
 
 @pytest.mark.parametrize("places", [2 * 64, 5 * 64, 9 * 64])
@@ -178,13 +178,13 @@ def test_keys_that_do_not_fit_are_kept_of_fewer_lanes(places: int, monkeypatch: 
         assert_same(steps(lm), expected)
     assert 0 < allocator.largest <= places
     [message] = warnings(caplog)
-    assert message.startswith("out of memory with 12 lanes at a time; going on with 6,")
+    assert message.startswith("out of memory with 12 sequences at a time; going on with 6,")
     assert lm._at_once.largest in (1, 2, 3, 6)
     assert lm._engine.at_once.largest is None  # passes over fewer tokens would not have helped
 
 
 def test_growth_that_fails_in_the_middle_of_a_step_starts_the_step_again(monkeypatch: pytest.MonkeyPatch):
-    """The prompts fit, the step's tokens do not: lanes that have tokens already get the same ones again."""
+    """The prompts fit, the step's tokens do not: sequences that have tokens already get the same ones again."""
     options, problem = StepOptions(stop="\x00", max_tokens=60), "What is 12 + 30?"
     expected_lm = language_model()
     torch.manual_seed(0)
@@ -201,7 +201,7 @@ def test_slabs_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch)
     lm = language_model()
     kept = [lm.start(problem) for problem in ("What is 12 + 30?", "7 * 6")]
     contexts = [c.extend(lm.sample_step(c, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop) for c in kept]
-    assert len(lm._engine.pool.slabs) == 2
+    assert len(lm._engine.pool.caches) == 2
     failed = list[int]()
 
     def once() -> BaseException:
@@ -211,7 +211,7 @@ def test_slabs_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch)
 
     memory = Memory(lm, 0, once)
     lm.sample_step(contexts[1], torch.Size((4,)), OPTIONS)
-    assert len(failed) == 1 and len(lm._engine.pool.slabs) == 1
+    assert len(failed) == 1 and len(lm._engine.pool.caches) == 1
     assert lm._engine.at_once.largest is None
     with CostMeter() as meter:
         lm.sample_step(contexts[0], torch.Size((4,)), OPTIONS)
@@ -222,9 +222,9 @@ def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch
     lm = language_model()
     context = lm.start("What is 12 + 30?")
     context = context.extend(lm.sample_step(context, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop)
-    slab = lm._engine.pool.slabs[0]
-    before = slab.state()
-    calls, plain = [0], slab_layer._zeros
+    cache = lm._engine.pool.caches[0]
+    before = cache.state()
+    calls, plain = [0], layer._zeros
 
     def third_fails(like: Tensor, num_rows: int, capacity: int) -> Tensor:
         calls[0] += 1
@@ -232,15 +232,15 @@ def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch
             raise CacheTooLarge("out of memory")
         return plain(like, num_rows, capacity)
 
-    monkeypatch.setattr(slab_layer, "_zeros", third_fails)
+    monkeypatch.setattr(layer, "_zeros", third_fails)
     with pytest.raises(CacheTooLarge):
-        slab.reserve(40, slab.capacity + 1)
-    assert calls[0] == 3 and (slab.num_rows, slab.capacity) == (before["tokens"].shape[0], before["capacity"])
-    after = slab.state()
-    for layer, was in zip(after["layers"], before["layers"], strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(layer, was, strict=True))
-    slab.reserve(40, slab.capacity + 1)
-    assert slab.num_rows == 40
+        cache.reserve(40, cache.capacity + 1)
+    assert calls[0] == 3 and (cache.num_rows, cache.capacity) == (before["tokens"].shape[0], before["capacity"])
+    after = cache.state()
+    for states, was in zip(after["layers"], before["layers"], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(states, was, strict=True))
+    cache.reserve(40, cache.capacity + 1)
+    assert cache.num_rows == 40
 
 
 def test_reward_models_too(caplog: pytest.LogCaptureFixture):
@@ -277,7 +277,7 @@ def test_a_reward_model_that_cannot_hold_the_lanes_says_what_to_do(monkeypatch: 
     context = language_model().start("What is 12 + 30?")
     context = context.extend(torch.randint(5, 300, (9,)), OPTIONS.stop)
     monkeypatch.setattr(Tensor, "new_zeros", _only_large(Tensor.new_zeros, refuse))
-    with pytest.raises(CacheTooLarge, match=r"no memory for the keys of 1 lanes of \d+ tokens\ngive the model less memory to hold"):
+    with pytest.raises(CacheTooLarge, match=r"no memory for the keys of 1 sequences of \d+ tokens\ngive the model less memory to hold"):
         prm.step_log_odds(context)
 
 
@@ -310,10 +310,9 @@ def test_models_without_a_slab_too(tmp_path: Any, caplog: pytest.LogCaptureFixtu
 def test_a_batch_is_not_given_up_while_it_can_be_halved():
     limit, done, failed = BatchLimit("things"), list[slice](), list[slice]()
 
-    def run(batch: slice) -> None:
-        if batch.stop - batch.start > 3:
-            raise MemoryError
-        done.append(batch)
-
-    limit.in_batches(10, run, lambda: failed.append(slice(0)))
+    for attempt in limit.in_batches(10, lambda: failed.append(slice(0))):
+        with attempt as batch:
+            if batch.stop - batch.start > 3:
+                raise MemoryError
+            done.append(batch)
     assert [(b.start, b.stop) for b in done] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)] and len(failed) == 2

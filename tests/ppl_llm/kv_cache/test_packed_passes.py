@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache import attention as packed_attention
-from ppl_llm.kv_cache import shared_prefix
+from ppl_llm.kv_cache import attention as attention
 from ppl_llm.kv_cache.packing import Segment, Segments, take
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding.cached_decoder import SlabDecoder
+from ppl_llm.lm.decoding.cached_decoder import CachedDecoder
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 from tests.helpers.filters import CheckedLM
 from tests.helpers.tiny_models import causal_lm, language_model, reward_net, tokenizer
@@ -39,7 +38,7 @@ class Counted:
 
 
 def ragged(seed: int = 0, problems: Any = "What is 12 + 30?") -> Context:
-    """Lanes with two steps of different lengths."""
+    """Sequences with two steps of different lengths."""
     torch.manual_seed(seed)
     lm = language_model()
     context = lm.start(problems)
@@ -111,18 +110,18 @@ def steps_agree(atol: float = 1e-4) -> None:
 
 def test_steps_agree(monkeypatch: pytest.MonkeyPatch):
     steps_agree()
-    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 1)
+    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
     calls: list[int] = []
-    original = packed_attention.shared_prefix_attention
+    original = attention.shared_prefix_attention
 
     def spied(*inputs: Any) -> Tensor:
         calls.append(inputs[4])
         return original(*inputs)
 
-    monkeypatch.setattr(packed_attention, "shared_prefix_attention", spied)
+    monkeypatch.setattr(attention, "shared_prefix_attention", spied)
     steps_agree()
     prompt = int(language_model().start("What is 12 + 30?").lengths)
-    assert min(calls) == prompt < max(calls)  # more once all lanes descend from one
+    assert min(calls) == prompt < max(calls)  # more once all sequences descend from one
 
 
 def blind_to_itself(self: Segments, mask: Tensor, begin: int, end: int, length: int) -> Tensor:
@@ -151,19 +150,19 @@ def half_each(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: i
 
 
 def test_parts_joined_wrongly_are_rejected(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 1)
-    monkeypatch.setattr(packed_attention, "shared_prefix_attention", half_each)
+    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
+    monkeypatch.setattr(attention, "shared_prefix_attention", half_each)
     with pytest.raises(AssertionError):
         steps_agree()
 
 
 def test_a_prefix_that_is_not_common_is_rejected(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 1)
-    common = SlabDecoder._common_tokens
+    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
+    common = CachedDecoder._common_tokens
 
-    def one_too_many(self: SlabDecoder, rows: int) -> int:
-        return min(common(self, rows) + 1, int(self.slab.lengths[:rows].min()))
+    def one_too_many(self: CachedDecoder, rows: int) -> int:
+        return min(common(self, rows) + 1, int(self.cache.lengths[:rows].min()))
 
-    monkeypatch.setattr(SlabDecoder, "_common_tokens", one_too_many)
+    monkeypatch.setattr(CachedDecoder, "_common_tokens", one_too_many)
     with pytest.raises(AssertionError):
         steps_agree()

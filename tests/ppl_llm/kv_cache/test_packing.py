@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.kv_cache import attention as packed_attention
-from ppl_llm.kv_cache import segment_batches
-from ppl_llm.kv_cache.packing import Segment, Segments
-from ppl_llm.kv_cache.segment_batches import attend_in_batches, batches
+from ppl_llm.kv_cache import attention, packing
+from ppl_llm.kv_cache.attention import attend_in_batches
+from ppl_llm.kv_cache.packing import Segment, Segments, in_batches
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 from tests.helpers.tiny_models import language_model, reward_net, tokenizer
@@ -42,7 +41,7 @@ def made(segments: list[Segment], window: int | None = None) -> tuple[Tensor, Te
 
 
 def one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, segments: Segments) -> Tensor:
-    return packed_attention._each_segment(query, key, value, mask, segments, 0.3, None, None)
+    return attention._each_segment(query, key, value, mask, segments, 0.3, None, None)
 
 
 @settings(max_examples=60)
@@ -56,7 +55,7 @@ def test_the_same_as_one_call_for_each_sequence(segments: list[Segment], window:
 @given(packed)
 def test_every_token_is_in_one_batch_and_at_most_half_is_padding(segments: list[Segment]):
     found = Segments(segments, CPU)
-    made_of = batches(found)
+    made_of = in_batches(found)
     tokens = [batch.tokens.unique() for batch in made_of]
     assert sorted(torch.cat(tokens).tolist()) == list(range(len(found.positions)))
     for batch, real in zip(made_of, tokens, strict=True):
@@ -65,34 +64,34 @@ def test_every_token_is_in_one_batch_and_at_most_half_is_padding(segments: list[
 
 def test_one_long_text_is_not_padded_for(monkeypatch: pytest.MonkeyPatch):
     segments = Segments([Segment(0, 0, 30), *(Segment(row, 20, 22) for row in range(1, 6))], CPU)
-    assert [batch.tokens.shape for batch in batches(segments)] == [(1, 30), (5, 2)]
-    assert [batch.rows for batch in batches(segments)] == [slice(0, 1), slice(1, 6)]
-    monkeypatch.setattr(segment_batches, "_MASK_ELEMENTS", 2 * 2 * 22)
-    assert [batch.tokens.shape for batch in batches(segments)] == [(1, 30), (2, 2), (2, 2), (1, 2)]
+    assert [batch.tokens.shape for batch in in_batches(segments)] == [(1, 30), (5, 2)]
+    assert [batch.rows for batch in in_batches(segments)] == [slice(0, 1), slice(1, 6)]
+    monkeypatch.setattr(packing, "_MASK_ELEMENTS", 2 * 2 * 22)
+    assert [batch.tokens.shape for batch in in_batches(segments)] == [(1, 30), (2, 2), (2, 2), (1, 2)]
 
 
 def padding_is_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short segments are filled up with the tokens that follow them in the pass."""
-    original = batches
+    original = in_batches
 
-    def following(segments: Segments) -> list[segment_batches.Batch]:
+    def following(segments: Segments) -> list[packing.Batch]:
         most = len(segments.positions) - 1
         column = [torch.arange(batch.tokens.shape[1]) for batch in original(segments)]
         return [b._replace(tokens=(b.tokens[:, :1] + c).clamp(max=most)) for b, c in zip(original(segments), column, strict=True)]
 
-    monkeypatch.setattr(segment_batches, "batches", following)
+    monkeypatch.setattr(packing, "in_batches", following)
 
 
 def rows_from_the_first_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = batches
-    monkeypatch.setattr(segment_batches, "batches", lambda segments: [b._replace(rows=slice(0, len(b.tokens))) for b in original(segments)])
+    original = in_batches
+    monkeypatch.setattr(packing, "in_batches", lambda segments: [b._replace(rows=slice(0, len(b.tokens))) for b in original(segments)])
 
 
 def looking_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token sees what the first of its segment sees."""
-    original = batches
+    original = in_batches
     monkeypatch.setattr(
-        segment_batches, "batches", lambda segments: [b._replace(looking=b.looking[:, :1].expand_as(b.looking)) for b in original(segments)]
+        packing, "in_batches", lambda segments: [b._replace(looking=b.looking[:, :1].expand_as(b.looking)) for b in original(segments)]
     )
 
 
@@ -126,7 +125,7 @@ def scores() -> tuple[Tensor, list[Tensor]]:
 def test_scores_and_log_probabilities_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch):
     expected, log_probs = scores()
     calls = []
-    monkeypatch.setattr(packed_attention, "worth_padding", lambda query: not calls.append(query.shape[2]))
+    monkeypatch.setattr(attention, "worth_padding", lambda query: not calls.append(query.shape[2]))
     found, again = scores()
     assert len(calls) > 10
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, Cache
 
 from ppl_llm.context import PAD
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache import shared_prefix
+from ppl_llm.kv_cache import attention
 from ppl_llm.kv_cache.masks import LayerMasks
 from ppl_llm.kv_cache.support import VERIFIED
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.sampling import warp
+from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
 from tests.helpers.architectures import ARCHITECTURES
 from tests.helpers.filters import CheckedLM, Filters
 from tests.helpers.tiny_models import plain_logits
@@ -60,8 +61,8 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, 
     context = lm.start("What is 12 + 30?")
     for number in range(3):
         with monkeypatch.context() as patch:
-            if number > 0:  # lanes so few would not read a common prefix together
-                patch.setattr(shared_prefix, "_MIN_SAVED", 1)
+            if number > 0:  # sequences so few would not read a common prefix together
+                patch.setattr(attention, "_MIN_SAVED", 1)
             step, log_probs = lm.sample_step(context, torch.Size((4,)), OPTIONS)
         torch.testing.assert_close(lm.step_log_prob(context, step, OPTIONS), log_probs, atol=1e-5, rtol=1e-5)
         spread = context.expand((4,))
@@ -82,7 +83,7 @@ def test_exactness_at_length(name: str, tmp_path: Path) -> None:
 
 
 def test_lanes_without_a_slab_share_their_passes(tmp_path: Path) -> None:
-    """A pass over what all lanes have in common, then one for each position, however ragged the lanes are."""
+    """A pass over what all sequences have in common, then one for each position, however ragged the sequences are."""
     lm = load("mamba", tmp_path, max_length=64)
     lm.eos_ids = torch.tensor([], dtype=torch.long)
     options, lanes = StepOptions(stop="\x00\x00", max_tokens=6), 5
@@ -128,14 +129,14 @@ def test_a_wrong_window_is_noticed(name: str, wrong: Any, tmp_path: Path, monkey
 
 @pytest.mark.parametrize(("name", "feature"), [("gemma2", "softcap"), ("gpt-oss", "s_aux")])
 def test_attention_without_its_extras_is_noticed(name: str, feature: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppl_llm.kv_cache import attention as packed_attention
+    from ppl_llm.kv_cache import attention as attention
 
-    plain = packed_attention.packed_sdpa
+    plain = attention.packed_sdpa
 
     def without(*args: Any, **kwargs: Any) -> Any:
         return plain(*args, **{**kwargs, feature: None})
 
-    monkeypatch.setitem(packed_attention.AttentionInterface._global_mapping, packed_attention.PACKED, without)
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, attention.PACKED, without)
     lm = load(name, tmp_path, max_length=64)
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
         drive(lm, BROKEN)
@@ -144,7 +145,7 @@ def test_attention_without_its_extras_is_noticed(name: str, feature: str, tmp_pa
 @pytest.mark.parametrize("name", ["mamba", "exaone4"])
 def test_states_left_with_other_lanes_are_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = load(name, tmp_path, max_length=64)
-    assert lm._plain is not None and lm._plain.cached
+    assert isinstance(lm._sampler, UncachedSampler) and lm._sampler.cached
 
     def flipped(cache: Any, index: torch.Tensor) -> None:
         reorder(cache, index.flip(0))

@@ -17,7 +17,7 @@ from ppl_llm.context import PAD
 from ppl_llm.evaluation.source import Models
 from ppl_llm.lm.base import StepOptions, StepSample
 from ppl_llm.lm.decoding.sampling import warp
-from ppl_llm.lm.dtype import parse_dtype
+from ppl_llm.lm.loading import parse_dtype
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tiny_models import causal_lm, last_logits, write_lm
 
@@ -45,7 +45,7 @@ def test_weights_and_keys_are_half_as_large_and_figures_are_not(tmp_path: Path):
     assert {parameter.dtype for parameter in lm.model.parameters()} == {torch.bfloat16}
     context = lm.start("What is 12 + 30?")
     _, log_probs = lm.sample_step(context, torch.Size((6,)), OPTIONS)
-    layer = lm._engine.pool.slabs[0].cache.layers[0]
+    layer = lm._engine.pool.caches[0].hf_cache.layers[0]
     assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
     assert log_probs.dtype == torch.float32 and log_probs.isfinite().all()
 

@@ -35,17 +35,16 @@ from ppl_llm import (
 )
 from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.util import safe_file
-from ppl_llm.kv_cache import attention as packed_attention
-from ppl_llm.kv_cache import segment_batches
+from ppl_llm.kv_cache import attention as attention
+from ppl_llm.kv_cache import packing
 from ppl_llm.lm import transformers_lm
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding import device_batch
-from ppl_llm.lm.decoding.cuda_graphs import CudaCapture
-from ppl_llm.lm.decoding.side_stream import SideStream
+from ppl_llm.lm.decoding.cuda_graphs import CudaCapture, SideStream
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
 from ppl_llm.reward.prm import transformers_prm
 from tests.helpers.architectures import ARCHITECTURES
-from tests.helpers.fake_device import DEVICE, OnDevice, PretendedDevice, move, on_device, put
+from tests.helpers.fake_device import DEVICE, FakeDevice, OnDevice, move, on_device, put
 from tests.helpers.tiny_models import causal_lm, reward_net, tokenizer
 from tests.helpers.tiny_prms import WRITE
 from tests.ppl_llm.lm.decoding.test_device_loop import OPTIONS, filtered
@@ -58,7 +57,7 @@ PROBLEM = "What is 12 + 30?"
 
 @pytest.fixture(autouse=True)
 def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams and graphs cannot be pretended: work is done at once, and captures fail, which changes no result."""
+    """Streams and graphs cannot be fake: work is done at once, and captures fail, which changes no result."""
 
     def fail(self: CudaCapture, body: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("there is no device")
@@ -119,11 +118,11 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def compare(scenario: Scenario, place: Place) -> PretendedDevice:
+def compare(scenario: Scenario, place: Place) -> FakeDevice:
     """Run it here and there."""
     pyro.set_rng_seed(0)
     expected = scenario(HERE)
-    with PretendedDevice() as device:
+    with FakeDevice() as device:
         pyro.set_rng_seed(0)
         found = plain(scenario(place))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True)
@@ -185,7 +184,7 @@ def several_at_once(place: Place) -> Any:
 def test_programs_that_share_a_batch(place: Place):
     pyro.set_rng_seed(0)
     expected = several_at_once(HERE)
-    with PretendedDevice():
+    with FakeDevice():
         found = plain(several_at_once(place))
     assert_same(found, expected)
 
@@ -258,12 +257,10 @@ def test_slices_files_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_attention_in_batches_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packed_attention, "worth_padding", lambda query: query.device.type != "cpu")
+    monkeypatch.setattr(attention, "worth_padding", lambda query: query.device.type != "cpu")
     attended: list[str] = []
-    batches = segment_batches.batches
-    monkeypatch.setattr(
-        segment_batches, "batches", lambda segments: (attended.append(segments.positions.device.type), batches(segments))[1]
-    )
+    batches = packing.in_batches
+    monkeypatch.setattr(packing, "in_batches", lambda segments: (attended.append(segments.positions.device.type), batches(segments))[1])
     compare(lambda place: summary(SMC(place.model(), 4).run(PROBLEM)), LOOP)
     assert set(attended) == {DEVICE.type}
 
@@ -284,7 +281,7 @@ def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def waits(place: Place, tokens: int) -> int:
     """How often the host waits in a step of so many tokens, the prompt being there."""
-    with PretendedDevice() as device:
+    with FakeDevice() as device:
         lm = place.lm()
         lm.eos_ids.fill_(PAD)
         context = lm.start(PROBLEM)
@@ -300,8 +297,8 @@ def test_the_host_waits_once_in_eight_tokens():
 
 
 def test_the_host_waits_seldom_for_a_whole_round():
-    """Sampling, scoring, weights and resampling of a filter, apart from looks at the lanes and what it takes to drop some."""
-    with PretendedDevice() as device:
+    """Sampling, scoring, weights and resampling of a filter, apart from looks at the sequences and what it takes to drop some."""
+    with FakeDevice() as device:
         model = LOOP.model(max_steps=4, max_tokens=1)
         SMC(model, 6, ess_threshold=1.0).run(PROBLEM)
         device.waits.clear()
@@ -310,7 +307,7 @@ def test_the_host_waits_seldom_for_a_whole_round():
 
 
 def test_the_device_refuses_what_a_real_one_would():
-    with PretendedDevice() as device:
+    with FakeDevice() as device:
         there, here = put(torch.arange(3.0)), torch.arange(3.0)
         for meet in (
             lambda: there + here,
@@ -340,12 +337,12 @@ def table_on_the_host(lm: TransformersLM) -> None:
 
 
 def ends_on_the_host(lm: TransformersLM) -> None:
-    lm._slab_engine.pool.take(None).lengths = torch.zeros(0, dtype=torch.long)
+    lm._cache_engine.pool.take(None).lengths = torch.zeros(0, dtype=torch.long)
 
 
 @pytest.mark.parametrize("fault", [table_on_the_host, ends_on_the_host])
 def test_what_lies_on_the_host_is_noticed(fault: Callable[[TransformersLM], None]):
-    with PretendedDevice():
+    with FakeDevice():
         lm = THERE.lm()
         fault(lm)
         with pytest.raises(RuntimeError, match="on one device"):

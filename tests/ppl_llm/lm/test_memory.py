@@ -14,7 +14,7 @@ import pytest
 
 from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning
 from ppl_llm.inference import run_concurrently
-from ppl_llm.kv_cache.freed_memory import _malloc_trim, give_back
+from ppl_llm.kv_cache.pool import _malloc_trim, give_back
 from ppl_llm.programs.models import ReasoningModel
 
 PROBLEM = "Begin with 26. First: take away 5. Second: increase it by 3. What number do you get?"

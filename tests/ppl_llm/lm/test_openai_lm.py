@@ -137,7 +137,7 @@ def test_a_server_without_token_ids_is_told_apart() -> None:
 
 
 def test_two_hundred_steps_with_a_fifth_of_the_calls_failing() -> None:
-    """No lane is lost or doubled: every lane has a prompt of its own, and the tokens are those of a server without faults."""
+    """No sequence is lost or doubled: every sequence has a prompt of its own, and the tokens are those of a server without faults."""
     endless = torch.tensor([[2.0, 1, 1, 0], [1, 1, 2, 0], [1, 2, 1, 0], [1, 1, 1, 0]]).log()
     prompts = ["aa", "ab", "ba", "bb"]
     kinds = [Fault("status", 429), Fault("status", 500), Fault("status", 503), Fault("status", 408)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ppl_llm.lm.prompts import PromptBuilder
-from ppl_llm.lm.token_bytes import token_bytes
+from ppl_llm.lm.stopping import token_bytes
 from tests.helpers.architectures import FORMATS, tokenizer
 
 CASES = [(kind, chat) for kind in ("byte-level", "sentencepiece") for chat in FORMATS]

@@ -17,28 +17,28 @@ from tests.helpers.served_table import OPTIONS, SYMBOLS, local, remote, serve
 
 
 class AllSeeds(OpenAILM):
-    """Lanes ``[64, 2]`` have seeds 0 .. 63, once for each of two problems."""
+    """Sequences ``[64, 2]`` have seeds 0 .. 63, once for each of two problems."""
 
     def _lane_seeds(self, total: int) -> list[int]:
         return (torch.arange(total) // 2).tolist()
 
 
 class OneSeed(AllSeeds):
-    """Wrong: all lanes share a seed."""
+    """Wrong: all sequences share a seed."""
 
     def _lane_seeds(self, total: int) -> list[int]:
         return [7] * total
 
 
 class Permuted(AllSeeds):
-    """Wrong: replies go to other lanes."""
+    """Wrong: replies go to other sequences."""
 
     def _write(self, *args: Any) -> list[Choice]:
         return super()._write(*args)[::-1]
 
 
 class Shifted(AllSeeds):
-    """Wrong: the last lane's reply is lost and the first one's is used twice."""
+    """Wrong: the last sequence's reply is lost and the first one's is used twice."""
 
     def _write(self, *args: Any) -> list[Choice]:
         choices = super()._write(*args)
@@ -73,11 +73,11 @@ def test_the_law_of_a_remote_step_is_exactly_the_local_one() -> None:
 
 @pytest.mark.parametrize("wrong", [OneSeed, Permuted, Shifted])
 def test_wrong_lanes_are_rejected_by_the_exact_law(wrong: type[OpenAILM]) -> None:
-    assert law_error(wrong) > 1 / 64 - 1e-6, "one lane in 64 is out of place at least"
+    assert law_error(wrong) > 1 / 64 - 1e-6, "one sequence in 64 is out of place at least"
 
 
 class SeedPerRequest(OpenAILM):
-    """Wrong: all lanes in one request with a seed, which servers apply to each of its prompts."""
+    """Wrong: all sequences in one request with a seed, which servers apply to each of its prompts."""
 
     def _write(self, prompts: Any, room: Any, seeds: Any, options: Any) -> list[Choice]:
         self.seeded, self.extra_body = False, {"seed": seeds[0]}
@@ -111,7 +111,7 @@ def test_sampled_steps_pass_a_chi_square_test(seeded: bool) -> None:
     server = serve()
     statistic, dof = chi_square(remote(server, seeded=seeded))
     assert tail(statistic, dof) > 1e-4
-    assert len(server.calls) == (600 if seeded else 3), "a request for each lane, or 256 lanes to a request"
+    assert len(server.calls) == (600 if seeded else 3), "a request for each sequence, or 256 sequences to a request"
 
 
 @pytest.mark.parametrize("wrong", [OneSeed, SeedPerRequest])

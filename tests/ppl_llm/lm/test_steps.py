@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ppl_llm import SMC, LLMStep, StopReason, reasoning
 from ppl_llm.context import PAD
-from ppl_llm.kv_cache.cache_keyword import cache_keyword
-from ppl_llm.kv_cache.probe import agree, disagreement
-from ppl_llm.kv_cache.support import context_limit, slab_engine
+from ppl_llm.kv_cache.support import agree, cache_engine, cache_keyword, context_limit, disagreement
 from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.cached_decoder import CachedLogits
+from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
 from ppl_llm.lm.stopping import StopAutomaton
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
@@ -106,7 +106,8 @@ def logits_after(lm: TransformersLM, ids: list[int]) -> torch.Tensor:
     """The next token's logits, through the cache of the language model."""
     root = lm.start("U")
     context = type(root).root(lm, ("U",), [ids], True)
-    return lm._decoder(context, torch.tensor([0])).logits[0]
+    assert isinstance(lm._source, CachedLogits)
+    return lm._source.decoder(context, torch.tensor([0])).logits[0]
 
 
 def test_a_checkpoint_in_several_files_on_several_devices(tmp_path: Path) -> None:
@@ -172,13 +173,13 @@ def test_unknown_architectures_are_tried_when_loaded(monkeypatch: pytest.MonkeyP
         lm = TransformersLM(broken, tokenizer())
     assert lm.fallback == "its logits with our cache differ from those without"
     assert broken.config._attn_implementation == "sdpa"
-    assert lm._plain is not None and not lm._plain.cached
+    assert isinstance(lm._sampler, UncachedSampler) and not lm._sampler.cached
     assert "runs the whole prefix again for each token, which is slow: its logits" in caplog.text
-    with pytest.raises(ValueError, match="Qwen2ForCausalLM does without the slab engine"):
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM does without the KV cache of this package"):
         lm._engine.pool.clear()
     refusing = causal_lm()
     refusing.forward = lambda input_ids, use_cache=False: type(broken).forward(refusing, input_ids=input_ids, use_cache=use_cache)
-    assert "its forward pass refuses our cache (TypeError: " in slab_engine(refusing, 64, 0, torch.device("cpu"))[1]
+    assert "its forward pass refuses our cache (TypeError: " in cache_engine(refusing, 64, 0, torch.device("cpu"))[1]
 
 
 def test_the_probe_finds_nothing_in_a_good_model_and_tells_rounding_from_errors() -> None:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding import sampling
 from ppl_llm.lm.decoding.sampling import inverse_cdf, warp
-from ppl_llm.lm.stopping import StopAutomaton
-from ppl_llm.lm.token_bytes import token_bytes
+from ppl_llm.lm.stopping import StopAutomaton, token_bytes
 from tests.helpers.tiny_models import tokenizer
 
 TOKENS = ["", "\n", "\n\n", "a", "b", "ab", "aab", ".\n", ".\n\n", "x\n\ny", "\n\n\n", "ba", "é", "é"[:1], "abab"]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ppl_llm.context import PAD, StopReason
 from ppl_llm.lm.base import LanguageModel, StepOptions
 from ppl_llm.lm.decoding.sampling import warp
-from ppl_llm.lm.token_bytes import token_bytes
+from ppl_llm.lm.stopping import token_bytes
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tiny_models import causal_lm, language_model, plain_logits, tokenizer, write_lm, write_prm
 
@@ -61,11 +61,11 @@ def test_what_outlives_a_pass_can_be_written_to_outside_of_inference_mode():
     for _ in range(2):
         step, log_probs = lm.sample_step(context, torch.Size((3,)), options)
         context = context.extend(step, options.stop)
-        note = context.memo[lm._key]
-        slab = note.owner.slab
-        versions.append(slab.version)
-        kept = [step, log_probs, slab.tokens, slab.lengths, note.lanes["rows"]]
-        kept += [states for layer in slab.state()["layers"] for states in layer]
+        note = context.cache_entries[lm._key]
+        cache = note.owner.cache
+        versions.append(cache.version)
+        kept = [step, log_probs, cache.tokens, cache.lengths, note.lanes["rows"]]
+        kept += [states for layer in cache.state()["layers"] for states in layer]
         assert not any(each.is_inference() for each in kept)
     assert versions == [2, 3]  # in either step, some pass had to make room
 

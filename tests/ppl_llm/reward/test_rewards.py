@@ -104,7 +104,7 @@ def test_laws_of_reward_models(name: str):
             z = reward.step_log_odds(context)
             assert z.shape == (5, 2, t + 1) and z.dtype == torch.float32
             assert torch.equal(z, reward.step_log_odds(context))
-            torch.testing.assert_close(z, fresh.step_log_odds(replace(context, memo={})), atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(z, fresh.step_log_odds(replace(context, cache_entries={})), atol=1e-6, rtol=1e-6)
             alone = torch.stack([torch.stack([fresh.step_log_odds(context[i][j]) for j in range(2)]) for i in range(5)])
             torch.testing.assert_close(z, alone, atol=1e-6, rtol=1e-6)
             if t:

@@ -1,4 +1,4 @@
-"""Steps of several programs in a slab that they share: the same tokens, however late the device does its work."""
+"""Steps of several programs in a KV cache that they share: the same tokens, however late the device does its work."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import CostMeter, run_concurrently
-from ppl_llm.kv_cache import cache as kv_slab
-from ppl_llm.kv_cache import layer as slab_layer
-from ppl_llm.kv_cache.cache import KVSlab
+from ppl_llm.kv_cache import cache as kv_cache
+from ppl_llm.kv_cache import layer as layer
+from ppl_llm.kv_cache.cache import KVCache
 from ppl_llm.kv_cache.memory_limit import CacheTooLarge
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding import device_batches
-from ppl_llm.lm.decoding.device_batch import DeviceBatch, LaneRequest
+from ppl_llm.lm.decoding import device_batch
+from ppl_llm.lm.decoding.cuda_graphs import SideStream
+from ppl_llm.lm.decoding.device_batch import BatchedStep, DeviceBatch
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
-from ppl_llm.lm.decoding.device_state import TokenStep
-from ppl_llm.lm.decoding.side_stream import SideStream
+from ppl_llm.lm.decoding.device_state import DeviceState
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tape import tape
 from tests.helpers.tiny_models import language_model
@@ -51,12 +51,12 @@ def expected() -> list[list[Step]]:
 def test_tokens_are_those_of_one_after_the_other(capture: Any, max_lanes: int):
     lm = looping(capture)
     assert_same(together(several(lm), max_lanes=max_lanes), expected())
-    assert_same(together(several(lm), max_lanes=max_lanes), expected())  # with graphs and a slab of another run
-    assert len(list(lm._device_batches)) == 2
-    assert all(batch.idle for batch in lm._device_batches)
+    assert_same(together(several(lm), max_lanes=max_lanes), expected())  # with graphs and a KV cache of another run
+    assert len(lm._sampler.batches) == 2
+    assert all(batch.idle for batch in lm._sampler.batches)
     assert lm._engine.pool._reserved == []
     lengths = torch.stack([(step != -1).sum(-1).float().std() for program in expected() for step, _ in program])
-    assert lengths.median() > 1  # ragged, so that lanes leave and change places
+    assert lengths.median() > 1  # ragged, so that sequences leave and change places
 
 
 def test_lanes_of_all_programs_share_a_pass():
@@ -86,16 +86,16 @@ def prefilled(lm: TransformersLM) -> int:
 
 
 def test_nothing_is_run_twice(monkeypatch: pytest.MonkeyPatch):
-    """What a step has added is found again in the program's slab; not so in the broken version."""
+    """What a step has added is found again in the program's KV cache; not so in the broken version."""
     before = prefilled(language_model())
     assert prefilled(looping()) == before
-    taken = KVSlab.take
+    taken = KVCache.take
 
-    def one_way(self: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+    def one_way(self: KVCache, giver: KVCache, source: Tensor, target: Tensor, start: int, stop: int) -> None:
         if start == 0:  # not back
             taken(self, giver, source, target, start, stop)
 
-    monkeypatch.setattr(KVSlab, "take", one_way)
+    monkeypatch.setattr(KVCache, "take", one_way)
     assert prefilled(looping()) > before
 
 
@@ -142,7 +142,7 @@ def test_programs_go_on_while_the_device_works(capture: Any, monkeypatch: pytest
 
             def noting(*arguments: Any) -> Any:
                 found = sample(*arguments)
-                working.append(sum(len(batch._aside.queued) for batch in lm._device_batches))  # type: ignore[attr-defined]
+                working.append(sum(len(batch._aside.queued) for batch in lm._sampler.batches))  # type: ignore[attr-defined]
                 return found
 
             monkeypatch.setattr(lm, "sample_step", noting)
@@ -152,7 +152,7 @@ def test_programs_go_on_while_the_device_works(capture: Any, monkeypatch: pytest
 
     assert_same(together([program(each) for each in MANY], max_lanes=16), expected())
     assert sum(queued > 0 for queued in working) > len(working) // 2
-    # The broken version looks at the lanes without waiting.
+    # The broken version looks at the sequences without waiting.
     monkeypatch.setattr(Late, "wait", lambda self: None)
     monkeypatch.setattr(DeviceBatch, "_collect", lambda self: (collect(self), self._aside.flush()))
     with pytest.raises((AssertionError, RuntimeError)):
@@ -200,7 +200,7 @@ def test_ctrl_c_in_a_pass_leaves_everything_as_it_was():
         together(several(lm))
     handle.remove()
     assert lm._engine.pool._reserved == []
-    assert all(batch.idle and batch._slab is None for batch in lm._device_batches)
+    assert all(batch.idle and batch._cache is None for batch in lm._sampler.batches)
     assert_same(together(several(lm)), expected())
 
 
@@ -224,8 +224,8 @@ def test_a_pass_that_fails_fails_for_those_in_it():
 
 @pytest.mark.parametrize("rows", [1, 12, 20])
 def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatch):
-    """Fewer lanes at a time, and nothing else."""
-    zeros = slab_layer._zeros
+    """Fewer sequences at a time, and nothing else."""
+    zeros = layer._zeros
 
     def scarce(like: Tensor, num_rows: int, capacity: int) -> Tensor:
         if num_rows > rows:
@@ -233,20 +233,20 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
         return zeros(like, num_rows, capacity)
 
     lm = looping()
-    monkeypatch.setattr(slab_layer, "_zeros", scarce)
+    monkeypatch.setattr(layer, "_zeros", scarce)
     assert_same(together(several(lm)), expected())
-    assert all(slab.num_rows <= rows for slab in lm._engine.pool.slabs if slab.num_bytes > 1000)
+    assert all(cache.num_rows <= rows for cache in lm._engine.pool.caches if cache.num_bytes > 1000)
     assert lm._engine.pool._reserved == []
 
 
 def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
-    """Columns are made one by one here; in the broken version there are none beyond what lanes that go on need."""
-    reserve, collect = KVSlab.reserve, DeviceBatch._collect
-    monkeypatch.setattr(kv_slab, "_ALIGN", 1)
-    monkeypatch.setattr(KVSlab, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
+    """Columns are made one by one here; in the broken version there are none beyond what sequences that go on need."""
+    reserve, collect = KVCache.reserve, DeviceBatch._collect
+    monkeypatch.setattr(kv_cache, "_ALIGN", 1)
+    monkeypatch.setattr(KVCache, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
     problems = ["7 * 6", "7 + 6", "12 + 30", "What is 12 + 30? Then add the ones: 40 + 2 and multiply the result by 7 and say what it is."]
     options = replace(OPTIONS, stop=("a", "e"), max_tokens=40)
-    seed = 12  # the longest lanes end with a round, and the others go on
+    seed = 12  # the longest sequences end with a round, and the others go on
 
     def run() -> None:
         run_concurrently([steps(looping(), problems, 2, options, number=3)], seeds=[seed])
@@ -255,8 +255,8 @@ def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.Monk
 
     def of_the_living(self: DeviceBatch) -> None:
         collect(self)
-        if self._slab is not None and self._number:
-            lengths = torch.where(self.loop.step.alive[: self._number], self._slab.lengths[: self._number], 0)
+        if self._cache is not None and self._number:
+            lengths = torch.where(self.loop.state.alive[: self._number], self._cache.lengths[: self._number], 0)
             self._longest = int(lengths.max())
 
     monkeypatch.setattr(DeviceBatch, "_collect", of_the_living)
@@ -283,41 +283,41 @@ def test_no_memory_to_take_lanes_back(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_few_batches_are_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(device_batches, "_MOST", 2)
+    monkeypatch.setattr(device_batch, "_MOST", 2)
     lm = looping(tape)
     laws = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
     run_concurrently([lambda law=law: steps(lm, "7 * 6", 3, law, number=1)() for law in laws])
     run_concurrently([steps(lm, "7 * 6", 3, laws[-1], number=1)])
-    assert len(list(lm._device_batches)) == 2
+    assert len(lm._sampler.batches) == 2
 
 
 def test_memory_is_released():
     lm = looping(tape)
     together(several(lm))
-    held = [weakref.ref(slab) for slab in lm._engine.pool.slabs]
+    held = [weakref.ref(cache) for cache in lm._engine.pool.caches]
     gc.collect()
     gc.disable()
     try:
         together(several(lm))
-        held += [weakref.ref(slab) for slab in lm._engine.pool.slabs]
+        held += [weakref.ref(cache) for cache in lm._engine.pool.caches]
         lm.release_caches()
-        assert not [slab for slab in held if slab() is not None]
+        assert not [cache for cache in held if cache() is not None]
     finally:
         gc.enable()
 
 
 def slots_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newcomers get the slots of lanes that are still at work."""
-    join = TokenStep.join
+    """Newcomers get the slots of sequences that are still at work."""
+    join = DeviceState.join
 
-    def first(self: TokenStep, row: int, slots: Tensor, *rest: Tensor) -> None:
+    def first(self: DeviceState, row: int, slots: Tensor, *rest: Tensor) -> None:
         join(self, row, torch.arange(len(slots)), *rest)
 
-    monkeypatch.setattr(TokenStep, "join", first)
+    monkeypatch.setattr(DeviceState, "join", first)
 
 
 def rows_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host does not notice that lanes have changed places."""
+    """The host does not notice that sequences have changed places."""
     close = DeviceBatch._close_ranks
 
     def forgetful(self: DeviceBatch, alive: Tensor, lengths: Tensor) -> None:
@@ -330,49 +330,49 @@ def rows_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes change places without their keys."""
-    taken = KVSlab.take
+    """Sequences change places without their keys."""
+    taken = KVCache.take
 
-    def lazy(self: KVSlab, giver: KVSlab, *rest: Any) -> None:
+    def lazy(self: KVCache, giver: KVCache, *rest: Any) -> None:
         if giver is not self:
             taken(self, giver, *rest)
 
-    monkeypatch.setattr(KVSlab, "take", lazy)
+    monkeypatch.setattr(KVCache, "take", lazy)
 
 
 def left_over(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     def mutant(monkeypatch: pytest.MonkeyPatch) -> None:
-        join = TokenStep.join
+        join = DeviceState.join
 
-        def stale(self: TokenStep, first: int, *rest: Tensor) -> None:
+        def stale(self: DeviceState, first: int, *rest: Tensor) -> None:
             before = getattr(self, name).clone()
             join(self, first, *rest)
             getattr(self, name).copy_(before)
 
-        monkeypatch.setattr(TokenStep, "join", stale)
+        monkeypatch.setattr(DeviceState, "join", stale)
 
     mutant.__name__ = f"left_over{name}"
     return mutant
 
 
 def others_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uniforms by the order of the rows, not of the lanes."""
-    results = LaneRequest.results
+    """Uniforms by the order of the rows, not of the sequences."""
+    results = BatchedStep.results
 
-    def in_order(self: LaneRequest, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+    def in_order(self: BatchedStep, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
         results(self, lanes.flip(0), tokens, log_probs)
 
-    monkeypatch.setattr(LaneRequest, "results", in_order)
+    monkeypatch.setattr(BatchedStep, "results", in_order)
 
 
 def column_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lane's first columns are not copied."""
-    taken = KVSlab.take
+    """A sequence's first columns are not copied."""
+    taken = KVCache.take
 
-    def late(self: KVSlab, giver: KVSlab, source: Tensor, target: Tensor, start: int, stop: int) -> None:
+    def late(self: KVCache, giver: KVCache, source: Tensor, target: Tensor, start: int, stop: int) -> None:
         taken(self, giver, source, target, max(start, 8), stop)
 
-    monkeypatch.setattr(KVSlab, "take", late)
+    monkeypatch.setattr(KVCache, "take", late)
 
 
 MUTANTS = [slots_in_use, rows_forgotten, keys_stay, left_over("_column"), left_over("_state"), others_uniforms, column_of_the_prompt]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ppl_llm.context import PAD
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache.cache import KVSlab
-from ppl_llm.kv_cache.engine import PrefixEngine
+from ppl_llm.kv_cache.cache import KVCache
+from ppl_llm.kv_cache.engine import CacheEngine
 from ppl_llm.lm.base import StepOptions, StepSample
-from ppl_llm.lm.decoding import cuda_graphs as step_graphs
+from ppl_llm.lm.decoding import cuda_graphs as cuda_graphs
 from ppl_llm.lm.decoding.device_loop import DeviceLoop, padded
-from ppl_llm.lm.decoding.device_state import TokenStep
+from ppl_llm.lm.decoding.device_state import DeviceState
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tape import OneDevice, tape
 from tests.helpers.tiny_models import causal_lm, language_model, tokenizer
@@ -39,7 +39,7 @@ def plain(**options: Any) -> TransformersLM:
 def looping(capture: Any = None, kv_bucket: int = 32, **options: Any) -> TransformersLM:
     """A model with a loop of its own, whose buckets are small enough to be outgrown by short texts."""
     lm = plain(**options)
-    lm._device_loop = DeviceLoop(lm._engine, lm.eos_ids, capture, kv_bucket=kv_bucket)
+    lm.use_device_loop(DeviceLoop(lm._engine, lm.eos_ids, capture, kv_bucket=kv_bucket))
     return lm
 
 
@@ -85,7 +85,7 @@ def assert_same(samples: list[StepSample], others: list[StepSample]) -> None:
 )
 def test_tokens_and_log_probabilities_are_those_of_the_ordinary_loop(capture: Any, options: StepOptions):
     lengths = torch.stack([(step.tokens != PAD).sum(-1) for step in expected(options)])
-    assert options is not OPTIONS or (lengths.min() == 0 and lengths.unique().numel() > 8)  # finished lanes, and ragged ones
+    assert options is not OPTIONS or (lengths.min() == 0 and lengths.unique().numel() > 8)  # finished sequences, and ragged ones
     assert_same(filtered(looping(capture), options), expected(options))
 
 
@@ -105,7 +105,7 @@ def test_texts_that_fill_the_context(capture: Any):
 
 
 def test_lanes_of_other_steps_keep_what_they_hold():
-    """Rows that fill up a batch hold the texts of lanes that have stopped: they are found again, whole, at the next step."""
+    """Rows that fill up a batch hold the texts of sequences that have stopped: they are found again, whole, at the next step."""
     for capture in (None, tape):
         costs = []
         for lm in (plain(), looping(capture)):
@@ -125,17 +125,17 @@ def test_full_rows_beside_the_batch_lose_a_token_and_nothing_else():
     torch.manual_seed(0)
     context = lm.start(PROBLEMS[0]).expand(lanes)
     context = context.extend(lm.sample_step(context, lanes, options).tokens, options.stop)
-    [slab] = lm._engine.pool.slabs
-    slab.tokens[3], slab.lengths[3] = torch.arange(slab.capacity) % 7, slab.capacity
+    [cache] = lm._engine.pool.caches
+    cache.tokens[3], cache.lengths[3] = torch.arange(cache.capacity) % 7, cache.capacity
     lm.sample_step(replace(context, done=torch.tensor([False, False, False, True])), lanes, options)
-    assert len(lm._engine.pool.slabs) == 1
-    assert slab.lengths.tolist() == [*(context.lengths[:3] + 2).tolist(), slab.capacity - 1]
-    assert torch.equal(slab.tokens[3, :-1], torch.arange(slab.capacity - 1) % 7)
+    assert len(lm._engine.pool.caches) == 1
+    assert cache.lengths.tolist() == [*(context.lengths[:3] + 2).tolist(), cache.capacity - 1]
+    assert torch.equal(cache.tokens[3, :-1], torch.arange(cache.capacity - 1) % 7)
 
 
 def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
     lm = looping(tape)
-    graphs = lm._device_loop.graphs
+    graphs = lm.device_loop.graphs
     counted: list[int] = []
     lm.model.register_forward_pre_hook(lambda *_: counted.append(1))
     for _ in range(3):
@@ -143,7 +143,7 @@ def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
         with CostMeter() as meter:
             filtered(lm)
         captured = graphs.captured - before
-    keys = next(iter(graphs._of_slab.values())).by_key
+    keys = next(iter(graphs._of_cache.values())).by_key
     assert len({lanes for lanes, *_ in keys}) > 2
     assert len({stop for _, stop, *_ in keys}) > 1
     assert captured == 0  # the third run found all it needed, in the memory that the others left
@@ -153,25 +153,25 @@ def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
 
 def test_graphs_die_with_their_memory():
     lm = looping(tape)
-    graphs = lm._device_loop.graphs
+    graphs = lm.device_loop.graphs
     filtered(lm)
-    slab = lm._engine.pool.slabs[0]
-    known = graphs._of_slab[slab]
+    cache = lm._engine.pool.caches[0]
+    known = graphs._of_cache[cache]
     assert known.by_key
-    slab.reserve(slab.num_rows + 1, slab.capacity)
+    cache.reserve(cache.num_rows + 1, cache.capacity)
     filtered(lm)
-    assert graphs._of_slab[slab] is not known
-    del slab, known
+    assert graphs._of_cache[cache] is not known
+    del cache, known
     lm.release_caches()
     gc.collect()
-    assert not graphs._of_slab
+    assert not graphs._of_cache
 
 
 def test_the_number_of_graphs_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(step_graphs, "_MOST", 3)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 3)
     lm = looping(tape)
     assert_same(filtered(lm), expected())
-    assert all(len(graphs.by_key) <= 3 for graphs in lm._device_loop.graphs._of_slab.values())
+    assert all(len(graphs.by_key) <= 3 for graphs in lm.device_loop.graphs._of_cache.values())
 
 
 def test_a_failed_capture_is_said_once_and_changes_nothing(caplog: pytest.LogCaptureFixture):
@@ -190,16 +190,16 @@ def test_a_failed_capture_is_said_once_and_changes_nothing(caplog: pytest.LogCap
         "the token step is launched operation by operation, as it cannot be captured as a CUDA graph: "
         "RuntimeError: CUDA error: operation not permitted when stream is capturing"
     ]
-    assert lm._device_loop.graphs.failure.endswith("when stream is capturing")
+    assert lm.device_loop.graphs.failure.endswith("when stream is capturing")
 
 
 def test_a_step_that_asks_the_device_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch):
     """The recording refuses what a CUDA graph refuses, so that the tests above mean that the step asks for nothing."""
-    choose = TokenStep.choose
-    monkeypatch.setattr(TokenStep, "choose", lambda self, *rest: choose(self, *rest) if bool(self.alive.any()) else None)
+    choose = DeviceState.choose
+    monkeypatch.setattr(DeviceState, "choose", lambda self, *rest: choose(self, *rest) if bool(self.alive.any()) else None)
     lm = looping(tape)
     filtered(lm, steps=1)
-    assert "not permitted when stream is capturing" in lm._device_loop.graphs.failure
+    assert "not permitted when stream is capturing" in lm.device_loop.graphs.failure
 
 
 def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
@@ -209,14 +209,14 @@ def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
     automaton = copy.copy(lm.stop_automaton(options.stop))
     automaton.table = automaton.table.to(meta)
     eos_ids, config = lm.eos_ids.to(meta), lm.model.to(meta).config
-    engine = PrefixEngine(
+    engine = CacheEngine(
         lm._engine.forward, name="lm", tokens_counter="t", num_layers=config.num_hidden_layers, max_length=64, cache_bytes=0, device=meta
     )
-    slab, step = engine.pool.take(None), TokenStep(8, 16, meta)
-    slab.reserve(8, 40)
+    cache, step = engine.pool.take(None), DeviceState(8, 16, meta)
+    cache.reserve(8, 40)
     step.begin(torch.zeros(6, 16, dtype=torch.float64, device=meta), torch.zeros(6, dtype=torch.long, device=meta))
     with torch.no_grad(), OneDevice("meta") as one:
-        logits = step.advance(engine, slab, 8, 64)
+        logits = step.advance(engine, cache, 8, 64)
         step.choose(logits, options, automaton, eos_ids)
     return one.operations
 
@@ -228,13 +228,13 @@ def test_a_token_step_needs_nothing_of_the_host(options: StepOptions, vocabulary
 
 
 def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    place = KVSlab.place
+    place = KVCache.place
 
-    def placed(self: KVSlab, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
+    def placed(self: KVCache, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
         mask = place(self, rows, positions, stop)
         return mask & (torch.tensor(0) <= positions[..., None, None])
 
-    monkeypatch.setattr(KVSlab, "place", placed)
+    monkeypatch.setattr(KVCache, "place", placed)
     with pytest.raises(RuntimeError, match="works with a tensor on cpu"):
         run_without_data(OPTIONS)
 
@@ -246,8 +246,8 @@ def test_numbers_of_lanes_are_rounded_up_a_little():
 
 
 def test_the_loop_is_for_accelerators_unless_asked_for():
-    assert language_model()._device_loop is None
-    asked = language_model(device_loop=True)._device_loop
+    assert language_model().device_loop is None
+    asked = language_model(device_loop=True).device_loop
     assert asked is not None and asked.graphs is None
 
 
@@ -258,97 +258,97 @@ def test_a_model_without_a_slab_has_no_loop():
         ValueError, match=r"device_loop=True needs the cache of this package, which Qwen2ForCausalLM is without: it does not"
     ):
         TransformersLM(model, tokenizer(), device_loop=True)
-    assert TransformersLM(model, tokenizer())._device_loop is None
+    assert TransformersLM(model, tokenizer()).device_loop is None
 
 
 def stale_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask of the first token is used for all."""
     masks: dict[Any, Tensor] = {}
-    place = KVSlab.place
+    place = KVCache.place
 
-    def first_mask(self: KVSlab, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
+    def first_mask(self: KVCache, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
         return masks.setdefault((positions.shape, stop), place(self, rows, positions, stop))
 
-    monkeypatch.setattr(KVSlab, "place", first_mask)
+    monkeypatch.setattr(KVCache, "place", first_mask)
 
 
 def wrong_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns are rounded down."""
-    advance = TokenStep.advance
+    advance = DeviceState.advance
     monkeypatch.setattr(
-        TokenStep, "advance", lambda self, engine, slab, lanes, stop: advance(self, engine, slab, lanes, max(32, stop - 32))
+        DeviceState, "advance", lambda self, engine, cache, lanes, stop: advance(self, engine, cache, lanes, max(32, stop - 32))
     )
 
 
 def write_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens leave a gap of one column behind the text."""
-    advance = TokenStep.advance
+    advance = DeviceState.advance
 
-    def late(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
-        slab.lengths[:lanes] += 1
-        logits = advance(self, engine, slab, lanes, stop)
-        slab.lengths[:lanes] -= 1
+    def late(self: DeviceState, engine: Any, cache: KVCache, lanes: int, stop: int) -> Tensor:
+        cache.lengths[:lanes] += 1
+        logits = advance(self, engine, cache, lanes, stop)
+        cache.lengths[:lanes] -= 1
         return logits
 
-    monkeypatch.setattr(TokenStep, "advance", late)
+    monkeypatch.setattr(DeviceState, "advance", late)
 
 
 def lengths_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token is written over the one before."""
-    advance = TokenStep.advance
+    advance = DeviceState.advance
 
-    def standing(self: TokenStep, engine: Any, slab: KVSlab, lanes: int, stop: int) -> Tensor:
-        before = slab.lengths.clone()
-        logits = advance(self, engine, slab, lanes, stop)
-        slab.lengths.copy_(before)
+    def standing(self: DeviceState, engine: Any, cache: KVCache, lanes: int, stop: int) -> Tensor:
+        before = cache.lengths.clone()
+        logits = advance(self, engine, cache, lanes, stop)
+        cache.lengths.copy_(before)
         return logits
 
-    monkeypatch.setattr(TokenStep, "advance", standing)
+    monkeypatch.setattr(DeviceState, "advance", standing)
 
 
 def rows_forget_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes are dropped from the slab, and not from the tensors beside it."""
-    monkeypatch.setattr(TokenStep, "take", lambda self, rows: None)
+    """Sequences are dropped from the KV cache, and not from the tensors beside it."""
+    monkeypatch.setattr(DeviceState, "take", lambda self, rows: None)
 
 
 def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states of the stop automaton do not move with their lanes."""
-    take = TokenStep.take
+    """The states of the stop automaton do not move with their sequences."""
+    take = DeviceState.take
 
-    def take_without(self: TokenStep, rows: Tensor) -> None:
+    def take_without(self: DeviceState, rows: Tensor) -> None:
         before = self._state.clone()
         take(self, rows)
         self._state.copy_(before)
 
-    monkeypatch.setattr(TokenStep, "take", take_without)
+    monkeypatch.setattr(DeviceState, "take", take_without)
 
 
 def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = TokenStep.begin
-    monkeypatch.setattr(TokenStep, "begin", lambda self, uniforms, room: begin(self, uniforms, torch.full_like(room, 10**6)))
+    begin = DeviceState.begin
+    monkeypatch.setattr(DeviceState, "begin", lambda self, uniforms, room: begin(self, uniforms, torch.full_like(room, 10**6)))
 
 
 def graphs_outlive_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings are kept when the slab gets other tensors."""
-    monkeypatch.setattr(KVSlab, "version", property(lambda self: 0, lambda self, value: None), raising=False)
+    """Recordings are kept when the KV cache gets other tensors."""
+    monkeypatch.setattr(KVCache, "version", property(lambda self: 0, lambda self, value: None), raising=False)
 
 
 def one_bucket_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording is used for every number of columns."""
-    run = step_graphs.StepGraphs.run
-    monkeypatch.setattr(step_graphs.StepGraphs, "run", lambda self, slab, key, body: run(self, slab, (key[0], 0, *key[2:]), body))
+    run = cuda_graphs.StepGraphs.run
+    monkeypatch.setattr(cuda_graphs.StepGraphs, "run", lambda self, cache, key, body: run(self, cache, (key[0], 0, *key[2:]), body))
 
 
 def column_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of the token is a number of the host, which a recording keeps for ever."""
-    choose = TokenStep.choose
+    choose = DeviceState.choose
 
-    def frozen(self: TokenStep, *rest: Any) -> None:
+    def frozen(self: DeviceState, *rest: Any) -> None:
         self._host = getattr(self, "_host", -1) + 1
         self._column.fill_(self._host % self.width)
         choose(self, *rest)
 
-    monkeypatch.setattr(TokenStep, "choose", frozen)
+    monkeypatch.setattr(DeviceState, "choose", frozen)
 
 
 EITHER: list[Any] = [
@@ -369,7 +369,7 @@ def name(value: Any) -> str:
 
 @pytest.mark.parametrize(("mutant", "capture"), [*((m, None) for m in EITHER), *((m, tape) for m in EITHER + REPLAYED)], ids=name)
 def test_mutants_are_told_apart(mutant: Callable[[pytest.MonkeyPatch], None], capture: Any, monkeypatch: pytest.MonkeyPatch):
-    # Delimiters of two letters: most lanes are in the middle of one when others are dropped.
+    # Delimiters of two letters: most sequences are in the middle of one when others are dropped.
     stops = ("1", "0", *(first + second for first in "aeiourstn" for second in string.ascii_lowercase))
     options = StepOptions(stop=stops, max_tokens=28)
     right = expected(options, 70)

@@ -15,9 +15,9 @@ from torch import Tensor
 from ppl_llm import SMC, Context, LLMStep, StepReward, barrier
 from ppl_llm.context import PAD
 from ppl_llm.inference import CostMeter, run_concurrently
-from ppl_llm.kv_cache import attention as packed_attention
-from ppl_llm.kv_cache import joint_pass, shared_prefix
-from ppl_llm.kv_cache import pool as slab_pool
+from ppl_llm.kv_cache import attention as attention
+from ppl_llm.kv_cache import joint_pass
+from ppl_llm.kv_cache import pool as pool
 from ppl_llm.kv_cache.joint_pass import Parts
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -43,7 +43,7 @@ Make = Callable[..., TransformersLM]
 EVERY_LOOP = pytest.mark.parametrize(
     "make", [language_model, looping, partial(looping, tape)], ids=["on the host", "on the device", "replayed"]
 )
-"""Who samples: token by token with the host looking on, or eight tokens at a time in a slab that the programs share."""
+"""Who samples: token by token with the host looking on, or eight tokens at a time in a KV cache that the programs share."""
 
 
 def steps(lm: TransformersLM, problem: Any, lanes: int, options: StepOptions, number: int = 2) -> Callable[[], list[Step]]:
@@ -87,7 +87,7 @@ def assert_same(found: list[list[Step]], expected: list[list[Step]], tolerance: 
 
 
 class Passes:
-    """Lanes of the passes over one token each."""
+    """Sequences of the passes over one token each."""
 
     def __init__(self, lm: TransformersLM) -> None:
         self.lanes: list[int] = []
@@ -119,7 +119,7 @@ def test_other_architectures(name: str, tmp_path: Path):
     lm.release_caches()
     assert_same(together(some), expected, 2e-5)
     if not lm.fallback:
-        assert lm._joint_pass.possible == (name != "deepseek v3")  # which keeps compressed keys
+        assert lm._sampler._sample_tokens.joint_pass.possible == (name != "deepseek v3")  # which keeps compressed keys
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral sliding"])
@@ -127,14 +127,14 @@ def test_common_prefixes_are_read_once(name: str, tmp_path: Path, monkeypatch: p
     lm = TransformersLM.from_pretrained(ARCHITECTURES[name].write(tmp_path), max_length=64)
     some = [steps(lm, *each) for each in PROBLEMS[:2]]
     expected = alone(some)
-    lengths, plain = set[int](), packed_attention.shared_prefix_attention
+    lengths, plain = set[int](), attention.shared_prefix_attention
 
     def counted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
         lengths.add(shared)
         return plain(query, key, value, mask, shared, scaling)
 
-    monkeypatch.setattr(packed_attention, "shared_prefix_attention", counted)
-    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 1)
+    monkeypatch.setattr(attention, "shared_prefix_attention", counted)
+    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
     lm.release_caches()
     assert_same(together(some), expected, 2e-5)
     assert bool(lengths) == (name == "qwen2")  # a window need not show all of a prefix
@@ -147,7 +147,7 @@ def test_every_architecture(name: str, tmp_path: Path):
 
 
 def test_lanes_that_attend_to_others_keys_are_rejected(monkeypatch: pytest.MonkeyPatch):
-    """The broken version gives the first slab's lanes the keys of the last one, and the other way round."""
+    """The broken version gives the first KV cache's sequences the keys of the last one, and the other way round."""
     lm = language_model()
     some = [steps(lm, *PROBLEMS[0])] * 2
     expected = alone(some)
@@ -183,14 +183,14 @@ def test_programs_that_begin_with_one_context_do_not_meet_in_its_slab(make: Make
     expected = alone(several())
     torch.manual_seed(0)
     assert_same(together(several()), expected)
-    monkeypatch.setattr(slab_pool.SlabPool, "take", unreserved(slab_pool.SlabPool.take))
+    monkeypatch.setattr(pool.KVCachePool, "take", unreserved(pool.KVCachePool.take))
     torch.manual_seed(0)
     with pytest.raises((AssertionError, RuntimeError)):
         assert_same(together(several()), expected)
 
 
 def unreserved(take: Callable[..., Any]) -> Callable[..., Any]:
-    """A pool that gives away slabs in which a step is under way."""
+    """A pool that gives away KV caches in which a step is under way."""
 
     def broken(self: Any, memo: Any) -> Any:
         held, self._reserved = self._reserved, []
@@ -207,7 +207,7 @@ def test_slabs_of_steps_under_way_are_not_released(make: Make):
     lm = make(cache_bytes=0)
     expected = alone(programs(lm))
     assert_same(together(programs(lm)), expected)
-    assert len(lm._engine.pool.slabs) <= 2 and lm._engine.pool._reserved == []
+    assert len(lm._engine.pool.caches) <= 2 and lm._engine.pool._reserved == []
 
 
 @EVERY_LOOP
@@ -272,8 +272,8 @@ def test_costs_are_those_of_each_program(make: Make):
         found = together([metered(program) for program in programs(lm)])
     for one, other in zip(found, expected, strict=True):
         assert one["tokens_sampled"] == other["tokens_sampled"]
-        # On a device the round in which the last lane ends is finished.
-        assert abs(one["lm_forwards"] - other["lm_forwards"]) <= (0 if lm._device_loop is None else 2 * 7)
+        # On a device the round in which the last sequence ends is finished.
+        assert abs(one["lm_forwards"] - other["lm_forwards"]) <= (0 if lm.device_loop is None else 2 * 7)
         assert one["lm_seconds"] > 0
         assert one["tokens_prefilled"] >= other["tokens_prefilled"]  # one after the other, they find what the one before has left behind
     assert outer.totals["tokens_sampled"] == sum(one["tokens_sampled"] for one in found)

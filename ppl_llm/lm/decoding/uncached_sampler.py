@@ -1,4 +1,4 @@
-"""Steps of models whose state no slab can hold, such as recurrent ones: slower, and right for every causal model."""
+"""Steps of models whose state no KV cache can hold, such as recurrent ones: slower, and right for every causal model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ...context import PAD
+from ...context import PAD, Context
 from ...inference.cost import count
-from ...kv_cache.cache_keyword import cache_keyword
-from ...kv_cache.probe import agree
-from ..base import StepOptions
-from ..stopping import StopAutomaton
+from ...kv_cache.support import agree, cache_keyword
+from .decoder import StepTask, with_steps
 from .sampling import inverse_cdf, warp
 
 _log = logging.getLogger(__name__)
@@ -26,8 +24,8 @@ _LOGITS_ELEMENTS = 2**24
 """Logits made at a time where whole sequences are run (64 MiB)."""
 
 
-class PlainDecoding:
-    """Lanes in lockstep by position: the rows of a batch always have the same length, so that no model ever sees padding.
+class UncachedSampler:
+    """Sequences in lockstep by position: the rows of a batch always have the same length, so that no model ever sees padding.
 
     A row that is longer than the shortest one is given its own tokens until they end, and samples from there on. Between the tokens of a
     step the model keeps the state that transformers makes for it, if that can be reordered and gives the right logits when tried; else
@@ -35,22 +33,29 @@ class PlainDecoding:
 
     :param model: a causal language model as transformers loads it.
     :param device: where the token ids live.
-    :ivar cached: whether the model's own state is used.
+    :param bool cached: whether the model's own state is used; also an attribute.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self._model, self._device = model, device
+    batches_programs = False
+
+    def __init__(self, model: Any, device: torch.device, cached: bool = False) -> None:
+        self._model, self._device, self.cached = model, device, cached
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_name = cache_keyword(model)
+
+    @classmethod
+    def tried(cls, model: Any, device: torch.device) -> UncachedSampler:
+        """With the model's own state if a trial on a few tokens shows that it can be used."""
+        sampler = cls(model, device)
         try:
-            self.cached = self._cache_works()
+            sampler.cached = sampler._cache_works()
         except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             _log.info("the state of %s cannot be used: %s", type(model).__name__, error)
-            self.cached = False
+        return sampler
 
     @torch.no_grad()
     def _cache_works(self) -> bool:
-        """Try it: exchange two lanes, go on token by token, and compare with passes over their whole texts."""
+        """Try it: exchange two sequences, continue token by token, and compare with passes over their whole texts."""
         ids = (torch.arange(16, device=self._device).view(2, 8) * 5) % 11 + 2
         output = self._model(input_ids=ids[:, :5], use_cache=True)
         state = getattr(output, self._cache_name, None)
@@ -65,55 +70,46 @@ class PlainDecoding:
         whole = self._model(input_ids=swapped, use_cache=False).logits[:, 5:].to(self._device)
         return agree(torch.stack(steps, 1), whole)
 
-    def sample(
-        self, sequences: Tensor, lengths: Tensor, room: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor, u: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One step of each lane: tokens ``[A, M]`` padded with ``PAD``, and log-probabilities ``[A]``.
-
-        :param Tensor sequences: ``[A, L]`` the lanes so far, padded with ``PAD``.
-        :param Tensor lengths: ``[A]``.
-        :param Tensor room: ``[A]`` tokens that each may take at most.
-        :param Tensor u: ``[A, M]`` one uniform for each token.
-        """
+    def sample(self, task: StepTask) -> None:
+        """Fill in the tokens and log-probabilities of a step."""
+        context, active, options, automaton, eos_ids, _, _, _, _ = task
+        texts, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
+        room, u = task.room[active], task.uniforms[active]
         tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), device=self._device)
-        lanes = torch.arange(len(u), device=self._device)
-        grown = torch.nn.functional.pad(sequences, (0, u.shape[1]), value=PAD)
+        rows = torch.arange(len(u), device=self._device)
+        grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
         watch = torch.zeros(len(u), dtype=torch.int32, device=self._device)
         position = int(lengths.min())
         logits, state = self._prefill(grown[:, :position])
         while True:
-            k = position - lengths[lanes]
+            k = position - lengths[rows]
             given = k < 0
-            drawn, log_prob = inverse_cdf(warp(logits, options), u[lanes, k.clamp(min=0)], overwrite=True)
-            token = torch.where(given, grown[lanes, position], drawn)
-            grown[lanes, position] = token
-            tokens[lanes[~given], k[~given]] = token[~given]
-            log_probs[lanes[~given]] += log_prob[~given]
+            drawn, log_prob = inverse_cdf(warp(logits, options), u[rows, k.clamp(min=0)], overwrite=True)
+            token = torch.where(given, grown[rows, position], drawn)
+            grown[rows, position] = token
+            tokens[rows[~given], k[~given]] = token[~given]
+            log_probs[rows[~given]] += log_prob[~given]
             watch = torch.where(given, watch, automaton.step(watch, token))
-            ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[lanes])
+            ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[rows])
             keep = (given | ~ended).nonzero()[:, 0]
             position += 1
             if len(keep) == 0:
-                return tokens, log_probs
+                break
             count(tokens_prefilled=int(given.sum()))
-            if len(keep) < len(lanes):
-                lanes, token, watch = lanes[keep], token[keep], watch[keep]
+            if len(keep) < len(rows):
+                rows, token, watch = rows[keep], token[keep], watch[keep]
                 if state is not None:
                     state.reorder_cache(keep)
             if state is not None:
                 logits, state = self._advance(token[:, None], state)
             else:
-                logits = self._last(grown[lanes, :position])
+                logits = self._last(grown[rows, :position])
+        task.tokens[active], task.log_probs[active] = tokens, log_probs
 
-    def step_logits(self, sequences: Tensor, first: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits of given steps, in chunks.
-
-        :param Tensor sequences: ``[A, L]`` contexts with their steps, padded with ``PAD``; padding on the right does not reach back to the
-            tokens before it.
-        :param Tensor first: ``[A]`` where each step begins.
-        :param int width: tokens of the longest step.
-        :returns: pairs of rows ``[a]`` and logits ``[a, width, V]``.
-        """
+    def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Teacher-forced logits; padding on the right does not reach back to the tokens before it."""
+        whole, first, ends = with_steps(context, active, tokens)
+        sequences, width = whole[:, : int(ends.max())], tokens.shape[1]
         count(tokens_prefilled=int((sequences != PAD).sum()))
         start = int(first.min()) - 1
         columns = (first[:, None] - 1 - start + torch.arange(width, device=self._device)).clamp(max=sequences.shape[1] - 1 - start)
@@ -142,6 +138,9 @@ class PlainDecoding:
         """Logits after sequences of one length, without a state."""
         parts = ids.split(self._rows_at_once(1 if self._keeps else ids.shape[1]))
         return torch.cat([self._timed(input_ids=part, use_cache=False, **self._one).logits[:, -1].to(self._device) for part in parts])
+
+    def release(self) -> None:
+        """Nothing is kept between steps."""
 
     @property
     def _one(self) -> dict[str, Any]:
