@@ -94,7 +94,7 @@ def finished_and_open() -> tuple[Any, LLMStep]:
     return grown, LLMStep(grown, stop=";", max_tokens=2)
 
 
-def test_finished_lanes_emit_padding_with_probability_one() -> None:
+def test_finished_sequences_emit_padding_with_probability_one() -> None:
     _, step = finished_and_open()
     value = step.sample()
     assert value[0].tolist() == [PAD, PAD]

@@ -128,7 +128,7 @@ def test_rejects_wrong_terminal_factors(name: str, potential: str, monkeypatch: 
     assert abs(evidence(potential, aggregation="last") / right - 1) > 0.02
 
 
-def test_rejects_lanes_cut_off_without_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_sequences_cut_off_without_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal factor on sequences that finish only: a trajectory cut off keeps the product of its potentials."""
 
     def finished_only(self: Any, *args: Any, last_round: bool = False, **kwargs: Any) -> None:
@@ -173,7 +173,7 @@ def test_factors_of_one_step(scores: list[float], ends: bool) -> None:
 @pytest.mark.parametrize("potential", STEERING)
 @pytest.mark.parametrize("row", [[-math.inf, -1.0], [-math.inf, -math.inf], [-1.0, -math.inf], [-math.inf], [-1.0, -math.inf, -1.0]])
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_score_of_zero_kills_a_lane_for_good(potential: str, row: list[float], ends: bool) -> None:
+def test_a_score_of_zero_kills_a_sequence_for_good(potential: str, row: list[float], ends: bool) -> None:
     """Neither nan nor +inf, whatever comes after; ``max`` forgives a zero until the sequence ends with one."""
     total = 0.0
     for t in range(1, len(row) + 1):

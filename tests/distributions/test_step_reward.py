@@ -74,7 +74,7 @@ def test_formulas(z: list[float], how: str, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("potential", ["likelihood", "odds", "difference", "max", "sum"])
-def test_finished_lanes_have_factor_exactly_one(potential: str) -> None:
+def test_finished_sequences_have_factor_exactly_one(potential: str) -> None:
     context = after_steps([1, 2, 0], 3)
     z = torch.tensor([[1.0, 1.0, 1.0], [1.0, -2.0, -2.0], [1.0, 1.0, 0.5]])
     log_factor = StepReward(GivenScores(z), context, potential).log_prob(torch.tensor(1.0))
@@ -82,7 +82,7 @@ def test_finished_lanes_have_factor_exactly_one(potential: str) -> None:
     assert log_factor[2].item() != 0.0
 
 
-def test_a_finished_lane_can_repeat_its_last_factor() -> None:
+def test_a_finished_sequence_can_repeat_its_last_factor() -> None:
     context = after_steps([1, 0], 3)
     z = torch.tensor([[0.7, 0.7, 0.7], [1.0, 1.0, -1.5]])
     log_factor = StepReward(GivenScores(z), context, "odds", finished="repeat").log_prob(torch.tensor(1.0))

@@ -109,7 +109,7 @@ def check_steps(reference: Any, task: StepTask) -> None:
 class Filters(RuleBasedStateMachine):
     """Two particle filters that share one language model, and a list of older contexts that are used again."""
 
-    LANES = 5
+    SEQUENCES = 5
     STOPS = ("\n\n", "a", "e")
 
     def make(self) -> CheckedLM:
@@ -133,23 +133,23 @@ class Filters(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), width=st.integers(1, 6), seed=st.integers(0, 99))
     def sample(self, which: int, width: int, seed: int) -> None:
         torch.manual_seed(seed)
-        step, _ = self.lm.sample_step(self.filters[which], torch.Size((self.LANES,)), self.options(width))
+        step, _ = self.lm.sample_step(self.filters[which], torch.Size((self.SEQUENCES,)), self.options(width))
         self.proceed(which, step)
 
     @rule(which=st.integers(0, 1), seed=st.integers(0, 99))
     def resample(self, which: int, seed: int) -> None:
-        index = torch.randint(0, self.LANES, (self.LANES,), generator=torch.Generator().manual_seed(seed))
+        index = torch.randint(0, self.SEQUENCES, (self.SEQUENCES,), generator=torch.Generator().manual_seed(seed))
         self.filters[which] = self.filters[which].reorder(index)
 
     @rule(which=st.integers(0, 1), seed=st.integers(0, 99), shared=st.booleans())
     def extend_with_given_tokens(self, which: int, seed: int, shared: bool) -> None:
         """Ragged steps that the model has never seen; with ``shared``, all sequences get the same one."""
-        context = self.filters[which].expand((self.LANES,))
+        context = self.filters[which].expand((self.SEQUENCES,))
         generator = torch.Generator().manual_seed(seed)
-        step = torch.randint(6, 320, (self.LANES, 6), generator=generator)
-        counts = torch.randint(1, 7, (self.LANES,), generator=generator)
+        step = torch.randint(6, 320, (self.SEQUENCES, 6), generator=generator)
+        counts = torch.randint(1, 7, (self.SEQUENCES,), generator=generator)
         if shared:
-            step, counts = step[:1].expand(self.LANES, -1), counts[:1].expand(self.LANES)
+            step, counts = step[:1].expand(self.SEQUENCES, -1), counts[:1].expand(self.SEQUENCES)
         counts = torch.minimum(counts, self.lm.max_length - context.lengths).masked_fill(context.done, 0)
         self.proceed(which, torch.where(torch.arange(6) < counts[:, None], step, PAD))
 
@@ -157,7 +157,7 @@ class Filters(RuleBasedStateMachine):
     def score(self, which: int, width: int, seed: int) -> None:
         torch.manual_seed(seed)
         context, options = self.filters[which], self.options(width)
-        step, sampled = self.lm.sample_step(context, torch.Size((self.LANES,)), options)
+        step, sampled = self.lm.sample_step(context, torch.Size((self.SEQUENCES,)), options)
         torch.testing.assert_close(self.lm.step_log_prob(context, step, options), sampled, atol=1e-4, rtol=1e-5)
 
     @rule(which=st.integers(0, 1), back=st.integers(0, 5))

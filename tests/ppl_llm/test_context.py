@@ -25,18 +25,18 @@ def reason_of(step: tuple[int, ...]) -> StopReason:
 class ContextMachine(RuleBasedStateMachine):
     """Random extend / reorder / index operations on particles times problems."""
 
-    @initialize(lanes=st.integers(1, 4), problems=st.lists(st.sampled_from(["a", "ba", "bba"]), min_size=1, max_size=3))
-    def start(self, lanes: int, problems: list[str]) -> None:
+    @initialize(sequences=st.integers(1, 4), problems=st.lists(st.sampled_from(["a", "ba", "bba"]), min_size=1, max_size=3))
+    def start(self, sequences: int, problems: list[str]) -> None:
         root = LM.start(problems)
-        self.context = root.expand((lanes, len(problems)))
-        self.lanes = [[(LM.start(p).tokens.tolist(), [], p) for p in problems] for _ in range(lanes)]
-        self.context.cache_entries["mark"] = CacheEntry(None, {"number": torch.arange(lanes * len(problems)).view(lanes, -1)})
+        self.context = root.expand((sequences, len(problems)))
+        self.grid = [[(LM.start(p).tokens.tolist(), [], p) for p in problems] for _ in range(sequences)]
+        self.context.cache_entries["mark"] = CacheEntry(None, {"number": torch.arange(sequences * len(problems)).view(sequences, -1)})
         self.marks = self.context.cache_entries["mark"].tensors["number"].tolist()
 
     @rule(data=st.data())
     def extend(self, data: st.DataObject) -> None:
         rows = []
-        for line in self.lanes:
+        for line in self.grid:
             for tokens, steps, _ in line:
                 finished = any(reason_of(s) == StopReason.END_OF_TEXT for s in steps)
                 step = () if finished else data.draw(st.sampled_from(STEPS))
@@ -55,35 +55,35 @@ class ContextMachine(RuleBasedStateMachine):
         self.context = self.context.reorder(index)
 
         def copy(i: int, j: int) -> tuple[list[int], list[tuple[int, ...]], str]:
-            tokens, steps, problem = self.lanes[int(index[i, j])][j]
+            tokens, steps, problem = self.grid[int(index[i, j])][j]
             return list(tokens), list(steps), problem
 
         self.marks = [[self.marks[int(index[i, j])][j] for j in range(p)] for i in range(n)]
-        self.lanes = [[copy(i, j) for j in range(p)] for i in range(n)]
+        self.grid = [[copy(i, j) for j in range(p)] for i in range(n)]
 
     @invariant()
     def equals_the_lists(self) -> None:
         context = self.context
-        assert context.problem == [[problem for *_, problem in line] for line in self.lanes]
+        assert context.problem == [[problem for *_, problem in line] for line in self.grid]
         assert context.cache_entries["mark"].tensors["number"].tolist() == self.marks
-        for i, line in enumerate(self.lanes):
+        for i, line in enumerate(self.grid):
             for j, (tokens, steps, problem) in enumerate(line):
-                lane = context[i][j]
-                assert lane.tokens[: int(lane.lengths)].tolist() == tokens
-                assert (lane.tokens[int(lane.lengths) :] == PAD).all()
-                assert lane.reasons.tolist() == [reason_of(s) for s in steps]
-                assert bool(lane.done) == any(reason_of(s) == StopReason.END_OF_TEXT for s in steps)
-                assert bool(lane.advanced) == bool(steps and steps[-1])
-                assert lane.steps == [LM.decode(list(s)) for s in steps if s]
-                assert lane.text == LM.decode(tokens[len(problem) :])
-                assert (lane.ends - lane.step_starts).tolist() == [len(s) for s in steps]
+                sequence = context[i][j]
+                assert sequence.tokens[: int(sequence.lengths)].tolist() == tokens
+                assert (sequence.tokens[int(sequence.lengths) :] == PAD).all()
+                assert sequence.reasons.tolist() == [reason_of(s) for s in steps]
+                assert bool(sequence.done) == any(reason_of(s) == StopReason.END_OF_TEXT for s in steps)
+                assert bool(sequence.advanced) == bool(steps and steps[-1])
+                assert sequence.steps == [LM.decode(list(s)) for s in steps if s]
+                assert sequence.text == LM.decode(tokens[len(problem) :])
+                assert (sequence.ends - sequence.step_starts).tolist() == [len(s) for s in steps]
 
 
 TestContext = ContextMachine.TestCase
 TestContext.settings = settings(max_examples=25, stateful_step_count=8, deadline=None, derandomize=True)
 
 
-def test_a_single_lane_spreads_over_particles() -> None:
+def test_a_single_sequence_spreads_over_particles() -> None:
     root = LM.start("ba")
     assert root.batch_shape == () and root.reorder(torch.tensor([1, 0])) is root
     grown = root.extend(torch.tensor([[0, 2, PAD], [3, PAD, PAD]]), stop=";")
@@ -96,7 +96,7 @@ def test_a_single_lane_spreads_over_particles() -> None:
     assert repr(grown) == "Context(sequences (2,), 1 steps, 1 of 2 done)"
 
 
-def test_a_full_context_finishes_the_lane() -> None:
+def test_a_full_context_finishes_the_sequence() -> None:
     lm = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
     lm.max_length = 3
     grown = lm.start("a").extend(torch.tensor([[0, 0, PAD], [0, 2, PAD], [0, 3, PAD], [2, PAD, PAD]]), stop=";")
@@ -104,7 +104,7 @@ def test_a_full_context_finishes_the_lane() -> None:
     assert grown.done.tolist() == [True, True, True, False]
 
 
-def test_a_pattern_finishes_the_lane() -> None:
+def test_a_pattern_finishes_the_sequence() -> None:
     grown = LM.start("a").extend(torch.tensor([[1, 1, 2], [0, 1, 2], [1, 1, 3]]), stop=";", finish="bb")
     assert grown.reasons[:, 0].tolist() == [StopReason.PATTERN, StopReason.DELIMITER, StopReason.END_OF_TEXT]
     assert grown.done.tolist() == [True, False, True]

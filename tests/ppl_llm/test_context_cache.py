@@ -37,7 +37,7 @@ def test_an_owner_is_handed_over_once() -> None:
     owner = StoredOwner("keys and values")
     assert owner.hand_over(adopt) is owner.hand_over(adopt) is adopted and adopted == ["keys and values"]
     assert StoredOwner(None).hand_over(adopt) is None and len(adopted) == 1
-    assert find_entry(LM.start("a"), CacheKey("nobody"), adopt) is None
+    assert find_entry(LM.start("a").cache_entries, CacheKey("nobody"), adopt) is None
 
 
 def test_labels() -> None:

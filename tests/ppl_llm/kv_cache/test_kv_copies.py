@@ -16,7 +16,7 @@ from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tiny_models import language_model
 
-LANES, STEP = 8, 5
+SEQUENCES, STEP = 8, 5
 OPTIONS = StepOptions(stop="\x00\x00\x00", max_tokens=STEP)
 
 
@@ -48,7 +48,7 @@ class Copies:
 
 def steps(lm: TransformersLM, context: Context, number: int) -> Context:
     for _ in range(number):
-        context = context.extend(lm.sample_step(context, torch.Size((LANES,)), OPTIONS).tokens, OPTIONS.stop)
+        context = context.extend(lm.sample_step(context, torch.Size((SEQUENCES,)), OPTIONS).tokens, OPTIONS.stop)
     return context
 
 
@@ -69,11 +69,11 @@ ANCESTORS = {
 
 def most_rows(survivors: set[int], row_of: list[int]) -> int:
     """A row for each sequence that died, and for each survivor that is not among the first rows."""
-    return LANES - len(survivors) + sum(row_of[lane] >= len(survivors) for lane in survivors)
+    return SEQUENCES - len(survivors) + sum(row_of[sequence] >= len(survivors) for sequence in survivors)
 
 
 @pytest.mark.parametrize("name", ANCESTORS)
-def test_only_dead_lanes_are_overwritten_and_from_where_they_differ(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_only_dead_sequences_are_overwritten_and_from_where_they_differ(name: str, monkeypatch: pytest.MonkeyPatch):
     lm, context = lanes_after(2)
     prompt = int(context.prompt_lengths[0])
     survivors = set(ANCESTORS[name])
@@ -87,11 +87,11 @@ def test_only_dead_lanes_are_overwritten_and_from_where_they_differ(name: str, m
         assert not copies.moved
     else:
         rows = next(iter(after.cache_entries.values())).tensors["rows"].tolist()
-        kept = [lane for lane in survivors if row_of[lane] < len(survivors)]
-        assert all(row_of[lane] in [rows[i] for i, a in enumerate(ANCESTORS[name]) if a == lane] for lane in kept)
+        kept = [sequence for sequence in survivors if row_of[sequence] < len(survivors)]
+        assert all(row_of[sequence] in [rows[i] for i, a in enumerate(ANCESTORS[name]) if a == sequence] for sequence in kept)
 
 
-def test_what_two_lanes_have_in_common_is_not_copied_again(monkeypatch: pytest.MonkeyPatch):
+def test_what_two_sequences_have_in_common_is_not_copied_again(monkeypatch: pytest.MonkeyPatch):
     """Sequences 0 and 1 part after the first step only: of the second one there is something to copy, of the first there is not."""
     lm, context = lanes_after(1)
     context = steps(lm, context.reorder(torch.tensor([0, 0, 2, 3, 4, 5, 6, 7])), 1)

@@ -45,54 +45,54 @@ class TokensRun:
         self.total += kwargs["input_ids"].numel()
 
 
-def advance(lm: TransformersLM, context: Context, lanes: int) -> Context:
-    step, _ = lm.sample_step(context, torch.Size((lanes,)), OPTIONS)
+def advance(lm: TransformersLM, context: Context, sequences: int) -> Context:
+    step, _ = lm.sample_step(context, torch.Size((sequences,)), OPTIONS)
     return context.extend(step, OPTIONS.stop)
 
 
 def test_every_token_is_run_once():
     torch.manual_seed(0)
-    lm, lanes = never_ending(), 8
+    lm, sequences = never_ending(), 8
     run = TokensRun(lm)
     context = lm.start("What is 12 + 30?")
     prompt = int(context.lengths)
     with CostMeter() as meter:
-        context = advance(lm, context, lanes)
-    assert run.total == prompt + lanes * 4  # the prompt once for all sequences; a step's last token is left to the next step
+        context = advance(lm, context, sequences)
+    assert run.total == prompt + sequences * 4  # the prompt once for all sequences; a step's last token is left to the next step
     assert meter.totals["tokens_prefilled"] == prompt
-    assert meter.totals["tokens_sampled"] == lanes * 5
+    assert meter.totals["tokens_sampled"] == sequences * 5
     assert meter.totals["lm_forwards"] == 5
     assert meter.totals["lm_seconds"] > 0
     for _ in range(3):
         before = run.total
-        context = advance(lm, context, lanes)
-        assert run.total - before == lanes * 5
+        context = advance(lm, context, sequences)
+        assert run.total - before == sequences * 5
 
 
-def test_equal_lanes_share_their_first_token():
+def test_equal_sequences_share_their_first_token():
     torch.manual_seed(0)
-    lm, lanes = never_ending(), 8
+    lm, sequences = never_ending(), 8
     run = TokensRun(lm)
-    context = advance(lm, lm.start("What is 12 + 30?"), lanes)
+    context = advance(lm, lm.start("What is 12 + 30?"), sequences)
     for ancestors in ([0, 0, 0, 3, 3, 5, 6, 7], [7, 7, 7, 7, 7, 7, 7, 7], [3, 2, 1, 0, 7, 6, 5, 4]):
         context = context.reorder(torch.tensor(ancestors))
         before = run.total
-        context = advance(lm, context, lanes)
-        assert run.total - before == len(set(ancestors)) + lanes * 4
+        context = advance(lm, context, sequences)
+        assert run.total - before == len(set(ancestors)) + sequences * 4
 
 
-def test_ragged_steps_leave_every_lane_where_it_is_found():
+def test_ragged_steps_leave_every_sequence_where_it_is_found():
     torch.manual_seed(0)
-    lm, lanes = never_ending(), 12
+    lm, sequences = never_ending(), 12
     options = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
     context = lm.start("What is 12 + 30?")
     for number in range(4):
         with CostMeter() as meter:
-            step, _ = lm.sample_step(context, torch.Size((lanes,)), options)
+            step, _ = lm.sample_step(context, torch.Size((sequences,)), options)
         assert (step == PAD).any()  # some sequences stopped before others: rows changed places
         if number > 0:
             assert meter.totals["tokens_prefilled"] == len(torch.unique(context.tokens, dim=0))
-        context = context.extend(step, options.stop).reorder(torch.randint(0, lanes, (lanes,)))
+        context = context.extend(step, options.stop).reorder(torch.randint(0, sequences, (sequences,)))
 
 
 def test_a_prompt_is_run_once_for_each_problem():
@@ -143,7 +143,7 @@ def test_keys_left_behind_by_another_prefix_are_not_reused():
 
 
 @pytest.mark.parametrize("lost", [[1, 2, 3], [0, 3, 4], [0, 1, 2, 3, 4], [4]])
-def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(lost: list[int]):
+def test_sequences_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(lost: list[int]):
     torch.manual_seed(0)
     lm = checked()
     context = advance(lm, lm.start("What is 12 + 30?"), 5)
@@ -156,7 +156,7 @@ def test_lanes_that_lost_their_rows_share_the_prompt_and_leave_the_others_alone(
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_new_problems_do_not_disturb_lanes_that_are_found(lost: int):
+def test_new_problems_do_not_disturb_sequences_that_are_found(lost: int):
     """Cold sequences with shared prompts beside warm ones: the prompts are run in rows that no warm sequence needs."""
     torch.manual_seed(0)
     lm = checked()

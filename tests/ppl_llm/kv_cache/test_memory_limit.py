@@ -23,7 +23,7 @@ from tests.helpers.architectures import ARCHITECTURES
 from tests.helpers.tiny_models import language_model, reward_net, tokenizer
 
 OPTIONS = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
-LANES = 12
+SEQUENCES = 12
 
 
 class Memory:
@@ -57,9 +57,9 @@ def steps(lm: TransformersLM, problem: Any = "What is 12 + 30?", number: int = 3
     plates = context.batch_shape
     found: list[Tensor] = []
     for _ in range(number):
-        step, log_probs = lm.sample_step(context, torch.Size((LANES, *plates)), OPTIONS)
+        step, log_probs = lm.sample_step(context, torch.Size((SEQUENCES, *plates)), OPTIONS)
         found += [step, log_probs, lm.step_log_prob(context, step, OPTIONS)]
-        context = context.extend(step, OPTIONS.stop).reorder(torch.randint(0, LANES, (LANES, *plates)))
+        context = context.extend(step, OPTIONS.stop).reorder(torch.randint(0, SEQUENCES, (SEQUENCES, *plates)))
     return found
 
 
@@ -170,7 +170,7 @@ class Allocator:
 
 
 @pytest.mark.parametrize("places", [2 * 64, 5 * 64, 9 * 64])
-def test_keys_that_do_not_fit_are_kept_of_fewer_lanes(places: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_keys_that_do_not_fit_are_kept_of_fewer_sequences(places: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     expected = steps(language_model())
     allocator = Allocator(monkeypatch, places)
     lm = language_model()
@@ -188,16 +188,16 @@ def test_growth_that_fails_in_the_middle_of_a_step_starts_the_step_again(monkeyp
     options, problem = StepOptions(stop="\x00", max_tokens=60), "What is 12 + 30?"
     expected_lm = language_model()
     torch.manual_seed(0)
-    expected = expected_lm.sample_step(expected_lm.start(problem), torch.Size((LANES,)), options)
-    allocator = Allocator(monkeypatch, LANES * 64)
+    expected = expected_lm.sample_step(expected_lm.start(problem), torch.Size((SEQUENCES,)), options)
+    allocator = Allocator(monkeypatch, SEQUENCES * 64)
     lm = language_model()
     torch.manual_seed(0)
-    found = lm.sample_step(lm.start(problem), torch.Size((LANES,)), options)
+    found = lm.sample_step(lm.start(problem), torch.Size((SEQUENCES,)), options)
     assert_same(list(found), list(expected))
-    assert allocator.largest <= LANES * 64 and lm._at_once.largest == 6
+    assert allocator.largest <= SEQUENCES * 64 and lm._at_once.largest == 6
 
 
-def test_slabs_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch):
+def test_kv_caches_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch):
     lm = language_model()
     kept = [lm.start(problem) for problem in ("What is 12 + 30?", "7 * 6")]
     contexts = [c.extend(lm.sample_step(c, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop) for c in kept]
@@ -218,7 +218,7 @@ def test_slabs_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch)
     assert meter.totals["tokens_prefilled"] > 4  # released, hence run again
 
 
-def test_a_slab_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch):
+def test_a_kv_cache_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch):
     lm = language_model()
     context = lm.start("What is 12 + 30?")
     context = context.extend(lm.sample_step(context, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop)
@@ -269,7 +269,7 @@ def test_reward_models_too(caplog: pytest.LogCaptureFixture):
     assert max(sizes) <= 7 and len(warnings(caplog)) == 1
 
 
-def test_a_reward_model_that_cannot_hold_the_lanes_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_a_reward_model_that_cannot_hold_the_sequences_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     def refuse(like: Tensor, *shape: int) -> Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -288,7 +288,7 @@ def _only_large(plain: Callable[..., Tensor], refuse: Callable[..., Tensor]) -> 
     return new_zeros
 
 
-def test_models_without_a_slab_too(tmp_path: Any, caplog: pytest.LogCaptureFixture):
+def test_models_without_a_kv_cache_too(tmp_path: Any, caplog: pytest.LogCaptureFixture):
     directory = ARCHITECTURES["mamba"].write(tmp_path)
     expected = steps(TransformersLM.from_pretrained(directory))
     lm = TransformersLM.from_pretrained(directory)

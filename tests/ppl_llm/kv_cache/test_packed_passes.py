@@ -14,16 +14,17 @@ from torch import Tensor
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.kv_cache import attention as attention
+from ppl_llm.kv_cache.cache import KVCache
 from ppl_llm.kv_cache.packing import Segment, Segments, take
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding.cached_decoder import CachedDecoder
+from ppl_llm.lm.decoding import cached_decoder
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 from tests.helpers.filters import CheckedLM
 from tests.helpers.tiny_models import causal_lm, language_model, reward_net, tokenizer
 from tests.helpers.tiny_prms import write_shepherd
 
 RAGGED = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
-LANES = 12
+SEQUENCES = 12
 
 
 class Counted:
@@ -44,7 +45,7 @@ def ragged(seed: int = 0, problems: Any = "What is 12 + 30?") -> Context:
     context = lm.start(problems)
     for _ in range(2):
         plates = (len(problems),) if isinstance(problems, list) else ()
-        step, _ = lm.sample_step(context, torch.Size((LANES, *plates)), RAGGED)
+        step, _ = lm.sample_step(context, torch.Size((SEQUENCES, *plates)), RAGGED)
         context = context.extend(step, RAGGED.stop)
     return context
 
@@ -91,7 +92,7 @@ def test_of_a_language_model_that_says_plus_or_minus_two_rows_are_used(tmp_path:
     prm = TransformersPRM.from_pretrained(write_shepherd(tmp_path / "prm"), family="math-shepherd")
     assert [name for name, _ in prm.model.named_children()] == ["backbone"]  # without the head; its two rows are kept as their difference
     assert prm.model.rows.shape == (prm.model.config.hidden_size,)
-    assert prm.step_log_odds(ragged()).shape == (LANES, 2)
+    assert prm.step_log_odds(ragged()).shape == (SEQUENCES, 2)
 
 
 # ------------------------------------------------------------------------------------------------ mutants
@@ -101,10 +102,10 @@ def steps_agree(atol: float = 1e-4) -> None:
     lm = CheckedLM(causal_lm(), tokenizer())
     context = lm.start("What is 12 + 30?")
     for number in range(3):
-        step, log_probs = lm.sample_step(context, torch.Size((LANES,)), RAGGED)
+        step, log_probs = lm.sample_step(context, torch.Size((SEQUENCES,)), RAGGED)
         fresh = language_model()
         torch.testing.assert_close(fresh.step_log_prob(context, step, RAGGED), log_probs, atol=atol, rtol=1e-4)
-        ancestors = torch.randint(0, LANES, (LANES,)) if number == 0 else torch.full((LANES,), 3)
+        ancestors = torch.randint(0, SEQUENCES, (SEQUENCES,)) if number == 0 else torch.full((SEQUENCES,), 3)
         context = context.extend(step, RAGGED.stop).reorder(ancestors)
 
 
@@ -158,11 +159,11 @@ def test_parts_joined_wrongly_are_rejected(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_prefix_that_is_not_common_is_rejected(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "_MIN_SAVED", 1)
-    common = CachedDecoder._common_tokens
+    common = cached_decoder._common_tokens
 
-    def one_too_many(self: CachedDecoder, rows: int) -> int:
-        return min(common(self, rows) + 1, int(self.cache.lengths[:rows].min()))
+    def one_too_many(cache: KVCache, rows: int, longest: int) -> int:
+        return min(common(cache, rows, longest) + 1, int(cache.lengths[:rows].min()))
 
-    monkeypatch.setattr(CachedDecoder, "_common_tokens", one_too_many)
+    monkeypatch.setattr(cached_decoder, "_common_tokens", one_too_many)
     with pytest.raises(AssertionError):
         steps_agree()

@@ -110,14 +110,14 @@ def scores() -> tuple[Tensor, list[Tensor]]:
     """Log-odds of ragged steps with resampling between, and the log-probabilities of the steps."""
     torch.manual_seed(0)
     lm, prm = language_model(), TransformersPRM(reward_net(), tokenizer())
-    options, lanes = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12), torch.Size((8,))
+    options, sequences = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12), torch.Size((8,))
     context, log_probs = lm.start("What is 12 + 30?"), []
     for _ in range(3):
-        step = lm.sample_step(context, lanes, options)
+        step = lm.sample_step(context, sequences, options)
         lm.release_caches()
         assert step.log_probs is not None
         log_probs.append(torch.stack([step.log_probs, lm.step_log_prob(context, step.tokens, options)]))
-        context = context.extend(step.tokens, options.stop).reorder(torch.randint(0, 8, lanes))
+        context = context.extend(step.tokens, options.stop).reorder(torch.randint(0, 8, sequences))
         prm.step_log_odds(context)
     return prm.step_log_odds(context), log_probs
 

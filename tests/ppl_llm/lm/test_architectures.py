@@ -66,12 +66,12 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, 
             step, log_probs = lm.sample_step(context, torch.Size((4,)), OPTIONS)
         torch.testing.assert_close(lm.step_log_prob(context, step, OPTIONS), log_probs, atol=1e-5, rtol=1e-5)
         spread = context.expand((4,))
-        for lane in range(4):
-            ids = step[lane][step[lane] != PAD]
-            before = spread.tokens[lane][: spread.lengths[lane]].tolist()
+        for sequence in range(4):
+            ids = step[sequence][step[sequence] != PAD]
+            before = spread.tokens[sequence][: spread.lengths[sequence]].tolist()
             logits = plain_logits(lm.reference, before + ids.tolist())[len(before) - 1 : -1]
             forced = warp(logits, OPTIONS).log_softmax(-1).gather(-1, ids[:, None]).sum()
-            torch.testing.assert_close(log_probs[lane], forced, atol=5e-5, rtol=1e-5)
+            torch.testing.assert_close(log_probs[sequence], forced, atol=5e-5, rtol=1e-5)
         context = context.extend(step, OPTIONS.stop).reorder(torch.tensor([0, 0, 1, 3]))
     drive(lm)
 
@@ -82,29 +82,29 @@ def test_exactness_at_length(name: str, tmp_path: Path) -> None:
     drive(load(name, tmp_path, max_length=64), settings(SETTINGS, max_examples=40, stateful_step_count=12))
 
 
-def test_lanes_without_a_slab_share_their_passes(tmp_path: Path) -> None:
+def test_sequences_without_a_kv_cache_share_their_passes(tmp_path: Path) -> None:
     """A pass over what all sequences have in common, then one for each position, however ragged the sequences are."""
     lm = load("mamba", tmp_path, max_length=64)
     lm.eos_ids = torch.tensor([], dtype=torch.long)
-    options, lanes = StepOptions(stop="\x00\x00", max_tokens=6), 5
+    options, sequences = StepOptions(stop="\x00\x00", max_tokens=6), 5
     context = lm.start("What is 12 + 30?")
     prompt = int(context.lengths)
     with CostMeter() as meter:
-        lm.sample_step(context, torch.Size((lanes,)), options)
+        lm.sample_step(context, torch.Size((sequences,)), options)
     assert meter.totals["tokens_prefilled"] == prompt and meter.totals["lm_forwards"] == 6
     counts = torch.tensor([1, 4, 2, 2, 6])
     ragged = context.extend(torch.where(torch.arange(6) < counts[:, None], torch.arange(20, 26), PAD), options.stop)
     with CostMeter() as meter:
-        lm.sample_step(ragged, torch.Size((lanes,)), options)
+        lm.sample_step(ragged, torch.Size((sequences,)), options)
     given = int((counts - 1).sum())
     assert meter.totals["tokens_prefilled"] == prompt + 1 + given
     assert meter.totals["lm_forwards"] == 1 + (6 - 1) + (6 - 1)
-    assert meter.totals["tokens_sampled"] == lanes * 6
+    assert meter.totals["tokens_sampled"] == sequences * 6
 
 
 def test_what_counts_as_verified_is_tested_here() -> None:
-    on_slab = [architecture.model().config.get_text_config() for architecture in ARCHITECTURES.values() if not architecture.fallback]
-    assert {config.model_type for config in on_slab} >= VERIFIED
+    on_kv_cache = [architecture.model().config.get_text_config() for architecture in ARCHITECTURES.values() if not architecture.fallback]
+    assert {config.model_type for config in on_kv_cache} >= VERIFIED
 
 
 def _unlimited(masks: LayerMasks, mask: Any, positions: Any) -> Any:
@@ -143,7 +143,7 @@ def test_attention_without_its_extras_is_noticed(name: str, feature: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["mamba", "exaone4"])
-def test_states_left_with_other_lanes_are_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_left_with_other_sequences_are_noticed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = load(name, tmp_path, max_length=64)
     assert isinstance(lm._sampler, UncachedSampler) and lm._sampler.cached
 

@@ -19,14 +19,14 @@ from tests.helpers.served_table import OPTIONS, SYMBOLS, local, remote, serve
 class AllSeeds(OpenAILM):
     """Sequences ``[64, 2]`` have seeds 0 .. 63, once for each of two problems."""
 
-    def _lane_seeds(self, total: int) -> list[int]:
+    def _seeds(self, total: int) -> list[int]:
         return (torch.arange(total) // 2).tolist()
 
 
 class OneSeed(AllSeeds):
     """Wrong: all sequences share a seed."""
 
-    def _lane_seeds(self, total: int) -> list[int]:
+    def _seeds(self, total: int) -> list[int]:
         return [7] * total
 
 
@@ -72,7 +72,7 @@ def test_the_law_of_a_remote_step_is_exactly_the_local_one() -> None:
 
 
 @pytest.mark.parametrize("wrong", [OneSeed, Permuted, Shifted])
-def test_wrong_lanes_are_rejected_by_the_exact_law(wrong: type[OpenAILM]) -> None:
+def test_wrong_sequences_are_rejected_by_the_exact_law(wrong: type[OpenAILM]) -> None:
     assert law_error(wrong) > 1 / 64 - 1e-6, "one sequence in 64 is out of place at least"
 
 
@@ -115,7 +115,7 @@ def test_sampled_steps_pass_a_chi_square_test(seeded: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [OneSeed, SeedPerRequest])
-def test_lanes_that_share_a_seed_fail_the_chi_square_test(wrong: type[OpenAILM]) -> None:
+def test_sequences_that_share_a_seed_fail_the_chi_square_test(wrong: type[OpenAILM]) -> None:
     pyro.set_rng_seed(11)
     assert tail(*chi_square(remote(serve(), wrong), 300)) < 1e-20
 
@@ -144,7 +144,7 @@ def test_every_sampling_default_of_the_server_is_overridden() -> None:
     assert {name: server.calls[0][name] for name in neutral} == neutral
 
 
-def test_the_seed_reproduces_and_lanes_that_are_done_do_not_shift_it() -> None:
+def test_the_seed_reproduces_and_sequences_that_are_done_do_not_shift_it() -> None:
     def draw(finished: int | None = None) -> Tensor:
         lm = remote(serve())
         context = lm.start(["a", "b", "a", "b"])

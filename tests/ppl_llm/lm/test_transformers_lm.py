@@ -33,11 +33,13 @@ def test_log_probs_are_those_of_an_uncached_forward_pass(options: StepOptions):
         step, log_probs = lm.sample_step(context, torch.Size((6,)), options)
         torch.testing.assert_close(lm.step_log_prob(context, step, options), log_probs, atol=1e-5, rtol=1e-5)
         spread = context.expand((6,))
-        for lane in range(6):
-            before, ids = spread.tokens[lane][: spread.lengths[lane]].tolist(), step[lane][step[lane] != PAD]
+        for sequence in range(6):
+            before, ids = spread.tokens[sequence][: spread.lengths[sequence]].tolist(), step[sequence][step[sequence] != PAD]
             logits = plain_logits(reference, before + ids.tolist())[len(before) - 1 : -1]
             expected = warp(logits, options).log_softmax(-1).gather(-1, ids[:, None]).sum()
-            torch.testing.assert_close(log_probs[lane] if not spread.done[lane] else torch.tensor(0.0), expected, atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(
+                log_probs[sequence] if not spread.done[sequence] else torch.tensor(0.0), expected, atol=1e-4, rtol=1e-5
+            )
         context = context.extend(step, options.stop).reorder(torch.tensor([0, 0, 1, 2, 5, 5]))
 
 
@@ -47,7 +49,7 @@ def test_scoring_in_small_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch
     context = lm.start(["12 + 30", "What is 7 * 6?"])
     step, log_probs = lm.sample_step(context, torch.Size((5, 2)), OPTIONS[0])
     step[1], log_probs[1] = step[0], log_probs[0]
-    monkeypatch.setattr("ppl_llm.lm.transformers_lm._LOGITS_ELEMENTS", 2 * 8 * lm.vocab_size)
+    monkeypatch.setattr("ppl_llm.lm.decoding.cached_decoder._LOGITS_ELEMENTS", 2 * 8 * lm.vocab_size)
     torch.testing.assert_close(lm.step_log_prob(context, step, OPTIONS[0]), log_probs, atol=1e-5, rtol=1e-5)
     monkeypatch.setattr("ppl_llm.kv_cache.engine._FORWARD_TOKENS", 7)
     lm.release_caches()
@@ -61,16 +63,16 @@ def test_what_outlives_a_pass_can_be_written_to_outside_of_inference_mode():
     for _ in range(2):
         step, log_probs = lm.sample_step(context, torch.Size((3,)), options)
         context = context.extend(step, options.stop)
-        note = context.cache_entries[lm._key]
-        cache = note.owner.cache
+        entry = context.cache_entries[lm._key]
+        cache = entry.owner.cache
         versions.append(cache.version)
-        kept = [step, log_probs, cache.tokens, cache.lengths, note.lanes["rows"]]
+        kept = [step, log_probs, cache.tokens, cache.lengths, entry.tensors["rows"]]
         kept += [states for layer in cache.state()["layers"] for states in layer]
         assert not any(each.is_inference() for each in kept)
     assert versions == [2, 3]  # in either step, some pass had to make room
 
 
-def test_a_single_lane_needs_no_batch_dimension():
+def test_a_single_sequence_needs_no_batch_dimension():
     torch.manual_seed(0)
     lm = language_model()
     context = lm.start("12 + 30")
@@ -108,7 +110,7 @@ def test_impossible_steps_have_probability_zero():
         lm.step_log_prob(context, torch.tensor([[stop, PAD, PAD]]), options)
 
 
-def test_a_finished_lane_takes_empty_steps():
+def test_a_finished_sequence_takes_empty_steps():
     lm = language_model()
     eos = tokenizer().eos_token_id
     context = lm.start("12 + 30").expand((3,)).extend(torch.tensor([[eos], [7], [8]]))

@@ -59,26 +59,26 @@ def test_tokens_are_those_of_one_after_the_other(capture: Any, max_lanes: int):
     assert lengths.median() > 1  # ragged, so that sequences leave and change places
 
 
-def test_lanes_of_all_programs_share_a_pass():
+def test_sequences_of_all_programs_share_a_pass():
     lm = looping()
     passes = Passes(lm)
     alone(programs(lm, 3))
-    apart = len(passes.lanes)
+    apart = len(passes.sizes)
     lm.release_caches()
-    passes.lanes.clear()
+    passes.sizes.clear()
     together(programs(lm, 3))
-    assert max(passes.lanes) >= 24
-    assert len(passes.lanes) < 0.6 * apart
+    assert max(passes.sizes) >= 24
+    assert len(passes.sizes) < 0.6 * apart
 
 
 def prefilled(lm: TransformersLM) -> int:
     """Tokens that had to be run before steps could begin."""
 
-    def program(problem: str, lanes: int, options: StepOptions) -> None:
+    def program(problem: str, sequences: int, options: StepOptions) -> None:
         context = lm.start(problem)
         for _ in range(4):
-            context = context.extend(lm.sample_step(context, torch.Size((lanes,)), options).tokens, options.stop)
-            context = context.reorder(torch.randint(0, lanes, (lanes,)))
+            context = context.extend(lm.sample_step(context, torch.Size((sequences,)), options).tokens, options.stop)
+            context = context.reorder(torch.randint(0, sequences, (sequences,)))
 
     with CostMeter() as meter:
         together([lambda each=each: program(*each) for each in MANY])
@@ -127,7 +127,7 @@ class Late(SideStream):
 
 
 @CAPTURES
-def test_programs_go_on_while_the_device_works(capture: Any, monkeypatch: pytest.MonkeyPatch):
+def test_programs_continue_while_the_device_works(capture: Any, monkeypatch: pytest.MonkeyPatch):
     """Nothing that they do reads what the device is working on, or changes it."""
     monkeypatch.setattr("ppl_llm.lm.decoding.device_batch.SideStream", Late)
     working: list[int] = []
@@ -239,7 +239,7 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
     assert lm._engine.pool._reserved == []
 
 
-def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
+def test_dead_sequences_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
     """Columns are made one by one here; in the broken version there are none beyond what sequences that go on need."""
     reserve, collect = KVCache.reserve, DeviceBatch._collect
     monkeypatch.setattr(kv_cache, "_ALIGN", 1)
@@ -264,7 +264,7 @@ def test_dead_lanes_that_stay_have_a_column_to_write_to(monkeypatch: pytest.Monk
         run()
 
 
-def test_no_memory_to_take_lanes_back(monkeypatch: pytest.MonkeyPatch):
+def test_no_memory_to_take_sequences_back(monkeypatch: pytest.MonkeyPatch):
     lm, refused = looping(), []
     send_back = DeviceBatch._send_back
 
@@ -306,12 +306,12 @@ def test_memory_is_released():
         gc.enable()
 
 
-def slots_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newcomers get the slots of sequences that are still at work."""
+def output_rows_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newcomers get the output rows of sequences that are still at work."""
     join = DeviceState.join
 
-    def first(self: DeviceState, row: int, slots: Tensor, *rest: Tensor) -> None:
-        join(self, row, torch.arange(len(slots)), *rest)
+    def first(self: DeviceState, row: int, outputs: Tensor, *rest: Tensor) -> None:
+        join(self, row, torch.arange(len(outputs)), *rest)
 
     monkeypatch.setattr(DeviceState, "join", first)
 
@@ -359,8 +359,8 @@ def others_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uniforms by the order of the rows, not of the sequences."""
     results = BatchedStep.results
 
-    def in_order(self: BatchedStep, lanes: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        results(self, lanes.flip(0), tokens, log_probs)
+    def in_order(self: BatchedStep, sequences: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
+        results(self, sequences.flip(0), tokens, log_probs)
 
     monkeypatch.setattr(BatchedStep, "results", in_order)
 
@@ -375,7 +375,7 @@ def column_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KVCache, "take", late)
 
 
-MUTANTS = [slots_in_use, rows_forgotten, keys_stay, left_over("_column"), left_over("_state"), others_uniforms, column_of_the_prompt]
+MUTANTS = [output_rows_in_use, rows_forgotten, keys_stay, left_over("_column"), left_over("_state"), others_uniforms, column_of_the_prompt]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

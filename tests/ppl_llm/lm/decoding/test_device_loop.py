@@ -27,7 +27,7 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers.tape import OneDevice, tape
 from tests.helpers.tiny_models import causal_lm, language_model, tokenizer
 
-LANES = torch.Size((12,))
+SEQUENCES = torch.Size((12,))
 PROBLEMS = ["What is 12 + 30?", "Then add the ones: 40 + 2", "7 * 6"]
 OPTIONS = StepOptions(stop=("a", "1", "0", "e"), max_tokens=28)
 
@@ -47,16 +47,16 @@ CAPTURES = pytest.mark.parametrize("capture", [None, tape], ids=["as it is", "re
 
 
 def filtered(
-    lm: TransformersLM, options: StepOptions = OPTIONS, steps: int = 3, problem: Any = PROBLEMS[0], lanes: torch.Size = LANES
+    lm: TransformersLM, options: StepOptions = OPTIONS, steps: int = 3, problem: Any = PROBLEMS[0], sequences: torch.Size = SEQUENCES
 ) -> list[StepSample]:
     """Steps of ragged lengths with resampling in between."""
     torch.manual_seed(0)
     gc.collect()  # so that the memory of earlier runs is used again
     context, samples = lm.start(problem), []
     for _ in range(steps):
-        samples.append(lm.sample_step(context, lanes, options))
+        samples.append(lm.sample_step(context, sequences, options))
         context = context.extend(samples[-1].tokens, options.stop)
-        context = context.reorder(torch.randint(0, lanes[0], lanes))
+        context = context.reorder(torch.randint(0, sequences[0], sequences))
     return samples
 
 
@@ -91,8 +91,8 @@ def test_tokens_and_log_probabilities_are_those_of_the_ordinary_loop(capture: An
 
 @CAPTURES
 def test_several_problems_at_once(capture: Any):
-    lanes = torch.Size((5, 3))
-    assert_same(filtered(looping(capture), problem=PROBLEMS, lanes=lanes), filtered(plain(), problem=PROBLEMS, lanes=lanes))
+    sequences = torch.Size((5, 3))
+    assert_same(filtered(looping(capture), problem=PROBLEMS, sequences=sequences), filtered(plain(), problem=PROBLEMS, sequences=sequences))
 
 
 @CAPTURES
@@ -104,7 +104,7 @@ def test_texts_that_fill_the_context(capture: Any):
     assert_same(filtered(looping(capture, max_length=65), options), full)
 
 
-def test_lanes_of_other_steps_keep_what_they_hold():
+def test_sequences_of_other_steps_keep_what_they_hold():
     """Rows that fill up a batch hold the texts of sequences that have stopped: they are found again, whole, at the next step."""
     for capture in (None, tape):
         costs = []
@@ -121,19 +121,19 @@ def test_lanes_of_other_steps_keep_what_they_hold():
 
 def test_full_rows_beside_the_batch_lose_a_token_and_nothing_else():
     """A row that fills up the batch and has no column left to write to."""
-    lm, options, lanes = looping(), StepOptions(stop=(), max_tokens=3), torch.Size((4,))
+    lm, options, sequences = looping(), StepOptions(stop=(), max_tokens=3), torch.Size((4,))
     torch.manual_seed(0)
-    context = lm.start(PROBLEMS[0]).expand(lanes)
-    context = context.extend(lm.sample_step(context, lanes, options).tokens, options.stop)
+    context = lm.start(PROBLEMS[0]).expand(sequences)
+    context = context.extend(lm.sample_step(context, sequences, options).tokens, options.stop)
     [cache] = lm._engine.pool.caches
     cache.tokens[3], cache.lengths[3] = torch.arange(cache.capacity) % 7, cache.capacity
-    lm.sample_step(replace(context, done=torch.tensor([False, False, False, True])), lanes, options)
+    lm.sample_step(replace(context, done=torch.tensor([False, False, False, True])), sequences, options)
     assert len(lm._engine.pool.caches) == 1
     assert cache.lengths.tolist() == [*(context.lengths[:3] + 2).tolist(), cache.capacity - 1]
     assert torch.equal(cache.tokens[3, :-1], torch.arange(cache.capacity - 1) % 7)
 
 
-def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
+def test_graphs_are_made_for_each_number_of_sequences_and_bucket_and_used_again():
     lm = looping(tape)
     graphs = lm.device_loop.graphs
     counted: list[int] = []
@@ -144,7 +144,7 @@ def test_graphs_are_made_for_each_number_of_lanes_and_bucket_and_used_again():
             filtered(lm)
         captured = graphs.captured - before
     keys = next(iter(graphs._of_cache.values())).by_key
-    assert len({lanes for lanes, *_ in keys}) > 2
+    assert len({sequences for sequences, *_ in keys}) > 2
     assert len({stop for _, stop, *_ in keys}) > 1
     assert captured == 0  # the third run found all it needed, in the memory that the others left
     # The host runs the model for prompts and what the rows lack at the start of each step, and no more.
@@ -239,10 +239,10 @@ def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
         run_without_data(OPTIONS)
 
 
-def test_numbers_of_lanes_are_rounded_up_a_little():
+def test_numbers_of_sequences_are_rounded_up_a_little():
     some = {1: 1, 2: 2, 3: 4, 5: 8, 9: 16, 16: 16, 17: 24, 25: 32, 33: 48, 49: 64, 64: 64, 65: 96, 200: 256}
-    assert {lanes: padded(lanes) for lanes in some} == some
-    assert all(lanes <= padded(lanes) < 2 * lanes for lanes in range(1, 500))
+    assert {sequences: padded(sequences) for sequences in some} == some
+    assert all(sequences <= padded(sequences) < 2 * sequences for sequences in range(1, 500))
 
 
 def test_the_loop_is_for_accelerators_unless_asked_for():
@@ -251,11 +251,11 @@ def test_the_loop_is_for_accelerators_unless_asked_for():
     assert asked is not None and asked.graphs is None
 
 
-def test_a_model_without_a_slab_has_no_loop():
+def test_a_model_without_a_kv_cache_has_no_loop():
     model = causal_lm()
     model._supports_attention_backend = False
     with pytest.raises(
-        ValueError, match=r"device_loop=True needs the cache of this package, which Qwen2ForCausalLM is without: it does not"
+        ValueError, match=r"device_loop=True needs the KV cache of this package, which Qwen2ForCausalLM does without: it does not"
     ):
         TransformersLM(model, tokenizer(), device_loop=True)
     assert TransformersLM(model, tokenizer()).device_loop is None
@@ -276,7 +276,7 @@ def wrong_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns are rounded down."""
     advance = DeviceState.advance
     monkeypatch.setattr(
-        DeviceState, "advance", lambda self, engine, cache, lanes, stop: advance(self, engine, cache, lanes, max(32, stop - 32))
+        DeviceState, "advance", lambda self, engine, cache, sequences, stop: advance(self, engine, cache, sequences, max(32, stop - 32))
     )
 
 
@@ -284,10 +284,10 @@ def write_behind_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens leave a gap of one column behind the text."""
     advance = DeviceState.advance
 
-    def late(self: DeviceState, engine: Any, cache: KVCache, lanes: int, stop: int) -> Tensor:
-        cache.lengths[:lanes] += 1
-        logits = advance(self, engine, cache, lanes, stop)
-        cache.lengths[:lanes] -= 1
+    def late(self: DeviceState, engine: Any, cache: KVCache, sequences: int, stop: int) -> Tensor:
+        cache.lengths[:sequences] += 1
+        logits = advance(self, engine, cache, sequences, stop)
+        cache.lengths[:sequences] -= 1
         return logits
 
     monkeypatch.setattr(DeviceState, "advance", late)
@@ -297,16 +297,16 @@ def lengths_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token is written over the one before."""
     advance = DeviceState.advance
 
-    def standing(self: DeviceState, engine: Any, cache: KVCache, lanes: int, stop: int) -> Tensor:
+    def standing(self: DeviceState, engine: Any, cache: KVCache, sequences: int, stop: int) -> Tensor:
         before = cache.lengths.clone()
-        logits = advance(self, engine, cache, lanes, stop)
+        logits = advance(self, engine, cache, sequences, stop)
         cache.lengths.copy_(before)
         return logits
 
     monkeypatch.setattr(DeviceState, "advance", standing)
 
 
-def rows_forget_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_forget_their_output_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences are dropped from the KV cache, and not from the tensors beside it."""
     monkeypatch.setattr(DeviceState, "take", lambda self, rows: None)
 
@@ -356,7 +356,7 @@ EITHER: list[Any] = [
     wrong_bucket,
     write_behind_the_end,
     lengths_stand_still,
-    rows_forget_their_slots,
+    rows_forget_their_output_rows,
     stop_states_stay_in_place,
     room_is_unbounded,
 ]

@@ -46,18 +46,18 @@ EVERY_LOOP = pytest.mark.parametrize(
 """Who samples: token by token with the host looking on, or eight tokens at a time in a KV cache that the programs share."""
 
 
-def steps(lm: TransformersLM, problem: Any, lanes: int, options: StepOptions, number: int = 2) -> Callable[[], list[Step]]:
+def steps(lm: TransformersLM, problem: Any, sequences: int, options: StepOptions, number: int = 2) -> Callable[[], list[Step]]:
     """Sample, score and resample, as a particle filter does."""
 
     def program() -> list[Step]:
         context = lm.start(problem)
-        shape = torch.Size((lanes, *context.batch_shape))
+        shape = torch.Size((sequences, *context.batch_shape))
         found = []
         for _ in range(number):
             step, log_probs = lm.sample_step(context, shape, options)
             torch.testing.assert_close(lm.step_log_prob(context, step, options), log_probs, atol=1e-4, rtol=1e-5)
             found.append((step, log_probs))
-            context = context.extend(step, options.stop).reorder(torch.randint(0, lanes, shape))
+            context = context.extend(step, options.stop).reorder(torch.randint(0, sequences, shape))
         return found
 
     return program
@@ -90,11 +90,11 @@ class Passes:
     """Sequences of the passes over one token each."""
 
     def __init__(self, lm: TransformersLM) -> None:
-        self.lanes: list[int] = []
+        self.sizes: list[int] = []
         lm.model.register_forward_pre_hook(self._add, with_kwargs=True)
 
     def _add(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.lanes.append(kwargs["input_ids"].shape[0])
+        self.sizes.append(kwargs["input_ids"].shape[0])
 
 
 @pytest.mark.parametrize("max_lanes", [256, 12, 5])
@@ -102,13 +102,13 @@ def test_tokens_are_those_of_one_after_the_other(max_lanes: int):
     lm = language_model()
     passes = Passes(lm)
     expected = alone(programs(lm, 3))
-    apart = len(passes.lanes)
+    apart = len(passes.sizes)
     lm.release_caches()
-    passes.lanes.clear()
+    passes.sizes.clear()
     assert_same(together(programs(lm, 3), max_lanes=max_lanes), expected)
-    assert max(passes.lanes) == {256: 27, 12: 12, 5: 9}[max_lanes]
+    assert max(passes.sizes) == {256: 27, 12: 12, 5: 9}[max_lanes]
     if max_lanes == 256:
-        assert len(passes.lanes) < 0.6 * apart
+        assert len(passes.sizes) < 0.6 * apart
 
 
 @pytest.mark.parametrize("name", [each for each in ARCHITECTURES if each in ("gemma2", "gemma4", "gpt-oss", "deepseek v3", "mamba")])
@@ -146,7 +146,7 @@ def test_every_architecture(name: str, tmp_path: Path):
     test_other_architectures(name, tmp_path)
 
 
-def test_lanes_that_attend_to_others_keys_are_rejected(monkeypatch: pytest.MonkeyPatch):
+def test_sequences_that_attend_to_others_keys_are_rejected(monkeypatch: pytest.MonkeyPatch):
     """The broken version gives the first KV cache's sequences the keys of the last one, and the other way round."""
     lm = language_model()
     some = [steps(lm, *PROBLEMS[0])] * 2
@@ -166,7 +166,7 @@ def test_lanes_that_attend_to_others_keys_are_rejected(monkeypatch: pytest.Monke
 
 
 @EVERY_LOOP
-def test_programs_that_begin_with_one_context_do_not_meet_in_its_slab(make: Make, monkeypatch: pytest.MonkeyPatch):
+def test_programs_that_begin_with_one_context_do_not_meet_in_its_kv_cache(make: Make, monkeypatch: pytest.MonkeyPatch):
     lm = make()
 
     def several() -> list[Callable[[], list[Step]]]:
@@ -203,7 +203,7 @@ def unreserved(take: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @EVERY_LOOP
-def test_slabs_of_steps_under_way_are_not_released(make: Make):
+def test_kv_caches_of_steps_under_way_are_not_released(make: Make):
     lm = make(cache_bytes=0)
     expected = alone(programs(lm))
     assert_same(together(programs(lm)), expected)
@@ -242,7 +242,7 @@ def test_an_exception_reaches_its_program_only(make: Make):
 
 
 @EVERY_LOOP
-def test_a_stopped_program_leaves_its_slab(make: Make):
+def test_a_stopped_program_leaves_its_kv_cache(make: Make):
     lm = make()
 
     def failing() -> None:
@@ -307,7 +307,7 @@ def test_particle_filters_with_a_reward_model(make: Make):
     assert (expected[0].sites["step_0"] != PAD).any()
 
 
-def test_keys_that_no_slab_gave_are_an_error():
+def test_keys_that_no_kv_cache_gave_are_an_error():
     parts = Parts([joint_pass.Part(None, torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2, 1, 1, 3))])  # type: ignore[arg-type]
     with pytest.raises(joint_pass.KeysChanged):
         parts.attend(lambda *_: torch.zeros(1), torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, 1))

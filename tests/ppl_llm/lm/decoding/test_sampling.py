@@ -18,23 +18,23 @@ Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SHAPES = ("flat", "peaked", "masked", "heavy head", "heavy end")
 
 
-def law(shape: str, vocab: int, lanes: int, generator: torch.Generator) -> Tensor:
-    logits = torch.randn(lanes, vocab, generator=generator)
+def law(shape: str, vocab: int, sequences: int, generator: torch.Generator) -> Tensor:
+    logits = torch.randn(sequences, vocab, generator=generator)
     if shape == "peaked":
         logits = logits * 6
     elif shape == "masked":  # as top-k leaves it: most blocks are empty
-        logits = logits.masked_fill(torch.rand(lanes, vocab, generator=generator) < 0.999, -torch.inf)
+        logits = logits.masked_fill(torch.rand(sequences, vocab, generator=generator) < 0.999, -torch.inf)
         logits[:, vocab // 3] = 1.0
     elif shape.startswith("heavy"):  # one token has nearly everything, the others 1e-9 together
         logits[:, 5 if shape == "heavy head" else -5] = 21 + torch.tensor(float(vocab)).log()
     return logits
 
 
-def uniforms(lanes: int, generator: torch.Generator) -> Tensor:
+def uniforms(sequences: int, generator: torch.Generator) -> Tensor:
     """Some anywhere, some close to 0 and to 1, down to 1e-10."""
-    u = torch.rand(lanes, dtype=torch.float64, generator=generator)
-    small = 10 ** (-10 * torch.rand(lanes, dtype=torch.float64, generator=generator))
-    which = torch.randint(0, 3, (lanes,), generator=generator)
+    u = torch.rand(sequences, dtype=torch.float64, generator=generator)
+    small = 10 ** (-10 * torch.rand(sequences, dtype=torch.float64, generator=generator))
+    which = torch.randint(0, 3, (sequences,), generator=generator)
     return torch.where(which == 0, u, torch.where(which == 1, small * u, 1 - small * u)).clamp(max=1 - 2**-53)
 
 
