@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..inference.util.names import unknown_name
-from ..kv_cache.attention import PACKED
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -43,14 +42,17 @@ def locate(name_or_path: str | Path, kind: str) -> str:
     return str(path)
 
 
-def load(cls: Any, source: str, attention: str | None = PACKED, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """A model in evaluation mode, and what transformers reports about missing and unexpected keys.
 
     :param cls: a transformers model class or auto class.
-    :param str attention: name of its attention function, ours by default; ``None`` leaves the choice to transformers.
+    :param bool own_attention: whether its attention function is that of this package; otherwise transformers chooses.
     :raises OSError: if ``source`` cannot be read, neither here nor from the hub.
     :raises ValueError: if its weights do not have the shapes that its config asks for, or an option is not for the caller to set.
     """
+    from ..kv_cache.attention import PACKED
+
+    attention = PACKED if own_attention else None
     fixed = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "attn_implementation": attention}
     for name in fixed.keys() & kwargs.keys():
         always = "chosen for the model" if fixed[name] is None else f"always {fixed[name]!r}"

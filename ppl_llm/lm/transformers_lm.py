@@ -147,7 +147,7 @@ class TransformersLM(AutoregressiveLM):
 
         source = locate(name_or_path, "lm")
         model, report = load(
-            AutoModelForCausalLM, source, None, device_map=device_map, dtype=dtype, quantization_config=quantization_config, **kwargs
+            AutoModelForCausalLM, source, False, device_map=device_map, dtype=dtype, quantization_config=quantization_config, **kwargs
         )
         for problem in ("missing_keys", "unexpected_keys"):
             if report[problem]:

@@ -85,7 +85,7 @@ class TransformersORM(AnswerReward):
 
         source = locate(name_or_path, "orm")
         settings = {"device_map": device_map, "dtype": dtype, "quantization_config": quantization_config}
-        model, report = load(AutoModelForSequenceClassification, source, attention=None, **settings)
+        model, report = load(AutoModelForSequenceClassification, source, own_attention=False, **settings)
         for problem in ("missing_keys", "unexpected_keys"):
             if report[problem]:
                 raise ValueError(
