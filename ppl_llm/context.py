@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .answers.voting import extract_answer
+from .answers.extraction import extract_answer
 from .context_cache import stored, waiting
 
 if TYPE_CHECKING:

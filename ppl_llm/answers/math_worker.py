@@ -53,7 +53,7 @@ def describe(text: str) -> list[float] | str | None:
 
 
 def limit(seconds: float) -> None:
-    """Let the kernel end this process should it work on one request for much longer than that; whoever asked may be gone."""
+    """Let the kernel end this process should it work on one request for much longer than that: the process that asked may be gone."""
     try:
         import resource
 

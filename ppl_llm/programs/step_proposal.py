@@ -62,7 +62,7 @@ class StepProposal:
                 f"{lm.eos_ids.tolist()}, here {context.lm.vocab_size} and {context.lm.eos_ids.tolist()}"
             )
         if self.prompt is None:
-            # The same notes: each language model finds its own caches among them.
+            # The same cache entries: each language model finds its own among them.
             return replace(context, lm=lm) if lm is not context.lm else context
         key = (lm, context.problems)
         if key not in self._roots:
@@ -73,7 +73,7 @@ class StepProposal:
 def moved(context: Context, root: Context) -> Context:
     """The steps of a context after other prompts.
 
-    :param Context root: the prompts, one lane for each problem of the context.
+    :param Context root: the prompts, one sequence for each problem of the context.
     """
     prompt_lengths = root.prompt_lengths[context.problem_index]
     shift = prompt_lengths - context.prompt_lengths

@@ -23,7 +23,7 @@ class Scored(NamedTuple):
     """
     :ivar Tensor log_odds: ``[A, K]`` float32.
     :ivar Tensor rows: ``[A]`` where the sequences lie now, to be found again.
-    :ivar Lease lease: in whose hands.
+    :ivar Lease lease: keeps the cache they lie in.
     """
 
     log_odds: Tensor
@@ -73,18 +73,20 @@ class PrefixScorer:
         """Free the memory of all keys and values."""
         self.engine.pool.clear()
 
-    def score(self, note: LaneMemo | None, lanes: Tensor, ids: Tensor, lengths: Tensor, stems: Tensor, first: Tensor, at: Tensor) -> Scored:
+    def score(
+        self, entry: LaneMemo | None, index: Tensor, ids: Tensor, lengths: Tensor, prompt_lengths: Tensor, first: Tensor, at: Tensor
+    ) -> Scored:
         """Log-odds at tokens ``at``.
 
-        :param note: leads to the slab and row where a lane was before, ``None`` if unknown.
-        :param Tensor lanes: ``[A]`` flat lane of each sequence.
+        :param entry: where the sequences' keys and values were before, ``None`` if unknown.
+        :param Tensor index: ``[A]`` place of each sequence in ``entry``, whose batch is taken as flat.
         :param Tensor ids: ``[A, L]`` padded with ``PAD``.
         :param Tensor lengths: ``[A]``.
-        :param Tensor stems: ``[A]`` length of the part, the prompt, that many sequences share.
+        :param Tensor prompt_lengths: ``[A]`` length of the prompt, which many sequences share.
         :param Tensor first: ``[A]`` first position whose output is wanted.
         :param Tensor at: ``[A, K]`` positions wanted; those before ``first`` give a score of no meaning.
         """
-        seating = seat(self.engine, note, lanes, ids[:, : int(lengths.max())], lengths, first, stems)
+        seating = seat(self.engine, entry, index, ids[:, : int(lengths.max())], lengths, first, prompt_lengths)
         wanted = torch.zeros(seating.num_rows, at.shape[1], dtype=torch.long, device=self.device)
         wanted[seating.row_of] = at
         [(_, odds)] = self.engine.complete(seating, wanted)
@@ -94,7 +96,7 @@ class PrefixScorer:
         """:raises ValueError: if a sequence ``[A]`` is longer than the model's context."""
         if int(lengths.max()) > self.max_length:
             raise ValueError(
-                f"{what} of lane {int(lengths.argmax())} has {int(lengths.max())} tokens in the reward model's format, "
+                f"{what} of sequence {int(lengths.argmax())} has {int(lengths.max())} tokens in the reward model's format, "
                 f"which exceeds its context of {self.max_length} tokens"
             )
 
