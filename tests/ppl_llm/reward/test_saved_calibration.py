@@ -81,7 +81,7 @@ def test_applied_by_the_reward_model(file: Path, tmp_path: Path) -> None:
         ):
             torch.testing.assert_close(scores, expected)
             assert scores.dtype == torch.float32
-    # Notes on a context are raw: reward models with other maps share them, and none is applied twice.
+    # Cache entries of a context are raw: reward models with other maps share them, and none is applied twice.
     torch.testing.assert_close(raw.step_log_odds(context) / 2 - 0.5, given.step_log_odds(context))
     assert label_of(given) != label_of(raw)
     assert TransformersPRM.from_pretrained("demo", calibration=None).calibration is None
