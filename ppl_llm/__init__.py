@@ -1,11 +1,13 @@
 """Language models and process reward models as parts of an ordinary Pyro program."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .answers.equivalence import MathEquivalence
-    from .answers.voting import argmax, extract_answer, majority, weighted_majority
+    from .answers.extraction import extract_answer
+    from .answers.voting import argmax, majority, weighted_majority
     from .context import PAD, Context, StopReason
     from .distributions import LLMStep, StepReward
     from .inference import (
@@ -37,20 +39,19 @@ if TYPE_CHECKING:
     from .programs.smc_filter_adapter import SMCFilterAdapter
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
+    from .reward.combined_reward import ProductReward, SumReward
     from .reward.function_reward import FunctionReward
     from .reward.judge_reward import JudgeReward
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
-    from .reward.product_reward import ProductReward
     from .reward.self_certainty import SelfCertainty
-    from .reward.sum_reward import SumReward
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
-    from .tasks.load import Problem, load_problems
+    from .tasks.base import Problem
+    from .tasks.load import load_problems
 
 __version__ = "0.1.0"
 
-# Imported on first use: torch, Pyro and transformers take seconds, which `ppl-llm --help` need not wait for.
 _HOME = {
     "BeamSearch": "inference",
     "BestOfN": "inference",
@@ -74,8 +75,8 @@ _HOME = {
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
     "Preset": "programs.presets",
-    "Problem": "tasks.load",
-    "ProductReward": "reward.product_reward",
+    "Problem": "tasks.base",
+    "ProductReward": "reward.combined_reward",
     "ReasoningModel": "programs.models",
     "RemotePRM": "reward.prm.remote_prm",
     "RewardModel": "reward.base",
@@ -88,7 +89,7 @@ _HOME = {
     "StepReward": "distributions",
     "StopReason": "context",
     "SuffixMH": "inference",
-    "SumReward": "reward.sum_reward",
+    "SumReward": "reward.combined_reward",
     "TabularLM": "lm.tabular_lm",
     "TabularReward": "reward.tabular_reward",
     "TemperedSMC": "inference",
@@ -97,7 +98,7 @@ _HOME = {
     "TransformersPRM": "reward.prm.transformers_prm",
     "argmax": "answers.voting",
     "barrier": "inference",
-    "extract_answer": "answers.voting",
+    "extract_answer": "answers.extraction",
     "load_problems": "tasks.load",
     "majority": "answers.voting",
     "reasoning": "programs.models",
@@ -158,12 +159,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

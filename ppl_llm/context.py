@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .answers.voting import extract_answer
+from .answers.extraction import extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
 
 PAD = -1

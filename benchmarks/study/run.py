@@ -17,7 +17,7 @@ import torch
 from ppl_llm.evaluation.records import RecordStore
 from ppl_llm.evaluation.votes import fingerprint
 from ppl_llm.evaluation.work import SHARED, execute, groups, plan
-from ppl_llm.tasks.load import Problem, load_problems
+from ppl_llm.tasks import Problem, load_problems
 
 from .models import LIMITS, Networks, steps_and_scores
 from .settings import PASSES, Setting

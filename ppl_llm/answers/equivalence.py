@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Hashable
-from fractions import Fraction
+from decimal import Decimal
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .normalization import looks_mathematical, normalized, squeezed
+from .quantity import Quantity, without_unit
 from .worker_process import WorkerProcess
 
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|bf|rm)\s*\{([^{}]*)\}")
-_CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
-_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
-_NUMBER = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.\d+)?|[-+]?\.\d+")
-_IN_PARENTHESES = re.compile(rf"\(\s*({_NUMBER.pattern})\s*\)")
-_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
+_LABELLED = re.compile(r"\(([A-J])\)\s{0,3}[.:]?\s{0,3}(.*)|([A-J])(?:[.:)]\s{0,3}(.*))?", re.DOTALL)
+_BASE = re.compile(r"([0-9A-Z]{1,400})_\{?(\d{1,3})\}?")
+_TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s{0,3}([AaPp])\.?\s?[Mm]\.?")
+_MULTIPLE = re.compile(r"[-+]?[\d.,]{1,400}[A-Za-z]")
+_VARIABLES = re.compile("[abcdkmnpqrstuvwxyz]{2,3}")
 _REMEMBERED = 100_000
+_LONGEST = 2000
+"""Characters of an answer that is read as mathematics; longer ones, which are degenerate, are compared as they are written."""
 _PATIENCE = 2
 """Timeouts after which an answer is compared with no other; one that cannot be read in time has used them up."""
 
-_NEAR = 1e-4
-"""Distance, relative for large numbers, beyond which two values are never equal; math-verify compares to six decimal places."""
+_NEAR = Decimal("1e-4")
+"""Relative distance beyond which two expressions are never equal."""
+_DIGITS, _EXACT = Decimal("1.5e-6"), Decimal("1e-12")
+"""Relative distance up to which constants are equal: six significant digits where one is written as a decimal, else all digits."""
+_ZERO = Decimal("1e-100")
+"""Rounding errors of an expression that is zero are below; the worker computes more digits where they cancel."""
 
 
 class MathEquivalence:
     r"""Mathematical equality of answers written in LaTeX or plainly, by math-verify (``pip install "ppl-llm[math]"``).
 
-    ``equivalent(r"\frac{1}{2}", "0.5")`` is true, and so is ``equivalent(r"\text{(B)}", "B")``. Symmetric, but not transitive where
-    rounding or a per cent sign allows more than one reading; votes therefore compare with one representative of each class
-    (:func:`~ppl_llm.inference.representatives`). Works in threads. Comparisons run in a process of their own and are given up after
-    ``timeout``; answers that cannot be compared in time are different. Identical answers and pairs of plain numbers, words, choice letters
-    or numbers in a base are decided at once, and every result is remembered.
+    ``equivalent(r"\frac{1}{2}", "0.5")`` is true, and so are ``equivalent(r"\text{(B)}", "B. 12")`` and ``equivalent("18 dollars", "18")``.
+    Symmetric, but not transitive where rounding, a unit or a per cent sign allows more than one reading: ``18 dollars`` and ``18 euros``
+    are both ``18`` and differ. Votes therefore compare with one representative of each class
+    (:func:`~ppl_llm.inference.representatives`). No text makes it raise an error.
+
+    Works in threads. Comparisons run in a process of their own and are given up after ``timeout``; answers that cannot be compared in time
+    are different. Answers that are written alike, numbers with or without units, words, times, choice letters and numbers in a base are
+    decided at once, and every result is remembered.
 
     :param float timeout: seconds for one comparison.
     :raises ImportError: if math-verify is not installed.
@@ -63,22 +73,25 @@ class MathEquivalence:
             return True
         if not isinstance(first, str) or not isinstance(second, str):
             return False
-        left, right = sorted((normalised(first), normalised(second)))
-        if left == right:
-            return True
+        if max(len(first), len(second)) > _LONGEST:
+            return same_long(first, second)
+        left, right = sorted((_normalized(first), _normalized(second)))
         decided = decide(left, right)
-        return self._compare(left, right) if decided is None else decided
+        return self._compare(without_unit(left), without_unit(right)) if decided is None else decided
 
     def _compare(self, left: str, right: str) -> bool:
         key = (left, right)
         if key not in self._equal:
-            self._remember(self._equal, key, self._ask_equal(left, right))
+            self._remember(self._equal, key, left == right or self._ask_equal(left, right))
         return self._equal[key]
 
     def _ask_equal(self, left: str, right: str) -> bool:
         first, second = self._description(left), self._description(right)
-        if any(self._strikes.get(text, 0) >= _PATIENCE for text in (left, right)) or apart(first, second):
+        if any(self._strikes.get(text, 0) >= _PATIENCE for text in (left, right)):
             return False
+        decided = compared(first, second)
+        if decided is not None:
+            return decided
         try:
             return bool(self._process.ask("equal", left, right))
         except TimeoutError:
@@ -103,35 +116,57 @@ class MathEquivalence:
             memory[key] = result
 
 
-def normalised(text: str) -> str:
-    r"""Without white space around it, a final full stop, enclosing ``$`` or ``\( \)``, ``\text{}``, and parentheses around a number."""
-    while True:
-        before = text
-        text = text.strip().removesuffix(".").strip("$ \n\t").removesuffix("\\")
-        if text.startswith("\\(") and text.endswith("\\)"):
-            text = text[2:-2]
-        wrapped = _WRAPPED.fullmatch(text) or _IN_PARENTHESES.fullmatch(text)
-        if wrapped:
-            text = wrapped[1]
-        if text == before:
-            return text
+_normalized = lru_cache(maxsize=10_000)(normalized)
+
+
+def same_long(first: str, second: str) -> bool:
+    """Of answers too long to be read as mathematics: numbers by their value, others as they are written."""
+    left, right = Quantity.read(first.strip()), Quantity.read(second.strip())
+    return " ".join(first.split()) == " ".join(second.split()) or (left is not None and right is not None and left.same(right))
 
 
 def decide(left: str, right: str) -> bool | None:
-    """Equality of two normalised answers that need no algebra: numbers, words, choice letters, numbers in a base; else ``None``."""
-    if _NUMBER.fullmatch(left) and _NUMBER.fullmatch(right):
-        return Fraction(left.replace(",", "")) == Fraction(right.replace(",", ""))
-    for pattern in (_CHOICE, _BASE):
+    """Equality of two normalized answers that need no algebra; else ``None``."""
+    if squeezed(left) == squeezed(right):
+        return True
+    if not left or not right:
+        return False
+    labels = [_LABELLED.fullmatch(text) for text in (left, right)]
+    if labels[0] and labels[1]:
+        letters, options = zip(*((m[1] or m[3], m[2] or m[4]) for m in labels if m), strict=True)
+        return letters[0] == letters[1] and not (all(options) and options[0] != options[1])
+    quantities = Quantity.read(left), Quantity.read(right)
+    if quantities[0] is not None and quantities[1] is not None:
+        return quantities[0].same(quantities[1])
+    if any(quantity is not None and _MULTIPLE.fullmatch(other) for quantity, other in zip(quantities, (right, left), strict=True)):
+        return False  # math-verify takes the m of 5m for a unit
+    for pattern, key in ((_TIME, _minutes), (_BASE, re.Match.groups)):
         first, second = pattern.fullmatch(left), pattern.fullmatch(right)
         if first and second:
-            return first.groups() == second.groups()
-    if _WORDS.fullmatch(left) and _WORDS.fullmatch(right):
-        return left.casefold() == right.casefold()
-    return False if not left or not right else None
+            return bool(key(first) == key(second))
+    if _VARIABLES.fullmatch(left) and _VARIABLES.fullmatch(right) and sorted(left) == sorted(right):
+        return True
+    words = [not looks_mathematical(text) and sum(map(str.isalpha, text)) > 1 for text in (left, right)]
+    if all(words):
+        return _folded(left) == _folded(right)
+    return None
 
 
-def apart(first: Any, second: Any) -> bool:
-    """Whether two descriptions by :mod:`ppl_llm.answers.math_worker` show that the answers differ."""
-    if isinstance(first, list) and isinstance(second, list):
-        return not all(math.isclose(a, b, rel_tol=_NEAR, abs_tol=_NEAR) for a, b in zip(first, second, strict=True))
-    return {type(first), type(second)} == {list, str}  # an expression and a collection
+def _minutes(time: re.Match[str]) -> int:
+    return int(time[1]) % 12 * 60 + int(time[2] or 0) + 720 * (time[3] in "Pp")
+
+
+def _folded(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text
+
+
+def compared(first: Any, second: Any) -> bool | None:
+    """Equality as far as two descriptions by :mod:`ppl_llm.answers.math_worker` tell it; else ``None``."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        a, b = ([Decimal(part) for part in each["value"]] for each in (first, second))
+        size = max(map(abs, a + b))
+        distance = Decimal(0) if size < _ZERO else max(abs(x - y) for x, y in zip(a, b, strict=True)) / size
+        if first["constant"] and second["constant"]:
+            return distance <= (_EXACT if first["exact"] and second["exact"] else _DIGITS)
+        return False if distance > _NEAR else None
+    return False if {type(first), type(second)} == {dict, str} else None  # an expression and a collection

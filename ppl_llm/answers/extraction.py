@@ -1,91 +1,155 @@
-"""Answers in the text of solutions."""
+"""Answers in the text of solutions. Every search is linear in the length of the text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+
+from .reading import read_answer, tidied
 
 _END_OF_THOUGHT = "</think>"
+_END_OF_TURN = re.compile(
+    r"</s>|<eos>|<end_of_turn>|<[|｜](?:im_end|eot_id|eom_id|end_of_text|endoftext|end|return|end[▁_ ]of[▁_ ]sentence)[|｜]>"
+)
+_SPECIAL = re.compile(r"<[|｜][A-Za-z0-9_▁ -]{1,40}[|｜]>|<(?:s|bos|start_of_turn)>|\[/?INST\]")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
-_HASH = re.compile(r"(?:^|\n)[ \t]*####[ \t]*([^\n]+?)\s*$")
-_PHRASE = re.compile(r"\b(?:final\s+)?answer\b[*_]*(?:\s+is\b\s*[*_]*:?|\s*[:=])[*_\s]*(\S[^\n]*)", re.IGNORECASE)
-_SENTENCE = re.compile(r".+?(?=[.!?](?:\s|$)|$)")
-_MATHEMATICS = re.compile(r"\$\$?(.+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?(?:\(([A-Ja-j])\)|([A-J])(?:[).:]|$)).*", re.DOTALL)
-_LONE_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?(?:\(([A-Ja-j])\)|([A-E]))[.:]?")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BARE_WORD = re.compile(r"\s{1,8}([^\s$]{1,80})")
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswers?\b", re.IGNORECASE)
+_AFTER = re.compile(
+    r"[*_`'\")\]]{0,6}"
+    r"(?:\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here|\()(?![A-Za-z])[^.:=\n]{0,60}?)?"
+    r"(?:\s{1,8}(?:is|are|was|were|becomes?|equals?|(?:would|will|should|must|can|could)\s{1,4}(?:\w{1,12}\s{1,4})?be)(?![A-Za-z])"
+    r"|\s{0,8}[:=：])",
+    re.IGNORECASE,
+)
+_HEADING_BEFORE = re.compile(r"[ \t]{0,8}(?:[#>*_-]{1,8}[ \t]{0,4}){0,2}(?:the[ \t]{1,4})?(?:final[ \t]{1,4})?\Z", re.IGNORECASE)
+_HEADING_AFTER = re.compile(r"[ \t*_#:：]{0,12}(?:\n|\Z)")
+_LONE_LETTER = re.compile(r"(?:(?i:option|choice)\s{1,4})?(?:\(([A-Ja-j])\)|([A-E]))[.:]?")
 _FONT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def _boxed(text: str) -> str | None:
+    closing = _closing_braces(text)
     for box in reversed(list(_BOX.finditer(text))):
-        content = _content(text[box.end() :])
-        if content is not None:
-            return content.strip().removesuffix(".").strip("$ ")
+        start = box.end()
+        while start < len(text) and start - box.end() < 8 and text[start].isspace():
+            start += 1
+        if text.startswith("{", start):
+            content = text[start + 1 : closing[start]] if start in closing else None
+        else:
+            word = _BARE_WORD.match(text, box.end())
+            content = word[1] if word else None
+        answer = None if content is None else tidied(content)
+        if answer is not None:
+            return answer
     return None
 
 
-def _content(rest: str) -> str | None:
-    stripped = rest.lstrip()
-    if not stripped.startswith("{"):
-        word = stripped.split("$")[0].split()
-        return word[0] if word and rest != stripped else None
-    depth = 0
-    escaped = False
-    for i, character in enumerate(stripped):
-        if not escaped:
-            depth += (character == "{") - (character == "}")
-            if depth == 0:
-                return stripped[1:i]
-        escaped = character == "\\" and not escaped
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where the brace that opens at an index is closed; ``-1`` leads to a closing brace that nothing in the text opens, the first one."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}":
+            closing.setdefault(opened.pop() if opened else -1, brace.start())
+    return closing
+
+
+def _prefilled(text: str) -> str | None:
+    """A text that begins inside a box: its first closing brace without an opening one ends the answer."""
+    end = _closing_braces(text).get(-1)
+    if end is None or end > 200 or "\n" in text[:end].strip():
+        return None
+    return tidied(text[:end])
+
+
+def _tagged(text: str) -> str | None:
+    tags = list(_TAG.finditer(text))
+    for opening, closing in zip(reversed(tags[:-1]), reversed(tags[1:]), strict=True):
+        if not opening[1] and closing[1]:
+            content = text[opening.end() : closing.start()]
+            answer = _phrase(content) or tidied(content)
+            if answer is not None:
+                return answer
     return None
 
 
 def _hash(text: str) -> str | None:
-    match = _HASH.search(text)
-    return _tidied(match[1]) if match else None
+    last = text.rstrip().rpartition("\n")[2].strip()
+    if not last.startswith("####") or last.startswith("#####"):
+        return None
+    return _phrase(last) or tidied(last[4:])
 
 
 def _phrase(text: str) -> str | None:
-    said = [match[1].strip() for match in _PHRASE.finditer(text)]
-    if not said or _BOX.search(said[-1]):
-        return None  # a box that is not complete is no answer
-    rest = said[-1]
-    mathematics = _MATHEMATICS.match(rest)
-    if mathematics:
-        return _tidied(next(group for group in mathematics.groups() if group is not None))
-    letter = _LETTER.fullmatch(rest.strip("*_ "))
-    if letter:
-        return (letter[1] or letter[2]).upper()
-    sentence = _SENTENCE.match(rest)
-    return _tidied(sentence[0]) if sentence else None
+    end = len(text)
+    # Each phrase is read up to the next one only: what was read is never read again.
+    for word, start in reversed(list(_leads(text))):
+        rest, end = text[start:end], word
+        box = _BOX.search(rest)
+        if box is not None:
+            rest = rest[: box.start()]
+            if not rest.strip("*_:$ \n"):
+                return None  # a box that is empty or not complete is no answer
+        answer = read_answer(rest)
+        if answer is not None:
+            return answer
+    return None
+
+
+def _leads(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of every phrase or heading that announces an answer."""
+    for word in _ANSWER.finditer(text):
+        after = _AFTER.match(text, word.end())
+        if after is None:
+            line = text[max(0, word.start() - 32) : word.start()].rpartition("\n")
+            begins = bool(line[1]) or word.start() < 32
+            heading = _HEADING_AFTER.match(text, word.end()) if begins and _HEADING_BEFORE.match(line[2]) else None
+            after = heading
+        if after is not None:
+            yield word.start(), after.end()
 
 
 def _choice(text: str) -> str | None:
-    last = text.strip().rsplit("\n", 1)[-1].strip("*_$ ")
-    letter = _LONE_LETTER.fullmatch(_FONT.sub(r"\1", last).strip())
+    last = text.strip().rpartition("\n")[2].strip("*_$ ")
+    letter = _LONE_LETTER.fullmatch(_FONT.sub(r"\1", last).strip()) if len(last) < 80 else None
     return (letter[1] or letter[2]).upper() if letter else None
 
 
-def _tidied(text: str) -> str | None:
-    return text.strip("*_ ").removesuffix(".").strip("$*_ ") or None
-
-
-FORMS: dict[str, Callable[[str], str | None]] = {"boxed": _boxed, "hash": _hash, "phrase": _phrase, "choice": _choice}
+FORMS: dict[str, Callable[[str], str | None]] = {
+    "boxed": _boxed,
+    "prefilled": _prefilled,
+    "tag": _tagged,
+    "hash": _hash,
+    "phrase": _phrase,
+    "choice": _choice,
+}
 """Ways to write an answer, in the order in which they are looked for."""
 
 
 def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | None:
     r"""The answer that a solution gives, in the first of these forms that it has:
 
-    - ``boxed``: the last complete ``\boxed{...}``, ``\fbox{...}`` or ``\framebox{...}`` (braces nest; ``\boxed 7`` without braces is read
-      up to a space or ``$``);
+    - ``boxed``: the last complete ``\boxed{...}``, ``\fbox{...}`` or ``\framebox{...}`` that is not empty (braces nest; ``\boxed 7``
+      without braces is read up to a space or ``$``);
+    - ``prefilled``: up to a closing brace that nothing opens, where the text continues a box that the prompt has opened;
+    - ``tag``: the last ``<answer>...</answer>``;
     - ``hash``: ``#### 7`` in the last line;
-    - ``phrase``: after the last "the final answer is", "answer is" or "answer:", the formula, choice letter or rest of the sentence;
+    - ``phrase``: after the last "the final answer is", "answer is", "answer:" or a heading such as ``**Final Answer**``: the formula, the
+      choice letter, the number or the rest of the sentence;
     - ``choice``: a last line that is a letter, such as ``(B)``.
 
-    White space at both ends, a final full stop and enclosing ``$`` signs are dropped. Where the text has a ``</think>``, what comes after
-    the last one is looked at first.
+    White space at both ends, a final full stop, Markdown's emphasis and code marks and enclosing ``$`` signs are dropped. What says
+    nothing is no answer: ``\boxed{}``, ``\boxed{...}``. The text ends where a turn of the chat ends, should the model have written ``</s>``
+    or ``<|im_end|>``. Where it has a ``</think>``, what comes after the last one is looked at first.
 
+    The time is linear in the length of the text.
+
+    :param str text: of a solution.
     :param forms: the forms to look for.
     :returns: ``None`` where there is none of them.
     :raises ValueError: for a form that does not exist.
@@ -95,8 +159,19 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
         raise ValueError(f"unknown form of answers {unknown[0]!r}; known: {', '.join(FORMS)}")
     parts = [text.rpartition(_END_OF_THOUGHT)[2], text] if _END_OF_THOUGHT in text else [text]
     for part in parts:
+        turn = _first_turn(part)
         for form, find in FORMS.items():
-            answer = find(part) if form in forms else None
+            answer = find(turn) if form in forms else None
             if answer is not None:
                 return answer
     return None
+
+
+def _first_turn(text: str) -> str:
+    """The text up to the first end of a turn that has something before it, without special tokens that are written out."""
+    start = 0
+    for end in _END_OF_TURN.finditer(text):
+        if not text[start : end.start()].isspace() and end.start() > start:
+            return _SPECIAL.sub(" ", text[start : end.start()])
+        start = end.end()
+    return _SPECIAL.sub(" ", text[start:])

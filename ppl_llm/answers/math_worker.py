@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 from zlib import crc32
 
@@ -34,26 +33,30 @@ def equal(first: str, second: str) -> bool:
     return bool(verify(left, right, timeout_seconds=None) or verify(right, left, timeout_seconds=None))
 
 
-def describe(text: str) -> list[float] | str | None:
+def describe(text: str) -> dict[str, Any] | str | None:
     """What tells answers apart at once: equal expressions have equal values wherever their variables are.
 
-    :returns: real and imaginary part of an expression at one fixed point, ``"collection"`` for an interval or a tuple, or ``None`` for
-        anything else and where a per cent sign may or may not be a factor of 0.01.
+    :returns: of an expression its ``value`` at one fixed point, real and imaginary part as decimal numbers, whether it is ``constant`` and
+        whether it is ``exact``, without a decimal number; ``"collection"`` for an interval or a tuple; ``None`` for anything else, and
+        where a per cent sign may or may not be a factor of 0.01.
     """
-    from sympy import Expr, I, Interval, Tuple
+    from sympy import Expr, Float, I, Interval, Rational, Tuple
 
     found = next(iter(parsed(text)), None)
     if isinstance(found, (Interval, Tuple)):
         return "collection"
     if "%" in text or not isinstance(found, Expr):
         return None
-    point = {symbol: I if symbol.name == "i" else 0.3 + crc32(symbol.name.encode()) / 2**32 for symbol in found.free_symbols}
-    number = complex(found.subs(point).evalf(15))
-    return [number.real, number.imag] if isfinite(number.real) and isfinite(number.imag) else None
+    # Rational points: digits that cancel are then computed to higher precision, and a value that is zero is no rounding error.
+    point = {each: I if each.name == "i" else Rational(300 + crc32(each.name.encode()) % 1009, 1013) for each in found.free_symbols}
+    parts = found.subs(point).evalf(20).as_real_imag()
+    if not all(part.is_Float or part.is_Rational for part in parts):
+        return None
+    return {"value": [str(part) for part in parts], "constant": not found.free_symbols, "exact": not found.has(Float)}
 
 
 def limit(seconds: float) -> None:
-    """Let the kernel end this process should it work on one request for much longer than that; whoever asked may be gone."""
+    """Let the kernel end this process should it work on one request for much longer than that: the process that asked may be gone."""
     try:
         import resource
 

@@ -6,19 +6,16 @@ from collections.abc import Hashable, Sequence
 
 from ..inference.posterior.discrete_marginal import DiscreteMarginal, pool
 from ..inference.posterior.equivalence_classes import Equivalent
-from .extraction import extract_answer
-
-__all__ = ["Answer", "argmax", "extract_answer", "majority", "weighted_majority"]
 
 Answer = Hashable | None
 
 
 def weighted_majority(answers: Sequence[Answer], weights: Sequence[float], equivalent: Equivalent | None = None) -> Answer:
-    """The answer with the largest total weight; lanes without an answer have no vote. Ties go to the first.
+    """The answer with the largest total weight; particles without an answer have no vote. Ties go to the first.
 
     :param equivalent: pools the votes of answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; the winning class gives
         its representative (:func:`~ppl_llm.inference.representatives`). By default answers are compared as they are written.
-    :returns: ``None`` if no lane of positive weight has an answer.
+    :returns: ``None`` if no particle of positive weight has an answer.
     """
     votes = [(answer, weight) for answer, weight in zip(answers, weights, strict=True) if answer is not None and weight > 0]
     return pool(DiscreteMarginal(votes), equivalent).mode if votes else None
@@ -30,6 +27,6 @@ def majority(answers: Sequence[Answer], equivalent: Equivalent | None = None) ->
 
 
 def argmax(answers: Sequence[Answer], scores: Sequence[float]) -> Answer:
-    """The answer of the lane with the highest score (best-of-N); lanes without an answer are passed over."""
+    """The answer of the particle with the highest score (best-of-N); particles without an answer are passed over."""
     given = [(score, -i, answer) for i, (answer, score) in enumerate(zip(answers, scores, strict=True)) if answer is not None]
     return max(given, key=lambda item: item[:2])[2] if given else None

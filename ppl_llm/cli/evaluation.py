@@ -218,14 +218,14 @@ def calibrate(
         from ..evaluation.calibrate import calibrate as fit
         from ..evaluation.calibrate import saved
         from ..evaluation.results import Results
-        from ..reward.saved_calibration import FILE
+        from ..reward.calibration import CALIBRATION_FILE
 
         results = Results.read(folder)
         found = fit(results, labels)
         kept = saved(found, results, folder.name, labels, prm)
         if out is None and not Path(kept.prm).expanduser().is_dir():
             raise ValueError(f"the reward model {kept.prm!r} is no directory of yours; say where to write its calibration with --out")
-        path = out if out is not None else Path(kept.prm).expanduser() / FILE
+        path = out if out is not None else Path(kept.prm).expanduser() / CALIBRATION_FILE
         kept.save(path)
         typer.echo(
             f"log-odds / {kept.calibration.temperature:.3f} {kept.calibration.bias:+.3f} for {kept.prm}, fitted on {found.num_solutions} "

@@ -50,7 +50,7 @@ def load_calibration(path: Path, prm: str) -> Calibration:
     :raises OSError: if there is no such file or model.
     :raises ValueError: if the file holds none, or that of another model.
     """
-    from ..reward.saved_calibration import load_calibration
+    from ..reward.calibration import load_calibration
 
     return load_calibration(path, prm)
 

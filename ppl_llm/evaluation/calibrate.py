@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..answers.voting import Answer
-from ..reward.calibration import Calibration, log_product
-from ..reward.saved_calibration import SavedCalibration, identity_of
+from ..reward.calibration import Calibration, SavedCalibration, identity_of, log_product
 from .aggregators import Candidate, tally
 from .metrics import Bin, auroc, brier, calibration_error, reliability
 from .results import Results

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from ..inference import SMCFailed
-from ..tasks.load import Problem
+from ..tasks.base import Problem
 from .source import Models
 from .work import Unit, execute
 

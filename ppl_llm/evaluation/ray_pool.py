@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from ..tasks.load import Problem
+from ..tasks.base import Problem
 from .pool import TRIES, Outcome
 from .source import Models
 from .work import Unit, execute

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..tasks.load import Problem
+from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
 from .records import RecordStore, append_whole

@@ -10,7 +10,8 @@ from typing import Any
 from ..inference.util.names import unknown_name
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
-from ..programs.models import ReasoningModel, get_preset, reasoning
+from ..programs.models import ReasoningModel, reasoning
+from ..programs.presets import get_preset
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 
@@ -29,7 +30,7 @@ class Models:
     :param str device: where the models run; by default the CPU.
     :param tuple calibration: temperature and bias of the reward model's log-odds, see
         :class:`~ppl_llm.reward.calibration.Calibration`; ``dataclasses.astuple(load_calibration(file, prm))`` gives
-        those of a file (:mod:`ppl_llm.reward.saved_calibration`).
+        those of a file (:mod:`ppl_llm.reward.calibration`).
     :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
         for votes recomputed from the records; needs a local process reward model.
     :param str dtype: number format of local models' weights, e.g. ``bfloat16``; by default that of the checkpoint.

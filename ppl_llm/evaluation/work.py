@@ -15,7 +15,7 @@ import pyro
 from ..inference import ParticlePosterior
 from ..inference.posterior.equivalence_classes import representatives
 from ..programs.models import ReasoningModel
-from ..tasks.load import Problem
+from ..tasks.base import Problem
 from .aggregators import Candidate, tally
 from .methods import Method, get_method
 from .records import Key

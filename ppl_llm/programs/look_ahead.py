@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class LookAhead:
-    """The auxiliary particle filter for reasoning (a :class:`~ppl_llm.inference.Selection`): lanes are resampled by what may come next.
+    """The auxiliary particle filter for reasoning (a :class:`~ppl_llm.inference.Selection`): particles are resampled by what may come next.
 
-    At a barrier every lane draws one step more, which is scored and then thrown away. Lanes are resampled in proportion to
+    At a barrier every particle draws one step more, which is scored and then thrown away. Particles are resampled in proportion to
     ``weight * factor^power`` and keep the residual weight ``1 / factor^power``, so that every estimate stays unbiased. It costs as many
     tokens again as the filter itself::
 
@@ -34,9 +34,9 @@ class LookAhead:
     :param StepOptions options: how a step is drawn, as in the model; at another temperature if you like.
     :param float power: 0 is resampling by weight alone, 1 trusts the one step drawn in full; in between the residual weights vary less.
     :param str potential: what a step's score contributes, as for :class:`StepReward`; the other keywords likewise.
-    :param str finish: regular expression that finishes a lane, as in the model.
-    :param int max_steps: rounds of the model; there is nothing to come after the last.
-    :param float floor: factors below it count as that much, so that no lane of positive weight is lost for good.
+    :param str finish: regular expression that finishes a particle, as in the model.
+    :param int max_steps: steps of the model; nothing comes after the last.
+    :param float floor: factors below it count as that much, so that no particle of positive weight is lost for good.
     :raises ValueError: for arguments out of range.
 
     References
@@ -101,7 +101,7 @@ class LookAhead:
         return weights.log_weights + self.power * self._sum_like(weights.log_weights, self.log_factor(context))
 
     def log_factor(self, context: Context) -> Tensor:
-        """``[*batch]``: of a drawn next step; 0 on lanes that are done."""
+        """``[*batch]``: of a drawn next step; 0 on particles that are done."""
         if self.lm is not context.lm:
             context = replace(context, lm=self.lm)
         tokens = self.lm.sample_step(context, context.batch_shape, self.options).tokens

@@ -44,7 +44,7 @@ class ReasoningModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the law of the model depends on, as plain values; a run that is resumed must have the same."""
+        """What the distribution of the model depends on, as plain values; a run that is resumed must have the same."""
         kind = {name: getattr(self.preset, name) for name in ("potential", "finished", "last_factor")}
         given = {**kind, **vars(self.options), **vars(self), "lm": label_of(self.lm), "prm": label_of(self.prm)}
         return {name: value for name, value in given.items() if is_plain(value)}
@@ -61,12 +61,12 @@ class ReasoningModel:
 
     def _solve(self, ctx: Context) -> Context:
         for t in range(self.max_steps):
-            ctx = barrier(self.round(ctx, t))
+            ctx = barrier(self.step(ctx, t))
             if self.early_exit and ctx.done.all():
                 break
         return ctx
 
-    def round(self, ctx: Context, t: int) -> Context:
+    def step(self, ctx: Context, t: int) -> Context:
         """Sites ``step_t`` and ``accept_t``: the context with one more step."""
         o = self.options
         step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
@@ -88,7 +88,7 @@ class ReasoningModel:
         )
         if preset.finished == "neutral":
             return reward
-        # The rounds of a population end with its last particle: a statement about all particles, which no per-particle model can make.
+        # The steps of a population end with its last particle: a statement about all particles, which no per-particle model can make.
         if preset.last_factor:
             in_play = _population(ctx, ctx.advanced.any)
         else:
@@ -96,7 +96,7 @@ class ReasoningModel:
         return reward.mask(in_play.expand(ctx.batch_shape))
 
     def prefix_scores(self, context: Context) -> Tensor:
-        """``[*batch]``: log-odds of the aggregated score of each lane, by which ``argmax`` chooses."""
+        """``[*batch]``: log-odds of the aggregated score of each particle, by which ``argmax`` chooses."""
         real = context.reasons != StopReason.FINISHED
         return prefix_log_odds(self.prm.step_log_odds(context), real, self.aggregation)
 
@@ -105,7 +105,7 @@ class ReasoningModel:
 
         :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
         :param equivalent: pools votes for answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; of no effect where the
-            lane with the highest score decides.
+            particle with the highest score decides.
         """
         context: Context = posterior.value
         answers, weights = context.answers(), posterior.weights.cpu()
@@ -158,7 +158,7 @@ def reasoning(
     :param LanguageModel lm: writes the steps.
     :param RewardModel prm: scores them.
     :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
-    :param int max_steps: rounds at most; longer solutions stay unfinished.
+    :param int max_steps: steps at most; longer solutions stay unfinished.
     :param stop: delimiter(s) of steps.
     :param int max_tokens: longest step.
     :param float temperature: of the language model; p is the tempered model.
@@ -169,7 +169,7 @@ def reasoning(
     :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
     :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
     :param str finish: replaces the preset's regular expression that finishes a particle.
-    :param bool early_exit: stop when every lane is done. ``False`` always makes ``max_steps`` rounds, the last ones empty and free, for
+    :param bool early_exit: stop when every particle is done. ``False`` always makes ``max_steps`` steps, the last ones empty and free, for
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :raises ValueError: for an unknown preset or options out of range.

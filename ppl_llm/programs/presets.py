@@ -16,10 +16,10 @@ class Preset:
     :ivar str potential: see :class:`~ppl_llm.distributions.StepReward`.
     :ivar str aggregation: score of a prefix from those of its steps.
     :ivar str finished: ``neutral`` or ``repeat``.
-    :ivar bool last_factor: whether the factor of the round in which the last particle finishes counts.
+    :ivar bool last_factor: whether the factor of the step in which the last particle finishes counts.
     :ivar str finish: regular expression; a particle whose step matches is finished.
     :ivar str vote: ``weighted_majority`` of the posterior, or ``argmax`` of the last prefix score.
-    :ivar EntropicAnnealing selection: annealed resampling; :func:`~ppl_llm.reasoning` sets its ``num_steps`` to the model's rounds.
+    :ivar EntropicAnnealing selection: annealed resampling; :func:`~ppl_llm.reasoning` sets its ``num_steps`` to the model's ``max_steps``.
     :ivar dict smc: keywords for :class:`~ppl_llm.inference.SMC`.
     """
 
@@ -55,7 +55,7 @@ PRESETS: dict[str, Preset] = {
         Preset("twisted", "p(x) s_T with s the least r_t: no penalty for length", "difference", aggregation="min"),
         Preset(
             "as_paper",
-            "the released code of the paper: odds of the prefix score, memoryless, every round, finished particles again each round",
+            "the released code of the paper: odds of the prefix score at every step, finished particles get theirs again, always resampled",
             "odds",
             aggregation="prod",
             finished="repeat",

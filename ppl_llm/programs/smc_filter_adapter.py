@@ -12,7 +12,7 @@ from ..context import Context
 from ..inference.posterior.discrete_marginal import DiscreteMarginal
 from .models import ReasoningModel
 
-_LANE = "lane"
+_PARTICLE = "particle"
 
 
 class SMCFilterAdapter:
@@ -42,7 +42,7 @@ class SMCFilterAdapter:
         self.model = model
         self.guide = _Bootstrap()
         self._context: Context | None = None
-        self._round = 0
+        self._step = 0
 
     def init(self, state: SMCState, problem: Any) -> None:
         """Start a problem.
@@ -54,7 +54,7 @@ class SMCFilterAdapter:
             raise ValueError(
                 f"SMCFilter takes one problem at a time, got {len(context)}; it sums weights over plates. SMC has a posterior for each"
             )
-        self._context, self._round = context, 0
+        self._context, self._step = context, 0
         state.clear()
 
     def step(self, state: SMCState) -> None:
@@ -64,16 +64,16 @@ class SMCFilterAdapter:
         """
         if self._context is None:
             raise ValueError("there is no problem yet; call init(problem) on the filter before step()")
-        if self._round == self.model.max_steps:
+        if self._step == self.model.max_steps:
             raise ValueError(f"all {self.model.max_steps} steps are done; stop where adapter.done is true, or raise max_steps")
-        context = self.model.round(self.context(state), self._round)
-        self._context, self._round = context, self._round + 1
-        state[_LANE] = torch.arange(len(context))
+        context = self.model.step(self.context(state), self._step)
+        self._context, self._step = context, self._step + 1
+        state[_PARTICLE] = torch.arange(len(context))
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to do: every particle has finished, or ``max_steps`` are reached."""
-        return self._context is not None and (self._round == self.model.max_steps or bool(self._context.done.all()))
+        return self._context is not None and (self._step == self.model.max_steps or bool(self._context.done.all()))
 
     def context(self, state: SMCState) -> Context:
         """The contexts of the particles as they are now, ``[N]``; one context before the first step.
@@ -82,16 +82,16 @@ class SMCFilterAdapter:
         """
         if self._context is None:
             raise ValueError("there is no problem yet; call init(problem) on the filter")
-        return self._context.reorder(state[_LANE].to(self._context.done.device)) if _LANE in state else self._context
+        return self._context.reorder(state[_PARTICLE].to(self._context.done.device)) if _PARTICLE in state else self._context
 
     def answers(self, smc: SMCFilter) -> DiscreteMarginal:
         """The posterior over answers."""
-        if _LANE not in smc.state:
+        if _PARTICLE not in smc.state:
             raise ValueError("there are no answers before the first step")
         assert self._context is not None
-        lanes = smc.get_empirical()[_LANE]
+        rows = smc.get_empirical()[_PARTICLE]
         given = self._context.answers()
-        return DiscreteMarginal((given[int(lane)], float(lanes.log_prob(lane).exp())) for lane in smc.state[_LANE].unique())
+        return DiscreteMarginal((given[int(row)], float(rows.log_prob(row).exp())) for row in smc.state[_PARTICLE].unique())
 
 
 class _Bootstrap:

@@ -73,7 +73,7 @@ class StepProposal:
 def moved(context: Context, root: Context) -> Context:
     """The steps of a context after other prompts.
 
-    :param Context root: the prompts, one lane for each problem of the context.
+    :param Context root: the prompts, one sequence for each problem of the context.
     """
     prompt_lengths = root.prompt_lengths[context.problem_index]
     shift = prompt_lengths - context.prompt_lengths

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from typing import TYPE_CHECKING
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_VARIABLE = "PPL_LLM_API_KEY"
 
 
-class ApiKey(httpx.Auth):
-    """A bearer token named by an environment variable. Nothing but the name is stored, so it can be shown and saved.
+class ApiKey:
+    """A bearer token named by an environment variable; httpx calls it with each request. Only the name is stored, so that it can be shown
+    and saved.
 
     :param str variable: name of the environment variable; an unset one sends no token.
     """
@@ -19,13 +21,13 @@ class ApiKey(httpx.Auth):
     def __init__(self, variable: str = DEFAULT_VARIABLE) -> None:
         self.variable = variable
 
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def __call__(self, request: httpx.Request) -> httpx.Request:
         key = self._key()
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(f"the environment variable {self.variable} holds characters that an API key cannot have")
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
-        yield request
+        return request
 
     def _key(self) -> str:
         return os.environ.get(self.variable, "").strip()

@@ -9,18 +9,17 @@ import os
 import random
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-try:
-    import httpx
-    import tenacity
-except ImportError as error:
-    raise ImportError("models on a server need httpx and tenacity: pip install 'ppl-llm[remote]'") from error
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .address import Address
 from .api_key import DEFAULT_VARIABLE, ApiKey
 from .background import BackgroundLoop
 from .errors import MalformedReply, ServerError, TransientError
+
+if TYPE_CHECKING:  # at run time on first use: the extra `remote` is optional
+    import httpx
+    import tenacity
 
 T = TypeVar("T")
 
@@ -46,6 +45,7 @@ class ServerClient:
     :param float backoff: seconds before the second try; doubled, with jitter, before each further one, up to 30.
     :param int concurrency: requests under way at once.
     :param transport: an httpx transport in place of the network.
+    :raises ImportError: without the extra ``remote``.
     :raises ValueError: for an address or limits that make no sense.
     """
 
@@ -60,6 +60,8 @@ class ServerClient:
         concurrency: int = 64,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        if find_spec("httpx") is None or find_spec("tenacity") is None:
+            raise ImportError('models on a server need httpx and tenacity: pip install "ppl-llm[remote]"')
         for name, value in (("max_attempts", max_attempts), ("concurrency", concurrency)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -107,6 +109,8 @@ class ServerClient:
     async def _request(
         self, http: httpx.AsyncClient, method: str, url: str, body: dict[str, Any] | None, read: Callable[[Any], T], max_attempts: int
     ) -> T:
+        import tenacity
+
         attempts = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(max_attempts),
             wait=self._wait,
@@ -122,6 +126,8 @@ class ServerClient:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _attempt(self, http: httpx.AsyncClient, method: str, url: str, body: dict[str, Any] | None, number: int) -> Any:
+        import httpx
+
         tries = f" (attempt {number})" if number > 1 else ""
         try:
             response = await http.request(method, url, json=body)
@@ -168,6 +174,8 @@ class ServerClient:
 
     def _connection(self) -> tuple[httpx.AsyncClient, BackgroundLoop]:
         """The connections of this process: a fork must not use its parent's."""
+        import httpx
+
         loop = BackgroundLoop.get()
         if self._pid != os.getpid():
             self._http = httpx.AsyncClient(

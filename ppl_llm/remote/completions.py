@@ -27,17 +27,17 @@ class Choice(NamedTuple):
     stop_reason: str | int | None
     tells_stop: bool
 
-    def complaint(self, lane: int, text: str, room: int) -> str:
+    def complaint(self, sequence: int, text: str, room: int) -> str:
         """What to say of a step that is not over where the server ended it."""
         if self.finish_reason == "length":
             return (
-                f"the server ended the step of lane {lane} after fewer than the {room} tokens it was allowed: its context is shorter than "
-                "max_length; pass that of the server"
+                f"the server ended the step of sequence {sequence} after fewer than the {room} tokens it was allowed: its context is "
+                "shorter than max_length; pass that of the server"
             )
         shown = text if len(text) <= 60 else "..." + text[-60:]
         return (
-            f"the server ended the step of lane {lane} where neither a delimiter nor the end of the text is ({shown!r}, stop_reason "
-            f"{self.stop_reason!r}): pass the token that ends the text as eos_ids=(...), or the model's own tokenizer"
+            f"the server ended the step of sequence {sequence} where neither a delimiter nor the end of the text is ({shown!r}, "
+            f"stop_reason {self.stop_reason!r}): pass the token that ends the text as eos_ids=(...), or the model's own tokenizer"
         )
 
 

@@ -30,7 +30,7 @@ class TextMode:
         self._added_first = added[0] if added and added[0] in tokenizer.all_special_ids else None
 
     def prompt(self, ids: list[int]) -> str:
-        """What is sent of a lane. The server adds the token that begins every text, if there is one, by itself."""
+        """What is sent of a sequence. The server adds the token that begins every text, if there is one, by itself."""
         kept = ids[1:] if ids and ids[0] == self._added_first else ids
         return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 

@@ -21,7 +21,7 @@ class TokenMode:
         self._eos_ids = sorted(eos_ids)
 
     def prompt(self, ids: list[int]) -> list[int]:
-        """What is sent of a lane."""
+        """What is sent of a sequence."""
         return ids
 
     def fields(self, stops: list[str], top_k: int | None, log_probs: bool, special: Mapping[str, int]) -> dict[str, Any]:

@@ -1,1 +1,73 @@
-"""Reward models."""
+"""Reward models: what scores the steps and the answers of a reasoning program."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .answer_reward import AnswerReward
+    from .base import RewardModel
+    from .calibration import CalibratedReward, Calibration, SavedCalibration, find_calibration, identity_of, load_calibration
+    from .combined_reward import CombinedReward, ProductReward, SumReward
+    from .function_reward import FunctionReward
+    from .judge_reward import JudgeReward
+    from .prm.families import FAMILIES, PRMFamily
+    from .prm.formats.base import PRMFormat
+    from .prm.remote_prm import RemotePRM
+    from .prm.transformers_prm import TransformersPRM
+    from .registry import REWARDS
+    from .self_certainty import SelfCertainty
+    from .tabular_reward import TabularReward
+    from .transformers_orm import TransformersORM
+
+_MODULES = {
+    "FAMILIES": "prm.families",
+    "REWARDS": "registry",
+    "AnswerReward": "answer_reward",
+    "CalibratedReward": "calibration",
+    "Calibration": "calibration",
+    "CombinedReward": "combined_reward",
+    "FunctionReward": "function_reward",
+    "JudgeReward": "judge_reward",
+    "PRMFamily": "prm.families",
+    "PRMFormat": "prm.formats.base",
+    "ProductReward": "combined_reward",
+    "RemotePRM": "prm.remote_prm",
+    "RewardModel": "base",
+    "SavedCalibration": "calibration",
+    "SelfCertainty": "self_certainty",
+    "SumReward": "combined_reward",
+    "TabularReward": "tabular_reward",
+    "TransformersORM": "transformers_orm",
+    "TransformersPRM": "prm.transformers_prm",
+    "find_calibration": "calibration",
+    "identity_of": "calibration",
+    "load_calibration": "calibration",
+}
+
+__all__ = [
+    "FAMILIES",
+    "REWARDS",
+    "AnswerReward",
+    "CalibratedReward",
+    "Calibration",
+    "CombinedReward",
+    "FunctionReward",
+    "JudgeReward",
+    "PRMFamily",
+    "PRMFormat",
+    "ProductReward",
+    "RemotePRM",
+    "RewardModel",
+    "SavedCalibration",
+    "SelfCertainty",
+    "SumReward",
+    "TabularReward",
+    "TransformersORM",
+    "TransformersPRM",
+    "find_calibration",
+    "identity_of",
+    "load_calibration",
+]
+
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.cost import count
-from .score_cache import ScoreMemo, finished_at
+from .score_cache import ScoreCache, finished_at, repeat_last
 
 
 class AnswerReward(ABC):
@@ -24,8 +24,8 @@ class AnswerReward(ABC):
       the weights wait for the answer and the target is p(x) s_T. The neutral element of :class:`~ppl_llm.ProductReward`.
     - ``0.0``: even odds. The factor is 1 under the potential ``odds``, whose log-factor is the log-odds themselves. The neutral element of
       :class:`~ppl_llm.SumReward`.
-    - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every finished lane;
-      a lane that is cut off before it finishes keeps it, where ``inf`` would count it as right.
+    - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
+      finishes; one that is cut off before keeps it, where ``inf`` would count it as right.
 
     With ``partial`` unfinished answers are judged like finished ones, at every step.
 
@@ -38,7 +38,7 @@ class AnswerReward(ABC):
         if math.isnan(pending):
             raise ValueError("pending must be log-odds, e.g. inf (certainly right), 0.0 (even) or -1.5, got nan")
         self.partial, self.pending = partial, pending
-        self._memo = ScoreMemo()
+        self._cache = ScoreCache()
 
     @abstractmethod
     def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
@@ -48,33 +48,31 @@ class AnswerReward(ABC):
         """
 
     def step_log_odds(self, context: Context) -> Tensor:
-        known = self._memo.known(context)
+        known = self._cache.get(context)
         if known.shape[-1] == context.num_steps:
             return known
-        return self._memo.note(context, self._extended(context, known), type(self).__name__)
+        return self._cache.put(context, self._extended(context, known), type(self).__name__)
 
     def _extended(self, context: Context, known: Tensor) -> Tensor:
         """The scores of all steps, those after ``known [*batch, S]`` judged."""
         start, device = known.shape[-1], known.device
-        lanes = context.lengths.numel()
+        flat = context.lengths.numel()
         taken = context.ends > context.step_starts
-        judged = (taken if self.partial else taken & finished_at(context))[..., start:].reshape(lanes, -1)
-        tokens, prompts = context.tokens.reshape(lanes, -1).tolist(), context.prompt_lengths.flatten().tolist()
-        problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(lanes, -1).tolist()
-        places: list[tuple[int, int]] = [(lane, step) for lane, step in judged.nonzero().tolist()]
+        judged = (taken if self.partial else taken & finished_at(context))[..., start:].reshape(flat, -1)
+        tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
+        problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(flat, -1).tolist()
+        places: list[tuple[int, int]] = [(sequence, step) for sequence, step in judged.nonzero().tolist()]
         text_of: dict[tuple[int, ...], str] = {}
         asked: dict[tuple[str, str], int] = {}
         which = []
-        for lane, step in places:
-            ids = tuple(tokens[lane][prompts[lane] : ends[lane][step]])
+        for sequence, step in places:
+            ids = tuple(tokens[sequence][prompts[sequence] : ends[sequence][step]])
             if ids not in text_of:
                 text_of[ids] = context.lm.decode(list(ids))
-            which.append(asked.setdefault((context.problems[problems[lane]], text_of[ids]), len(asked)))
+            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[ids]), len(asked)))
         new = torch.full(judged.shape, self.pending, device=device)
         if places:
             count(prm_calls=len(places))
             new[judged] = self.answer_log_odds(list(asked)).to(device=device, dtype=torch.float32)[which]
-        columns = list(known.reshape(lanes, start).unbind(-1))
-        for score, real in zip(new.unbind(-1), taken[..., start:].reshape(lanes, -1).unbind(-1), strict=True):
-            columns.append(torch.where(real, score, columns[-1]) if columns else score)
-        return torch.stack(columns, -1).view(*context.batch_shape, -1)
+        scores = repeat_last(known.reshape(flat, start), new, taken[..., start:].reshape(flat, -1))
+        return scores.view(*context.batch_shape, -1)

@@ -16,7 +16,7 @@ class RewardModel(Protocol):
     def step_log_odds(self, context: Context) -> Tensor:
         """Log-odds that each step is right.
 
-        :returns: ``[*batch, T]`` float32; a lane that had finished before a step repeats its last score there.
-        :raises ValueError: if a log-odds is nan, naming the lane.
+        :returns: ``[*batch, T]`` float32; a sequence that had finished before a step repeats its last score there.
+        :raises ValueError: if a log-odds is nan, naming the sequence.
         """
         ...

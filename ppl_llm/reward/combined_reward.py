@@ -1,4 +1,4 @@
-"""Several rewards as one."""
+"""Several rewards as one: their weighted product in probability, or their weighted sum in log-odds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..context import Context
 from .base import RewardModel
@@ -16,8 +17,8 @@ from .base import RewardModel
 class CombinedReward(ABC):
     """Base of rewards made of others (a :class:`~ppl_llm.reward.base.RewardModel`).
 
-    It keeps nothing itself: what the parts remember they note on the context, each under its own name, so that a part may be used in
-    several combinations and alone.
+    It keeps nothing itself. Each part keeps its scores with the context under a key of its own, so that a part may be used in several
+    combinations and alone.
 
     :param rewards: the parts, at least one.
     :param weights: a number for each part, 1 by default.
@@ -46,3 +47,44 @@ class CombinedReward(ABC):
     @abstractmethod
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
         """Log-odds from positive weights and the log-odds ``[*batch, T]`` of the parts."""
+
+
+class ProductReward(CombinedReward):
+    """Probability r = prod_i r_i^(w_i): that every part accepts, if they err independently.
+
+    Under the potential ``likelihood`` the log-factors of the parts add up. The neutral value is certainty, ``pending=inf``, the default of
+    parts that wait for the finished answer; a part that is certain of the contrary (``-inf``) decides.
+
+    :param rewards: the parts, at least one.
+    :param weights: w_i, not negative; 1 by default.
+    """
+
+    def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
+        log_r = torch.stack([weight * logsigmoid(z.double()) for weight, z in parts]).sum(0)
+        # log r - log(1 - r); 1 - r is a sum of small numbers where r is near 1, which double precision and expm1 keep.
+        return (log_r - torch.log(-torch.expm1(log_r))).to(parts[0][1].dtype)
+
+
+class SumReward(CombinedReward):
+    """Log-odds z = sum_i w_i z_i.
+
+    With weights 1 the parts are independent pieces of evidence about one event, each with even prior odds; with weights that sum to 1 it
+    is their logarithmic opinion pool. Under the potential ``odds`` the log-factors of the parts add up. A part that is certain (``inf``)
+    overrules the others; the neutral value is 0, hence ``pending=0.0`` for parts that wait for the finished answer.
+
+    :param rewards: the parts, at least one.
+    :param weights: w_i, not negative; 1 by default.
+    """
+
+    def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
+        total = parts[0][0] * parts[0][1]
+        for weight, z in parts[1:]:
+            total = total + weight * z
+        bad = total.isnan().nonzero()
+        if len(bad):
+            *sequence, step = bad[0].tolist()
+            raise ValueError(
+                f"the rewards of step {step} of sequence {tuple(sequence)} contradict each other with certainty (inf and -inf); "
+                "use ProductReward, or pending=0.0 and values short of certain"
+            )
+        return total

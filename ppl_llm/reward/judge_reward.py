@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..lm.base import LanguageModel, StepOptions
 from .answer_reward import AnswerReward
-from .prm.formats.plain_ids import single_id
+from .prm.formats.base import single_id
 
 _TEMPLATE = "Problem:\n{problem}\n\nProposed solution:\n{answer}\n\n{question} Answer with one word, Yes or No."
 _ONE_TOKEN = StepOptions(max_tokens=1)

@@ -1,4 +1,4 @@
-"""The scores of a context's steps, noted on the context so that none is computed twice."""
+"""The scores of a context's steps, kept with the context so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -9,34 +9,47 @@ from ..context import Context, StopReason
 from ..context_cache import CacheEntry, CacheKey, find_entry
 
 
-class ScoreMemo:
-    """Remembers scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along."""
+class ScoreCache:
+    """Keeps scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along."""
 
     def __init__(self) -> None:
         self._key = CacheKey("scores")
 
-    def known(self, context: Context) -> Tensor:
+    def get(self, context: Context) -> Tensor:
         """Scores of the steps that were scored before: ``[*batch, S]``, S from 0 to the number of steps."""
-        memo = find_entry(context.cache_entries, self._key, lambda owner: None)
-        if memo is None or memo.tensors["scores"].shape[:-1] != context.batch_shape:
+        entry = find_entry(context.cache_entries, self._key, lambda owner: None)
+        if entry is None or entry.tensors["scores"].shape[:-1] != context.batch_shape:
             return torch.zeros(*context.batch_shape, 0, device=context.tokens.device)
-        return memo.tensors["scores"]
+        return entry.tensors["scores"]
 
-    def note(self, context: Context, scores: Tensor, name: str) -> Tensor:
-        """Remember ``scores [*batch, T]`` and give them back.
+    def put(self, context: Context, scores: Tensor, name: str) -> Tensor:
+        """Keep ``scores [*batch, T]`` and return them.
 
-        :param str name: who scored, for the error.
+        :param str name: of the reward model, for the error.
         :raises ValueError: if one of them is nan.
         """
         bad = scores.isnan().nonzero()
         if len(bad):
-            *lane, step = bad[0].tolist()
-            raise ValueError(f"the log-odds that {name} gives to step {step} of lane {tuple(lane)} is nan")
+            *sequence, step = bad[0].tolist()
+            raise ValueError(f"the log-odds that {name} gives to step {step} of sequence {tuple(sequence)} is nan")
         context.cache_entries[self._key] = CacheEntry(None, {"scores": scores})
         return scores
 
 
+def repeat_last(known: Tensor, new: Tensor, taken: Tensor) -> Tensor:
+    """Scores of all steps ``[*batch, S + K]``; a step that a finished sequence did not take repeats the score before it.
+
+    :param Tensor known: ``[*batch, S]`` of earlier steps.
+    :param Tensor new: ``[*batch, K]`` of later ones; arbitrary where none was taken.
+    :param Tensor taken: ``[*batch, K]``.
+    """
+    columns = list(known.unbind(-1))
+    for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
+        columns.append(torch.where(real, score, columns[-1]) if columns else score)
+    return torch.stack(columns, -1) if columns else known
+
+
 def finished_at(context: Context) -> Tensor:
-    """``[*batch, T]``: whether a lane had finished by the end of each step."""
+    """``[*batch, T]``: whether a sequence had finished by the end of each step."""
     finishing = torch.tensor([StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN], device=context.reasons.device)
     return torch.isin(context.reasons, finishing).cumsum(-1) > 0

@@ -11,21 +11,21 @@ from ..context import DEFAULT_STOP, PAD, Context
 from ..inference.util.names import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import StepOptions, language_model
-from .score_cache import ScoreMemo, finished_at
+from .score_cache import ScoreCache, finished_at, repeat_last
 
 MEASURES = ("log_prob", "entropy")
 
 
 class SelfCertainty:
     """A step's score is s = exp(c): c is the mean over its tokens of log p(token), so that s is the geometric mean of their probabilities,
-    or of minus the entropy of the law that each token comes from.
+    or of minus the entropy of the distribution that each token comes from.
 
     Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
     language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     :param str measure: ``log_prob``, or ``entropy``, for local language models only.
     :param stop: the delimiter(s) that the steps are sampled with.
-    :param float temperature: of the law that p is taken from; 1 for the model's own, whatever the steps are sampled at.
+    :param float temperature: of the distribution that p is taken from; 1 for the model's own, whatever the steps are sampled at.
     :raises ValueError: for an unknown measure; later, for a step that the language model could not have taken with this ``stop``.
     """
 
@@ -34,30 +34,29 @@ class SelfCertainty:
             raise unknown_name("measure", measure, MEASURES)
         self.measure = measure
         self.options = StepOptions(stop=stop, temperature=temperature)
-        self._memo = ScoreMemo()
+        self._cache = ScoreCache()
 
     def step_log_odds(self, context: Context) -> Tensor:
-        scores = self._memo.known(context)
+        scores = self._cache.get(context)
         if scores.shape[-1] == context.num_steps:
             return scores
-        columns = list(scores.unbind(-1))
-        for step in range(len(columns), context.num_steps):
+        for step in range(scores.shape[-1], context.num_steps):
             score, taken = self._score(context, step)
-            columns.append(torch.where(taken, score, columns[-1]) if columns else score)
-        return self._memo.note(context, torch.stack(columns, -1), "SelfCertainty")
+            scores = repeat_last(scores, score[..., None], taken[..., None])
+        return self._cache.put(context, scores, "SelfCertainty")
 
     def _score(self, context: Context, step: int) -> tuple[Tensor, Tensor]:
-        """Log-odds ``[*batch]`` of a step, and which lanes took it."""
+        """Log-odds ``[*batch]`` of a step, and which sequences took it."""
         before, tokens = split_step(context, step)
         size = (tokens != PAD).sum(-1)
-        # Steps that ran into max_tokens are the longest of the round: with their length as the bound, all of them end where they ended.
+        # Steps that ran into max_tokens are the longest of this step: with their length as the bound, all of them end where they ended.
         options = replace(self.options, max_tokens=tokens.shape[-1])
         total = self._total(before, tokens, options).double()
         taken = size > 0
         impossible = (taken & ~torch.isfinite(total)).nonzero()
         if len(impossible):
             raise ValueError(
-                f"step {step} of lane {tuple(impossible[0].tolist())} has probability zero under its language model with "
+                f"step {step} of sequence {tuple(impossible[0].tolist())} has probability zero under its language model with "
                 f"stop={self.options.stop!r}; SelfCertainty needs the stop that the steps are sampled with"
             )
         mean = torch.where(taken, total / size.clamp(min=1), -1.0).clamp(max=0.0)

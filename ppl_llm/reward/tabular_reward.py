@@ -28,7 +28,7 @@ class TabularReward:
         seen = position < ends
         scores = self.bias + torch.where(seen, worth[..., None, :] * self.discount**age, 0.0).sum(-1)
         if torch.isnan(scores).any():
-            lane = tuple(torch.isnan(scores).nonzero()[0].tolist())
-            raise ValueError(f"nan log-odds at lane and step {lane}; check the table of TabularReward")
-        # The end of a finished lane does not move, so it repeats its last score.
+            sequence = tuple(torch.isnan(scores).nonzero()[0].tolist())
+            raise ValueError(f"nan log-odds at sequence and step {sequence}; check the table of TabularReward")
+        # The end of a finished sequence does not move, so it repeats its last score.
         return scores.to(torch.float32)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..lm.loading import load, load_tokenizer, locate
 from .answer_reward import AnswerReward
-from .prm.formats.plain_ids import ids_with_specials, neutralised
-from .prm.head_columns import head_columns
+from .prm.formats.base import ids_with_specials, neutralised
+from .prm.networks import head_columns
 from .prm.prefix_scorer import PrefixScorer, padded
 
 
@@ -107,9 +107,11 @@ class TransformersORM(AnswerReward):
         ids = padded(sequences).to(self._device)
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
         self._scorer.require_room(lengths, "the answer")
-        stems = torch.tensor([self._stem(problem, ids) for (problem, _), ids in zip(answers, sequences, strict=True)], device=self._device)
-        lanes = torch.arange(len(sequences), device=self._device)
-        return self._scorer.score(None, lanes, ids, lengths, stems, lengths - 1, lengths[:, None] - 1).log_odds[:, 0]
+        shared = torch.tensor(
+            [self._shared_prompt(problem, ids) for (problem, _), ids in zip(answers, sequences, strict=True)], device=self._device
+        )
+        order = torch.arange(len(sequences), device=self._device)
+        return self._scorer.score(None, order, ids, lengths, shared, lengths - 1, lengths[:, None] - 1).log_odds[:, 0]
 
     def _encoded(self, problem: str, answer: str) -> dict[str, list[int]]:
         """What the model takes for a problem and its answer."""
@@ -121,7 +123,7 @@ class TransformersORM(AnswerReward):
         ids = ids_with_specials(self.tokenizer, self.tokenizer.apply_chat_template(chat, tokenize=False))
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}
 
-    def _stem(self, problem: str, ids: list[int]) -> int:
+    def _shared_prompt(self, problem: str, ids: list[int]) -> int:
         """How many ids an answer shares with every other answer to the problem."""
         pairs = enumerate(zip(self._encoded(problem, "")["input_ids"], ids, strict=False))
         return min(next((i for i, (bare, given) in pairs if bare != given), 0), len(ids) - 1)

@@ -77,7 +77,7 @@ def score(name: str, options: str, wanted: str, index: int, answer: str) -> floa
 
 
 def limit(seconds: float) -> None:
-    """Let the kernel end this process should it work on one request for much longer than that; whoever asked may be gone."""
+    """Let the kernel end this process should it work on one request for much longer than that: the process that asked may be gone."""
     try:
         import resource
 

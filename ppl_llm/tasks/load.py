@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..inference.util.names import unknown_name
-from . import DemoTask, Field, Problem, ReasoningGymTask, Row, RowTask, Task
-
-__all__ = ["Problem", "load_problems", "open_task"]
+from .base import Problem, Task
+from .demo_task import DemoTask
+from .reasoning_gym_task import ReasoningGymTask
+from .row_task import Field, Row, RowTask
 
 GYM = "reasoning-gym:"
 """What the names of the tasks of reasoning-gym begin with."""

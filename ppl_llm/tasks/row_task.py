@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,7 @@ class RowTask:
             text = _value(row, self.problem, _PROBLEM, where, "problem")
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{where}: the problem must be a text that is not empty, got {text!r}")
-            right = _value(row, self.answer, _ANSWER, where, "answer", optional=self.answer is None)
+            right = _single(_value(row, self.answer, _ANSWER, where, "answer", optional=self.answer is None), where)
             if self.extract and right is not None:
                 solution, right = str(right), extract_answer(str(right))
                 if right is None:
@@ -80,10 +83,11 @@ class RowTask:
 
 
 def _column(row: Row, given: Field | None, known: tuple[str, ...]) -> str | None:
-    """The column that a value is taken from, ``None`` if there is none."""
+    """The column that a value is taken from, ``None`` if there is none; of the known names the first that is not null."""
     if given is not None:
         return given if isinstance(given, str) and given in row else None
-    return next((name for name in known if name in row), None)
+    named = [name for name in known if name in row]
+    return next((name for name in named if row[name] is not None), named[0] if named else None)
 
 
 def _value(row: Row, given: Field | None, known: tuple[str, ...], where: str, what: str, optional: bool = False) -> Any:
@@ -98,23 +102,62 @@ def _value(row: Row, given: Field | None, known: tuple[str, ...], where: str, wh
     raise ValueError(f"{where}: no field {wanted} for the {what}; it has {', '.join(map(repr, row)) or 'none'}")
 
 
+def _single(answer: Any, where: str) -> Any:
+    """A right answer, taken out of a list that holds nothing else.
+
+    :raises ValueError: for several answers, for an object, and for what is not a number.
+    """
+    while isinstance(answer, (list, tuple)) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, (list, tuple, Mapping)):
+        raise ValueError(
+            f"{where}: the answer must be one text or number, got {answer!r:.200}; pass answer=... a function of the row that gives it"
+        )
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{where}: the answer {answer} is not a number; write it as a text")
+    return answer
+
+
 def _plain(value: Any) -> str | None:
-    """A value as text; a whole number without its decimal point."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    """A value as text; a number without an exponent, a whole one without its decimal point."""
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f").removesuffix(".0")
     return None if value is None else str(value)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8") as lines:
+    """Rows of a JSONL file in UTF-8, with or without a byte order mark, or in UTF-16 with one."""
+    with path.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        file.seek(0)
+        # Line by line, so that a byte that is not UTF-8 is found in its line.
+        lines: Iterable[bytes] = _from_utf16(file.read(), path).split(b"\n") if wide else file
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-                yield where, row
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1}); convert the file") from error
+            if text.strip():
+                yield where, _row(text, where)
+
+
+def _from_utf16(content: bytes, path: Path) -> bytes:
+    try:
+        return content.decode("utf-16").encode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].decode("utf-16", "ignore").count("\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-16 ({error.reason}); convert the file to UTF-8") from error
+
+
+def _row(text: str, where: str) -> Row:
+    try:
+        row: Row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or lists within lists
+        raise ValueError(f"{where}: {error}") from error
+    return row
 
 
 def _hub(source: str | Path, split: str, config: str | None) -> Iterator[tuple[str, Row]]:

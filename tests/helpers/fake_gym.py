@@ -1,4 +1,4 @@
-"""A package in the place of reasoning-gym, for tests of what goes on between it and this package."""
+"""A package in the place of reasoning-gym, for tests of what passes between it and this package."""
 
 from __future__ import annotations
 

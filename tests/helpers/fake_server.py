@@ -170,13 +170,13 @@ class FakeServer:
         text, finish, reason = "", "length", None
         while len(ids) < body["max_tokens"]:
             raw = self._logits(prompt + ids)
-            law = _warped(raw, body.get("temperature", 1.0), body.get("top_k") or -1, body.get("top_p", 1.0))
+            probs = _warped(raw, body.get("temperature", 1.0), body.get("top_k") or -1, body.get("top_p", 1.0))
             if self.uniforms is not None and seed is not None:
-                token = int((law.cumsum(-1) <= self.uniforms(seed, len(ids))).sum())
+                token = int((probs.cumsum(-1) <= self.uniforms(seed, len(ids))).sum())
             else:
-                token = int((law / torch.empty_like(law).exponential_(generator=generator)).argmax())
+                token = int((probs / torch.empty_like(probs).exponential_(generator=generator)).argmax())
             ids.append(token)
-            shown = law.log() if self.processed else raw.log_softmax(-1)
+            shown = probs.log() if self.processed else raw.log_softmax(-1)
             log_probs.append(float(shown[token]))
             wanted = {token, *body.get("logprob_token_ids", [])}
             top.append({f"token_id:{i}": float(shown[i]) for i in wanted})

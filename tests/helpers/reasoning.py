@@ -1,4 +1,4 @@
-"""A reasoning program whose law is known: a language model and rewards given by small tables."""
+"""A reasoning program whose distribution is known: a language model and rewards given by small tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRM = TabularReward(1.5 * torch.randn(4, generator=_generator), bias=-0.8, disco
 
 
 def solve(problem: str | list[str]) -> Context:
-    """Written as a user would: several tokens to choose from, steps of several lengths, lanes that finish at different times."""
+    """Written as a user would: several tokens to choose from, steps of several lengths, particles that finish at different times."""
     ctx = LM.start(problem)
     for t in range(MAX_STEPS):
         step = pyro.sample(f"step_{t}", LLMStep(ctx, stop=";", max_tokens=MAX_TOKENS, temperature=TEMPERATURE))
@@ -31,8 +31,8 @@ def solve(problem: str | list[str]) -> Context:
     return ctx
 
 
-def key(lane: Context) -> tuple[int, ...]:
-    return tuple(lane.tokens[1 : int(lane.lengths)].tolist())
+def key(particle: Context) -> tuple[int, ...]:
+    return tuple(particle.tokens[1 : int(particle.lengths)].tolist())
 
 
 @cache
@@ -61,7 +61,7 @@ def trajectories() -> list[tuple[tuple[int, ...], int, float, tuple[float, ...],
     return found
 
 
-def law(weight: Any) -> dict[tuple[int, ...], float]:
+def distribution(weight: Any) -> dict[tuple[int, ...], float]:
     table: dict[tuple[int, ...], float] = defaultdict(float)
     for tokens, steps, p, z, _ in trajectories():
         table[tokens] += p * weight(steps, z)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 
 from ppl_llm.context_cache import CacheKey, StoredOwner, find_entry, label_of
-from ppl_llm.reward.score_cache import ScoreMemo
+from ppl_llm.reward.score_cache import ScoreCache
 from tests.helpers.reasoning import LM, PRM
 
 
 def test_scores_travel_with_a_context() -> None:
     context = LM.start(["a", "ba"])
     scores = torch.tensor([[0.5], [1.5]])
-    ScoreMemo().note(context, scores, "somebody")
+    ScoreCache().put(context, scores, "somebody")
     restored = LM.start(["a", "ba"]).restore_cache(context.cache_state())
     swapped = restored.reorder(torch.tensor([1, 0]))
-    reader = ScoreMemo()
-    assert torch.equal(reader.known(restored), scores) and torch.equal(reader.known(swapped), scores.flip(0))
-    assert ScoreMemo().known(LM.start(["a", "ba"])).shape == (2, 0)
+    reader = ScoreCache()
+    assert torch.equal(reader.get(restored), scores) and torch.equal(reader.get(swapped), scores.flip(0))
+    assert ScoreCache().get(LM.start(["a", "ba"])).shape == (2, 0)
 
 
 def test_notes_of_backends_that_cannot_be_told_apart_stay_behind() -> None:
     context = LM.start("a")
     for _ in range(2):
-        ScoreMemo().note(context, torch.zeros(1), "somebody")
+        ScoreCache().put(context, torch.zeros(1), "somebody")
     assert context.cache_state() == {}
 
 

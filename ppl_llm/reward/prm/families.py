@@ -1,10 +1,10 @@
-"""The kinds of process reward models that are known, and how a directory is recognised as one of them."""
+"""The table of published process reward models, and how a directory is recognised as one of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from .formats.math_shepherd import MathShepherdFormat
 from .formats.qwen import QwenFormat
 from .formats.rlhflow import RLHFlowFormat
 from .formats.skywork import SkyworkFormat
-from .networks import Qwen2PRM
-from .skywork_prm import SkyworkPRM
-from .token_pair_prm import TokenPairPRM
+from .networks import Qwen2PRM, SkyworkPRM, TokenPairPRM
 
 
 @dataclass(frozen=True)
 class PRMFamily:
     """A published kind of process reward model.
+
+    A directory is recognised by an architecture or a weight that no other model has. A family without either looks like any other language
+    model, so three things must agree: the architecture, whether the tokenizer has a chat template, and the model's name.
 
     :ivar str name: what ``family=`` takes.
     :ivar str model_name: what it is called.
@@ -35,6 +36,11 @@ class PRMFamily:
     :ivar format_class: makes its :class:`~ppl_llm.reward.prm.formats.base.PRMFormat` from a tokenizer and options.
     :ivar tuple vocabularies: sizes of the published models' vocabularies.
     :ivar dict published_ids: token ids in vocabularies of these sizes.
+    :ivar tuple own_architectures: entries of ``architectures`` in config.json that only this family has.
+    :ivar str own_weight: a weight that only this family has.
+    :ivar tuple lm_architectures: of the language models that this family may look like.
+    :ivar bool chat_template: whether the tokenizer of such a model has a chat template.
+    :ivar str name_pattern: regular expression found in the lower-case name of such a model.
     """
 
     name: str
@@ -44,6 +50,24 @@ class PRMFamily:
     format_class: Callable[..., PRMFormat]
     vocabularies: tuple[int, ...]
     published_ids: dict[str, int]
+    own_architectures: tuple[str, ...] = ()
+    own_weight: str | None = None
+    lm_architectures: tuple[str, ...] = ()
+    chat_template: bool = False
+    name_pattern: str = ""
+
+    def recognises(self, architecture: str, weights: Collection[str], name: str, chat_template: bool) -> bool:
+        """Whether a model is of this family.
+
+        :param str architecture: the first of ``architectures`` in its config.json.
+        :param weights: names of its weights, as far as they are known.
+        :param str name: its name in lower case.
+        :param bool chat_template: whether its tokenizer has one.
+        """
+        if architecture in self.own_architectures or self.own_weight in weights:
+            return True
+        alike = architecture in self.lm_architectures and chat_template == self.chat_template
+        return alike and re.search(self.name_pattern, name) is not None
 
     def make_format(self, tokenizer: Any, vocabulary: int, **options: Any) -> PRMFormat:
         """The format, its token ids checked against the model's vocabulary and those of the published models.
@@ -79,10 +103,26 @@ FAMILIES: dict[str, PRMFamily] = {
     family.name: family
     for family in (
         PRMFamily(
-            "qwen", "Qwen2.5-Math-PRM", "a Qwen2 backbone and a two-layer score head", Qwen2PRM, QwenFormat, _QWEN, {"<extra_0>": 151651}
+            "qwen",
+            "Qwen2.5-Math-PRM",
+            "a Qwen2 backbone and a two-layer score head",
+            Qwen2PRM,
+            QwenFormat,
+            _QWEN,
+            {"<extra_0>": 151651},
+            own_architectures=("Qwen2ForProcessRewardModel", "Qwen2PRM"),
+            own_weight="score.2.weight",
         ),
         PRMFamily(
-            "skywork", "Skywork-o1-Open-PRM", "a Qwen2 backbone and a linear value head", SkyworkPRM, SkyworkFormat, _QWEN, {"\n": 198}
+            "skywork",
+            "Skywork-o1-Open-PRM",
+            "a Qwen2 backbone and a linear value head",
+            SkyworkPRM,
+            SkyworkFormat,
+            _QWEN,
+            {"\n": 198},
+            own_architectures=("Qwen2ForPrmModel", "SkyworkPRM"),
+            own_weight="v_head.summary.weight",
         ),
         PRMFamily(
             "math-shepherd",
@@ -92,6 +132,9 @@ FAMILIES: dict[str, PRMFamily] = {
             MathShepherdFormat,
             (32000,),
             {"+": 648, "-": 387, "ки": 12902},
+            lm_architectures=("MistralForCausalLM", "LlamaForCausalLM"),
+            chat_template=False,
+            name_pattern="shepherd",
         ),
         PRMFamily(
             "rlhflow",
@@ -101,6 +144,9 @@ FAMILIES: dict[str, PRMFamily] = {
             RLHFlowFormat,
             (128256, 128257, 128264),
             {"+": 10, "-": 12},
+            lm_architectures=("LlamaForCausalLM",),
+            chat_template=True,
+            name_pattern="rlhflow|prm-(deepseek|mistral)-data",
         ),
     )
 }
@@ -130,22 +176,13 @@ def read_config(source: str) -> dict[str, Any]:
 def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFamily:
     """The family of a model, from its configuration, the names of its weights where they are at hand, and its tokenizer.
 
-    A '+/-' reward model is a language model like any other to look at: it is taken for one only if its name says so as well.
-
     :raises ValueError: if that does not tell; ``family=`` does.
     """
     architecture = (config.get("architectures") or ["none"])[0]
-    weights = _weight_names(Path(source))
-    if architecture in ("Qwen2ForProcessRewardModel", "Qwen2PRM") or "score.2.weight" in weights:
-        return FAMILIES["qwen"]
-    if architecture in ("Qwen2ForPrmModel", "SkyworkPRM") or "v_head.summary.weight" in weights:
-        return FAMILIES["skywork"]
-    names = f"{_own_name(source)} {config.get('_name_or_path', '')}".lower()
-    chats = tokenizer.chat_template is not None
-    if architecture == "LlamaForCausalLM" and chats and re.search(r"rlhflow|prm-(deepseek|mistral)-data", names):
-        return FAMILIES["rlhflow"]
-    if architecture in ("MistralForCausalLM", "LlamaForCausalLM") and not chats and "shepherd" in names:
-        return FAMILIES["math-shepherd"]
+    weights, name = _weight_names(Path(source)), f"{_own_name(source)} {config.get('_name_or_path', '')}".lower()
+    for family in FAMILIES.values():
+        if family.recognises(architecture, weights, name, tokenizer.chat_template is not None):
+            return family
     known = "; ".join(f"{family.name!r} ({family.model_name}: {family.layout})" for family in FAMILIES.values())
     raise ValueError(
         f"cannot tell from the config of {source!r} (architecture {architecture}) whether and what kind of process reward model it is. "

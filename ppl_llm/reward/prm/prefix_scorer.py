@@ -23,7 +23,7 @@ class Scored(NamedTuple):
     """
     :ivar Tensor log_odds: ``[A, K]`` float32.
     :ivar Tensor rows: ``[A]`` where the sequences lie now, to be found again.
-    :ivar Lease lease: in whose hands.
+    :ivar Lease lease: keeps the cache they lie in.
     """
 
     log_odds: Tensor
@@ -103,7 +103,7 @@ class PrefixScorer:
         """:raises ValueError: if a sequence ``[A]`` is longer than the model's context."""
         if int(lengths.max()) > self.max_length:
             raise ValueError(
-                f"{what} of lane {int(lengths.argmax())} has {int(lengths.max())} tokens in the reward model's format, "
+                f"{what} of sequence {int(lengths.argmax())} has {int(lengths.max())} tokens in the reward model's format, "
                 f"which exceeds its context of {self.max_length} tokens"
             )
 

@@ -14,7 +14,7 @@ from ...inference.cost import count
 from ...remote.client import DEFAULT_VARIABLE, ServerClient
 from ...remote.served import ServedModel
 from ...remote.served_tokenizer import ServedTokenizer
-from ..score_cache import ScoreMemo
+from ..score_cache import ScoreCache, repeat_last
 from .families import PRMFamily, detect_family, get_family, read_config
 from .next_token_scorer import NextTokenScorer
 from .pooling_scorer import PoolingScorer
@@ -36,7 +36,7 @@ class RemotePRM:
     - ``completions`` (math-shepherd, RLHFlow): the '+/-' models served as language models. Log-odds are read from the log-probabilities of
       the two tokens, and prefixes stay in the server's cache.
 
-    Lanes that are equal are scored once, all lanes of a step in one request, and no step twice.
+    Sequences that are equal are scored once, all sequences of a step in one request, and no step twice.
 
     :param str base_url: e.g. ``http://host:8001/v1``.
     :param str model: the name it is served under; may be left out where there is only one.
@@ -86,7 +86,7 @@ class RemotePRM:
         else:
             self.scorer = NextTokenScorer(self.client, self.model, *pair)
         self._key = CacheKey(f"prm on a server {self.model} {whole_answer}")
-        self._memo = ScoreMemo()
+        self._cache = ScoreCache()
         self._written: dict[tuple[int, str], list[int]] = {}
 
     def release_caches(self) -> None:
@@ -99,19 +99,17 @@ class RemotePRM:
         :raises ServerError: if the server fails for good.
         :raises ValueError: if a trace is longer than the model's context, or a score is nan.
         """
-        known = self._memo.known(context)
+        known = self._cache.get(context)
         start = known.shape[-1]
         if start == context.num_steps:
             return known
-        lanes = context.lengths.numel()
+        flat = context.lengths.numel()
         queries = self._queries(context, start)
-        scores = self._ask([query for lane in queries for query in lane if query is not None])
-        new = torch.tensor([[0.0 if query is None else scores[query] for query in lane] for lane in queries], device=known.device)
-        taken = torch.tensor([[query is not None for query in lane] for lane in queries], device=known.device)
-        columns = list(known.reshape(lanes, start).unbind(-1))
-        for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
-            columns.append(torch.where(real, score, columns[-1]) if columns else score)
-        return self._memo.note(context, torch.stack(columns, -1).view(*context.batch_shape, -1), f"the reward model {self.model!r}")
+        found = self._ask([query for sequence in queries for query in sequence if query is not None])
+        new = torch.tensor([[0.0 if query is None else found[query] for query in sequence] for sequence in queries], device=known.device)
+        taken = torch.tensor([[query is not None for query in sequence] for sequence in queries], device=known.device)
+        scores = repeat_last(known.reshape(flat, start), new, taken)
+        return self._cache.put(context, scores.view(*context.batch_shape, -1), f"the reward model {self.model!r}")
 
     def _ask(self, queries: list[Query]) -> dict[Query, float]:
         wanted: dict[tuple[int, ...], list[int]] = {}
@@ -124,17 +122,17 @@ class RemotePRM:
         return {(trace, k): z for (trace, at), row in zip(wanted.items(), found, strict=True) for k, z in zip(at, row, strict=True)}
 
     def _queries(self, context: Context, start: int) -> list[list[Query | None]]:
-        """For each flat lane and step from ``start`` on what to ask; ``None`` for a step that a finished lane did not take."""
-        lanes = context.lengths.numel()
-        tokens = context.tokens.reshape(lanes, -1).tolist()
-        starts, ends = (bounds.reshape(lanes, -1).tolist() for bounds in (context.step_starts, context.ends))
+        """For each flat sequence and step from ``start`` on what to ask; ``None`` for a step that a finished sequence did not take."""
+        flat = context.lengths.numel()
+        tokens = context.tokens.reshape(flat, -1).tolist()
+        starts, ends = (bounds.reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
         problems = [self.format.prompt(problem) for problem in context.problems]
         prompts, which = context.prompt_lengths.flatten().tolist(), context.problem_index.flatten().tolist()
         result: list[list[Query | None]] = []
-        for lane, row in enumerate(tokens):
-            head, ids, ask = problems[which[lane]], list[int](), list[Query | None]()
+        for sequence, row in enumerate(tokens):
+            head, ids, ask = problems[which[sequence]], list[int](), list[Query | None]()
             places: list[int | None] = []
-            for t, (begin, end) in enumerate(zip(starts[lane], ends[lane], strict=True)):
+            for t, (begin, end) in enumerate(zip(starts[sequence], ends[sequence], strict=True)):
                 if end > begin and not self.whole_answer:
                     ids += self._step(context.lm.decode(row[begin:end]), t)
                 places.append(len(head) + len(ids) - 1 if end > begin else None)
@@ -142,12 +140,12 @@ class RemotePRM:
                 place = places[t]
                 trace = tuple(head + ids)
                 if place is not None and self.whole_answer:
-                    trace = tuple(head + self.format.answer(context.lm.decode(row[prompts[lane] : ends[lane][t]])))
+                    trace = tuple(head + self.format.answer(context.lm.decode(row[prompts[sequence] : ends[sequence][t]])))
                     place = len(trace) - 1
                 ask.append(None if place is None else (trace, place))
                 if place is not None and len(trace) + (self.endpoint == "completions") > self.max_length:
                     raise ValueError(
-                        f"the trace of lane {lane} has {len(trace)} tokens in the reward model's format, "
+                        f"the trace of sequence {sequence} has {len(trace)} tokens in the reward model's format, "
                         f"which exceeds its context of {self.max_length} tokens"
                     )
             result.append(ask)

@@ -13,8 +13,8 @@ from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
 from ...kv_cache.pool import DEFAULT_CACHE_BYTES
 from ...lm.loading import load, load_tokenizer, locate
-from ..calibration import Calibration
-from ..saved_calibration import find_calibration
+from ..calibration import Calibration, find_calibration
+from ..score_cache import repeat_last
 from .families import detect_family, get_family, read_config
 from .prefix_scorer import PrefixScorer, padded
 
@@ -22,21 +22,20 @@ from .prefix_scorer import PrefixScorer, padded
 class TransformersPRM:
     """A process reward model that reads the problem and the steps in the format it was trained on and scores each step.
 
-    Only new steps are run: keys and values of earlier ones are kept and found again by comparing tokens, and lanes that are equal are
+    Only new steps are run: keys and values of earlier ones are kept and found again by comparing tokens, and sequences that are equal are
     scored once. Steps travel as text, so that the language model may have another tokenizer.
 
     With ``whole_answer`` the model is asked at every step for its score s_t of all steps so far written as one (the "model-based" form).
     The increments that go with it are those of :class:`~ppl_llm.StepReward` with ``aggregation="last"``: the potential that is the
     difference log s_t - log s_{t-1} leaves the target p(x) s_T, ``odds`` is the memoryless weight of the released code.
 
-    :param model: the network: a :class:`~ppl_llm.reward.prm.networks.Qwen2PRM`, a
-        :class:`~ppl_llm.reward.prm.skywork_prm.SkyworkPRM`, or for the families whose
-        scores are next tokens a transformers causal language model.
+    :param model: the network: a :class:`~ppl_llm.reward.prm.networks.Qwen2PRM`, a :class:`~ppl_llm.reward.prm.networks.SkyworkPRM`, or
+        for the families whose scores are next tokens a transformers causal language model.
     :param tokenizer: its tokenizer.
     :param str family: ``qwen``, ``skywork``, ``math-shepherd`` or ``rlhflow``.
     :param bool whole_answer: score the answer so far as a single step.
-    :param int cache_bytes: memory for keys and values; the lanes of one call may exceed it.
-    :param Calibration calibration: maps all log-odds to honest ones.
+    :param int cache_bytes: memory for keys and values; the sequences of one call may exceed it.
+    :param Calibration calibration: maps all log-odds to calibrated ones.
     :param format_options: options of the family's format, e.g. ``system_prompt`` and ``step_token`` of
         :class:`~ppl_llm.reward.prm.formats.qwen.QwenFormat`.
     :raises ValueError: for an unknown family, or a tokenizer or model that does not fit it.
@@ -88,7 +87,7 @@ class TransformersPRM:
         :raises ValueError: if the family cannot be recognised, or the directory is not of the family; for a calibration of another model.
         """
         source = locate(name_or_path, "prm")
-        honest = find_calibration(name_or_path, calibration)
+        fitted = find_calibration(name_or_path, calibration)
         known = None if family == "auto" else get_family(family)
         tokenizer, config = load_tokenizer(source), read_config(source)
         kind = known or detect_family(source, config, tokenizer)
@@ -100,7 +99,7 @@ class TransformersPRM:
         if missing or unexpected:
             found = [f"{what} {keys[:6]}" for what, keys in (("missing keys", missing), ("unexpected keys", unexpected)) if keys]
             raise ValueError(f"{source!r} is not a {kind.model_name} ({kind.layout}): {'; '.join(found)}")
-        options = {"whole_answer": whole_answer, "cache_bytes": cache_bytes, "calibration": honest, **format_options}
+        options = {"whole_answer": whole_answer, "cache_bytes": cache_bytes, "calibration": fitted, **format_options}
         return cls(model, tokenizer, family=kind.name, **options)
 
     def release_caches(self) -> None:
@@ -113,25 +112,25 @@ class TransformersPRM:
 
         :raises ValueError: if a trace is longer than the model's context, or a score is nan.
         """
-        memo = self._memo(context)
-        while memo.tensors["scores"].shape[-1] < context.num_steps:
-            memo = self._score_answers(context, memo) if self.whole_answer else self._score_new_steps(context, memo)
-            context.cache_entries[self._key] = memo
-        return self._calibrated(memo.tensors["scores"]).to(context.tokens.device)
+        entry = self._entry(context)
+        while entry.tensors["scores"].shape[-1] < context.num_steps:
+            entry = self._score_answers(context, entry) if self.whole_answer else self._score_new_steps(context, entry)
+            context.cache_entries[self._key] = entry
+        return self._calibrated(entry.tensors["scores"]).to(context.tokens.device)
 
     @torch.no_grad()
     def whole_log_odds(self, context: Context) -> Tensor:
-        """Log-odds of everything that each lane has written so far, put to the model as one step: ``[*batch]`` float32.
+        """Log-odds of everything that each sequence has written so far, put to the model as one step: ``[*batch]`` float32.
 
         :raises ValueError: if a trace is longer than the model's context, or a score is nan.
         """
-        memo = self._blank(context)
+        entry = self._blank(context)
         begin, end = context.prompt_lengths.flatten().tolist(), context.lengths.flatten().tolist()
         texts = [tuple(row[b:e]) for row, b, e in zip(context.tokens.reshape(len(end), -1).tolist(), begin, end, strict=True)]
         written = {text: self._format.answer(context.lm.decode(list(text))) if text else [] for text in dict.fromkeys(texts)}
-        ids, lengths = self._appended(memo, [written[text] for text in texts])
+        ids, lengths = self._appended(entry, [written[text] for text in texts])
         taken = torch.tensor([[bool(text)] for text in texts], device=self._device)
-        scores, _, _ = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
+        scores, _, _ = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
         if scores.isnan().any():
             raise ValueError(f"the log-odds of whole answer {int(scores.isnan().nonzero()[0, 0])} is nan")
         return self._calibrated(scores[:, 0]).view(context.batch_shape).to(context.tokens.device)
@@ -139,11 +138,11 @@ class TransformersPRM:
     def _calibrated(self, log_odds: Tensor) -> Tensor:
         return log_odds if self.calibration is None else self.calibration(log_odds)
 
-    def _memo(self, context: Context) -> CacheEntry:
-        """What is known of a context: the PRM's token ids of each lane, and the scores of the steps in them."""
-        memo = find_entry(context.cache_entries, self._key, self._scorer.engine.pool.adopt)
-        if memo is not None and memo.tensors["scores"].shape[:-1] == context.batch_shape:
-            return memo
+    def _entry(self, context: Context) -> CacheEntry:
+        """What is known of a context: the PRM's token ids of each sequence, and the scores of the steps in them."""
+        entry = find_entry(context.cache_entries, self._key, self._scorer.engine.pool.adopt)
+        if entry is not None and entry.tensors["scores"].shape[:-1] == context.batch_shape:
+            return entry
         return self._blank(context)
 
     def _blank(self, context: Context) -> CacheEntry:
@@ -151,29 +150,29 @@ class TransformersPRM:
         prompts = [self._format.prompt(problem) for problem in context.problems]
         problem = context.problem_index.to(self._device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)[problem]
-        lanes = {
+        tensors = {
             "ids": padded(prompts).to(self._device)[problem],
             "lengths": lengths,
-            "stems": lengths,
+            "prompt_lengths": lengths,
             "scores": torch.zeros(*context.batch_shape, 0, device=self._device),
             "rows": torch.full(context.batch_shape, -1, device=self._device),
         }
-        return CacheEntry(None, lanes)
+        return CacheEntry(None, tensors)
 
-    def _score_new_steps(self, context: Context, memo: CacheEntry) -> CacheEntry:
-        """All steps without a score, in one pass: every lane is run up to its end and read at each of its new steps."""
-        lengths, scores = memo.tensors["lengths"].flatten(), memo.tensors["scores"]
+    def _score_new_steps(self, context: Context, entry: CacheEntry) -> CacheEntry:
+        """All steps without a score, in one pass: every sequence is run up to its end and read at each of its new steps."""
+        lengths, scores = entry.tensors["lengths"].flatten(), entry.tensors["scores"]
         added = self._new_steps(context, scores.shape[-1])
-        sizes = torch.tensor([[len(step) for step in lane] for lane in added], device=self._device)  # [lanes, new steps]
-        ids, ends = self._appended(memo, [[i for step in lane for i in step] for lane in added])
+        sizes = torch.tensor([[len(step) for step in sequence] for sequence in added], device=self._device)  # [sequences, new steps]
+        ids, ends = self._appended(entry, [[i for step in sequence for i in step] for sequence in added])
         at = lengths[:, None] + sizes.cumsum(-1) - 1
         first = lengths + _first_size(sizes) - 1
-        new, rows, owner = self._run(memo, ids, ends, first, at, sizes > 0)
-        return self._noted(context, memo, owner, new, sizes > 0, {"rows": rows, "lengths": ends, "ids": ids})
+        new, rows, owner = self._run(entry, ids, ends, first, at, sizes > 0)
+        return self._updated(context, entry, owner, new, sizes > 0, {"rows": rows, "lengths": ends, "ids": ids})
 
-    def _score_answers(self, context: Context, memo: CacheEntry) -> CacheEntry:
-        """The next step without a score, each lane's answer up to it written as one step after the prompt."""
-        step = memo.tensors["scores"].shape[-1]
+    def _score_answers(self, context: Context, entry: CacheEntry) -> CacheEntry:
+        """The next step without a score, each sequence's answer up to it written as one step after the prompt."""
+        step = entry.tensors["scores"].shape[-1]
         starts, ends = (bounds[..., step].flatten().tolist() for bounds in (context.step_starts, context.ends))
         prompts = context.prompt_lengths.flatten().tolist()
         tokens = context.tokens.reshape(len(ends), -1).tolist()
@@ -181,44 +180,44 @@ class TransformersPRM:
         written = {
             tuple(text): self._format.answer(context.lm.decode(text)) for text in texts if text is not None
         }  # each distinct answer once
-        ids, lengths = self._appended(memo, [[] if text is None else written[tuple(text)] for text in texts])
+        ids, lengths = self._appended(entry, [[] if text is None else written[tuple(text)] for text in texts])
         taken = torch.tensor([[text is not None] for text in texts], device=self._device)
-        new, rows, owner = self._run(memo, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
-        return self._noted(context, memo, owner, new, taken, {"rows": rows})
+        new, rows, owner = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
+        return self._updated(context, entry, owner, new, taken, {"rows": rows})
 
-    def _run(self, memo: CacheEntry, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Scores ``[lanes, K]`` of the lanes that took a step, where they lie now, and who holds that."""
+    def _run(self, entry: CacheEntry, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Scores ``[sequences, K]`` of the sequences that took a step, where they lie now, and who holds them."""
         scores = torch.zeros(at.shape, device=self._device)
-        rows = memo.tensors["rows"].flatten().clone()
+        rows = entry.tensors["rows"].flatten().clone()
         active = taken.any(-1).nonzero()[:, 0]
         if len(active) == 0:
-            return scores, rows, memo.owner
+            return scores, rows, entry.owner
         count(prm_calls=int(taken.sum()))
-        note = None if memo.owner is None else memo
-        stems = memo.tensors["stems"].flatten()[active]
-        scored = self._scorer.score(note, active, ids[active], lengths[active], stems, first[active], at[active])
+        cached = None if entry.owner is None else entry
+        prompts = entry.tensors["prompt_lengths"].flatten()[active]
+        scored = self._scorer.score(cached, active, ids[active], lengths[active], prompts, first[active], at[active])
         scores[active], rows[active] = scored.log_odds, scored.rows
         return scores, rows, scored.lease
 
-    def _noted(self, context: Context, memo: CacheEntry, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]) -> CacheEntry:
-        """The note with more scores ``new [lanes, K]``; steps that were not taken repeat the score before them."""
-        columns = list(memo.tensors["scores"].reshape(len(new), memo.tensors["scores"].shape[-1]).unbind(-1))
-        for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
-            columns.append(torch.where(real, score, columns[-1]) if columns else score)
-        scores = torch.stack(columns, -1)
+    def _updated(
+        self, context: Context, entry: CacheEntry, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]
+    ) -> CacheEntry:
+        """The entry with more scores ``new [sequences, K]``; steps that were not taken repeat the score before them."""
+        known = entry.tensors["scores"]
+        scores = repeat_last(known.reshape(len(new), known.shape[-1]), new, taken)
         bad = scores.isnan().nonzero()
         if len(bad):
-            lane, step = bad[0].tolist()
+            sequence, step = bad[0].tolist()
             raise ValueError(
-                f"the log-odds of step {step} of lane {lane} (flat, of lanes {tuple(context.batch_shape)}) is nan: "
+                f"the log-odds of step {step} of sequence {sequence} (flat, of sequences {tuple(context.batch_shape)}) is nan: "
                 "the reward model's weights or activations overflow; try dtype=torch.bfloat16 or torch.float32"
             )
         shape = context.batch_shape
         changed = {"scores": scores, **changed}
-        return CacheEntry(owner, memo.tensors | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
+        return CacheEntry(owner, entry.tensors | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
 
     def _new_steps(self, context: Context, start: int) -> list[list[list[int]]]:
-        """Token ids of each lane's steps from ``start`` on; none for a step that a finished lane did not take."""
+        """Token ids of each sequence's steps from ``start`` on; none for a step that a finished sequence did not take."""
         flat = context.lengths.numel()
         tokens = context.tokens.reshape(flat, -1).tolist()
         starts, ends = (bounds[..., start:].reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
@@ -230,14 +229,14 @@ class TransformersPRM:
             return written.get((index, ids), [])
 
         return [
-            [encode(start + t, tuple(row[begin:end])) for t, (begin, end) in enumerate(zip(lane_starts, lane_ends, strict=True))]
-            for row, lane_starts, lane_ends in zip(tokens, starts, ends, strict=True)
+            [encode(start + t, tuple(row[begin:end])) for t, (begin, end) in enumerate(zip(step_starts, step_ends, strict=True))]
+            for row, step_starts, step_ends in zip(tokens, starts, ends, strict=True)
         ]
 
-    def _appended(self, memo: CacheEntry, added: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """The token ids of all lanes with more at their ends, ``[lanes, W]``, and their new lengths."""
-        lengths = memo.tensors["lengths"].flatten()
-        ids = memo.tensors["ids"].reshape(len(lengths), -1)
+    def _appended(self, entry: CacheEntry, added: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """The token ids of all sequences with more at their ends, ``[sequences, W]``, and their new lengths."""
+        lengths = entry.tensors["lengths"].flatten()
+        ids = entry.tensors["ids"].reshape(len(lengths), -1)
         extra = padded(added).to(self._device)
         grown = lengths + (extra != PAD).sum(-1)
         self._scorer.require_room(grown)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_llm import Context, reasoning
 from ppl_llm.inference import RESAMPLERS, SMC, IslandPosterior, ParticlePosterior, smc_slice
 from tests.helpers.exact import Chain, EnumeratedResampler, ForceValues, Path, chains, estimator_error, num_uniforms
-from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, law, solve, trajectories
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, distribution, solve, trajectories
 from tests.inference.test_smc_exact import spiky
 
 EXACT = 1e-10
@@ -126,7 +126,7 @@ def test_evidence_of_a_reasoning_program() -> None:
     assert posterior.log_weights.shape == (6, 3000) and posterior.island_log_evidence.shape == (3, 3000)
     assert abs(z_hat.mean() - exact) < Z * error < 0.07 * exact
     # A posterior probability by the same evidence-weighted estimator: E[Z-hat (W(first = a) - p)] = 0.
-    p = sum(mass for x, mass in law(likelihood).items() if x[0] == 0)
+    p = sum(mass for x, mass in distribution(likelihood).items() if x[0] == 0)
     residual = z_hat * ((posterior.weights * (posterior.value.tokens[..., 1] == 0)).sum(0) - p)
     assert abs(residual.mean()) < Z * residual.std() / math.sqrt(3000)
 

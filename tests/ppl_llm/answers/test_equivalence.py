@@ -119,7 +119,7 @@ def test_time_is_bounded_in_every_thread(where: str) -> None:
     assert found[0] == [False] * 4
     assert bounded.timeouts == 1  # not one for each comparison
     assert found[1] < 30
-    assert bounded("x^2", "x*x")  # goes on with a new process
+    assert bounded("x^2", "x*x")  # continues with a new process
 
 
 def test_the_signals_of_math_verify_would_fail_in_a_thread() -> None:
@@ -293,7 +293,7 @@ def test_a_pooled_marginal_knows_the_members_of_its_classes(equivalent: MathEqui
 
 
 class Written:
-    """What a model returns: the answer that a lane wrote."""
+    """What a model returns: the answer that a particle wrote."""
 
     def __init__(self, number: torch.Tensor) -> None:
         self.number = number
@@ -305,8 +305,8 @@ class Written:
     def reorder(self, index: torch.Tensor) -> Written:
         return Written(self.number.gather(0, index.expand_as(self.number)))
 
-    def __getitem__(self, lane: int) -> Written:
-        return Written(self.number[lane])
+    def __getitem__(self, particle: int) -> Written:
+        return Written(self.number[particle])
 
     def __len__(self) -> int:
         return len(self.number)

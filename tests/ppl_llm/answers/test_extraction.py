@@ -56,9 +56,16 @@ def test_forms(text: str, answer: str | None) -> None:
 
 
 def test_chosen_forms() -> None:
-    text = "\\boxed{6}\nThe answer is 8.\n#### 7"
-    assert [extract_answer(text, [form]) for form in FORMS] == ["6", "7", "8", None]
+    text = "\\boxed{6}\n<answer>9</answer> The answer is 8.\n#### 7"
+    assert {form: extract_answer(text, [form]) for form in FORMS} == {
+        "boxed": "6",
+        "prefilled": None,
+        "tag": "9",
+        "hash": "7",
+        "phrase": "8",
+        "choice": None,
+    }
     assert extract_answer(text, ["phrase", "hash"]) == "7"  # the order is that of FORMS
     assert extract_answer("the answer is 8", ["boxed"]) is None
-    with pytest.raises(ValueError, match="unknown form of answers 'box'; known: boxed, hash, phrase, choice"):
+    with pytest.raises(ValueError, match="unknown form of answers 'box'; known: boxed, prefilled, tag, hash, phrase, choice"):
         extract_answer(text, ["box"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ppl_llm import Problem, extract_answer, load_problems
-from ppl_llm.answers.equivalence import MathEquivalence, decide, normalised
+from ppl_llm.answers.equivalence import MathEquivalence, decide
+from ppl_llm.answers.normalization import normalized
 from ppl_llm.lm.prompts import PromptBuilder
 from tests.helpers.architectures import FORMATS, tokenizer
 
@@ -72,7 +73,7 @@ def test_different_gold_answers_are_different(equivalent: MathEquivalence) -> No
 def test_gold_solutions_of_aime() -> None:
     """Solutions by several authors in one text, which write ``\\textbf{(113) }`` and ``25`` for ``025``; the last of them counts."""
     for problem in problems("aime2024"):
-        found, gold = normalised(str(extract_answer(problem.metadata["solution"]))), str(problem.answer)
+        found, gold = normalized(str(extract_answer(problem.metadata["solution"]))), str(problem.answer)
         assert found == gold or decide(found, gold), (problem.id, found, gold)
 
 

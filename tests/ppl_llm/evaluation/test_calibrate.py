@@ -15,8 +15,7 @@ from ppl_llm.demo import PRM_DIR
 from ppl_llm.evaluation import RecordStore
 from ppl_llm.evaluation.calibrate import calibrate, half_of, saved
 from ppl_llm.evaluation.results import Results
-from ppl_llm.reward.calibration import Calibration
-from ppl_llm.reward.saved_calibration import SavedCalibration, load_calibration
+from ppl_llm.reward.calibration import Calibration, SavedCalibration, load_calibration
 from tests.ppl_llm.evaluation.test_results import record
 
 

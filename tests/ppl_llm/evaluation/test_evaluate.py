@@ -15,7 +15,7 @@ from ppl_llm.evaluation.records import Key, read_records
 from ppl_llm.evaluation.run import Progress, evaluate
 from ppl_llm.evaluation.source import Models
 from ppl_llm.evaluation.work import Unit, groups, plan
-from ppl_llm.tasks.load import Problem, load_problems
+from ppl_llm.tasks import Problem, load_problems
 
 MODELS = Models(max_steps=6, max_tokens=40)
 PROBLEMS = [problem for problem in load_problems("demo", limit=60) if problem.metadata["level"] == 1][:4]

@@ -17,7 +17,7 @@ from tests.helpers.reasoning import LM, PRM, solve, trajectories
 from tests.ppl_llm.programs.test_look_ahead_exact import LOGITS, REWARD, SYMBOLS
 
 
-def lanes(texts: list[str]) -> Context:
+def particles(texts: list[str]) -> Context:
     """Contexts after given one-token steps."""
     context = TabularLM(LOGITS, SYMBOLS, eos="$").start(["a"] * len(texts))
     for t in range(max(map(len, texts))):
@@ -26,8 +26,8 @@ def lanes(texts: list[str]) -> Context:
 
 
 class Scripted(TabularLM):
-    def sample_step(self, context: Context, lanes: Any, options: StepOptions) -> StepSample:
-        return StepSample(torch.tensor([[0], [1], [1], [-1]]), torch.zeros(lanes))
+    def sample_step(self, context: Context, particles: Any, options: StepOptions) -> StepSample:
+        return StepSample(torch.tensor([[0], [1], [1], [-1]]), torch.zeros(particles))
 
 
 def scored_factor(look_ahead: LookAhead, context: Context) -> list[float]:
@@ -36,13 +36,13 @@ def scored_factor(look_ahead: LookAhead, context: Context) -> list[float]:
 
 def test_it_scores_the_step_to_come() -> None:
     """Not the present text, as where the look-ahead's text is generated and then left out of what is scored (search-and-learn)."""
-    context = lanes(["a", "a", "b", "$"])
-    successors = lanes(["aa", "ab", "bb", "$"])
+    context = particles(["a", "a", "b", "$"])
+    successors = particles(["aa", "ab", "bb", "$"])
     lm = Scripted(LOGITS, SYMBOLS, eos="$")
     expected = torch.where(successors.advanced, REWARD.step_log_odds(successors)[:, -1].double().sigmoid().log(), 0.0)
     look_ahead = LookAhead(lm, REWARD, StepOptions("z", 1))
     assert scored_factor(look_ahead, context) == pytest.approx(expected.tolist(), abs=1e-6)
-    assert scored_factor(look_ahead, context)[3] == 0.0  # a finished lane has nothing to come
+    assert scored_factor(look_ahead, context)[3] == 0.0  # a finished particle has nothing to come
 
     class Unused(LookAhead):
         def log_factor(self, context: Context) -> Tensor:
@@ -54,7 +54,7 @@ def test_it_scores_the_step_to_come() -> None:
 
 
 def test_factors_follow_the_models_potential() -> None:
-    context, successors = lanes(["a", "a", "b", "$"]), lanes(["aa", "ab", "bb", "$"])
+    context, successors = particles(["a", "a", "b", "$"]), particles(["aa", "ab", "bb", "$"])
     z = REWARD.step_log_odds(successors).double().sigmoid().log()
     look_ahead = LookAhead(Scripted(LOGITS, SYMBOLS, eos="$"), REWARD, StepOptions("z", 1), potential="difference", aggregation="min")
     expected = torch.where(successors.advanced, z.amin(-1) - z[:, 0], 0.0)
@@ -62,7 +62,7 @@ def test_factors_follow_the_models_potential() -> None:
 
 
 def test_factors_have_a_floor() -> None:
-    context = lanes(["a", "a", "b", "$"])
+    context = particles(["a", "a", "b", "$"])
     hopeless = TabularReward(torch.tensor([-math.inf, 0.0, 0.0]))
     look_ahead = LookAhead(Scripted(LOGITS, SYMBOLS, eos="$"), hopeless, StepOptions("z", 1), floor=0.01)
     assert min(scored_factor(look_ahead, context)) == pytest.approx(math.log(0.01))
@@ -102,8 +102,8 @@ def test_audit_and_states_with_more_than_a_context() -> None:
             step = pyro.sample(f"step_{t}", LLMStep(ctx, ";", 2))
             ctx = ctx.extend(step, stop=";")
             pyro.sample(f"accept_{t}", StepReward(PRM, ctx), obs=torch.tensor(1.0))
-            state = barrier({"count": t, "lanes": [step, ctx]})
-            ctx = state["lanes"][1]
+            state = barrier({"count": t, "particles": [step, ctx]})
+            ctx = state["particles"][1]
         return ctx
 
     look_ahead = LookAhead(LM, PRM, StepOptions(";", 2))

@@ -25,18 +25,18 @@ REWARD = TabularReward(2.0 * torch.randn(V, generator=_generator), bias=-0.5, di
 class EnumeratedLM(TabularLM):
     """Each call draws the next enumerated steps of one token, and notes their probability.
 
-    :ivar list script: ``[lanes, columns]`` token of each call.
+    :ivar list script: ``[particles, columns]`` token of each call.
     """
 
     script: list[Tensor]
     log_prob: Tensor
 
-    def sample_step(self, context: Context, lanes: Any, options: StepOptions) -> StepSample:
+    def sample_step(self, context: Context, particles: Any, options: StepOptions) -> StepSample:
         token = self.script.pop(0)
         done = context.done.expand(token.shape)
         last = context.tokens.gather(-1, context.lengths[..., None] - 1)[..., 0].expand(token.shape)
         chosen = (self.logits / options.temperature).log_softmax(-1)[last, token]
-        # What a finished lane does not use is chosen uniformly.
+        # What a finished particle does not use is chosen uniformly.
         self.log_prob = self.log_prob + torch.where(done, -math.log(V), chosen).sum(0)
         return StepSample(torch.where(done, -1, token)[..., None], torch.zeros(token.shape))
 

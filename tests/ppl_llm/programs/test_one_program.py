@@ -25,7 +25,7 @@ from ppl_llm.inference import (
     SuffixMH,
     TemperedSMC,
 )
-from tests.helpers.reasoning import MAX_STEPS, key, law, solve, trajectories
+from tests.helpers.reasoning import MAX_STEPS, distribution, key, solve, trajectories
 
 # (algorithm, its arguments, leading arguments of run, independent draws that its estimate is worth at least)
 POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
@@ -68,7 +68,7 @@ def test_every_algorithm_gives_the_same_posterior(algorithm: Any, arguments: dic
     """4.9 deviations of so many draws (false alarm 1e-6 each if they are worth as many); the prior would be rejected."""
     pyro.set_rng_seed(0)
     posterior = algorithm(solve, **arguments).run(*run, "a")
-    exact = by_first_token(law(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)))
+    exact = by_first_token(distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)))
     found = by_first_token(dict(posterior.marginal(key).probs))
     assert float(found.sum()) == pytest.approx(1.0)
     assert ((found - exact).abs() < 4.9 * (exact * (1 - exact) / draws).sqrt() + 1e-6).all()
@@ -78,8 +78,8 @@ def test_every_algorithm_gives_the_same_posterior(algorithm: Any, arguments: dic
 
 def test_the_first_token_tells_posterior_from_prior() -> None:
     """Effect size of an algorithm that ignores the rewards."""
-    exact = by_first_token(law(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)))
-    assert float((by_first_token(law(lambda steps, z: 1.0)) - exact).abs().max()) > 0.1
+    exact = by_first_token(distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)))
+    assert float((by_first_token(distribution(lambda steps, z: 1.0)) - exact).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(("algorithm", "arguments"), SEARCHES, ids=name_of)

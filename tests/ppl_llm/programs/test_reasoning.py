@@ -1,4 +1,4 @@
-"""One reasoning program under every algorithm, against enumeration; the presets against their closed-form laws."""
+"""One reasoning program under every algorithm, against enumeration; the presets against their closed-form distributions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from ppl_llm import PAD, PRESETS, SMC, Context, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, barrier, reasoning
 from ppl_llm.inference import AuditError, EntropicAnnealing, ParticleGibbs, ParticlePosterior, TemperMessenger
-from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, key, law, solve, trajectories
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, distribution, key, solve, trajectories
 
 
 @cache
@@ -44,7 +44,7 @@ def tv(p: dict[Any, float], q: dict[Any, float]) -> float:
 
 
 def tv_bound(probs: dict[Any, float], ess: float, z: float = 6.0) -> float:
-    """Bound of the total variation of an empirical law of ``ess`` draws: its mean (Cauchy-Schwarz) plus z deviations (McDiarmid)."""
+    """Bound of the total variation of an empirical distribution of ``ess`` draws: its mean (Cauchy-Schwarz) + z deviations (McDiarmid)."""
     return 0.5 * sum(math.sqrt(p * (1 - p) / ess) for p in probs.values()) + z / (2 * math.sqrt(ess))
 
 
@@ -116,7 +116,7 @@ def test_pyro_importance_agrees() -> None:
 def test_pyro_predictive_samples_the_prior(parallel: bool) -> None:
     pyro.set_rng_seed(3)
     draws = Predictive(solve, num_samples=2000 if parallel else 200, parallel=parallel)("a")
-    prior = law(lambda steps, z: 1.0)
+    prior = distribution(lambda steps, z: 1.0)
     first = draws["step_0"].flatten(1, -2)[:, 0] if draws["step_0"].dim() > 2 else draws["step_0"]
     p = sum(mass for x, mass in prior.items() if x[0] == 0)
     n = len(first)
@@ -135,7 +135,7 @@ def test_conditioning_scores_given_steps() -> None:
             if v in (2, 3) or place == MAX_TOKENS:
                 t, place = t + 1, 0
     values = {f"step_{t}": steps[:, t] for t in range(MAX_STEPS)}
-    with pyro.plate("lanes", len(found), dim=-1):
+    with pyro.plate("particles", len(found), dim=-1):
         trace = poutine.trace(poutine.condition(solve, values)).get_trace("a")
     trace.compute_log_prob()
     log_joint = sum(node["log_prob"] for node in trace.nodes.values() if node["type"] == "sample" and "log_prob" in node)
@@ -184,7 +184,7 @@ def entropic(score_temperature: float) -> Any:
     return weight
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "exact": lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z),
     "twisted": lambda steps, z: min(1 / (1 + math.exp(-value)) for value in z),
     "as_paper": as_paper,
@@ -195,18 +195,18 @@ LAWS = {
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_follow_their_laws(name: str) -> None:
-    """One filter of 100 000 particles; the bound is that of an i.i.d. sample a third its size, since resampling correlates lanes."""
+    """One filter of 100 000 particles; the bound is that of an i.i.d. sample a third its size, since resampling correlates particles."""
     pyro.set_rng_seed(5)
     n = 100_000
     model = reasoning(LM, PRM, name, stop=";", max_tokens=MAX_TOKENS, max_steps=MAX_STEPS, temperature=TEMPERATURE)
     posterior = SMC(model, n, **model.preset.smc).run("a")
-    expected = law(LAWS[name])
+    expected = distribution(DISTRIBUTIONS[name])
     bound = tv_bound(expected, float(posterior.get_ESS()) / 3)
     assert tv(empirical(posterior), expected) < bound
     # With scores as flat as these the entropic filter never anneals, and is its_hub; see below for sharper ones.
     same = {"its_hub", "entropic"} if name in ("its_hub", "entropic") else {name}
-    others = [tv(law(other), expected) for known, other in LAWS.items() if known not in same]
-    assert min(others) > 2 * bound  # every other preset's law would be rejected
+    others = [tv(distribution(other), expected) for known, other in DISTRIBUTIONS.items() if known not in same]
+    assert min(others) > 2 * bound  # every other preset's distribution would be rejected
 
 
 def test_the_entropic_preset_anneals_sharp_scores() -> None:
@@ -224,8 +224,8 @@ def test_the_entropic_preset_anneals_sharp_scores() -> None:
             summed[tokens[:2]] += mass
         return summed
 
-    expected = begins(law(entropic(score_temperature)))
-    plain = begins(law(lambda steps, z: (as_paper(steps, z) * odds(z, "prod")) ** (1 / score_temperature)))
+    expected = begins(distribution(entropic(score_temperature)))
+    plain = begins(distribution(lambda steps, z: (as_paper(steps, z) * odds(z, "prod")) ** (1 / score_temperature)))
     bound = tv_bound(expected, n / 10)
     assert tv(begins(empirical(posterior)), expected) < bound
     assert tv(plain, expected) > 2 * bound
@@ -318,16 +318,16 @@ def test_our_enumeration_agrees() -> None:
 
 
 def test_particle_gibbs_on_the_same_program() -> None:
-    """300 iterations of 16 particles; references finish at different steps. The chain mixes fast, so a tenth of its lanes is a safe ESS."""
+    """300 iterations of 16 particles; references finish at different steps. The chain mixes fast: a tenth of them is a safe ESS."""
     pyro.set_rng_seed(10)
     _, posterior = exact()
     chain = ParticleGibbs(solve, 16, resampler="systematic").run(300, "a")
     by_first: dict[int, float] = defaultdict(float)
     for x, mass in posterior.items():
         by_first[x[0]] += mass
-    found = dict(chain.marginal(lambda lane: key(lane)[0]).probs)
+    found = dict(chain.marginal(lambda particle: key(particle)[0]).probs)
     assert tv(found, by_first) < tv_bound(by_first, 480, z=3.0)
-    assert tv(found, dict(Enumeration(solve).run("b").marginal(lambda lane: key(lane)[0]).probs)) > tv_bound(by_first, 480, z=3.0)
+    assert tv(found, dict(Enumeration(solve).run("b").marginal(lambda particle: key(particle)[0]).probs)) > tv_bound(by_first, 480, z=3.0)
 
 
 @pytest.mark.parametrize(("likelihood", "prior"), [(0.0, 1.0), (0.3, 1.0), (2.0, 1.0), (1.0, 2.0), (0.5, 0.5)])

@@ -14,7 +14,7 @@ from pyro.infer import MCMC, EmpiricalMarginal
 from ppl_llm import PAD, SMC, Context, Enumeration, reasoning
 from ppl_llm.inference import ParticleGibbs, SuffixMH, TemperMessenger
 from ppl_llm.inference.mcmc.replicate import replicate
-from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, key, law, solve, trajectories
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, distribution, key, solve, trajectories
 
 Z = 4.9  # false alarm 1e-6
 
@@ -25,7 +25,7 @@ def likelihood(z: tuple[float, ...]) -> float:
 
 def first_token_law() -> torch.Tensor:
     table = torch.zeros(4, dtype=torch.float64)
-    for x, mass in law(lambda steps, z: likelihood(z)).items():
+    for x, mass in distribution(lambda steps, z: likelihood(z)).items():
         table[x[0]] += mass
     return table
 
@@ -55,7 +55,7 @@ def test_empirical_marginal_of_steps() -> None:
     assert drawn.shape == (4000, MAX_TOKENS)
     exact = first_token_law()
     assert near(torch.bincount(drawn[:, 0], minlength=4).double() / 4000, exact, 300)
-    by_first = posterior.marginal(lambda lane: key(lane)[0])
+    by_first = posterior.marginal(lambda particle: key(particle)[0])
     assert near(torch.tensor([by_first[v] for v in range(4)]), exact, 300)
 
 
@@ -111,10 +111,10 @@ def test_handlers_change_the_target(name: str) -> None:
 
 
 def test_replaying_the_posterior_as_a_batch() -> None:
-    """All lanes of a posterior at once: condition on its sites in a plate gives the contexts that it returned."""
+    """All particles of a posterior at once: condition on its sites in a plate gives the contexts that it returned."""
     pyro.set_rng_seed(4)
     posterior = SMC(solve, 64).run("a")
-    with pyro.plate("lanes", 64, dim=-1):
+    with pyro.plate("particles", 64, dim=-1):
         context: Context = poutine.condition(solve, posterior.sites)("a")
     assert torch.equal(context.tokens, posterior.value.tokens)
     assert (context.tokens != PAD).sum(-1).tolist() == context.lengths.tolist()

@@ -42,12 +42,12 @@ class RecordingLM(TabularLM):
 
 
 class ForcedLM(TabularLM):
-    """Draws given steps, one for each lane."""
+    """Draws given steps, one for each particle."""
 
     steps: Tensor
 
-    def sample_step(self, context: Any, lanes: Any, options: Any) -> StepSample:
-        return StepSample(self.steps, torch.zeros(lanes))
+    def sample_step(self, context: Any, particles: Any, options: Any) -> StepSample:
+        return StepSample(self.steps, torch.zeros(particles))
 
 
 def program(lm: TabularLM, preset: str = "twisted", max_steps: int = 4, **kwargs: Any) -> Any:
@@ -70,17 +70,17 @@ def finished(steps: list[Step]) -> bool:
 
 
 def beams(draw: Any, preset: str, width: int, expand: int, max_steps: int) -> list[list[Step]]:
-    lanes: list[list[Step]] = [[] for _ in range(width * expand)]
+    particles: list[list[Step]] = [[] for _ in range(width * expand)]
     completed: list[list[Step]] = []
     for t in range(max_steps):
-        lanes = [[*lane, draw(t, i)] for i, lane in enumerate(lanes)]
-        completed += [lane for lane in lanes if finished(lane)]
-        active = [lane for lane in lanes if not finished(lane)]
+        particles = [[*particle, draw(t, i)] for i, particle in enumerate(particles)]
+        completed += [particle for particle in particles if finished(particle)]
+        active = [particle for particle in particles if not finished(particle)]
         if not active:
             break
         best = sorted(range(len(active)), key=lambda i: -score(active[i], preset))[:width]
         kept = [active[i] for i in sorted(best)]
-        lanes = [kept[i % len(kept)] for i in range(width * expand)]
+        particles = [kept[i % len(kept)] for i in range(width * expand)]
     return (completed + active)[: width * expand]
 
 
@@ -98,10 +98,10 @@ def test_beam_search_follows_the_reward_model(preset: str) -> None:
     assert posterior.scores is not None
     for problem in range(20):
         expected = beams(lambda t, i, p=problem: step(t, i, p), preset, 2, 3, 4)
-        assert [lm.decode([v for s in lane for v in s]) for lane in expected] == [row[problem] for row in posterior.value.text]
-        assert posterior.scores[:, problem].tolist() == pytest.approx([score(lane, preset) for lane in expected], abs=1e-5)
-        assert posterior.lengths[:, problem].tolist() == [len(lane) for lane in expected]
-        assert posterior.value.done[:, problem].tolist() == [finished(lane) for lane in expected]
+        assert [lm.decode([v for s in particle for v in s]) for particle in expected] == [row[problem] for row in posterior.value.text]
+        assert posterior.scores[:, problem].tolist() == pytest.approx([score(particle, preset) for particle in expected], abs=1e-5)
+        assert posterior.lengths[:, problem].tolist() == [len(particle) for particle in expected]
+        assert posterior.value.done[:, problem].tolist() == [finished(particle) for particle in expected]
     assert posterior.cost["tokens_sampled"] == sum(int((tokens >= 0).sum()) for tokens in drawn)  # the replay draws nothing
 
 
@@ -178,9 +178,9 @@ def test_choose_works_with_every_search(preset: str, problem: Any) -> None:
         assert {chosen} <= {None, "1", "2"} if nesting == 0 else len(chosen) == 3
         assert posterior.answers() is not None
     best = BestOfN(model, 6, max_plate_nesting=nesting).run(problem)
-    lanes = best.weights.argmax(0)
+    particles = best.weights.argmax(0)
     answers = best.value.answers()
-    expected = answers[int(lanes)] if nesting == 0 else [answers[int(n)][p] for p, n in enumerate(lanes)]
+    expected = answers[int(particles)] if nesting == 0 else [answers[int(n)][p] for p, n in enumerate(particles)]
     assert model.choose(best) == expected
 
 

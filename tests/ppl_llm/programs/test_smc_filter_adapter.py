@@ -11,7 +11,7 @@ import torch
 from pyro.infer import SMCFilter
 
 from ppl_llm import SMC, SMCFilterAdapter, TabularLM, TabularReward, reasoning
-from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, key, law
+from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, distribution, key
 
 OPTIONS = {"stop": ";", "max_tokens": MAX_TOKENS, "max_steps": MAX_STEPS, "temperature": TEMPERATURE}
 
@@ -28,7 +28,7 @@ def filtered(particles: int, ess_threshold: float = 0.5, preset: str = "exact") 
 def exact_law(tokens: int = 1) -> dict[tuple[int, ...], float]:
     """Posterior of the first tokens, by enumeration."""
     table: dict[tuple[int, ...], float] = defaultdict(float)
-    for x, mass in law(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)).items():
+    for x, mass in distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)).items():
         table[x[:tokens]] += mass
     return dict(table)
 
@@ -81,7 +81,7 @@ def test_lanes_follow_their_ancestors() -> None:
     """A particle's context and its integer are permuted alike: copies have the same text."""
     pyro.set_rng_seed(3)
     adapter, smc = filtered(50, ess_threshold=1.0)
-    rows = smc.state["lane"]
+    rows = smc.state["particle"]
     assert len(rows.unique()) < 50
     context = adapter.context(smc.state)
     assert [key(context[i]) for i in range(50)] == [key(adapter._context[int(row)]) for row in rows]

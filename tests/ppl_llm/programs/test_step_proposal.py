@@ -23,13 +23,13 @@ DRAFT = torch.randn(4, 4, 4, generator=_generator, dtype=torch.float64)
 
 
 class ListedLM(TabularLM):
-    """Draws given steps, lane by lane, and tells their probability."""
+    """Draws given steps, particle by particle, and tells their probability."""
 
     steps: Tensor
     round: int = 0
 
-    def sample_step(self, context: Context, lanes: torch.Size, options: StepOptions) -> StepSample:
-        tokens = self.steps[self.round].expand(*lanes, -1)
+    def sample_step(self, context: Context, particles: torch.Size, options: StepOptions) -> StepSample:
+        tokens = self.steps[self.round].expand(*particles, -1)
         self.round += 1
         return StepSample(tokens, self.step_log_prob(context, tokens, options))
 
@@ -196,15 +196,15 @@ def test_audit_of_a_filter_with_proposals() -> None:
     steps=st.lists(st.lists(st.sampled_from(["a;", "b;", "ab", ";", "$"]), min_size=3, max_size=3), max_size=3),
 )
 def test_contexts_after_another_prompt(problems: list[str], prefix: str, steps: list[list[str]]) -> None:
-    """The same steps, ends and lanes that are done, as if they had been written after the other prompt."""
+    """The same steps, ends and particles that are done, as if they had been written after the other prompt."""
     old, new = LM.start(problems), LM.start([prefix + problem for problem in problems])
     root = new
     for row in steps:
         texts = row[: len(problems)]
         tokens = torch.full((len(problems), 2), PAD)
-        for lane, text in enumerate(texts):
-            if not bool(old.done[lane]):
-                tokens[lane, : len(text)] = torch.tensor([SYMBOLS.index(symbol) for symbol in text])
+        for particle, text in enumerate(texts):
+            if not bool(old.done[particle]):
+                tokens[particle, : len(text)] = torch.tensor([SYMBOLS.index(symbol) for symbol in text])
         old, new = old.extend(tokens, stop=";"), new.extend(tokens, stop=";")
     found = moved(old, root)
     for name in ("tokens", "lengths", "prompt_lengths", "ends", "reasons", "done", "problem_index"):

@@ -201,7 +201,7 @@ def test_the_key_is_sent_and_is_nowhere_else(monkeypatch: pytest.MonkeyPatch, ca
     assert SECRET.encode() not in saved
     again = pickle.loads(saved)
     again._transport = Script()
-    assert post(again) == [(0, 0)], "a loaded client reads the key anew"
+    assert post(again) == [(0, 0)], "a loaded client reads the key again"
     assert again._transport.requests[0].headers["authorization"] == f"Bearer {SECRET}"
 
 

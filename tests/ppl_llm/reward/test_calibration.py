@@ -1,4 +1,4 @@
-"""Calibration recovers what made the scores dishonest, and makes them honest."""
+"""Calibration recovers the map that distorted the scores, and undoes it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_fitting_recovers_the_map(temperature: float, bias: float) -> None:
     assert fitted.temperature == pytest.approx(temperature, rel=0.03) and fitted.bias == pytest.approx(bias, abs=0.03)
 
 
-def test_overconfident_scores_become_honest() -> None:
+def test_overconfident_scores_become_calibrated() -> None:
     torch.manual_seed(0)
-    honest = 1.5 * torch.randn(8000)
-    labels = torch.bernoulli(honest.sigmoid())
-    raw = 3.0 * honest - 1.0
+    true_log_odds = 1.5 * torch.randn(8000)
+    labels = torch.bernoulli(true_log_odds.sigmoid())
+    raw = 3.0 * true_log_odds - 1.0
     fitted = Calibration.fit(raw[:4000], labels[:4000])
     before, after = raw[4000:].sigmoid(), fitted(raw[4000:]).sigmoid()
     held_out = labels[4000:]

@@ -19,11 +19,10 @@ from ppl_llm.distributions.step_reward import POTENTIALS
 from ppl_llm.inference import ParticlePosterior
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.reward.base import RewardModel
+from ppl_llm.reward.combined_reward import ProductReward, SumReward
 from ppl_llm.reward.function_reward import FunctionReward
 from ppl_llm.reward.judge_reward import JudgeReward
-from ppl_llm.reward.product_reward import ProductReward
 from ppl_llm.reward.self_certainty import SelfCertainty, split_step
-from ppl_llm.reward.sum_reward import SumReward
 from tests.helpers.tiny_models import language_model, plain_logits
 
 DIFFERENCE = next(name for name in ("difference", "ratio") if name in POTENTIALS)
@@ -91,7 +90,7 @@ def rewards() -> dict[str, RewardModel]:
 
 @pytest.mark.parametrize("name", list(rewards()))
 def test_laws_of_reward_models(name: str):
-    """Shape, dtype, repeated scores of finished lanes, and no dependence on what was noted, on other lanes or on the way there."""
+    """Shape, dtype, repeated scores of finished sequences, and no dependence on what was cached, on other sequences or on the way there."""
     reward, fresh, lm = rewards()[name], rewards()[name], tabular()
     assert isinstance(reward, RewardModel)
     torch.manual_seed(1)
@@ -116,10 +115,10 @@ def test_laws_of_reward_models(name: str):
 
 @pytest.mark.parametrize("name", list(rewards()))
 def test_smc_agrees_with_enumeration(name: str):
-    """Length and first letter of the text under SMC; without the reward their law is further off than SMC with 6000 particles is."""
+    """Length and first letter of the text under SMC; without the reward they are further off than SMC with 6000 particles is."""
 
-    def law(posterior: ParticlePosterior) -> dict[Any, float]:
-        return dict(posterior.marginal(lambda lane: (len(lane.text), lane.text[:1], bool(lane.done))).probs)
+    def distribution(posterior: ParticlePosterior) -> dict[Any, float]:
+        return dict(posterior.marginal(lambda sequence: (len(sequence.text), sequence.text[:1], bool(sequence.done))).probs)
 
     def distance(p: dict[Any, float], q: dict[Any, float]) -> float:
         return sum(abs(p.get(x, 0.0) - q.get(x, 0.0)) for x in p | q) / 2
@@ -128,8 +127,8 @@ def test_smc_agrees_with_enumeration(name: str):
     pyro.set_rng_seed(2)
     posterior = SMC(program(rewards()[name]), num_particles=6000, ess_threshold=0.7).run("a")
     assert float(posterior.log_evidence) == pytest.approx(float(exact.log_evidence), abs=0.06)
-    assert distance(law(posterior), law(exact)) < 0.04
-    assert distance(law(Enumeration(program(Free())).run("a")), law(exact)) > 0.04
+    assert distance(distribution(posterior), distribution(exact)) < 0.04
+    assert distance(distribution(Enumeration(program(Free())).run("a")), distribution(exact)) > 0.04
 
 
 # -------------------------------------------------------------------------------------------------------------- functions of texts
@@ -247,7 +246,7 @@ def test_certain_parts():
         [pytest.approx(1.5), INF, -INF, -INF]
     ]
     assert SumReward([given(INF, -INF, 0.0), given(1.5, 2.0, -2.0)]).step_log_odds(ANY).tolist() == [[INF, -INF, -2.0]]
-    with pytest.raises(ValueError, match=r"step 1 of lane \(0,\) contradict each other"):
+    with pytest.raises(ValueError, match=r"step 1 of sequence \(0,\) contradict each other"):
         SumReward([given(0.0, INF), given(0.0, -INF)]).step_log_odds(ANY)
     assert SumReward([given(INF)], [0.0]).step_log_odds(ANY.extend(torch.tensor([[0, 2]]), ";")).tolist() == [[0.0]]
 
@@ -304,12 +303,12 @@ def test_a_transformers_judge_reads_two_logits():
         context = context.extend(torch.tensor([row + [PAD] * (24 - len(row)) for row in ids]))
     z = judge.step_log_odds(context)
     yes, no = (other.tokenizer.convert_tokens_to_ids(word) for word in "79")
-    for lane in range(3):
+    for sequence in range(3):
         for step in range(2):
-            answer = "".join(context.steps[lane][: step + 1])
+            answer = "".join(context.steps[sequence][: step + 1])
             asked = other.start(judge._default_prompt("What is 12 + 30?", answer))
             logits = plain_logits(other.model, asked.tokens.tolist())[-1]
-            assert float(z[lane, step]) == pytest.approx(float(logits[yes] - logits[no]), abs=1e-4)
+            assert float(z[sequence, step]) == pytest.approx(float(logits[yes] - logits[no]), abs=1e-4)
     assert "solution so far" in judge._default_prompt("", "") and "final answer" in JudgeReward(other, yes="7", no="9")._default_prompt(
         "", ""
     )
@@ -361,11 +360,11 @@ def test_self_certainty_of_a_transformer():
     for _ in range(3):
         context = context.extend(LLMStep(context, max_tokens=6, temperature=0.7).expand((4,)).sample())
     z = torch.nn.functional.logsigmoid(reward.step_log_odds(context))
-    for i, lane in enumerate(context):
-        log_probs = plain_logits(lm.model, lane.tokens[: int(lane.lengths)].tolist()).log_softmax(-1)
-        for t, (start, end) in enumerate(zip(lane.step_starts.tolist(), lane.ends.tolist(), strict=True)):
+    for i, sequence in enumerate(context):
+        log_probs = plain_logits(lm.model, sequence.tokens[: int(sequence.lengths)].tolist()).log_softmax(-1)
+        for t, (start, end) in enumerate(zip(sequence.step_starts.tolist(), sequence.ends.tolist(), strict=True)):
             if end > start:
-                each = [float(log_probs[at - 1, int(lane.tokens[at])]) for at in range(start, end)]
+                each = [float(log_probs[at - 1, int(sequence.tokens[at])]) for at in range(start, end)]
                 assert float(z[i, t]) == pytest.approx(sum(each) / len(each), abs=1e-4)
 
 
@@ -373,7 +372,7 @@ def test_self_certainty_needs_the_stop_of_the_steps():
     context = tabular().start("a").expand((2,)).extend(torch.tensor([[2, PAD], [0, 0]]), stop=";")
     SelfCertainty(stop=";").step_log_odds(context)
     for measure in ("log_prob", "entropy"):
-        with pytest.raises(ValueError, match=r"step 0 of lane \(0,\) has probability zero .*needs the stop"):
+        with pytest.raises(ValueError, match=r"step 0 of sequence \(0,\) has probability zero .*needs the stop"):
             SelfCertainty(measure, stop="b").step_log_odds(context)
 
 
@@ -419,8 +418,8 @@ def test_smc_with_the_demo_model():
     pyro.set_rng_seed(0)
     posterior = SMC(solve(ProductReward([SelfCertainty(), verifier])), num_particles=16, ess_threshold=0.5).run(problem)
     assert bool(torch.isfinite(posterior.log_evidence))
-    kept = [lane for lane, weight in zip(posterior.value, posterior.weights.tolist(), strict=True) if weight > 0]
-    assert kept and all(extract_answer(lane.text) == wanted for lane in kept if bool(lane.done))
-    assert any(bool(lane.done) for lane in kept)
+    kept = [sequence for sequence, weight in zip(posterior.value, posterior.weights.tolist(), strict=True) if weight > 0]
+    assert kept and all(extract_answer(sequence.text) == wanted for sequence in kept if bool(sequence.done))
+    assert any(bool(sequence.done) for sequence in kept)
     judge = JudgeReward(lm, prompt=lambda p, answer: f"{p} {answer}", yes="1", no="0")
     assert bool(torch.isfinite(SMC(solve(judge), num_particles=6).run(problem).log_evidence))

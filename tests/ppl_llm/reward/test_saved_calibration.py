@@ -17,8 +17,7 @@ from ppl_llm.context_cache import label_of
 from ppl_llm.demo import PRM_DIR, example
 from ppl_llm.evaluation.run import evaluate
 from ppl_llm.evaluation.source import Models
-from ppl_llm.reward.calibration import Calibration
-from ppl_llm.reward.saved_calibration import SavedCalibration, identity_of, load_calibration
+from ppl_llm.reward.calibration import Calibration, SavedCalibration, identity_of, load_calibration
 
 HALF = Calibration(2.0, -0.5)
 
@@ -82,7 +81,7 @@ def test_applied_by_the_reward_model(file: Path, tmp_path: Path) -> None:
         ):
             torch.testing.assert_close(scores, expected)
             assert scores.dtype == torch.float32
-    # Notes on a context are raw: reward models with other maps share them, and none is applied twice.
+    # Cache entries of a context are raw: reward models with other maps share them, and none is applied twice.
     torch.testing.assert_close(raw.step_log_odds(context) / 2 - 0.5, given.step_log_odds(context))
     assert label_of(given) != label_of(raw)
     assert TransformersPRM.from_pretrained("demo", calibration=None).calibration is None
@@ -94,26 +93,26 @@ def test_an_evaluation_with_a_calibration(file: Path, tmp_path: Path) -> None:
     """The recorded log-odds are the calibrated ones, the same samples otherwise; the folder knows."""
     problems = list(load_problems("demo", limit=2))
     arguments: dict[str, Any] = {"methods": ["importance"], "budgets": [2]}
-    plain, honest = Models(max_steps=4, max_tokens=40), Models(max_steps=4, max_tokens=40, calibration=(2.0, -0.5))
+    plain, calibrated = Models(max_steps=4, max_tokens=40), Models(max_steps=4, max_tokens=40, calibration=(2.0, -0.5))
     evaluate(problems, plain, tmp_path / "plain", **arguments)
-    evaluate(problems, honest, tmp_path / "honest", **arguments)
+    evaluate(problems, calibrated, tmp_path / "calibrated", **arguments)
     raw, mapped = (
         [c for line in (tmp_path / name / "records.jsonl").read_text().splitlines() for c in json.loads(line)["candidates"]]
-        for name in ("plain", "honest")
+        for name in ("plain", "calibrated")
     )
     assert [c["path"] for c in raw] == [c["path"] for c in mapped]
     for before, after in zip(raw, mapped, strict=True):
         assert after["log_odds"] == pytest.approx([z / 2 - 0.5 for z in before["log_odds"]], rel=1e-5, abs=1e-5)
     with pytest.raises(ValueError, match=r"calibration: None there, \[2\.0, -0\.5\] now"):
-        evaluate(problems, honest, tmp_path / "plain", **arguments)
+        evaluate(problems, calibrated, tmp_path / "plain", **arguments)
 
 
 def test_on_the_command_line(file: Path, tmp_path: Path) -> None:
     run = CliRunner()
     solve = ["solve", example(1).text, "--particles", "2", "--json", "--max-steps", "4"]
-    plain, honest = (json.loads(run.invoke(app, [*solve, *more]).stdout) for more in ([], ["--calibration", str(file)]))
-    assert honest["settings"]["calibration"] == {"temperature": 2.0, "bias": -0.5} and "calibration" not in plain["settings"]
-    assert honest["log_evidence"] != plain["log_evidence"]
+    plain, calibrated = (json.loads(run.invoke(app, [*solve, *more]).stdout) for more in ([], ["--calibration", str(file)]))
+    assert calibrated["settings"]["calibration"] == {"temperature": 2.0, "bias": -0.5} and "calibration" not in plain["settings"]
+    assert calibrated["log_evidence"] != plain["log_evidence"]
     for command in (solve, ["evaluate", "demo", "--out", str(tmp_path / "run")]):
         refused = run.invoke(app, [*command, "--prm", "demo-weak", "--calibration", str(file)])
         assert refused.exit_code == 2 and "was fitted for the reward model 'demo'" in refused.stderr

@@ -99,10 +99,10 @@ def test_scores_of_finished_answers(kind: str, labels: int):
     context = after(TEXTS, ["So 42.|", "7 * 6|", None, None])
     z = orm.step_log_odds(context)
     wanted = []
-    for lane in context:
-        logits = plain_logits(kind, labels, lane.text.strip())
+    for sequence in context:
+        logits = plain_logits(kind, labels, sequence.text.strip())
         odds = logits[0] if labels == 1 else logits[1] - logits[[i for i in range(labels) if i != 1]].logsumexp(0)
-        wanted.append([float(odds) if bool(done) else -9.0 for done in (lane.ends[0] == lane.ends[1], True)])
+        wanted.append([float(odds) if bool(done) else -9.0 for done in (sequence.ends[0] == sequence.ends[1], True)])
     torch.testing.assert_close(z, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
     assert z.dtype == torch.float32 and len({round(float(value), 4) for value in z[:, 1]}) == 4
 
@@ -124,8 +124,8 @@ def test_prompts_are_run_once():
         orm.step_log_odds(context)
         orm.step_log_odds(context)
     assert meter.totals["prm_calls"] == 4
-    stem = orm._stem(PROBLEM, orm._encoded(PROBLEM, "9")["input_ids"])
-    assert stem > 20 and meter.totals["prm_tokens"] == stem + sum(length - stem for length in lengths.values())
+    shared = orm._shared_prompt(PROBLEM, orm._encoded(PROBLEM, "9")["input_ids"])
+    assert shared > 20 and meter.totals["prm_tokens"] == shared + sum(length - shared for length in lengths.values())
     orm.release_caches()
     torch.testing.assert_close(orm.step_log_odds(after(["So 42.|"])), orm.step_log_odds(context)[:1])
 

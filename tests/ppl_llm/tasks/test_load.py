@@ -129,3 +129,61 @@ def test_a_real_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(load_problems(datasets.load_dataset("org/name", split="test"))) == expected
     with pytest.raises(ValueError, match=r"org/name \(test\), row 1: no field 'gold' for the answer"):
         list(load_problems("org/name", answer="gold"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    """UTF-8 with and without a byte order mark, UTF-16 with one (Python's ``utf-16``) and in either order of bytes."""
+    rows = [{"problem": "é\u2028½?", "answer": "½"}, {"problem": "2+2?", "answer": "4"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
+    (tmp_path / "rows.jsonl").write_bytes(("\ufeff" + text if encoding.endswith("e") else text).encode(encoding))
+    assert [(p.text, p.answer) for p in load_problems(tmp_path / "rows.jsonl")] == [("é\u2028½?", "½"), ("2+2?", "4")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"problem": "café", "answer": "1"}'.encode("latin-1"), r"line 2: not UTF-8 \(byte 0xe9 at 17\); convert the file"),
+        ('{"problem": "x"}'.encode("utf-16-le"), "line 2: not JSON"),
+        (b'{"problem": "x", "answer": ' + b"1" * 5000 + b"}", "line 2: .*digits"),
+        (b'{"problem": "x", "answer": ' + b"[" * 100_000, "line 2: .*recursion"),
+        (b'{"problem": "x", "answer": ["1", "2"]}', r"line 2: the answer must be one text or number, got \['1', '2'\]"),
+        (b'{"problem": "x", "answer": {"value": 2}}', r"line 2: the answer must be one text or number, got \{'value': 2\}"),
+        (b'{"problem": "x", "answer": []}', r"line 2: the answer must be one text or number, got \[\]"),
+        (b'{"problem": "x", "answer": NaN}', "line 2: the answer nan is not a number"),
+    ],
+)
+def test_lines_that_cannot_be_read(tmp_path: Path, line: bytes, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"problem": "fine", "answer": "1"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, " + message):
+        list(load_problems(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ('{"answer": ["2"]}', "2"),
+        ('{"answer": [[2.0]]}', "2"),
+        ('{"answer": null, "final_answer": "5"}', "5"),
+        ('{"answer": null, "final_answer": null}', None),
+        ('{"final_answer": "5"}', "5"),
+        ('{"answer": 0.00001}', "0.00001"),
+        ('{"answer": 1e-7}', "0.0000001"),
+        ('{"answer": 1.5e22}', "15000000000000000000000"),
+        ('{"answer": -0.25}', "-0.25"),
+        ('{"answer": 27.0}', "27"),
+        ('{"answer": 100}', "100"),
+        ('{"answer": true}', "True"),
+    ],
+)
+def test_right_answers(tmp_path: Path, row: str, answer: str | None) -> None:
+    path = write(tmp_path / "rows.jsonl", row.replace("{", '{"problem": "x", ', 1))
+    (problem,) = load_problems(path)
+    assert problem.answer == answer
+    assert answer is None or problem.is_right(answer)
+
+
+def test_a_file_in_utf_16_that_was_cut(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes('{"problem": "x"}\n{"problem": "y"}'.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: not UTF-16 \(truncated data\)"):
+        list(load_problems(tmp_path / "rows.jsonl"))

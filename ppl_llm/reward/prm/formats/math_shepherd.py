@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .base import one_block
-from .plain_ids import plain_ids
+from .base import one_block, plain_ids
 
 _NUMBERED = re.compile(r"Step\s+\d+\s*:", re.IGNORECASE)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import one_block
-from .plain_ids import ids_with_specials, without_token
+from .base import ids_with_specials, one_block, without_token
 
 DEFAULT_SYSTEM_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 

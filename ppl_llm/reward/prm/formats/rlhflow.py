@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import one_block
-from .plain_ids import ids_with_specials, plain_ids, single_id
+from .base import ids_with_specials, one_block, plain_ids, single_id
 
 _PROBE = "first words"
 _SECOND = "second words"
@@ -14,7 +13,7 @@ _SECOND = "second words"
 class RLHFlowFormat:
     """Turns ``user: problem step_1``, ``assistant: +``, ``user: step_2``, ... (a :class:`~ppl_llm.reward.prm.formats.base.PRMFormat`).
 
-    A step is scored where the assistant's grade is predicted; the conversation goes on as if it had been good.
+    A step is scored where the assistant's grade is predicted; the conversation continues as if it had been good.
 
     :param tokenizer: the model's tokenizer, with its chat template.
     :param str good_token: the assistant's word for a good step.

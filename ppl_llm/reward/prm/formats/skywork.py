@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .plain_ids import ids_with_specials, plain_ids
+from .base import ids_with_specials, plain_ids
 
 
 class SkyworkFormat:

@@ -46,7 +46,7 @@ def recipes(directories: dict[str, Path]) -> dict[str, Recipe]:
 
 
 def written(texts: list[str | None]) -> Tensor:
-    """A step for each lane; ``None`` for a finished lane, ``|`` for the end of text."""
+    """A step for each sequence; ``None`` for a finished sequence, ``|`` for the end of text."""
     rows = [[] if text is None else tokenizer()(text.replace("|", "<|im_end|>"), add_special_tokens=False)["input_ids"] for text in texts]
     width = max(1, *map(len, rows))
     return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
@@ -59,24 +59,24 @@ def sentence(rng: random.Random, step: int) -> str:
 
 
 def expected(recipe: Recipe, context: Context, whole: Callable[[str], str] | None = None) -> Tensor:
-    """Scores by the recipe; a finished lane repeats its last one."""
+    """Scores by the recipe; a finished sequence repeats its last one."""
     rows = []
-    for lane in context:
-        steps = [step.strip() for step in lane.steps]
+    for sequence in context:
+        steps = [step.strip() for step in sequence.steps]
         texts = [steps[: k + 1] for k in range(len(steps))]
         if whole is None:
-            scores = recipe(lane.problem, steps)
+            scores = recipe(sequence.problem, steps)
         else:
-            decoded = ["".join(lane.steps[: k + 1]) for k in range(len(steps))]
-            scores = [recipe(lane.problem, [whole(text)])[0] for text in decoded]
+            decoded = ["".join(sequence.steps[: k + 1]) for k in range(len(steps))]
+            scores = [recipe(sequence.problem, [whole(text)])[0] for text in decoded]
         assert len(scores) == len(texts)
-        taken = (lane.ends != lane.step_starts).cumsum(-1)
+        taken = (sequence.ends != sequence.step_starts).cumsum(-1)
         rows.append(torch.tensor(scores)[taken - 1])
     return torch.stack(rows)
 
 
 def run_filter(prm: TransformersPRM, check: Callable[[Context], None], seed: int, problems: Any = PROBLEMS[0], steps: int = 4) -> None:
-    """A random particle filter: ragged steps, lanes that finish, resampling, evicted caches, rounds without scoring."""
+    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, rounds without scoring."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     context = language_model().start(problems).expand((5,))
@@ -181,7 +181,9 @@ def test_batches_of_problems(name: str, directories: dict[str, Path], recipes: d
 
 def _late(scorer: Any) -> Callable[..., Any]:
     score = scorer.score
-    return lambda note, lanes, ids, lengths, stems, first, at: score(note, lanes, ids, lengths, stems, (first - 1).clamp(min=0), at - 1)
+    return lambda entry, index, ids, lengths, prompts, first, at: score(
+        entry, index, ids, lengths, prompts, (first - 1).clamp(min=0), at - 1
+    )
 
 
 MUTANTS: dict[str, tuple[list[str], Callable[[TransformersPRM], None]]] = {

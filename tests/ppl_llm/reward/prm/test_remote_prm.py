@@ -101,7 +101,7 @@ def remote(server: FakeServer, directory: Path, **options: Any) -> RemotePRM:
 def test_scores_are_those_of_the_published_recipe(
     name: str, endpoint: str, directories: dict[str, Path], recipes: dict[str, Recipe], serve: Serve
 ) -> None:
-    """Over random particle filters with ragged steps, finished lanes and resampling; the family is recognised by the directory."""
+    """Over random particle filters with ragged steps, finished sequences and resampling; the family is recognised by the directory."""
     prm = remote(serve(name, endpoint), directories[name], endpoint=endpoint)
     assert prm.family == name
     for seed in range(2):
@@ -144,8 +144,8 @@ def test_mutants_are_rejected(mutant: Any, directories: dict[str, Path], recipes
         run_filter(prm, compare(prm, recipes["rlhflow"]), 1)  # type: ignore[arg-type]
 
 
-def trace(lanes: int = 3) -> Any:
-    return language_model().start(PROBLEMS[0]).expand((lanes,)).extend(written([f"{k % 2} is it.\n\n" for k in range(lanes)]))
+def trace(sequences: int = 3) -> Any:
+    return language_model().start(PROBLEMS[0]).expand((sequences,)).extend(written([f"{k % 2} is it.\n\n" for k in range(sequences)]))
 
 
 def test_equal_lanes_are_asked_for_once_and_no_step_twice(directories: dict[str, Path], serve: Serve) -> None:
@@ -187,7 +187,7 @@ def test_what_a_server_cannot_do_is_said(directories: dict[str, Path], serve: Se
         remote(serve("rlhflow"), directories["rlhflow"], endpoint="pooling").step_log_odds(trace())
     with pytest.raises(ValueError, match="has a head of its own; serve it with --runner pooling"):
         remote(serve("qwen"), directories["qwen"], endpoint="completions")
-    with pytest.raises(ValueError, match=r"trace of lane 0 has \d+ tokens .* exceeds its context of 16 tokens"):
+    with pytest.raises(ValueError, match=r"trace of sequence 0 has \d+ tokens .* exceeds its context of 16 tokens"):
         remote(serve("qwen"), directories["qwen"], max_length=16).step_log_odds(trace())
     with pytest.raises(ServerError, match="reward model changed under way"):
         remote(serve("qwen", faults=lambda call: Fault("model") if call == 1 else None), directories["qwen"]).step_log_odds(trace())

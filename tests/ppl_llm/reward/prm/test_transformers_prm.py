@@ -44,15 +44,15 @@ def full_scores(net: Qwen2PRM, problem: str, steps: list[str]) -> Tensor:
 
 def expected(net: Qwen2PRM, context: Context) -> Tensor:
     rows = []
-    for lane in context:
-        scores = full_scores(net, lane.problem, lane.steps)
-        taken = (lane.ends != lane.step_starts).cumsum(-1)
+    for sequence in context:
+        scores = full_scores(net, sequence.problem, sequence.steps)
+        taken = (sequence.ends != sequence.step_starts).cumsum(-1)
         rows.append(scores[taken - 1])
     return torch.stack(rows)
 
 
 def steps_of(context: Context, texts: list[str | None], width: int = 24) -> Tensor:
-    """A step for each lane; ``None`` for a finished lane, ``|`` for the end of text."""
+    """A step for each sequence; ``None`` for a finished sequence, ``|`` for the end of text."""
     rows = []
     for text in texts:
         ids = [] if text is None else tokenizer()(text.replace("|", "<|im_end|>"), add_special_tokens=False)["input_ids"]
@@ -215,7 +215,7 @@ def test_unusable_directories(tmp_path: Path):
 def test_a_trace_that_is_too_long():
     lm, prm = language_model(), TransformersPRM(reward_net(max_position_embeddings=80), tokenizer())
     context = lm.start("7 * 6").expand((2,)).extend(torch.full((2, 60), tokenizer().convert_tokens_to_ids("q")))
-    with pytest.raises(ValueError, match=r"the trace of lane 0 has 1\d\d tokens .* exceeds its context of 80 tokens"):
+    with pytest.raises(ValueError, match=r"the trace of sequence 0 has 1\d\d tokens .* exceeds its context of 80 tokens"):
         prm.step_log_odds(context)
 
 
@@ -226,5 +226,5 @@ def test_a_score_that_is_nan():
     prm.step_log_odds(context)
     context = context.extend(steps_of(context, ["7\n\n", "8\n\n"]))
     prm.model.score[2].bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"the log-odds of step 1 of lane 0 .* is nan"):
+    with pytest.raises(ValueError, match=r"the log-odds of step 1 of sequence 0 .* is nan"):
         prm.step_log_odds(context)

@@ -1,46 +1,13 @@
-"""Extraction and votes."""
+"""Votes."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppl_llm import argmax, extract_answer, majority, weighted_majority
+from ppl_llm import argmax, majority, weighted_majority
 
 exactly = settings(max_examples=100, deadline=None, derandomize=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"The final answer is $\boxed{25}$.", "25"),
-        (r"\boxed{1} and then \boxed{2}", "2"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\left\{ x \mid x>0 \right\}}", r"\left\{ x \mid x>0 \right\}"),
-        (r"\boxed{a_{b_{c}}} rest", "a_{b_{c}}"),
-        (r"$\boxed {7}$", "7"),
-        (r"\boxed 7$ is it", "7"),
-        (r"\boxed{ $x = 3$. }", "x = 3"),
-        (r"\boxed{4} but \boxed{unclosed", "4"),
-        (r"\boxed{}", ""),
-        ("no box at all", None),
-        (r"\boxed", None),
-    ],
-)
-def test_extraction(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
-
-
-balanced = st.recursive(
-    st.text(alphabet="abc01 +", max_size=4), lambda inner: st.tuples(inner, inner).map(lambda p: f"{p[0]}{{{p[1]}}}"), max_leaves=6
-)
-
-
-@exactly
-@given(content=balanced, before=st.text(alphabet="xy{} ", max_size=6))
-def test_nested_braces_round_trip(content: str, before: str) -> None:
-    assert extract_answer(before + r"\boxed{" + content + "}") == content.strip()
 
 
 answers = st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=8)

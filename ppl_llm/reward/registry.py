@@ -1,0 +1,29 @@
+"""The table of reward models."""
+
+from __future__ import annotations
+
+from .base import RewardModel
+from .calibration import CalibratedReward
+from .combined_reward import ProductReward, SumReward
+from .function_reward import FunctionReward
+from .judge_reward import JudgeReward
+from .prm.remote_prm import RemotePRM
+from .prm.transformers_prm import TransformersPRM
+from .self_certainty import SelfCertainty
+from .tabular_reward import TabularReward
+from .transformers_orm import TransformersORM
+
+REWARDS: dict[str, type[RewardModel]] = {
+    "calibrated": CalibratedReward,
+    "function": FunctionReward,
+    "judge": JudgeReward,
+    "product": ProductReward,
+    "remote-prm": RemotePRM,
+    "self-certainty": SelfCertainty,
+    "sum": SumReward,
+    "tabular": TabularReward,
+    "transformers-orm": TransformersORM,
+    "transformers-prm": TransformersPRM,
+}
+"""Every reward model that the package exports, by name. The families of process reward models have a table of their own,
+:data:`~ppl_llm.reward.prm.families.FAMILIES`."""
