@@ -126,7 +126,7 @@ def best_of_majority_at_k(candidates: Sequence[Candidate], k: int, frequency: fl
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k!r}")
     counts = tally(candidates, lambda candidate: 1.0)
-    # Divided, not multiplied: 0.7 * 10 is more than 7.
+    # Divided, not multiplied: 0.28 * 25 is more than 7.
     frequent = [answer for answer, count in counts.items() if count / len(candidates) >= frequency] or list(counts)
     rewards = {a: max(log_score(c, aggregation) for c in candidates if c.answer == a) for a in frequent}
     return sorted(rewards, key=lambda answer: -rewards[answer])[:k]

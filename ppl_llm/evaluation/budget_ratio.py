@@ -30,12 +30,13 @@ class BudgetRatio(NamedTuple):
     overlap: float
 
     def __str__(self) -> str:
+        value, low, high = (f"{x:.1f}" if x >= 1 else f"{x:.2f}" for x in self[:3])
         if not math.isnan(self.value):
-            return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+            return f"{value} [{low}, {high}]"
         shares = f"({self.overlap:.0%} overlap)"
         if self.low > 0:
-            return f"> {self.low:.1f} {shares}"
-        return f"< {self.high:.1f} {shares}" if math.isfinite(self.high) else f"unknown {shares}"
+            return f"> {low} {shares}"
+        return f"< {high} {shares}" if math.isfinite(self.high) else f"unknown {shares}"
 
 
 def bootstrap_ratio(
