@@ -18,13 +18,14 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 from .prefix_table import Ints, PrefixTable
 
 _ROWS = 256
-"""Lanes whose given steps are scored at a time."""
+"""Sequences whose given steps are scored at a time."""
 
 
 class TableLM(TransformersLM):
     """Every prefix is run once, whatever method, budget and seed asks for it; see :class:`PrefixTable`.
 
-    The law is that of :class:`~ppl_llm.TransformersLM`, and so are the tokens drawn from the same uniforms, up to the last bits of logits.
+    The distribution is that of :class:`~ppl_llm.TransformersLM`, and so are the tokens drawn from the same uniforms, up to the last bits
+    of logits.
     """
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
@@ -35,18 +36,18 @@ class TableLM(TransformersLM):
         """Nothing: the table holds what later work is sure to ask for."""
 
     def _run(self, context: Context, active: Tensor, options: StepOptions, u: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        lanes = active.numpy()
+        sequences = active.numpy()
         nodes = self.table.find(self._rows(context, active))
         automaton = self.stop_automaton(options.stop)
         table, eos = automaton.table.numpy(), self.eos_ids.numpy()
         room = (self.max_length - context.lengths).flatten()[active].clamp(max=options.max_tokens).numpy()
         uniforms, drawn = u.numpy(), tokens.numpy()
-        totals = np.zeros(len(lanes))
-        state, alive = np.zeros(len(lanes), dtype=np.int64), np.arange(len(lanes))
+        totals = np.zeros(len(sequences))
+        state, alive = np.zeros(len(sequences), dtype=np.int64), np.arange(len(sequences))
         for k in range(options.max_tokens):
             distinct, which = np.unique(nodes[alive], return_inverse=True)
-            token, log_prob = _draw(warp(self.table.outputs(distinct), options), which, uniforms[lanes[alive], k])
-            drawn[lanes[alive], k] = token
+            token, log_prob = _draw(warp(self.table.outputs(distinct), options), which, uniforms[sequences[alive], k])
+            drawn[sequences[alive], k] = token
             totals[alive] += log_prob
             nodes[alive] = self.table.children(nodes[alive], token)
             state[alive] = table[state[alive], token]
@@ -76,7 +77,7 @@ class TableLM(TransformersLM):
 def _draw(logits: Tensor, which: Ints, u: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
     """Tokens ``[A]`` and their log-probabilities: row ``which[i]`` of ``logits [D, V]`` at the uniform ``u[i]``.
 
-    The arithmetic of :func:`~ppl_llm.lm.decoding.sampling.inverse_cdf`, done once for lanes that stand at one prefix.
+    The arithmetic of :func:`~ppl_llm.lm.decoding.sampling.inverse_cdf`, done once for sequences that stand at one prefix.
     """
     top = logits.amax(-1, keepdim=True)
     cdf = (logits - top).exp_().cumsum(-1, dtype=torch.float64)

@@ -188,15 +188,15 @@ def false_positives(found: dict[str, list[Selection]], ks: list[int]) -> Figure:
 class Coverage:
     """pass@k and maj@k of the independent samples.
 
-    :ivar PowerLaw law: fitted to pass@k, ``None`` where it has no two values between 0 and 1.
-    :ivar float misfit: root mean squared difference between pass@k and the law.
+    :ivar PowerLaw power_law: fitted to pass@k, ``None`` where it has no two values between 0 and 1.
+    :ivar float misfit: root mean squared difference between pass@k and the power law.
     :ivar str missing: ``n of N problems``, where some have no samples.
     """
 
     ks: list[int]
     passed: list[Interval]
     voted: list[Interval]
-    law: PowerLaw | None
+    power_law: PowerLaw | None
     misfit: float
     missing: str = ""
 
@@ -212,11 +212,11 @@ class Coverage:
         voted = [proportion(vote(k)) for k in ks]
         values = [interval.value for interval in passed]
         try:
-            law = fit_coverage(ks, values)
+            power_law = fit_coverage(ks, values)
         except ValueError:
             return cls(ks, passed, voted, None, math.nan, results.sampled())
-        misfit = math.sqrt(np.nanmean((law(ks) - np.array(values)) ** 2))
-        return cls(ks, passed, voted, law, misfit, results.sampled())
+        misfit = math.sqrt(np.nanmean((power_law(ks) - np.array(values)) ** 2))
+        return cls(ks, passed, voted, power_law, misfit, results.sampled())
 
 
 def counts(results: Results) -> list[int]:

@@ -141,10 +141,10 @@ def coverage_section(results: Results, prefix: str = "") -> Section:
     values = [interval.value for interval in coverage.passed]
     words = f"pass@k goes from {values[0]:.2f} at 1 to {values[-1]:.2f} at {coverage.ks[-1]}"
     fit = "no power law could be fitted"
-    if coverage.law is not None:
-        law = coverage.law
+    if coverage.power_law is not None:
+        law = coverage.power_law
         fit = f"fitted power law exp(-{law.scale:.3f} k^-{law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
-    drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.law)
+    drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.power_law)
     plot = Plot(f"{prefix}coverage", "Coverage", f"{words}; {fit}.", drawn)
     note = (
         "pass@k: some of k samples is right (unbiased estimate). maj@k: a majority vote among k samples is. "

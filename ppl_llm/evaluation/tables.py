@@ -104,8 +104,8 @@ def coverage_rows(found: Coverage) -> Rows:
         ["pass@k", *map(interval, found.passed)],
         ["maj@k", *map(interval, found.voted)],
     ]
-    if found.law is not None:
-        rows.append(["fitted power law", *(f"{value:.3f}" for value in found.law(found.ks))])
+    if found.power_law is not None:
+        rows.append(["fitted power law", *(f"{value:.3f}" for value in found.power_law(found.ks))])
     return rows
 
 

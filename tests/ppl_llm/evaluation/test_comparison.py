@@ -116,9 +116,9 @@ def test_coverage_by_hand() -> None:
     found = Coverage.of(samples())
     assert found.ks == [1, 2, 4] and [value.value for value in found.passed] == pytest.approx([0.5, 5 / 6, 1.0])
     assert found.voted[2].value == 0.5  # two against two: a tie, whose order is random
-    assert found.law is not None and found.misfit == pytest.approx(0.02703, abs=1e-5)  # through the first two points: 0.0468 off at 4
+    assert found.power_law is not None and found.misfit == pytest.approx(0.02703, abs=1e-5)  # through the first two points: 0.0468 off at 4
     hopeless = Results([record("p", "importance", 4, 0, False, candidates=[sample("2", 1.0)] * 4)])
-    assert Coverage.of(hopeless).law is None
+    assert Coverage.of(hopeless).power_law is None
 
 
 def test_scores_of_whole_solutions_are_votes_of_their_own(tmp_path: Path) -> None:
