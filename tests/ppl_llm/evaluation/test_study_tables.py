@@ -73,7 +73,7 @@ def test_the_text_has_no_figure_of_its_own() -> None:
         r"<!-- table: .*?<!-- end of table -->",
         r"<!-- (?:point|cell): .*?<!-- / -->",
         r"`[^`]*`",
-        r"AUROC \.\d\d(?: and \.\d\d)?",
+        r"AUROC\s+\.\d\d(?:\s+and\s+\.\d\d)?",
     ):
         text = re.sub(shown, "", text, flags=re.DOTALL)
     assert re.findall(r"(?<![\w.])[+-]?0?\.\d{2,}", text) == []
