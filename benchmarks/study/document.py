@@ -17,7 +17,7 @@ _VALUE = re.compile(r"(<!-- (cell|point): ([\w-]+) \| ([^|]+?) \| ([^|]+?) -->).
 
 
 def refreshed(text: str, study: Study) -> str:
-    """A document with every table and every quoted figure written anew.
+    """A document with every table and every quoted figure up to date.
 
     :raises KeyError: for a table, row, column or setting that there is not.
     """

@@ -14,7 +14,7 @@ from ppl_llm.programs.models import ReasoningModel
 from ppl_llm.reward.base import RewardModel
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
 
-from .memo_reward import MemoReward
+from .cached_reward import CachedReward
 from .settings import Setting
 from .synthetic import Errors, SyntheticReward, labels
 from .table_lm import TableLM
@@ -30,7 +30,7 @@ class Networks:
 
     def __init__(self) -> None:
         self.lm = TableLM.from_pretrained("demo")
-        self._prms: dict[str | Errors, MemoReward] = {}
+        self._prms: dict[str | Errors, CachedReward] = {}
         self._fitted: dict[str | Errors, Calibration] = {}
 
     def forget(self) -> None:
@@ -57,10 +57,10 @@ class Networks:
             self._fitted[prm] = Calibration.fit(torch.tensor([z for z, _ in flat]), torch.tensor([float(right) for _, right in flat]))
         return self._fitted[prm]
 
-    def _prm(self, which: str | Errors) -> MemoReward:
+    def _prm(self, which: str | Errors) -> CachedReward:
         if which not in self._prms:
             inner: Any = SyntheticReward(which) if isinstance(which, Errors) else TablePRM.from_pretrained(which)
-            self._prms[which] = MemoReward(inner)
+            self._prms[which] = CachedReward(inner)
         return self._prms[which]
 
 
@@ -74,6 +74,6 @@ def steps_and_scores(model: ReasoningModel, problems: Sequence[str]) -> list[lis
     scores = model.prm.step_log_odds(context)
     found = []
     for p, problem in enumerate(problems):
-        lanes = context.select_plate(1, p)
-        found.append([(labels(problem, steps), scores[n, p, : len(steps)].tolist()) for n, steps in enumerate(lanes.steps)])
+        particles = context.select_plate(1, p)
+        found.append([(labels(problem, steps), scores[n, p, : len(steps)].tolist()) for n, steps in enumerate(particles.steps)])
     return found

@@ -150,10 +150,10 @@ class PrefixTable:
         self._stored[run], self._known[nodes] = True, True
 
     def _layer(self, index: int, layer: _Weights, x: Tensor, write: Tensor, read: Tensor, seen: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        lanes, width, _ = x.shape
+        rows, width, _ = x.shape
         heads, kv_heads = self._heads, self._kv_heads
         mixed = linear(rms_norm(x, x.shape[-1:], layer.norm_1, self._eps), layer.qkv, layer.qkv_bias).view(
-            lanes, width, heads + 2 * kv_heads, -1
+            rows, width, heads + 2 * kv_heads, -1
         )
         turned, value = mixed[:, :, : heads + kv_heads], mixed[:, :, heads + kv_heads :]
         half = turned.shape[-1] // 2
@@ -164,9 +164,9 @@ class PrefixTable:
         states = self._states[index]
         states.index_copy_(0, write.flatten(), torch.stack([key, value], 2).flatten(0, 1))
         keys, values = states.index_select(0, read.flatten()).view(*read.shape, *states.shape[1:]).permute(2, 0, 3, 1, 4)
-        folded = query.transpose(1, 2).reshape(lanes, kv_heads, -1, key.shape[-1])
+        folded = query.transpose(1, 2).reshape(rows, kv_heads, -1, key.shape[-1])
         attended = scaled_dot_product_attention(folded, keys, values, attn_mask=seen)
-        attended = attended.reshape(lanes, heads, width, -1).transpose(1, 2).reshape(lanes, width, -1)
+        attended = attended.reshape(rows, heads, width, -1).transpose(1, 2).reshape(rows, width, -1)
         x = x + linear(attended, layer.out)
         gate, up = linear(rms_norm(x, x.shape[-1:], layer.norm_2, self._eps), layer.gate_up).chunk(2, -1)
         return x + linear(silu(gate) * up, layer.down)

@@ -39,14 +39,14 @@ class TablePRM(TransformersPRM):
         """See :class:`~ppl_llm.TransformersPRM`; for contexts of one batch dimension."""
         prompts = [self.table.extend(-1, self._format.prompt(problem)) for problem in context.problems]
         nodes = np.zeros((len(context), context.num_steps), dtype=np.int64)
-        for lane, (tokens, start, ends, problem) in enumerate(
+        for sequence, (tokens, start, ends, problem) in enumerate(
             zip(context.tokens.numpy(), context.prompt_lengths.tolist(), context.ends.tolist(), context.problem_index.tolist(), strict=True)
         ):
             node, begin = prompts[problem], start
             for t, end in enumerate(ends):
                 if end > begin:
                     node = self.table.extend(node, self._step(context, t, tokens[begin:end]))
-                nodes[lane, t], begin = node, end
+                nodes[sequence, t], begin = node, end
         scores = self.table.outputs(nodes.reshape(-1))
         return scores.view(len(context), context.num_steps)
 

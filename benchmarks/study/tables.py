@@ -12,7 +12,7 @@ from ppl_llm.evaluation.aggregators import Candidate, log_score
 from ppl_llm.evaluation.metrics import auroc, calibration_error, reliability
 from ppl_llm.evaluation.page import Rows
 from ppl_llm.evaluation.results import Results
-from ppl_llm.evaluation.tables import as_text, interval, ratio, signed
+from ppl_llm.evaluation.tables import as_text, interval, signed
 from ppl_llm.reward.calibration import Calibration
 
 from .outcomes import Outcomes, Solution
@@ -99,7 +99,7 @@ def ratios(study: Study, setting: str) -> Rows:
     rows = [["budget of the baseline / budget of the method", *BASELINES]]
     for method in _order(results, NAMES):
         if method not in BASELINES:
-            rows.append([method, *(ratio(results.scaling_ratio(method, baseline)) for baseline in BASELINES)])
+            rows.append([method, *(str(results.scaling_ratio(method, baseline)) for baseline in BASELINES)])
     return rows
 
 
@@ -130,7 +130,9 @@ def winners(study: Study) -> Rows:
 
 def reward_models(study: Study) -> Rows:
     """What each reward model is like, measured on steps of the language model's own solutions."""
-    rows = [["reward model", "steps", "step AUROC", "correlation of neighbouring errors", "slope of honest log-odds", "calibration error"]]
+    rows = [
+        ["reward model", "steps", "step AUROC", "correlation of neighbouring errors", "slope of calibrated log-odds", "calibration error"]
+    ]
     rows[0] += [f"solution AUROC, {aggregation}" for aggregation in ("prod", "min", "last")]
     for setting in SETTINGS:
         if setting.name not in study or not study[setting.name].solutions or setting.name.startswith("temperature"):

@@ -21,7 +21,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One complete generation.
+    """One completion.
 
     :ivar Answer answer: extracted, ``None`` where there is none.
     :ivar float weight: posterior weight.
@@ -32,6 +32,7 @@ class Candidate:
     :ivar float temperature: at which it was sampled.
     :ivar str path: identifies the text, so that repeated paths are known.
     :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
+    :ivar float self_certainty: mean over the tokens, where it was recorded, see :func:`~ppl_llm.evaluation.self_certainty.self_certainty`.
     """
 
     answer: Answer
@@ -43,6 +44,7 @@ class Candidate:
     temperature: float = 1.0
     path: str | None = None
     whole_log_odds: float | None = None
+    self_certainty: float | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
@@ -109,17 +111,30 @@ def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Ans
     return max(given, key=lambda candidate: log_score(candidate, aggregation)).answer if given else None
 
 
-def best_of_majority(candidates: Sequence[Candidate], frequency: float = 0.1, aggregation: str = "last") -> Answer:
-    """Best-of-N among the answers of at least a given frequency (arXiv:2510.03199); among all where none is that frequent.
+def best_of_majority_at_k(candidates: Sequence[Candidate], k: int, frequency: float = 0.1, aggregation: str = "last") -> list[Answer]:
+    """Best-of-Majority (arXiv:2510.03199): of the answers of at least a given frequency, the k with the highest rewards, best first.
 
-    :param float frequency: least share of the candidates that an answer must have.
-    :raises ValueError: if it is not in [0, 1].
+    The reward of an answer is the highest score of its candidates. Where no answer is that frequent, all are taken; where fewer than k
+    are, so many are returned.
+
+    :param int k: answers that may be submitted.
+    :param float frequency: least share of the candidates that an answer must have (the paper's alpha).
+    :raises ValueError: if ``frequency`` is not in [0, 1], or ``k`` below 1.
     """
     if not 0 <= frequency <= 1:
         raise ValueError(f"frequency must lie in [0, 1], got {frequency!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k!r}")
     counts = tally(candidates, lambda candidate: 1.0)
-    frequent = {answer for answer, count in counts.items() if count >= frequency * len(candidates)}
-    return best_of_n([c for c in candidates if c.answer in frequent] or candidates, aggregation)
+    # Divided, not multiplied: 0.28 * 25 is more than 7.
+    frequent = [answer for answer, count in counts.items() if count / len(candidates) >= frequency] or list(counts)
+    rewards = {a: max(log_score(c, aggregation) for c in candidates if c.answer == a) for a in frequent}
+    return sorted(rewards, key=lambda answer: -rewards[answer])[:k]
+
+
+def best_of_majority(candidates: Sequence[Candidate], frequency: float = 0.1, aggregation: str = "last") -> Answer:
+    """The first answer of :func:`best_of_majority_at_k`; ``None`` if no candidate has an answer."""
+    return next(iter(best_of_majority_at_k(candidates, 1, frequency, aggregation)), None)
 
 
 def first_finish(candidates: Sequence[Candidate]) -> Answer:

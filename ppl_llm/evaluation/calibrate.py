@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..answers.voting import Answer
 from ..reward.calibration import Calibration, SavedCalibration, identity_of, log_product
 from .aggregators import Candidate, tally
-from .metrics import Bin, auroc, brier, calibration_error, reliability
+from .metrics import Bin, auroc, brier, calibration_error, half_of, reliability
 from .results import Results
 from .votes import fingerprint
 
@@ -75,12 +74,6 @@ def calibrate(results: Results, labels: str = "gold") -> Fit:
         bins[0],
         bins[1],
     )
-
-
-def half_of(problems: Sequence[str]) -> dict[str, int]:
-    """0 or 1 for each problem. Not every other one: where levels take turns, as in the demo, the halves would be of different levels."""
-    shuffled = np.random.default_rng(0).permutation(len(problems))
-    return {problem: int(place) % 2 for problem, place in zip(problems, shuffled, strict=True)}
 
 
 def saved(fit: Fit, results: Results, run: str, labels: str, prm: str | Path | None = None) -> SavedCalibration:

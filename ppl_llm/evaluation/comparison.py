@@ -12,13 +12,15 @@ import numpy as np
 
 from . import figures
 from .aggregators import multi_temperature_vote
-from .intervals import Interval, bootstrap
+from .diagnostics import labelled
+from .intervals import Interval, bootstrap, proportion
+from .metrics import Table as Numbers
+from .metrics import out_of
 from .page import Plot, Rows, Section, Table, page
 from .records import differences
-from .report import INTERVALS, coverage_section, curve_words, diagnostics, save, size, verifier_section
+from .report import DIFFERENCES, INTERVALS, RATIOS, coverage_section, curve_words, diagnostics, save, size, verifier_section
 from .results import Results
-from .results import Table as Numbers
-from .tables import all_budgets, interval, ratio, signed
+from .tables import accuracy_cell, all_budgets, cell, interval, signed
 
 
 class Comparison:
@@ -81,15 +83,18 @@ class Comparison:
         rows = [["accuracy", *map(str, budgets)]]
         for method in self.methods:
             for name, run in self.runs.items():
-                rows.append([f"{method}, {name}", *(interval(run.accuracy(method, budget)) for budget in budgets)])
-            rows.append([f"{method}, difference", *(signed(self.difference(method, budget)) for budget in budgets)])
+                rows.append([f"{method}, {name}", *(accuracy_cell(run, method, budget) for budget in budgets)])
+            rows.append([f"{method}, difference", *(self._difference_cell(method, budget) for budget in budgets)])
         return rows
 
     def ratio_rows(self) -> Rows:
         """Method by method: the budget that the first run needs for the accuracy that the second has."""
         one, two = self.names
-        found = [(method, self.second.scaling_ratio(method, method, self.first)) for method in self.methods]
-        return [["method", f"budget of {one} / budget of {two}"], *([method, ratio(value)] for method, value in found)]
+        rows = [["method", f"budget of {one} / budget of {two}"]]
+        for method in self.methods:
+            missing = [f"{name}: {text}" for name, run in self.runs.items() if (text := run.least_evaluated(method))]
+            rows.append([labelled(method, ", ".join(missing)), str(self.second.scaling_ratio(method, method, self.first))])
+        return rows
 
     def temperature_rows(self) -> Rows:
         """A vote across two temperatures, and the majority votes within each, at the same number of samples."""
@@ -97,24 +102,32 @@ class Comparison:
         budgets = [b for b in all_budgets(self.first) if not np.isnan(across_temperatures(runs, b)).all()]
         rows = [["vote", *map(str, budgets)]]
         for name, run in self.runs.items():
-            rows.append([f"majority, {name}", *(interval(bootstrap(run.offline("majority", budget))) for budget in budgets)])
-        return [*rows, ["multi-temperature", *(interval(bootstrap(across_temperatures(runs, budget))) for budget in budgets)]]
+            label = labelled(f"majority, {name}", run.sampled())
+            rows.append([label, *(interval(proportion(run.offline("majority", budget))) for budget in budgets)])
+        label = labelled("multi-temperature", out_of(set(self.first.samples) & set(self.second.samples), self.first.num_problems))
+        return [*rows, [label, *(interval(proportion(across_temperatures(runs, budget))) for budget in budgets)]]
+
+    def _difference_cell(self, method: str, budget: int) -> str:
+        both = [set(run.by_key.get((method, budget), ())) for run in self.runs.values()]
+        return cell(signed(self.difference(method, budget)), out_of(both[0] & both[1], self.first.num_problems))
 
     def sections(self) -> list[Section]:
         """Of the page."""
         runs = list(self.runs.items())
         caption = "Settings in which the runs differ." if self.changed else "The runs have the same settings."
         words = " ".join(f"{name}: {curve_words(run)}" for name, run in runs)
-        both = Plot("accuracy-of-both", f"Accuracy against generations; dashes are {self.names[1]}", words, figures.scaling(self.runs))
+        both = Plot("accuracy-of-both", f"Accuracy against completions; dashes are {self.names[1]}", words, figures.scaling(self.runs))
         found = [
             Section("What differs", self._shared(), [Table(caption, self.setting_rows(), words=True)]),
             Section("Accuracy", "", [both]),
         ]
         if self.methods:
             one, two = self.names
-            note = f"Differences are {two} minus {one}, paired by problem and seed, with {INTERVALS}; both resampled together."
+            note = f"Differences are {two} minus {one}, paired by problem and seed, with {DIFFERENCES}; both resampled together."
             found.append(Section("Paired differences", note, [Table("Methods that both runs have.", self.difference_rows())]))
-            found.append(Section("Ratio of budgets at equal accuracy", "", [Table(f"Above 1, {two} is ahead.", self.ratio_rows())]))
+            found.append(
+                Section("Ratio of budgets at equal accuracy", "", [Table(f"Above 1, {two} is ahead; {RATIOS}.", self.ratio_rows())])
+            )
         side = [self._plot(name, run, i) for i, (name, run) in enumerate(runs)]
         found.append(Section("Curves side by side", "", [[plot] for plot in side] if len(self.first.methods) > 6 else [side]))
         if self.first.samples and self.second.samples:
@@ -127,7 +140,7 @@ class Comparison:
         if statements:
             figure = diagnostics.reliability_diagram(statements, "posterior probability of the answer")
             title = "Calibration of the posterior"
-            plot = Plot("calibration-of-both", title, "On the diagonal a posterior is honest; the table has the scores.", figure)
+            plot = Plot("calibration-of-both", title, "On the diagonal a posterior is calibrated; the table has the scores.", figure)
             head, *rows = [diagnostics.CALIBRATION_HEAD, *(s.row() for s in statements)]
             found.append(Section(title, "", [plot, Table("At the largest budget.", [head, *rows])]))
         return found
@@ -137,8 +150,8 @@ class Comparison:
         one, two = self.names
         return [
             ("Settings in which the runs differ", self.setting_rows()),
-            (f"Accuracy of both runs, and {two} minus {one} paired by problem and seed, with {INTERVALS}", self.difference_rows()),
-            (f"How many times the budget {one} needs for the accuracy of {two}", self.ratio_rows()),
+            (f"Accuracy of both runs, with {INTERVALS}; {two} minus {one} paired, with {DIFFERENCES}", self.difference_rows()),
+            (f"How many times the budget {one} needs for the accuracy of {two}, with {RATIOS}", self.ratio_rows()),
         ]
 
     def write(self, folder: str | Path) -> Path:

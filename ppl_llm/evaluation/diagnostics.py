@@ -12,10 +12,21 @@ import numpy as np
 
 from .aggregators import Candidate, log_score
 from .drawing import figure, legend_beside, powers_of_two, style
-from .intervals import Interval, bootstrap
+from .intervals import Interval, proportion
 from .methods import METHODS
-from .metrics import PowerLaw, auroc, best_of_k_chances, brier, calibration_error, fit_coverage, majority_at_k, reliability
-from .results import SCORES, Results, Table, known_mean
+from .metrics import (
+    PowerLaw,
+    Table,
+    auroc,
+    best_of_k_chances,
+    brier,
+    calibration_error,
+    fit_coverage,
+    majority_at_k,
+    out_of,
+    reliability,
+)
+from .results import SCORES, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,18 +36,27 @@ THRESHOLD = 0.5
 
 
 class Stated(NamedTuple):
-    """Probabilities that someone states, and what came of them."""
+    """Probabilities that someone states, and what came of them.
+
+    :ivar str missing: ``n of N problems``, where some are missing.
+    """
 
     name: str
     probabilities: list[float]
     labels: list[bool]
+    missing: str = ""
 
     def row(self) -> list[str]:
         """Name, number, Brier score, expected calibration error, AUROC."""
         error = calibration_error(reliability(self.probabilities, self.labels))
         ranked = auroc(self.probabilities, self.labels)
         numbers = brier(self.probabilities, self.labels), error, ranked
-        return [self.name, f"{len(self.labels):,}", *("" if math.isnan(x) else f"{x:.3f}" for x in numbers)]
+        return [labelled(self.name, self.missing), f"{len(self.labels):,}", *("" if math.isnan(x) else f"{x:.3f}" for x in numbers)]
+
+
+def labelled(name: str, missing: str) -> str:
+    """A label of a table, with what is missing behind it."""
+    return f"{name} ({missing})" if missing else name
 
 
 CALIBRATION_HEAD = ["stated by", "solutions", "Brier", "calibration error", "AUROC"]
@@ -44,14 +64,15 @@ CALIBRATION_HEAD = ["stated by", "solutions", "Brier", "calibration error", "AUR
 
 def reward_statements(results: Results) -> list[Stated]:
     """The scores of all independent samples, by each aggregation, as probabilities of a right answer."""
-    pools = [(pool, results.right(problem, pool)) for (problem, _), pool in results.samples.items()]
+    pools = [(cell, pool, results.right(cell[0], pool)) for cell, pool in results.samples.items()]
     found = []
     for aggregation in SCORES:
-        rows = [
-            (candidate, right) for pool, hits in pools if scored(pool, aggregation) for candidate, right in zip(pool, hits, strict=True)
-        ]
+        known = [(cell, pool, hits) for cell, pool, hits in pools if scored(pool, aggregation)]
+        rows = [row for _, pool, hits in known for row in zip(pool, hits, strict=True)]
         if rows:
-            found.append(Stated(aggregation, [math.exp(log_score(c, aggregation)) for c, _ in rows], [right for _, right in rows]))
+            stated = [math.exp(log_score(c, aggregation)) for c, _ in rows]
+            missing = out_of((cell for cell, _, _ in known), results.num_problems)
+            found.append(Stated(aggregation, stated, [right for _, right in rows], missing))
     return found
 
 
@@ -59,10 +80,11 @@ def posterior_statements(results: Results) -> list[Stated]:
     """The posterior probability of the answer given, every method that has a posterior at its largest budget."""
     found = []
     for method in with_posterior(results):
-        cells = results.by_key[method, results.budgets(method)[-1]].values()
+        key = method, results.budgets(method)[-1]
+        cells = results.by_key[key].values()
         stated = [(r["answers"].get(str(r["answer"]), 0.0), bool(r["correct"])) for r in cells if r["answer"] is not None]
         if stated:
-            found.append(Stated(method, [p for p, _ in stated], [right for _, right in stated]))
+            found.append(Stated(method, [p for p, _ in stated], [right for _, right in stated], results.evaluated(key)))
     return found
 
 
@@ -77,7 +99,7 @@ def scored(pool: Sequence[Candidate], aggregation: str) -> bool:
 
 
 def reliability_diagram(statements: Sequence[Stated], label: str) -> Figure:
-    """How often what is stated with a probability comes true; an honest source lies on the diagonal. The area of a mark grows with the
+    """How often what is stated with a probability comes true; a calibrated source lies on the diagonal. The area of a mark grows with the
     number of solutions behind it.
 
     :param str label: what is stated.
@@ -135,8 +157,8 @@ def selections(results: Results, aggregation: str, ks: Sequence[int]) -> list[Se
     found = []
     for k in ks:
         table = picked(k)
-        rate = bootstrap(table[..., 1:], lambda means: float(means[1] / means[0]) if means[0] > 0 else math.nan)
-        found.append(Selection(bootstrap(table[..., 0]), bootstrap(table[..., 1]), rate))
+        wrong, accepted, both = np.moveaxis(table, -1, 0)
+        found.append(Selection(proportion(wrong), proportion(accepted), proportion(both, accepted)))
     return found
 
 
@@ -166,15 +188,17 @@ def false_positives(found: dict[str, list[Selection]], ks: list[int]) -> Figure:
 class Coverage:
     """pass@k and maj@k of the independent samples.
 
-    :ivar PowerLaw law: fitted to pass@k, ``None`` where it has no two values between 0 and 1.
-    :ivar float misfit: root mean squared difference between pass@k and the law.
+    :ivar PowerLaw power_law: fitted to pass@k, ``None`` where it has no two values between 0 and 1.
+    :ivar float misfit: root mean squared difference between pass@k and the power law.
+    :ivar str missing: ``n of N problems``, where some have no samples.
     """
 
     ks: list[int]
     passed: list[Interval]
     voted: list[Interval]
-    law: PowerLaw | None
+    power_law: PowerLaw | None
     misfit: float
+    missing: str = ""
 
     @classmethod
     def of(cls, results: Results) -> Coverage:
@@ -184,14 +208,15 @@ class Coverage:
         def vote(k: int) -> Table:
             return results.over_samples(lambda problem, pool: majority_at_k(pool, partial(results.is_right, problem), k))
 
-        passed = [bootstrap(results.pass_at(k)) for k in ks]
+        passed = [proportion(results.pass_at(k)) for k in ks]
+        voted = [proportion(vote(k)) for k in ks]
         values = [interval.value for interval in passed]
         try:
-            law = fit_coverage(ks, values)
+            power_law = fit_coverage(ks, values)
         except ValueError:
-            return cls(ks, passed, [bootstrap(vote(k)) for k in ks], None, math.nan)
-        misfit = math.sqrt(known_mean((law(ks) - np.array(values)) ** 2))
-        return cls(ks, passed, [bootstrap(vote(k)) for k in ks], law, misfit)
+            return cls(ks, passed, voted, None, math.nan, results.sampled())
+        misfit = math.sqrt(np.nanmean((power_law(ks) - np.array(values)) ** 2))
+        return cls(ks, passed, voted, power_law, misfit, results.sampled())
 
 
 def counts(results: Results) -> list[int]:

@@ -10,8 +10,7 @@ import numpy as np
 
 from ..inference.util.names import unknown_name
 from .drawing import COLOURS, figure, legend_beside, powers_of_two, style
-from .metrics import PowerLaw
-from .results import Results
+from .metrics import Accuracies, PowerLaw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 _DASHES = ("-", "--", ":", "-.")
 
 
-def scaling(results: Results | Mapping[str, Results], against: str = "budget") -> Figure:
+def scaling(results: Accuracies | Mapping[str, Accuracies], against: str = "budget") -> Figure:
     """Accuracy of every method against its budget, or against a cost counter such as ``tokens_sampled``, with 95 % intervals.
 
     :param results: of one run, or of several by name; the same method has the same colour, and each run dashes of its own; methods that
@@ -27,7 +26,7 @@ def scaling(results: Results | Mapping[str, Results], against: str = "budget") -
     :param str against: ``budget``, or a counter of the records' cost.
     :raises ValueError: for a counter that no record has.
     """
-    runs = {"": results} if isinstance(results, Results) else dict(results)
+    runs = {"": results} if isinstance(results, Accuracies) else dict(results)
     costs = [record["cost"] for run in runs.values() for cells in run.by_key.values() for record in cells.values()]
     known = ("budget", *sorted(set().union(*costs)))
     if against not in known:
@@ -52,13 +51,13 @@ def scaling(results: Results | Mapping[str, Results], against: str = "budget") -
     else:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("generations per problem" if against == "budget" else f"{against.replace('_', ' ')} per problem")
+    axes.set_xlabel("completions per problem" if against == "budget" else f"{against.replace('_', ' ')} per problem")
     axes.set_ylabel("accuracy")
     legend_beside(drawn)
     return drawn
 
 
-def levels(results: Results) -> Figure:
+def levels(results: Accuracies) -> Figure:
     """Accuracy by level, every method at its largest budget."""
     names = sorted(set(results.levels.values()), key=str)
     drawn, axes = figure()
@@ -95,7 +94,7 @@ def coverage(ks: list[int], values: list[float], votes: list[float], law: PowerL
     return drawn
 
 
-def effective_sample_size(results: Results) -> Figure:
+def effective_sample_size(results: Accuracies) -> Figure:
     """Mean of ESS / particles at each step, every filter at its largest budget; the band holds eight of ten problems."""
     drawn, axes = figure()
     for i, (method, budget) in enumerate(with_ess(results)):
@@ -113,7 +112,7 @@ def effective_sample_size(results: Results) -> Figure:
     return drawn
 
 
-def with_ess(results: Results) -> list[tuple[str, int]]:
+def with_ess(results: Accuracies) -> list[tuple[str, int]]:
     """Methods, at their largest budgets, whose records have a trace of the effective sample size."""
     largest = [(method, results.budgets(method)[-1]) for method in results.methods]
     return [key for key in largest if any(record.get("ess") for record in results.by_key[key].values())]

@@ -58,7 +58,7 @@ class PPLHarnessLM(TemplateLM):
     :param lm: a language model, or a name as in :class:`~ppl_llm.evaluation.source.Models`.
     :param prm: a reward model, or a name.
     :param str method: see :data:`ppl_llm.evaluation.methods.METHODS`.
-    :param int budget: complete generations per request.
+    :param int budget: completions per request.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
     :param int max_steps: rounds at most.
@@ -131,8 +131,8 @@ class PPLHarnessLM(TemplateLM):
             for start in range(0, len(members), self.batch_size):
                 batch = members[start : start + self.batch_size]
                 solutions = self._solve(model, [_problem(requests[i].args[0]) for i in batch])
-                for i, (context, lane, answer) in zip(batch, solutions, strict=True):
-                    texts[i] = self._text(context[lane], answer, until, limit)
+                for i, (context, particle, answer) in zip(batch, solutions, strict=True):
+                    texts[i] = self._text(context[particle], answer, until, limit)
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
         return texts
 
@@ -161,7 +161,7 @@ class PPLHarnessLM(TemplateLM):
 
     @torch.no_grad()
     def _solve(self, model: ReasoningModel, problems: list[Any]) -> list[tuple[Context, int, Any]]:
-        """Of each problem: the lanes, the chosen one, and the answer."""
+        """Of each problem: the particles, the chosen one, and the answer."""
         pyro.set_rng_seed(int.from_bytes(hashlib.blake2b(f"{self.seed}/{self._batches}".encode(), digest_size=4).digest()))
         self._batches += 1
         posterior = (self.method.run or independent)(model, problems, self.budget)
@@ -173,9 +173,9 @@ class PPLHarnessLM(TemplateLM):
             chosen.append((posterior.value.select_plate(1, i), _best(pool, answer, vote, self.vote_aggregation), answer))
         return chosen
 
-    def _text(self, lane: Context, answer: Any, until: Iterable[str], limit: int | None) -> str:
-        begin, end = int(lane.prompt_lengths), int(lane.lengths)
-        text = self.lm.decode(lane.tokens[begin : end if limit is None else min(end, begin + int(limit))].tolist())
+    def _text(self, particle: Context, answer: Any, until: Iterable[str], limit: int | None) -> str:
+        begin, end = int(particle.prompt_lengths), int(particle.lengths)
+        text = self.lm.decode(particle.tokens[begin : end if limit is None else min(end, begin + int(limit))].tolist())
         for stop in until:
             text = text.partition(stop)[0]
         if self.answer_line is None or answer is None:
@@ -248,7 +248,7 @@ def _problem(text: str) -> Any:
 
 
 def _best(pool: Sequence[Candidate], answer: Any, vote: str, aggregation: str) -> int:
-    """The lane to show for an answer: by weight where weights decide, then by score; any lane counts where no answer was found."""
+    """The particle to show for an answer: by weight where weights decide, then by score; any particle counts where no answer was found."""
     weighted = vote == "posterior"
 
     def worth(n: int) -> tuple[float, float, int]:

@@ -1,16 +1,130 @@
-"""Figures of merit."""
+"""Figures of merit: accuracy and cost by method and budget, and what is computed from samples and scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..answers.voting import Answer
 from .aggregators import Candidate
+from .budget_ratio import BudgetRatio, bootstrap_ratio
+from .intervals import Interval, bootstrap, mean_over_problems, proportion
+
+Table = NDArray[np.float64]
+
+
+class Accuracies:
+    """Accuracy and cost by method and budget, from records.
+
+    :param records: see :mod:`ppl_llm.evaluation.work`.
+    :param dict configuration: what they were made with.
+    :ivar list problems: ids, in order of first appearance.
+    :ivar list seeds: of the records.
+    :ivar dict levels: level of each problem that has one.
+    :ivar int num_problems: that the run was about, those without any record included.
+    :raises ValueError: if there are no records.
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]], configuration: dict[str, Any] | None = None) -> None:
+        self.configuration = configuration or {}
+        self.by_key: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
+        problems: dict[str, Any] = {}
+        seeds: set[int] = set()
+        for record in records:
+            self.by_key.setdefault((record["method"], record["budget"]), {})[record["problem"], record["seed"]] = record
+            problems.setdefault(record["problem"], record.get("level"))
+            seeds.add(record["seed"])
+        if not problems:
+            raise ValueError("there are no records yet")
+        self.problems, self.seeds = list(problems), sorted(seeds)
+        self.levels = {problem: level for problem, level in problems.items() if level is not None}
+        self.num_problems = max(len(problems), self.configuration.get("num_problems", 0))
+
+    @property
+    def methods(self) -> list[str]:
+        """In order of appearance."""
+        return list(dict.fromkeys(method for method, _ in self.by_key))
+
+    def budgets(self, method: str) -> list[int]:
+        """Budgets at which a method has records."""
+        return sorted(budget for name, budget in self.by_key if name == method)
+
+    def table(self, method: str, budget: int, value: Callable[[dict[str, Any]], float] | None = None) -> Table:
+        """``[problems, seeds]`` of a number per record, nan where there is none; by default whether it is correct."""
+        measure = value if value is not None else lambda record: float(record["correct"])
+        cells = self.by_key.get((method, budget), {})
+        rows = [[measure(cells[p, s]) if (p, s) in cells else math.nan for s in self.seeds] for p in self.problems]
+        return np.array(rows, dtype=np.float64)
+
+    def accuracy(self, method: str, budget: int, problems: Sequence[str] | None = None) -> Interval:
+        """Share of correct answers, seeds averaged within problems, with Wilson's interval at the effective number of problems.
+
+        :param problems: only these.
+        """
+        table = self.table(method, budget)
+        if problems is not None:
+            table = table[[self.problems.index(p) for p in problems]]
+        return proportion(table)
+
+    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
+        """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed, with a bootstrap interval over
+        problems."""
+        return bootstrap(self.table(*first) - self.table(*second))
+
+    def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
+        """Mean of a cost counter per problem; nan if no record has it."""
+        return mean_over_problems(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+
+    def scaling_ratio(self, first: str, second: str, other: Accuracies | None = None) -> BudgetRatio:
+        """How many times the budget the second method needs for the accuracy of the first, or a bound where their accuracies hardly
+        overlap, see :mod:`ppl_llm.evaluation.budget_ratio`.
+
+        :param Accuracies other: where the second method's records are, of the same problems and seeds.
+        """
+        curves = []
+        for results, method in ((self, first), (other or self, second)):
+            budgets = results.budgets(method)
+            curves.append((budgets, np.stack([results.table(method, budget) for budget in budgets], -1)))
+        return bootstrap_ratio(*curves)
+
+    def evaluated(self, *keys: tuple[str, int], problems: Sequence[str] | None = None) -> str:
+        """``n of N problems``, or answers where every problem has some; empty where nothing is missing.
+
+        :param keys: (method, budget), all of which a problem must have.
+        :param problems: only these.
+        """
+        found = set.intersection(*(set(self.by_key.get(key, ())) for key in keys))
+        kept = set(self.problems if problems is None else problems)
+        return out_of((cell for cell in found if cell[0] in kept), self.num_problems if problems is None else len(kept))
+
+    def least_evaluated(self, method: str) -> str:
+        """The same at the budget at which most is missing."""
+        budget = min(self.budgets(method), key=lambda budget: len(self.by_key[method, budget]))
+        return self.evaluated((method, budget))
+
+
+def out_of(cells: Iterable[tuple[str, int]], total: int) -> str:
+    """``n of N problems``, or answers where every problem has some but not for all seeds; empty where nothing is missing.
+
+    :param cells: (problem, seed) of what there is.
+    :param int total: number of problems.
+    """
+    found = set(cells)
+    problems, seeds = {problem for problem, _ in found}, {seed for _, seed in found}
+    if len(problems) < total:
+        return f"{len(problems)} of {total} problems"
+    every = total * len(seeds)
+    return f"{len(found)} of {every} answers" if len(found) < every else ""
+
+
+def half_of(problems: Sequence[str]) -> dict[str, int]:
+    """0 or 1 for each problem. Not every other one: where levels take turns, as in the demo, the halves would be of different levels."""
+    shuffled = np.random.default_rng(0).permutation(len(problems))
+    return {problem: int(place) % 2 for problem, place in zip(problems, shuffled, strict=True)}
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

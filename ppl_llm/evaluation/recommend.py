@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import Interval, bootstrap
-from .results import Results, known_mean
+from .intervals import Array, Interval, mean_over_problems, problem_means, proportion
+from .metrics import half_of
+from .results import Results
 
 NUM_CLASSES = 3
 
@@ -22,7 +23,8 @@ class Choice:
     :ivar tuple agreement: range of the class: the share of the most frequent answer among independent samples.
     :ivar str run: name of the run, which stands for models and preset.
     :ivar float tokens: mean tokens sampled per problem.
-    :ivar Interval accuracy: on the problems of the class.
+    :ivar Interval accuracy: estimated on problems of the class that the choice was not made on, see :func:`recommend`; nan for a class
+        of one problem.
     """
 
     agreement: tuple[float, float]
@@ -54,15 +56,23 @@ def classes(share: dict[str, float]) -> list[tuple[tuple[float, float], list[str
     return [((share[part[0]], share[part[-1]]), part) for part in parts]
 
 
+Option = tuple[str, str, int, float]
+"""Run, method, budget, tokens per problem."""
+
+
 def recommend(runs: dict[str, Results], tokens: float) -> list[Choice]:
     """The most accurate (run, method, budget) of at most ``tokens`` sampled tokens per problem, for each class of difficulty.
+
+    The option is the best on all problems of the class. Its accuracy there would be too high, the more so the more options there are:
+    the best of equals is the luckiest. So each half of the problems also chooses an option for the other half, and the accuracy stated
+    is that of these options on the halves that did not choose them.
 
     :param dict runs: results by name; those of several presets or models on the same problems may be given together.
     :raises ValueError: if nothing is that cheap, or no run has independent samples.
     """
     with_samples = [results for results in runs.values() if results.samples]
     share = agreement(with_samples[0] if with_samples else next(iter(runs.values())))
-    options = [
+    options: list[Option] = [
         (name, method, budget, results.mean_cost(method, budget))
         for name, results in runs.items()
         for method in results.methods
@@ -72,21 +82,37 @@ def recommend(runs: dict[str, Results], tokens: float) -> list[Choice]:
     if not affordable:
         least = min((option[3] for option in options if not math.isnan(option[3])), default=math.nan)
         raise ValueError(f"no method of these runs takes at most {tokens:g} tokens per problem; the cheapest takes {least:.0f}")
+    means = {option: _problem_means(runs[option[0]], option) for option in affordable}
     choices = []
     for between, problems in classes(share):
-        name, method, budget, cost = max(
-            affordable, key=lambda option: (_mean(runs[option[0]], option[1], option[2], problems), -option[3])
-        )
-        table = _rows(runs[name], method, budget, problems)
-        choices.append(Choice(between, len(problems), name, method, budget, cost, bootstrap(table)))
+        name, method, budget, cost = _best(means, problems)
+        choices.append(Choice(between, len(problems), name, method, budget, cost, _cross_fitted(means, problems)))
     return choices
 
 
-def _rows(results: Results, method: str, budget: int, problems: Sequence[str]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    known = [results.problems.index(problem) for problem in problems if problem in results.problems]
-    return results.table(method, budget)[known]
+def _problem_means(results: Results, option: Option) -> dict[str, float]:
+    means = problem_means(results.table(option[1], option[2]))[:, 0]
+    return dict(zip(results.problems, means.tolist(), strict=True))
 
 
-def _mean(results: Results, method: str, budget: int, problems: Sequence[str]) -> float:
-    value = known_mean(_rows(results, method, budget, problems))
-    return -math.inf if math.isnan(value) else value
+def _best(means: dict[Option, dict[str, float]], problems: Sequence[str]) -> Option:
+    """The most accurate option on some problems, the cheapest of equals."""
+
+    def merit(option: Option) -> tuple[float, float]:
+        accuracy = mean_over_problems(_rows(means[option], problems))
+        return -math.inf if math.isnan(accuracy) else accuracy, -option[3]
+
+    return max(means, key=merit)
+
+
+def _cross_fitted(means: dict[Option, dict[str, float]], problems: Sequence[str]) -> Interval:
+    half = half_of(problems)
+    halves = [[problem for problem in problems if half[problem] == part] for part in (0, 1)]
+    if not all(halves):
+        return Interval(math.nan, math.nan, math.nan)
+    estimated = [_rows(means[_best(means, chosen_on)], own) for own, chosen_on in zip(halves, halves[::-1], strict=True)]
+    return proportion(np.concatenate(estimated))
+
+
+def _rows(means: dict[str, float], problems: Sequence[str]) -> Array:
+    return np.array([means.get(problem, math.nan) for problem in problems])

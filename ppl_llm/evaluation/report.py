@@ -23,18 +23,22 @@ from .tables import (
 )
 from .work import SHARED
 
-INTERVALS = "95 % bootstrap intervals over problems and seeds"
+INTERVALS = "95 % Wilson intervals at the effective number of problems"
+DIFFERENCES = "95 % bootstrap intervals over problems, seeds averaged within each"
+RATIOS = "95 % bootstrap intervals over problems, or one-sided bounds where more than a few draws share no accuracy"
 
 
 def tables(results: Results) -> list[tuple[str, Rows]]:
     """Titles and tables for a terminal."""
     found = [(f"Accuracy against budget, with {INTERVALS}", accuracy_rows(results))]
     if SHARED in results.methods and len(results.methods) > 1:
-        found.append(("Paired difference to the same number of independent weighted samples", difference_rows(results, SHARED)))
+        title = f"Paired difference to the same number of independent weighted samples, with {DIFFERENCES}"
+        found.append((title, difference_rows(results, SHARED)))
     if len(results.methods) > 1:
-        found.append(("How many times the budget a baseline (column) needs for the accuracy of a method (row)", ratio_rows(results)))
+        title = f"How many times the budget a baseline (column) needs for the accuracy of a method (row), with {RATIOS}"
+        found.append((title, ratio_rows(results)))
     if results.samples:
-        found.append(("Votes recomputed from the independent samples", offline_rows(results)))
+        found.append((f"Votes recomputed from the independent samples, with {INTERVALS}", offline_rows(results)))
     found.append(("Cost", cost_rows(results)))
     return found
 
@@ -73,25 +77,27 @@ def save(path: Path, text: str, sections: Sequence[Section]) -> Path:
 
 def size(results: Results) -> str:
     """How much a run holds."""
-    return f"{len(results.problems)} problems, {len(results.seeds)} seeds, {len(results.methods)} methods."
+    found = len(results.problems)
+    problems = f"{found} problems" if found == results.num_problems else f"{found} of {results.num_problems} problems"
+    return f"{problems}, {len(results.seeds)} seeds, {len(results.methods)} methods."
 
 
 def accuracy_sections(results: Results) -> list[Section]:
     """Accuracy against budget, tokens and level, and what it costs."""
     words = curve_words(results)
     accuracy: list[Table | Plot | list[Plot]] = [
-        Plot("accuracy-against-generations", "Accuracy against generations", words, figures.scaling(results)),
-        Table(f"Accuracy by budget (complete generations per problem), with {INTERVALS}.", accuracy_rows(results)),
+        Plot("accuracy-against-completions", "Accuracy against completions", words, figures.scaling(results)),
+        Table(f"Accuracy by budget (completions per problem), with {INTERVALS}.", accuracy_rows(results)),
     ]
     if SHARED in results.methods and len(results.methods) > 1:
-        caption = f"Accuracy minus that of as many independent weighted samples, paired by problem and seed, with {INTERVALS}."
+        caption = f"Accuracy minus that of as many independent weighted samples, paired by problem and seed, with {DIFFERENCES}."
         accuracy.append(Table(caption, difference_rows(results, SHARED)))
     found = [Section("Accuracy", "", accuracy)]
     if len(results.methods) > 1:
         note = (
             "How many times the budget the method of the column needs for the accuracy of the method of the row; above 1 the row is ahead."
         )
-        found.append(Section("Scaling-rate ratio", note, [Table("Ratio of budgets at equal accuracy.", ratio_rows(results))]))
+        found.append(Section("Scaling-rate ratio", note, [Table(f"Ratio of budgets, with {RATIOS}.", ratio_rows(results))]))
     found.append(Section("Cost", "", [*_token_plot(results), Table("Mean cost per problem at the largest budget.", cost_rows(results))]))
     if len(set(results.levels.values())) > 1:
         plot = Plot(
@@ -115,7 +121,7 @@ def diagnostic_sections(results: Results) -> list[Section]:
         found.append(Section("Expected accuracy under the posterior", note, [Table(f"With {INTERVALS}.", expected)]))
     statements = diagnostics.posterior_statements(results)
     if statements:
-        note = "The posterior probability of the answer given, against how often it is right. On the diagonal it is honest."
+        note = "The posterior probability of the answer given, against how often it is right. On the diagonal it is calibrated."
         figure = diagnostics.reliability_diagram(statements, "posterior probability of the answer")
         plot = Plot("calibration-of-the-posterior", "Reliability of the posterior", _calibration_words(statements), figure)
         found.append(Section("Calibration of the posterior", note, [plot, Table("At the largest budget.", calibration_rows(statements))]))
@@ -134,15 +140,15 @@ def coverage_section(results: Results, prefix: str = "") -> Section:
     coverage = diagnostics.Coverage.of(results)
     values = [interval.value for interval in coverage.passed]
     words = f"pass@k goes from {values[0]:.2f} at 1 to {values[-1]:.2f} at {coverage.ks[-1]}"
-    fit = "no law could be fitted"
-    if coverage.law is not None:
-        law = coverage.law
-        fit = f"fitted law exp(-{law.scale:.3f} k^-{law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
-    drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.law)
+    fit = "no power law could be fitted"
+    if coverage.power_law is not None:
+        law = coverage.power_law
+        fit = f"fitted power law exp(-{law.scale:.3f} k^-{law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
+    drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.power_law)
     plot = Plot(f"{prefix}coverage", "Coverage", f"{words}; {fit}.", drawn)
     note = (
         "pass@k: some of k samples is right (unbiased estimate). maj@k: a majority vote among k samples is. "
-        "The law, exp(-a k^-b), is that of Large Language Monkeys (arXiv:2407.21787)."
+        "The power law, exp(-a k^-b), is that of Large Language Monkeys (arXiv:2407.21787)."
     )
     return Section("Coverage", note, [plot, Table(f"With {INTERVALS}.", coverage_rows(coverage))])
 
@@ -169,7 +175,9 @@ def verifier_section(results: Results, prefix: str = "") -> Section:
         note,
         [
             Plot(f"{prefix}false-positives", "False positives", words, diagnostics.false_positives(picks, ks)),
-            Table(f"Picked and accepted solutions, averaged over all subsets, with {INTERVALS}.", selection_rows(picks, ks)),
+            Table(
+                f"Picked and accepted solutions, averaged over all subsets, with {INTERVALS}.", selection_rows(picks, ks, results.sampled())
+            ),
             Plot(f"{prefix}calibration-of-the-reward-model", "Reliability of the reward model", _calibration_words(statements), figure),
             Table("Scores of all samples as probabilities of a right answer, by aggregation of the steps.", calibration_rows(statements)),
         ],

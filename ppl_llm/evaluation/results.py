@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..tasks import RIGHT
 from .aggregators import (
@@ -24,17 +23,17 @@ from .aggregators import (
     posterior_majority,
     weighted_majority,
 )
-from .intervals import Interval, bootstrap
-from .metrics import pass_at_k
+from .figures import scaling
+from .intervals import Interval, mean_over_problems, proportion
+from .metrics import Accuracies, Table, out_of, pass_at_k
 from .records import CONFIGURATION, read_records
 from .rpc import rpc
+from .self_certainty import borda_vote
 from .votes import from_record
 from .work import SHARED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Table = NDArray[np.float64]
 
 SCORES = (*AGGREGATIONS, MODEL)
 """Scores of a solution that a run may have recorded."""
@@ -43,7 +42,9 @@ OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
     "majority": majority,
     "posterior": posterior_majority,
     "first-finish": first_finish,
-    "rpc": rpc,
+    "rpc, sum": rpc,
+    "rpc, mean": lambda pool: rpc(pool, "mean"),
+    "borda, self-certainty": borda_vote,
     **{f"best-of-majority, {a}": lambda pool, a=a: best_of_majority(pool, aggregation=a) for a in SCORES},  # type: ignore[misc]
     **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in SCORES},  # type: ignore[misc]
     **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in SCORES},  # type: ignore[misc]
@@ -51,30 +52,12 @@ OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
 """Votes over the independent samples, recomputed from records."""
 
 
-class Results:
-    """What a run's records say.
-
-    :param records: see :mod:`ppl_llm.evaluation.work`.
-    :param dict configuration: what they were made with.
-    :ivar list problems: ids, in order of first appearance.
-    :ivar list seeds:
-    :ivar dict levels: level of each problem that has one.
-    """
+class Results(Accuracies):
+    """What a run's records say, and what votes over its independent samples would have said."""
 
     def __init__(self, records: Iterable[dict[str, Any]], configuration: dict[str, Any] | None = None) -> None:
-        self.configuration = configuration or {}
+        super().__init__(records, configuration)
         self._offline: dict[tuple[str, int], Table] = {}
-        self.by_key: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
-        problems: dict[str, Any] = {}
-        seeds: set[int] = set()
-        for record in records:
-            self.by_key.setdefault((record["method"], record["budget"]), {})[record["problem"], record["seed"]] = record
-            problems.setdefault(record["problem"], record.get("level"))
-            seeds.add(record["seed"])
-        if not problems:
-            raise ValueError("there are no records yet")
-        self.problems, self.seeds = list(problems), sorted(seeds)
-        self.levels = {problem: level for problem, level in problems.items() if level is not None}
 
     @classmethod
     def read(cls, folder: str | Path) -> Results:
@@ -90,63 +73,20 @@ class Results:
         kept, known = dict.fromkeys(problems), set(seeds)
         order = {problem: i for i, problem in enumerate(kept)}
         records = [r for cells in self.by_key.values() for r in cells.values() if r["problem"] in kept and r["seed"] in known]
-        return Results(sorted(records, key=lambda record: order[record["problem"]]), self.configuration)
-
-    @property
-    def methods(self) -> list[str]:
-        """In order of appearance."""
-        return list(dict.fromkeys(method for method, _ in self.by_key))
-
-    def budgets(self, method: str) -> list[int]:
-        """Budgets at which a method has records."""
-        return sorted(budget for name, budget in self.by_key if name == method)
-
-    def table(self, method: str, budget: int, value: Callable[[dict[str, Any]], float] | None = None) -> Table:
-        """``[problems, seeds]`` of a number per record, nan where there is none; by default whether it is correct."""
-        measure = value if value is not None else lambda record: float(record["correct"])
-        cells = self.by_key.get((method, budget), {})
-        rows = [[measure(cells[p, s]) if (p, s) in cells else math.nan for s in self.seeds] for p in self.problems]
-        return np.array(rows, dtype=np.float64)
-
-    def accuracy(self, method: str, budget: int, problems: Sequence[str] | None = None) -> Interval:
-        """Share of correct answers with a bootstrap interval over problems and seeds."""
-        table = self.table(method, budget)
-        if problems is not None:
-            table = table[[self.problems.index(p) for p in problems]]
-        return bootstrap(table)
-
-    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
-        """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed."""
-        return bootstrap(self.table(*first) - self.table(*second))
+        configuration = {**self.configuration, "num_problems": len(kept)}
+        return Results(sorted(records, key=lambda record: order[record["problem"]]), configuration)
 
     def expected_accuracy(self, method: str, budget: int) -> Interval:
         """Posterior probability of the right answer, which is the accuracy of one draw from the posterior."""
-        return bootstrap(self.table(method, budget, self._mass_on_right))
+        return proportion(self.table(method, budget, self._mass_on_right))
 
     def _mass_on_right(self, record: dict[str, Any]) -> float:
-        return sum(mass for answer, mass in record["answers"].items() if self.is_right(record["problem"], answer))
-
-    def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
-        """Mean of a cost counter per problem."""
-        return known_mean(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+        right = sum(mass for answer, mass in record["answers"].items() if self.is_right(record["problem"], answer))
+        return min(1.0, right)  # records round masses
 
     def plot_scaling(self, against: str = "budget") -> Figure:
         """See :func:`ppl_llm.evaluation.figures.scaling`."""
-        from .figures import scaling
-
         return scaling(self, against)
-
-    def scaling_ratio(self, first: str, second: str, other: Results | None = None) -> Interval:
-        """How many times the budget the second method needs for the accuracy of the first: geometric mean over the accuracies that both
-        reach, between their budgets by interpolation of accuracy on the logarithm of the budget; nan where the curves do not overlap.
-
-        :param Results other: where the second method's records are, of the same problems and seeds.
-        """
-        sources = (self, first), (other or self, second)
-        budgets = [results.budgets(method) for results, method in sources]
-        tables = [results.table(method, b) for (results, method), own in zip(sources, budgets, strict=True) for b in own]
-        split = len(budgets[0])
-        return bootstrap(np.stack(tables, -1), lambda means: _budget_ratio(budgets[0], means[:split], budgets[1], means[split:]), draws=500)
 
     @cached_property
     def samples(self) -> dict[tuple[str, int], list[Candidate]]:
@@ -229,34 +169,19 @@ class Results:
 
     def coverage(self, ks: Sequence[int]) -> list[float]:
         """pass@k for each k, averaged over problems and seeds."""
-        return [known_mean(self.pass_at(k)) for k in ks]
+        return [mean_over_problems(self.pass_at(k)) for k in ks]
+
+    def sampled(self) -> str:
+        """How many problems have independent samples; empty where all have."""
+        return out_of(self.samples, self.num_problems)
 
 
 def _lacks(vote: str, pool: Sequence[Candidate]) -> bool:
     """Whether the records lack what a vote needs."""
-    if vote == "rpc":
+    if vote.startswith("rpc, "):
         return pool[0].log_prob is None
+    if vote == "borda, self-certainty":
+        return pool[0].self_certainty is None
     if vote.endswith(f", {MODEL}"):
         return pool[0].whole_log_odds is None
     return vote.endswith(tuple(f", {a}" for a in AGGREGATIONS)) and not pool[0].step_log_odds
-
-
-def known_mean(table: Table) -> float:
-    """Mean of what is not nan; nan if nothing is left."""
-    known = table[~np.isnan(table)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _budget_ratio(xs: Sequence[int], x_means: Table, ys: Sequence[int], y_means: Table) -> float:
-    first, second = np.maximum.accumulate(x_means), np.maximum.accumulate(y_means)
-    low, high = max(first[0], second[0]), min(first[-1], second[-1])
-    if not high > low:
-        return math.nan
-    levels = np.linspace(low, high, 21)[1:-1]
-    needed = [np.interp(levels, _increasing(curve), np.log(own)) for curve, own in ((first, xs), (second, ys))]
-    return float(np.exp(np.mean(needed[1] - needed[0])))
-
-
-def _increasing(curve: Table) -> Table:
-    """Strictly increasing, for interpolation; a plateau is reached at its first budget."""
-    return curve + 1e-12 * np.arange(len(curve))

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.voting import Answer
+from ..inference.util.names import unknown_name
 from .aggregators import Candidate, best, tally
+
+PROBABILITIES = ("sum", "mean")
 
 _ITERATIONS = 100
 _SHAPES = (0.05, 50.0)
@@ -19,27 +22,38 @@ _FEWEST = 8
 Array = NDArray[np.float64]
 
 
-def rpc(candidates: Sequence[Candidate]) -> Answer:
+def rpc(candidates: Sequence[Candidate], probability: str = "sum") -> Answer:
     """The answer with the largest total probability over *distinct* paths, improbable paths pruned first (arXiv:2502.00511).
 
     A mixture of two Weibull distributions is fitted to the path probabilities; a path is dropped if it more likely belongs to the component
     of the smaller mean and its probability is below the mean of all.
 
-    :raises ValueError: if a candidate lacks its log-probability or its path.
+    :param str probability: of a path. ``sum``: exp of the sum of its tokens' log-probabilities, as the paper defines it; with hundreds of
+        tokens one path outweighs all others, and the vote is its answer. ``mean``: exp of their mean, as the released code computes it.
+    :raises ValueError: for another ``probability``, or if a candidate lacks its log-probability, its path or, for ``mean``, its tokens.
     """
+    if probability not in PROBABILITIES:
+        raise unknown_name("probability", probability, PROBABILITIES)
     paths: dict[str, Candidate] = {}
     for candidate in candidates:
         if candidate.log_prob is None or candidate.path is None:
             raise ValueError("rpc needs each candidate's log_prob and path; record them when the samples are drawn")
+        if probability == "mean" and candidate.tokens < 1:
+            raise ValueError("rpc with probability='mean' needs each candidate's number of tokens; record it when the samples are drawn")
         paths.setdefault(candidate.path, candidate)
     distinct = list(paths.values())
     if not distinct:
         return None
-    log_p = np.array([candidate.log_prob for candidate in distinct], dtype=np.float64)
-    kept = keep(np.array([candidate.log_prob for candidate in candidates], dtype=np.float64), log_p)
-    top = log_p.max()
+
+    def log_prob(candidate: Candidate) -> float:
+        assert candidate.log_prob is not None
+        return candidate.log_prob if probability == "sum" else candidate.log_prob / candidate.tokens
+
+    log_p = np.array([log_prob(candidate) for candidate in distinct])
+    kept = keep(np.array([log_prob(candidate) for candidate in candidates]), log_p)
+    top = float(log_p.max())
     survivors = [candidate for candidate, is_kept in zip(distinct, kept, strict=True) if is_kept]
-    return best(tally(survivors, lambda candidate: math.exp(float(candidate.log_prob) - top)))  # type: ignore[arg-type]
+    return best(tally(survivors, lambda candidate: math.exp(log_prob(candidate) - top)))
 
 
 def keep(log_probs: Array, queries: Array) -> NDArray[np.bool_]:

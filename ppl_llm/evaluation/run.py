@@ -69,7 +69,7 @@ def evaluate(
     :param Models models: what to run; loaded once in each process.
     :param out: the folder of the records.
     :param methods: names, see :data:`ppl_llm.evaluation.methods.METHODS`.
-    :param budgets: complete generations per problem; a method leaves out those below its least.
+    :param budgets: completions per problem; a method leaves out those below its least.
     :param seeds: each a repetition of everything.
     :param int group_size: problems per batch.
     :param int workers: processes; 0 runs in this one.

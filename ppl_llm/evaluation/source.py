@@ -24,7 +24,7 @@ class Models:
     :param str prm: ``demo``, ``demo-weak``, a directory, a name on the Hub, or an address.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
-    :param int max_steps: rounds at most.
+    :param int max_steps: steps at most.
     :param int max_tokens: longest step.
     :param float temperature: of the language model.
     :param str device: where the models run; by default the CPU.
@@ -86,7 +86,7 @@ class Models:
         from ..reward.prm.transformers_prm import TransformersPRM
 
         self.check()
-        honest = None if self.calibration is None else Calibration(*self.calibration)
+        calibration = None if self.calibration is None else Calibration(*self.calibration)
         lm: LanguageModel
         prm: RewardModel
         if is_address(self.lm):
@@ -98,9 +98,9 @@ class Models:
         if is_address(self.prm):
             from ..reward.prm.remote_prm import RemotePRM
 
-            prm = RemotePRM(self.prm) if honest is None else CalibratedReward(RemotePRM(self.prm), honest)
+            prm = RemotePRM(self.prm) if calibration is None else CalibratedReward(RemotePRM(self.prm), calibration)
         else:
-            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, dtype=parse_dtype(self.dtype), calibration=honest)
+            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, dtype=parse_dtype(self.dtype), calibration=calibration)
         return reasoning(lm, prm, self.preset, **self._options())
 
     def check(self) -> None:

@@ -1,11 +1,12 @@
-"""What a run's records say, as rows of text."""
+"""What a run's records say, as rows of text. What is over some of the problems only says so: ``n of N problems``."""
 
 from __future__ import annotations
 
 import math
 
-from .diagnostics import CALIBRATION_HEAD, Coverage, Selection, Stated, with_posterior
-from .intervals import Interval, bootstrap
+from .diagnostics import CALIBRATION_HEAD, Coverage, Selection, Stated, labelled, with_posterior
+from .intervals import Interval, proportion
+from .metrics import Accuracies
 from .page import Rows
 from .results import OFFLINE, Results
 from .work import SHARED
@@ -17,8 +18,13 @@ def accuracy_rows(results: Results) -> Rows:
     rows = [["accuracy", *map(str, budgets)]]
     for method in results.methods:
         own = results.budgets(method)
-        rows.append([method, *(str(results.accuracy(method, budget)) if budget in own else "" for budget in budgets)])
+        rows.append([method, *(accuracy_cell(results, method, budget) if budget in own else "" for budget in budgets)])
     return rows
+
+
+def accuracy_cell(results: Accuracies, method: str, budget: int, problems: list[str] | None = None) -> str:
+    """Accuracy with its interval; empty where nothing is known."""
+    return cell(interval(results.accuracy(method, budget, problems)), results.evaluated((method, budget), problems=problems))
 
 
 def expected_rows(results: Results) -> Rows:
@@ -27,16 +33,17 @@ def expected_rows(results: Results) -> Rows:
     rows = [["accuracy of one draw", *map(str, budgets)]]
     for method in with_posterior(results):
         own = results.budgets(method)
-        rows.append([method, *(str(results.expected_accuracy(method, budget)) if budget in own else "" for budget in budgets)])
+        cells = [cell(interval(results.expected_accuracy(method, b)), results.evaluated((method, b))) if b in own else "" for b in budgets]
+        rows.append([method, *cells])
     return rows
 
 
 def offline_rows(results: Results) -> Rows:
     """Votes over the same independent samples, by budget; those whose scores the run has not recorded are left out."""
     budgets = results.budgets(SHARED)
-    rows = [["vote over the same samples", *map(str, budgets)]]
+    rows = [[labelled("vote over the same samples", results.sampled()), *map(str, budgets)]]
     for vote in OFFLINE:
-        cells = [bootstrap(results.offline(vote, budget)) for budget in budgets]
+        cells = [proportion(results.offline(vote, budget)) for budget in budgets]
         if any(not math.isnan(cell.value) for cell in cells):
             rows.append([vote, *map(interval, cells)])
     return rows
@@ -44,10 +51,11 @@ def offline_rows(results: Results) -> Rows:
 
 def ratio_rows(results: Results) -> Rows:
     """Budget that a baseline needs for the accuracy of a method, in multiples of the method's own."""
-    rows = [["method, baseline:", *results.methods]]
-    for method in results.methods:
-        cells = [ratio(results.scaling_ratio(method, baseline)) if baseline != method else "" for baseline in results.methods]
-        rows.append([method, *cells])
+    names = [labelled(method, results.least_evaluated(method)) for method in results.methods]
+    rows = [["method, baseline:", *names]]
+    for method, name in zip(results.methods, names, strict=True):
+        cells = [str(results.scaling_ratio(method, baseline)) if baseline != method else "" for baseline in results.methods]
+        rows.append([name, *cells])
     return rows
 
 
@@ -58,8 +66,13 @@ def difference_rows(results: Results, baseline: str) -> Rows:
     for method in results.methods:
         if method != baseline:
             own = results.budgets(method)
-            rows.append([method, *(signed(results.difference((method, b), (baseline, b))) if b in own else "" for b in budgets)])
+            rows.append([method, *(difference_cell(results, (method, b), (baseline, b)) if b in own else "" for b in budgets)])
     return rows
+
+
+def difference_cell(results: Accuracies, first: tuple[str, int], second: tuple[str, int]) -> str:
+    """The first (method, budget) minus the second, with an interval; empty where nothing is known."""
+    return cell(signed(results.difference(first, second)), results.evaluated(first, second))
 
 
 def level_rows(results: Results) -> Rows:
@@ -69,7 +82,7 @@ def level_rows(results: Results) -> Rows:
     rows = [["method, budget", *(f"level {name} ({len(own)})" for name, own in zip(names, members, strict=True))]]
     for method in results.methods:
         budget = results.budgets(method)[-1]
-        rows.append([f"{method}, {budget}", *(interval(results.accuracy(method, budget, own)) for own in members)])
+        rows.append([f"{method}, {budget}", *(accuracy_cell(results, method, budget, own) for own in members)])
     return rows
 
 
@@ -79,21 +92,29 @@ def cost_rows(results: Results) -> Rows:
     rows = [["cost per problem", "budget", *(name.replace("_", " ") for name in counters)]]
     for method in results.methods:
         budget = results.budgets(method)[-1]
-        rows.append([method, str(budget), *(_number(results.mean_cost(method, budget, name)) for name in counters)])
+        name = labelled(method, results.evaluated((method, budget)))
+        rows.append([name, str(budget), *(_number(results.mean_cost(method, budget, name)) for name in counters)])
     return rows
 
 
 def coverage_rows(found: Coverage) -> Rows:
     """pass@k and maj@k, and what the power law makes of pass@k."""
-    rows = [["k", *map(str, found.ks)], ["pass@k", *map(interval, found.passed)], ["maj@k", *map(interval, found.voted)]]
-    if found.law is not None:
-        rows.append(["fitted law", *(f"{value:.3f}" for value in found.law(found.ks))])
+    rows = [
+        [labelled("k", found.missing), *map(str, found.ks)],
+        ["pass@k", *map(interval, found.passed)],
+        ["maj@k", *map(interval, found.voted)],
+    ]
+    if found.power_law is not None:
+        rows.append(["fitted power law", *(f"{value:.3f}" for value in found.power_law(found.ks))])
     return rows
 
 
-def selection_rows(found: dict[str, list[Selection]], ks: list[int]) -> Rows:
-    """False positives by score and number of samples."""
-    rows = [["score, samples", *map(str, ks)]]
+def selection_rows(found: dict[str, list[Selection]], ks: list[int], missing: str = "") -> Rows:
+    """False positives by score and number of samples.
+
+    :param str missing: ``n of N problems``, where some have no samples.
+    """
+    rows = [[labelled("score, samples", missing), *map(str, ks)]]
     for name, picked in found.items():
         rows.append([f"{name}: wrong among the accepted", *(interval(one.false_positive) for one in picked)])
         rows.append([f"{name}: accepted", *(interval(one.accepted) for one in picked)])
@@ -118,6 +139,11 @@ def as_text(rows: Rows) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
+def cell(text: str, missing: str) -> str:
+    """A cell, with how much it is about where something is missing."""
+    return labelled(text, missing) if text else ""
+
+
 def interval(value: Interval) -> str:
     """Empty where nothing is known."""
     return "" if math.isnan(value.value) else str(value)
@@ -125,12 +151,7 @@ def interval(value: Interval) -> str:
 
 def signed(value: Interval) -> str:
     """A difference; empty where nothing is known."""
-    return "" if math.isnan(value.value) else f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
-
-
-def ratio(value: Interval) -> str:
-    """A ratio of budgets."""
-    return "no overlap" if math.isnan(value.value) else f"{value.value:.1f} [{value.low:.1f}, {value.high:.1f}]"
+    return "" if math.isnan(value.value) else f"{round(value.value, 9) + 0.0:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
 def _number(value: float) -> str:

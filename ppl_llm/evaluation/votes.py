@@ -25,7 +25,7 @@ VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
 
 @torch.no_grad()
 def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int, answer_scores: bool = False) -> list[Candidate]:
-    """The lanes of one problem.
+    """The particles of one problem.
 
     :param ParticlePosterior posterior: of a list of problems.
     :param int problem: index in that list.
@@ -57,7 +57,11 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
 
 def as_record(candidate: Candidate) -> dict[str, Any]:
     """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same."""
-    known = {"log_prob": (candidate.log_prob, ".6g"), "whole_log_odds": (candidate.whole_log_odds, ".9g")}
+    known = {
+        "log_prob": (candidate.log_prob, ".6g"),
+        "whole_log_odds": (candidate.whole_log_odds, ".9g"),
+        "self_certainty": (candidate.self_certainty, ".9g"),
+    }
     return {
         "answer": candidate.answer,
         "weight": float(f"{candidate.weight:.6g}"),
@@ -84,6 +88,7 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         temperature=temperature,
         path=record["path"],
         whole_log_odds=record.get("whole_log_odds"),
+        self_certainty=record.get("self_certainty"),
     )
 
 

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ppl_llm.evaluation import RecordStore
+from ppl_llm.evaluation import RecordStore, Results
 from ppl_llm.evaluation.votes import VOTES, as_record, from_record
 
 METHODS = {
@@ -78,3 +78,26 @@ def _record(problem: str, method: str, budget: int, seed: int, pool: list[dict[s
     if method == "smc" or (method == "importance" and budget == max(BUDGETS)):
         record["candidates"] = [as_record(c) for c in candidates]
     return record
+
+
+def record(problem: str, method: str, budget: int, seed: int, correct: bool, **more: Any) -> dict[str, Any]:
+    """A record whose right answer is 1."""
+    base = {"problem": problem, "method": method, "budget": budget, "seed": seed, "correct": correct, "gold": "1", "level": 1}
+    return {**base, "cost": {"tokens_sampled": 10.0 * budget}, **more}
+
+
+def sample(answer: str, *log_odds: float, tokens: int = 5) -> dict[str, Any]:
+    """A candidate in a record."""
+    return {"answer": answer, "weight": 1.0, "log_odds": list(log_odds), "tokens": tokens, "finished": True, "path": answer}
+
+
+POOL = [sample("2", 1.0), sample("1", 3.0, tokens=3), sample("2", 1.5), sample("1", 0.0)]
+
+
+def results() -> Results:
+    """Two problems, two seeds: a filter at two budgets, and four samples."""
+    rows = []
+    for problem, seed, right in [("p", 0, True), ("p", 1, False), ("q", 0, True), ("q", 1, True)]:
+        rows += [record(problem, "smc", 4, seed, right), record(problem, "smc", 8, seed, True)]
+        rows.append(record(problem, "importance", 4, seed, False, candidates=POOL))
+    return Results(rows)

@@ -16,7 +16,7 @@ from ppl_llm.evaluation import RecordStore
 from ppl_llm.evaluation.calibrate import calibrate, half_of, saved
 from ppl_llm.evaluation.results import Results
 from ppl_llm.reward.calibration import Calibration, SavedCalibration, load_calibration
-from tests.ppl_llm.evaluation.test_results import record
+from tests.helpers.runs import record
 
 
 def solutions(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -79,7 +79,7 @@ def test_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_text_is_of_the_chosen_answer() -> None:
-    """That of a filter run by hand with the same seed: its answer, from the heaviest lane that gives it."""
+    """That of a filter run by hand with the same seed: its answer, from the heaviest particle that gives it."""
     hard = [problem.text for problem in load_problems("demo", limit=60) if problem.metadata["level"] == 3][:6]
     model = PPLHarnessLM(LM, PRM, **{**SMALL, "batch_size": 6})
     seeds: list[int] = []
@@ -94,15 +94,15 @@ def test_the_text_is_of_the_chosen_answer() -> None:
     posterior = SMC(program, 4, max_plate_nesting=1, **program.preset.smc).run(hard)
     answers = program.choose(posterior)
     assert [extract_answer(text) for text in texts] == answers and len(set(answers)) > 1
-    # Showing any lane, such as the first, would give other answers.
+    # Showing any particle, such as the first, would give other answers.
     assert [extract_answer(text) for text in posterior.value.text[0]] != answers
     for i, text in enumerate(texts):
-        lanes = posterior.value.select_plate(1, i)
-        weights = {n: float(posterior.weights[n, i]) for n in range(4) if lanes.answers()[n] == answers[i]}
-        assert weights[lanes.text.index(text)] == max(weights.values())
+        particles = posterior.value.select_plate(1, i)
+        weights = {n: float(posterior.weights[n, i]) for n in range(4) if particles.answers()[n] == answers[i]}
+        assert weights[particles.text.index(text)] == max(weights.values())
 
 
-def test_the_lane_that_is_shown() -> None:
+def test_the_particle_that_is_shown() -> None:
     pool = [
         Candidate("1", weight=0.1, step_log_odds=(9.0,)),
         Candidate("2", weight=0.2, step_log_odds=(1.0,)),
@@ -125,10 +125,10 @@ def test_until_and_limits() -> None:
     assert " = " not in ended and 0 < len(ended) < len(free)
     assert 0 < len(LM.tokenizer(short, add_special_tokens=False)["input_ids"]) <= 3
     assert "\n\n" not in line and line.startswith("First")
-    # Where the text is cut the lanes stop: nothing is written that nobody reads.
+    # Where the text is cut the particles stop: nothing is written that nobody reads.
     program, _, _ = model._program({"until": [" = "]})
-    (context, lane, _), *_ = model._solve(program, [problem])
-    assert context.done.all() and context.num_steps == 1 and context[lane].text.endswith(" = ")
+    (context, particle, _), *_ = model._solve(program, [problem])
+    assert context.done.all() and context.num_steps == 1 and context[particle].text.endswith(" = ")
 
 
 def test_chat_messages_are_the_problem() -> None:

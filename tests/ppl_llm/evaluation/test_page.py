@@ -137,9 +137,19 @@ def test_all_of_it_is_there(pages: dict[str, str]) -> None:
         "Settings",
     ):
         assert re.search(rf'<h2 id="section-\d+">{title}</h2>', report), title
-    for row in (*METHODS, "pass@k", "maj@k", "fitted law", "rpc", "best-of-n, model", "prod: wrong among the accepted", "first-finish"):
+    for row in (
+        *METHODS,
+        "pass@k",
+        "maj@k",
+        "fitted power law",
+        "rpc, sum",
+        "rpc, mean",
+        "best-of-n, model",
+        "prod: wrong among the accepted",
+        "first-finish",
+    ):
         assert f'<th scope="row">{row}</th>' in report, row
-    assert re.search(r"fitted law exp\(-\d\.\d+ k\^-\d\.\d+\), root mean squared misfit 0\.\d+", report)
+    assert re.search(r"fitted power law exp\(-\d\.\d+ k\^-\d\.\d+\), root mean squared misfit 0\.\d+", report)
     comparison = pages["comparison"]
     assert "8 problems and 2 seeds are in both runs; left out: 4 of one, 4 of two &amp; co." in comparison
     assert '<th scope="row">temperature</th><td>1.0</td><td>0.7</td>' in comparison

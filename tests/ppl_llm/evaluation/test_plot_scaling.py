@@ -7,7 +7,7 @@ import pytest
 from ppl_llm.evaluation.drawing import COLOURS
 from ppl_llm.evaluation.figures import scaling
 from ppl_llm.evaluation.results import Results
-from tests.ppl_llm.evaluation.test_results import results
+from tests.helpers.runs import results
 
 
 @pytest.mark.parametrize("against", ["budget", "tokens_sampled"])

@@ -16,7 +16,7 @@ from ppl_llm.cli import app
 from ppl_llm.evaluation import Candidate, RecordStore
 from ppl_llm.evaluation.report import write
 from ppl_llm.evaluation.work import pooled
-from tests.ppl_llm.evaluation.test_results import POOL, record
+from tests.helpers.runs import POOL, record
 
 ARGUMENTS = [
     "evaluate",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.study import run as study_run
-from benchmarks.study.memo_reward import MemoReward, flat_lanes
+from benchmarks.study.cached_reward import CachedReward, select_sequences
 from benchmarks.study.models import LIMITS, Networks
 from benchmarks.study.prefix_table import Ints, PrefixTable
 from benchmarks.study.settings import SETTINGS, STRONG, VOTES
@@ -96,11 +96,13 @@ def test_the_table_scores_given_steps_and_takes_part_in_moves(plain: Transformer
 
 @pytest.mark.parametrize("name", ["demo", "demo-weak"])
 def test_tables_of_scores_are_those_of_the_reward_model(table: TableLM, name: str) -> None:
-    fast, slow = MemoReward(TablePRM.from_pretrained(name)), TransformersPRM.from_pretrained(name)
+    fast, slow = CachedReward(TablePRM.from_pretrained(name)), TransformersPRM.from_pretrained(name)
     context = filtered(table, fast, 1).value  # type: ignore[arg-type]
     assert torch.allclose(fast.step_log_odds(context), slow.step_log_odds(replace(context, cache_entries={})), atol=1e-4)
     some = torch.tensor([5, 0, 11])
-    assert torch.equal(fast.step_log_odds(flat_lanes(context, some)), fast.step_log_odds(context).reshape(-1, context.num_steps)[some])
+    assert torch.equal(
+        fast.step_log_odds(select_sequences(context, some)), fast.step_log_odds(context).reshape(-1, context.num_steps)[some]
+    )
 
 
 class Counting:
@@ -116,14 +118,14 @@ class Counting:
 
 def test_no_solution_is_scored_twice(table: TableLM) -> None:
     inner = Counting(TablePRM.from_pretrained("demo"))
-    memo = MemoReward(inner)  # type: ignore[arg-type]
-    posterior = filtered(table, memo, 2)  # type: ignore[arg-type]
+    cached = CachedReward(inner)  # type: ignore[arg-type]
+    posterior = filtered(table, cached, 2)  # type: ignore[arg-type]
     asked, calls = inner.asked, posterior.cost["prm_calls"]
     assert 0 < asked < calls
-    again = filtered(table, memo, 2)  # type: ignore[arg-type]
+    again = filtered(table, cached, 2)  # type: ignore[arg-type]
     assert inner.asked == asked and again.cost["prm_calls"] == calls
-    memo.forget()
-    assert torch.equal(memo.step_log_odds(posterior.value), memo.step_log_odds(again.value)) and inner.asked > asked
+    cached.forget()
+    assert torch.equal(cached.step_log_odds(posterior.value), cached.step_log_odds(again.value)) and inner.asked > asked
 
 
 # Synthetic reward models ------------------------------------------------------------------------------------------------------------
@@ -196,12 +198,12 @@ def _scored(reward: SyntheticReward, problem: str, steps: list[str]) -> list[tup
 
 
 def test_synthetic_scores_depend_on_the_text_alone(table: TableLM) -> None:
-    context = filtered(table, MemoReward(SyntheticReward(Errors(0.86, 0.9))), 4).value  # type: ignore[arg-type]
-    lanes = flat_lanes(context, torch.arange(8 * len(PROBLEMS)))
-    scores = SyntheticReward(Errors(0.86, 0.9)).step_log_odds(lanes)
-    order = torch.randperm(len(lanes))
-    assert torch.equal(SyntheticReward(Errors(0.86, 0.9)).step_log_odds(flat_lanes(lanes, order)), scores[order])
-    assert not torch.equal(SyntheticReward(Errors(0.86, 0.9), seed=1).step_log_odds(lanes), scores)
+    context = filtered(table, CachedReward(SyntheticReward(Errors(0.86, 0.9))), 4).value  # type: ignore[arg-type]
+    sequences = select_sequences(context, torch.arange(8 * len(PROBLEMS)))
+    scores = SyntheticReward(Errors(0.86, 0.9)).step_log_odds(sequences)
+    order = torch.randperm(len(sequences))
+    assert torch.equal(SyntheticReward(Errors(0.86, 0.9)).step_log_odds(select_sequences(sequences, order)), scores[order])
+    assert not torch.equal(SyntheticReward(Errors(0.86, 0.9), seed=1).step_log_odds(sequences), scores)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ppl_llm.evaluation.source import Models
 from ppl_llm.evaluation.work import plan
 from ppl_llm.tasks.load import load_problems, open_task
 from tests.helpers.fake_gym import fake_gym
-from tests.ppl_llm.evaluation.test_results import record, sample
+from tests.helpers.runs import record, sample
 
 MODELS = Models(max_steps=6, max_tokens=40)
 EASY = [problem for problem in load_problems("demo", limit=60) if problem.metadata["level"] == 1][:4]

@@ -13,10 +13,10 @@ from ppl_llm.inference.cost import count
 from ppl_llm.reward.base import RewardModel
 
 
-class MemoReward:
+class CachedReward:
     """A reward model that remembers the scores of every solution it was asked about, by the tokens of prompt and solution.
 
-    The counter ``prm_calls`` counts scores asked for, as without the memory. :meth:`forget` empties it.
+    The counter ``prm_calls`` counts scores asked for, as without the cache. :meth:`forget` empties it.
 
     :param RewardModel prm: asked about new solutions only.
     """
@@ -38,38 +38,38 @@ class MemoReward:
     @torch.no_grad()
     def step_log_odds(self, context: Context) -> Tensor:
         """Log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""
-        lanes, steps = context.lengths.numel(), context.num_steps
-        tokens, lengths = context.tokens.reshape(lanes, -1).numpy(), context.lengths.flatten().tolist()
+        sequences, steps = context.lengths.numel(), context.num_steps
+        tokens, lengths = context.tokens.reshape(sequences, -1).numpy(), context.lengths.flatten().tolist()
         keys = [row[:length].tobytes() for row, length in zip(tokens, lengths, strict=True)]
         new: dict[bytes, int] = {}
-        for lane, key in enumerate(keys):
+        for sequence, key in enumerate(keys):
             if key not in self._place and key not in new:
-                new[key] = lane
+                new[key] = sequence
         if new:
             self._learn(context, new)
-        places = np.fromiter((self._place[key] for key in keys), dtype=np.int64, count=lanes)
+        places = np.fromiter((self._place[key] for key in keys), dtype=np.int64, count=sequences)
         if context.num_steps:
             count(prm_calls=int(context.advanced.sum()))
         return torch.from_numpy(self._scores[places, :steps]).view(*context.batch_shape, steps)
 
     def _learn(self, context: Context, new: dict[bytes, int]) -> None:
         flat = torch.tensor(list(new.values()))
-        scores = self.prm.step_log_odds(flat_lanes(context, flat)).numpy()
+        scores = self.prm.step_log_odds(select_sequences(context, flat)).numpy()
         width = max(scores.shape[1], self._scores.shape[1])
         used = len(self._place)
         if used + len(new) > len(self._scores) or width > self._scores.shape[1]:
             grown = np.zeros((max(1024, 2 * (used + len(new))), max(16, width)), dtype=np.float32)
             grown[:used, : self._scores.shape[1]] = self._scores[:used]
             self._scores = grown
-        # A finished lane repeats its last score, however many rounds the others go on for.
+        # A finished sequence repeats its last score, however many steps the others take.
         self._scores[used : used + len(new)] = np.pad(scores, ((0, 0), (0, self._scores.shape[1] - scores.shape[1])), mode="edge")
         self._place.update((key, used + i) for i, key in enumerate(new))
 
 
-def flat_lanes(context: Context, lanes: Tensor) -> Context:
-    """Some lanes of a context as a batch of one dimension, without notes.
+def select_sequences(context: Context, sequences: Tensor) -> Context:
+    """Some sequences of a context as a batch of one dimension, without cache entries.
 
-    :param Tensor lanes: ``[A]`` numbers of lanes, counted over the whole batch shape.
+    :param Tensor sequences: ``[A]`` numbers of sequences, counted over the whole batch shape.
     """
     ndim = len(context.batch_shape)
-    return replace(context, cache_entries={})._map(lambda tensor: tensor.reshape(-1, *tensor.shape[ndim:])[lanes])
+    return replace(context, cache_entries={})._map(lambda tensor: tensor.reshape(-1, *tensor.shape[ndim:])[sequences])
