@@ -223,7 +223,7 @@ def missing(words: list[str]) -> str | None:
 def test_command_lines_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of the page and in one folder, so that a report finds the run that the line before it made."""
     furnish(tmp_path, monkeypatch)
-    left_out = []
+    left_out, outputs = [], []
     for command in command_lines(path):
         program, *arguments = command.words
         if program != "ppl-llm":
@@ -234,8 +234,10 @@ def test_command_lines_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         done = CliRunner().invoke(app, arguments, input=command.stdin)
         assert done.exit_code == 0, f"{shlex.join(command.words)}\n{done.output}"
         assert done.stdout.strip() or done.stderr.strip()
+        outputs.append(done.stdout)
     if path.stem in ("README", "getting_started"):
         assert not left_out, "a newcomer's first commands need nothing"
+        assert any(re.search(r"resampled [1-9]\d* of", output) for output in outputs), "the first example shows resampling at work"
 
 
 def test_the_runner_of_command_lines_notices_a_refusal() -> None:
