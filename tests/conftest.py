@@ -2,6 +2,9 @@
 
 import os
 
+# Read once, when huggingface_hub is imported. Without it a test of a wrong model name asks the Hub, for minutes where there is no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch
 from hypothesis import settings
 

@@ -24,7 +24,8 @@ _ROWS = 256
 class TableLM(TransformersLM):
     """Every prefix is run once, whatever method, budget and seed asks for it; see :class:`PrefixTable`.
 
-    The distribution is that of :class:`~ppl_llm.TransformersLM`, and so are the tokens drawn from the same uniforms, up to the last bits of logits.
+    The distribution is that of :class:`~ppl_llm.TransformersLM`, and so are the tokens drawn from the same uniforms, up to the last bits
+    of logits.
     """
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +62,30 @@ def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tu
         raise ValueError(f"{name} is {always} here, got {kwargs[name]!r}; load the model yourself and pass it to the constructor")
     kwargs = {name: value for name, value in (fixed | kwargs).items() if value is not None}
     try:
-        model, report = cls.from_pretrained(source, **kwargs)
+        with _no_bar_for_the_demo(source):
+            model, report = cls.from_pretrained(source, **kwargs)
     except OSError as error:
         raise unreachable(source, error) from error
     except RuntimeError as error:
         raise ValueError(f"the weights in {source!r} do not fit its config.json: {error}") from error
     return model.eval(), report
+
+
+@contextmanager
+def _no_bar_for_the_demo(source: str) -> Iterator[None]:
+    """The models inside this package load in a moment: a progress bar would only clutter the output."""
+    from transformers.utils import logging
+
+    quiet = logging.is_progress_bar_enabled() and Path(source).resolve().is_relative_to(_DEMO.resolve())
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            with warnings.catch_warnings():  # the Hub's own bars stay off where the environment says so, with a warning
+                warnings.simplefilter("ignore")
+                logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str) -> Any:

@@ -15,6 +15,8 @@ from tests.helpers.documents import ROOT
 for module in ("sphinx", "myst_parser", "furo"):
     pytest.importorskip(module, reason="the site needs the extra docs")
 
+pytestmark = pytest.mark.docs
+
 PUBLIC = ("ppl_llm", "ppl_llm.inference", "ppl_llm.distributions", "ppl_llm.evaluation", "ppl_llm.tasks")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import itertools
+import importlib.util
 import json
 import re
 import shlex
@@ -16,9 +16,10 @@ import pyro
 import pytest
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from ppl_llm.cli import app
-from tests.helpers.documents import NOT_RUN, PAGES, ROOT, Block, blocks, furnish, run
+from tests.helpers.documents import NOT_RUN, PAGES, ROOT, Command, blocks, commands, furnish, run
 
 
 def with_python(path: Path) -> bool:
@@ -26,17 +27,25 @@ def with_python(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if with_python(p)], ids=lambda path: path.stem)
-def test_code_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     furnish(tmp_path, monkeypatch)
     pyro.set_rng_seed(0)
+    capfd.readouterr()
     names = run(path)
+    if path.stem in ("README", "index", "getting_started"):
+        assert capfd.readouterr().err == "", "a newcomer sees progress bars or warnings"
     if path.name == "README.md":
         assert names["posterior"].num_particles == 16
 
 
 def test_a_wrong_block_is_noticed(tmp_path: Path) -> None:
     """The runner itself: an exception, a wrong output and a name that no block defines are failures."""
-    for broken in ("```python\n1 / 0\n```", "```pycon\n>>> 1 + 1\n3\n```", "```python\nundefined\n```"):
+    for broken in (
+        "```python\n1 / 0\n```",
+        "```pycon\n>>> 1 + 1\n3\n```",
+        "```python\nundefined\n```",
+        "```python\nprint(1 + 1)\n```\n\n```text\n3\n```",
+    ):
         page = tmp_path / "page.md"
         page.write_text(f"Text.\n\n```python\nx = 1\n```\n\n{broken}\n")
         with pytest.raises(Exception):  # noqa: B017 - each raises its own
@@ -58,7 +67,21 @@ def test_blocks_are_run_or_say_why_not() -> None:
 
 def test_no_placeholder_is_left_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    assert "@" not in re.sub(r"pass@\d|best@\d|\S+@\S+\.\S+", "", text.split("## Develop")[0])
+    assert "@" not in re.sub(r"pass@\d|best@\d|\S+@\S+\.\S+", "", text)
+
+
+def test_the_readme_is_one_screen_long() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_prose_is_wrapped() -> None:
+    """At 100 columns. Tables, headings, code and formulas are as long as they must be, and so is the text of the study with its markers."""
+    for path in [*(page for page in PAGES if page.name not in ("study.md", "evaluation.md")), ROOT / "CHANGELOG.md"]:
+        code = {number for block in blocks(path) for number in range(block.line, block.line + block.text.count("\n"))}
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        prose = ((number, line) for number, line in lines if number not in code and not line.lstrip().startswith(("|", "#", "$$")))
+        long = [number for number, line in prose if len(line) > 100]
+        assert not long, f"{path.relative_to(ROOT)} is not wrapped at 100 columns: lines {long}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
@@ -80,12 +103,11 @@ def measured(values: Any) -> Iterator[str]:
 
 
 def test_figures_are_those_of_the_results() -> None:
-    """The tables of accuracy in README and docs are those of the committed run, so that a new run changes all of them or none."""
+    """The table of accuracy is that of the committed run, so that a new run changes all of it or nothing."""
     known = set(measured(json.loads((ROOT / "benchmarks" / "results" / "accuracy.json").read_text())))
-    for path in (ROOT / "README.md", ROOT / "docs" / "targets.md"):
-        shown = re.findall(r"(?<![+-])\b0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", path.read_text())
-        assert len(shown) >= 16
-        assert not set(shown) - known, f"{path.name} has figures that no run gave"
+    shown = re.findall(r"(?<![+-])\b0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", (ROOT / "docs" / "targets.md").read_text())
+    assert len(shown) >= 16
+    assert not set(shown) - known, "targets.md has figures that no run gave"
 
 
 def ratios(values: Any) -> Iterator[str]:
@@ -102,21 +124,13 @@ def ratios(values: Any) -> Iterator[str]:
 def test_ratios_are_those_of_the_results() -> None:
     results = (ROOT / "benchmarks" / "results").glob("*.jsonl")
     known = {text for path in results for line in path.read_text().splitlines() for text in ratios(json.loads(line))}
-    for path, least in ((ROOT / "docs" / "comparison.md", 10), (ROOT / "docs" / "servers.md", 1)):
+    for path, least in ((ROOT / "docs" / "comparison.md", 10), (ROOT / "docs" / "servers.md", 1), (ROOT / "docs" / "speed.md", 1)):
         shown = re.findall(r"\b\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]", path.read_text())
         assert len(shown) >= least
         assert not set(shown) - known, f"{path.name} has ratios that no run gave"
 
 
 # Command lines ------------------------------------------------------------------------------------------------------------------------
-
-
-def shell_lines(block: Block) -> Iterator[list[str]]:
-    """The commands of a block as words, without comments and prompts."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line.removeprefix("$ "), comments=True)
-        if words:
-            yield list(itertools.takewhile(lambda word: word not in ("<", ">", "|", "&&", ";"), words))
 
 
 def complaint(words: list[str]) -> str | None:
@@ -164,14 +178,17 @@ def _refused(arguments: list[str]) -> str | None:
     return None
 
 
+def command_lines(path: Path) -> list[Command]:
+    return [command for block in blocks(path) if block.language in ("", "sh") for command in commands(block)]
+
+
 def test_command_lines_parse() -> None:
     found = 0
     for path in PAGES:
-        for block in blocks(path):
-            if block.language in ("", "sh"):
-                for words in shell_lines(block):
-                    found += words[0] == "ppl-llm"
-                    assert (wrong := complaint(words)) is None, f"{path.relative_to(ROOT)}:{block.line}: {shlex.join(words)}: {wrong}"
+        for command in command_lines(path):
+            found += command.words[0] == "ppl-llm"
+            wrong = complaint(command.words)
+            assert wrong is None, f"{path.relative_to(ROOT)}: {shlex.join(command.words)}: {wrong}"
     assert found > 10
 
 
@@ -190,6 +207,47 @@ def test_command_lines_parse() -> None:
 )
 def test_wrong_command_lines_are_noticed(line: str) -> None:
     assert complaint(shlex.split(line)) is not None
+
+
+def missing(words: list[str]) -> str | None:
+    """What a command of ``ppl-llm`` needs that is not at hand here; ``None`` if it can be run."""
+    absent = [word for word in words if word.endswith(".jsonl") and not Path(word).exists()]
+    if absent:
+        return f"the file {absent[0]}"
+    if {"--ray", "cuda"} & set(words):
+        return "a cluster or a GPU"
+    if any(word.startswith("reasoning-gym:") for word in words) and importlib.util.find_spec("reasoning_gym") is None:
+        return "the extra reasoning-gym"
+    return None
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("path", [p for p in PAGES if any(c.words[0] == "ppl-llm" for c in command_lines(p))], ids=lambda path: path.stem)
+def test_command_lines_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page and in one folder, so that a report finds the run that the line before it made."""
+    furnish(tmp_path, monkeypatch)
+    left_out, outputs = [], []
+    for command in command_lines(path):
+        program, *arguments = command.words
+        if program != "ppl-llm":
+            continue
+        if missing(arguments):
+            left_out.append(shlex.join(arguments))
+            continue
+        done = CliRunner().invoke(app, arguments, input=command.stdin)
+        assert done.exit_code == 0, f"{shlex.join(command.words)}\n{done.output}"
+        assert done.stdout.strip() or done.stderr.strip()
+        outputs.append(done.stdout)
+    if path.stem in ("README", "getting_started"):
+        assert not left_out, "a newcomer's first commands need nothing"
+        assert any(re.search(r"resampled [1-9]\d* of", output) for output in outputs), "the first example shows resampling at work"
+
+
+def test_the_runner_of_command_lines_notices_a_refusal() -> None:
+    done = CliRunner().invoke(app, ["solve", "How many primes are below 60?"])
+    assert done.exit_code != 0
+    assert missing(["evaluate", "nowhere.jsonl"]) == "the file nowhere.jsonl"
+    assert missing(["evaluate", "demo"]) is None
 
 
 # Docstrings ---------------------------------------------------------------------------------------------------------------------------
@@ -216,6 +274,7 @@ def test_examples_in_docstrings_are_python() -> None:
 # Notebooks ----------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run(path: Path) -> None:
     cells = json.loads(path.read_text())["cells"]

@@ -1,8 +1,12 @@
-"""What the tests of README and docs share: code blocks, and a place to run them in."""
+"""What the tests of README and docs share: code blocks, command lines, and a place to run them in."""
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import io
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +44,22 @@ def blocks(path: Path) -> list[Block]:
 def run(path: Path) -> dict[str, Any]:
     """Run the Python blocks of a page one after another, ``pycon`` blocks as doctests.
 
+    A ``text`` block right after a Python block is what that block prints; ``...`` stands for anything.
+
     :returns: the names that they leave behind.
+    :raises AssertionError: if a block prints something else than the page shows.
     """
     names: dict[str, Any] = {"__name__": path.stem}
+    printed: str | None = None
     for block in blocks(path):
+        shown, printed = printed, None
         if block.language == "python" and not block.text.startswith(NOT_RUN):
-            exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), names)
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), names)
+            printed = output.getvalue()
+        elif block.language == "text" and shown is not None:
+            same = doctest.OutputChecker().check_output(block.text, shown, doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+            assert same, f"{path.name}:{block.line} shows\n{block.text}but the block before it prints\n{shown}"
         elif block.language == "pycon":
             test = doctest.DocTestParser().get_doctest(block.text, names, path.name, str(path), block.line - 1)
             test.globs = names  # the page's own, so that later blocks see what this one defines
@@ -53,11 +67,34 @@ def run(path: Path) -> dict[str, Any]:
     return names
 
 
+class Command(NamedTuple):
+    """A command line of a page.
+
+    :ivar list words: the command and its arguments.
+    :ivar str stdin: what is piped into it.
+    """
+
+    words: list[str]
+    stdin: str | None
+
+
+def commands(block: Block) -> Iterator[Command]:
+    """The command lines of a block, without comments and prompts. A pipe may begin with ``echo TEXT |``."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        stdin = None
+        if words[:1] == ["echo"] and "|" in words:
+            stdin, words = " ".join(words[1 : words.index("|")]) + "\n", words[words.index("|") + 1 :]
+        if words:
+            assert not {">", "|", "&&", ";"} & set(words), f"the tests do not understand the command line {line!r}"
+            yield Command(words, stdin)
+
+
 def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ``folder`` the working directory, with stand-ins for the published models and servers that the pages name.
 
-    The demo models stand in for Qwen's, tiny random ones for other families. Whoever asks port 8000 or 8001 of ``host`` is answered by a
-    server in this process.
+    The demo models stand in for Qwen's, tiny random ones for other families. A server in this process answers on ports 8000 and 8001 of
+    ``host``.
     """
     monkeypatch.chdir(folder)
     links = {"Qwen2.5-1.5B-Instruct": LM_DIR, "Qwen2.5-0.5B-Instruct": LM_DIR, "Qwen2.5-Math-PRM-7B": PRM_DIR}

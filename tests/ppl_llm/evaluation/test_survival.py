@@ -53,6 +53,7 @@ def killed(folder: Path, seed: int) -> Progress:
     return progress
 
 
+@pytest.mark.slow  # quicker: test_evaluate.py kills one worker of two and compares the records
 def test_one_worker_of_three_killed(tmp_path: Path) -> None:
     run(tmp_path / "whole", group_size=1)
     assert killed(tmp_path / "killed", 0).quarantined == {}
