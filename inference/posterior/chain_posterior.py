@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..particles.history import Site
 from ..particles.pytree import concatenate
+from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
 from .particle_posterior import ParticlePosterior
 
@@ -38,13 +39,14 @@ class PooledPosterior(ParticlePosterior):
 
         sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
         super().__init__(
-            Weights(torch.cat(log_weights)),
-            first._plate_dims,
-            sites,
-            (),
-            concatenate([part.value for part in parts]),
-            lengths=_joined([part._lengths for part in parts]),
-            log_likelihood=_joined([part._log_likelihood for part in parts]),
+            WeightedParticles(
+                Weights(torch.cat(log_weights)),
+                first.particles.plate_dims,
+                sites,
+                value=concatenate([part.value for part in parts]),
+                lengths=_joined([part.particles.lengths for part in parts]),
+                log_likelihood=_joined([part.particles.log_likelihood for part in parts]),
+            )
         )
         self.cost = cost
 
@@ -65,18 +67,29 @@ class ChainPosterior(PooledPosterior):
     There is no evidence estimate: a conditional filter's is not unbiased.
 
     :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
+    :ivar Tensor acceptance_rate: ``[*P]`` mean acceptance probability of the iterations; ``None`` for a kernel that accepts always.
+    :ivar float step_size_scale: what the adaptation multiplied the step size by; ``None`` for a kernel that adapts none.
     """
 
     part_name = "iteration"
     parts_at = "iterations"
 
-    def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
+    def __init__(
+        self,
+        iterations: list[ParticlePosterior],
+        cost: dict[str, float],
+        *,
+        acceptance_rate: Tensor | None = None,
+        step_size_scale: float | None = None,
+    ) -> None:
         self.iterations = iterations
         # Where nothing was accepted an iteration gives the same particles again; they are kept once.
         times = Counter(map(id, iterations))
         distinct = list({id(i): i for i in iterations}.values())
         scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
-        super().__init__(distinct, [i._weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+        super().__init__(distinct, [i.particles.weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+        self.acceptance_rate = None if acceptance_rate is None else self.particles.public(acceptance_rate)
+        self.step_size_scale = step_size_scale
 
     @property
     def part_numbers(self) -> list[int]:

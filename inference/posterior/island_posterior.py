@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..particles.pytree import select_plate
-from ..particles.weights import Weights
 from .chain_posterior import PooledPosterior
 from .particle_posterior import ParticlePosterior
 
@@ -26,9 +24,9 @@ class IslandPosterior(PooledPosterior):
     unbiased = True
 
     def __init__(self, joint: ParticlePosterior) -> None:
-        num_islands = joint._weights.log_weights.shape[1]
-        self.islands = [_island(joint, k) for k in range(num_islands)]
-        super().__init__(self.islands, [island._weights.log_weights for island in self.islands], joint.cost)
+        num_islands = joint.particles.weights.log_weights.shape[1]
+        self.islands = [ParticlePosterior(joint.particles.of_leftmost(k)) for k in range(num_islands)]
+        super().__init__(self.islands, [island.particles.weights.log_weights for island in self.islands], joint.cost)
         self.complete, self.checkpoint, self.audit = joint.complete, joint.checkpoint, joint.audit
 
     @property
@@ -42,22 +40,3 @@ class IslandPosterior(PooledPosterior):
 
     def __repr__(self) -> str:
         return f"IslandPosterior({len(self.islands)} islands of {self.islands[0].num_particles}, {super().__repr__()})"
-
-
-def _island(joint: ParticlePosterior, k: int) -> ParticlePosterior:
-    def lanes(tensor: Tensor) -> Tensor:
-        return tensor.select(1, k)
-
-    def population(tensor: Tensor) -> Tensor:
-        return tensor.select(0, k)
-
-    leftmost = 1 - joint._weights.log_weights.dim()
-    return ParticlePosterior(
-        Weights(joint._weights.log_weights.select(1, k)),
-        tuple(dim for dim in joint._plate_dims if dim != leftmost),
-        tuple(site.map(lanes) for site in joint._sites),
-        tuple(step.map(lanes, population) for step in joint._steps),
-        select_plate(joint.value, 1, k),
-        lengths=None if joint._lengths is None else lanes(joint._lengths),
-        log_likelihood=None if joint._log_likelihood is None else lanes(joint._log_likelihood),
-    )

@@ -66,9 +66,9 @@ def _of_chain(iterations: list[ParticlePosterior]) -> tuple[dict[str, Tensor], d
 
 def _of_particles(posterior: ParticlePosterior, resample: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """``[1, draw, *plates, *event]``: particles by weight, or as they are."""
-    log_weights = posterior._weights.log_weights
-    stats = {"log_weight": log_weights, "weight": posterior._weights.normalized}
-    known = dict(zip(_STATS, (posterior._lengths, posterior._log_likelihood), strict=True))
+    log_weights = posterior.particles.weights.log_weights
+    stats = {"log_weight": log_weights, "weight": posterior.particles.weights.normalized}
+    known = dict(zip(_STATS, (posterior.particles.lengths, posterior.particles.log_likelihood), strict=True))
     stats |= {name: value for name, value in known.items() if value is not None}
     sites = dict(posterior.sites)
     if resample:

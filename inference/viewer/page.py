@@ -117,7 +117,7 @@ def _population(population: Population, describe: Describe | None, answer: Answe
     return {
         "label": population.label,
         "problem": problem if isinstance(problem, str) else None,
-        "evidence": None if not population.evidence else _number(population.own(posterior._weights.log_mean)),
+        "evidence": None if not population.evidence else _number(population.own(posterior.particles.weights.log_mean)),
         "columns": columns,
         "texts": list(texts),
         "answers": answers,

@@ -38,8 +38,8 @@ class Population:
     def index(self) -> tuple[int, ...]:
         """An index for each level of ``max_plate_nesting``, 0 where a level is no independent plate."""
         posterior, picked = self.posterior, iter(self.plate)
-        levels = range(1 - posterior._weights.log_weights.dim(), 0)
-        return tuple(next(picked) if dim in posterior._plate_dims else 0 for dim in levels)
+        levels = range(-posterior.particles.nesting, 0)
+        return tuple(next(picked) if dim in posterior.particles.plate_dims else 0 for dim in levels)
 
     def lanes(self, tensor: Tensor) -> Tensor:
         """``[N]`` of ``[N, *plates]``."""
@@ -58,7 +58,7 @@ class Population:
         kept = 1
         for level, i in enumerate(self.index):
             dim = level - len(self.index)
-            if dim in self.posterior._plate_dims:
+            if dim in self.posterior.particles.plate_dims:
                 tensor = tensor.select(kept, min(i, tensor.shape[kept] - 1))
             else:
                 kept += 1

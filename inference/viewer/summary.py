@@ -18,7 +18,7 @@ _BAR = 90
 
 def summary(posterior: ParticlePosterior) -> str:
     """The representation with its answers, if the model gives any."""
-    first = posterior.lane((0,) * posterior._weights.log_weights.dim())
+    first = posterior.lane((0,) * (posterior.particles.nesting + 1))
     told = f"<div><code>{html.escape(repr(posterior))}</code></div>"
     if not callable(getattr(first, "answers", None)):
         return told

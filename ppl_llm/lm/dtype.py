@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 

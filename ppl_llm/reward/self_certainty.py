@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import DecodingLM
 from ..lm.base import StepOptions
 from .score_cache import ScoreMemo, finished_at

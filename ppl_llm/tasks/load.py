@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from . import DemoTask, Field, Problem, ReasoningGymTask, Row, RowTask, Task
 
 __all__ = ["Problem", "load_problems", "open_task"]
