@@ -6,9 +6,11 @@ The decorator ``mutant`` enters an engine in the table that tests/inference/test
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -602,3 +604,65 @@ class FreshEvidence(PMMH):
 
 WRONG_PIMH: dict[str, type[PIMH]] = {"always": AcceptsAlways, "inverse": AcceptsInverse}
 WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPrior, "fresh evidence": FreshEvidence}
+
+
+# Runs that share what should be their own
+RUNS = "tests/inference/test_runs.py"
+
+
+@mutant("one messenger for all runs", f"{RUNS}::test_rejects_a_messenger_that_runs_share")
+class SharedMessenger(SMC):
+    """The handler of the sweep, and with it the particles, belongs to the algorithm object (SMC of this package, once)."""
+
+    def messenger(self) -> ParticleMessenger:
+        if not hasattr(self, "_messenger"):
+            self._messenger = super().messenger()
+        return self._messenger
+
+
+@mutant("swaps take turns by the kernel's count", f"{RUNS}::test_rejects_kernels_that_chains_share")
+class SharedTurns(ParallelTempering):
+    """Which pairs swap is counted by the kernel, over all of its chains."""
+
+    _turn = 0
+
+    def exchange(self, accepted: Tensor, turn: int) -> Tensor:
+        self._turn += 1
+        return super().exchange(accepted, self._turn % 2)
+
+
+@mutant("step sizes adapt the kernel", f"{RUNS}::test_rejects_kernels_that_chains_share")
+class SharedAdaptation(PMMH):
+    """A chain begins with the step size of the chain before."""
+
+    _scale = 1.0
+
+    def propose(self, present: Any, chain: Any) -> Any:
+        return super().propose(present, replace(chain, step_size_scale=self._scale))
+
+    def adapted(self, chain: Any, acceptance: Tensor) -> Any:
+        adapted = super().adapted(replace(chain, step_size_scale=self._scale), acceptance)
+        self._scale = adapted.step_size_scale
+        return adapted
+
+
+@mutant("the first start of all chains", f"{RUNS}::test_rejects_a_kernel_that_remembers_its_first_start")
+class RememberedStart(PIMH):
+    """Under Pyro's MCMC a chain on other data starts from the first data's filter, whose evidence the new ones do not reach."""
+
+    _first: Any = None
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        if self._first is not None:
+            self.initial_params = self._first
+        super().setup(warmup_steps, *args, **kwargs)
+        self._first = self.initial_params
+
+
+@mutant("a nested run among the handlers of the outer one", f"{RUNS}::test_rejects_nested_runs_that_share_plates")
+def only_blocked() -> AbstractContextManager[Any]:
+    """The sites of a nested run are hidden from the handlers around it, but it runs in their plates."""
+    return poutine.block()  # type: ignore[no-any-return]
+
+
+SHARED_KERNELS: dict[str, type[ParallelTempering] | type[PMMH]] = {"turns": SharedTurns, "adaptation": SharedAdaptation}
