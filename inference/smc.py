@@ -242,8 +242,8 @@ class _Run(PauseMessenger):
                 if self.smc.audit:
                     n, nesting = joint.num_particles, joint.particles.nesting
                     joint.audit = replay_audit(self.model, joint.sites, joint.site_log_probs, n, nesting, self.args, self.kwargs)
-                end = self.messenger.system.snapshot(joint.value)
-                return self._finished(joint, self._checkpoint(end, rng_state(), complete=True))
+                self._describe(joint, self.messenger.system.snapshot(joint.value), rng_state(), complete=True)
+                return joint if self.smc.islands == 1 else IslandPosterior(joint)
             except Paused:
                 posterior = self.partial()
                 assert posterior is not None
@@ -254,11 +254,16 @@ class _Run(PauseMessenger):
 
     def partial(self) -> ParticlePosterior | None:
         """The posterior of the last barrier, with the cost so far; that of the start if there was none since."""
-        last = self.messenger.system.last
-        if last is None:
-            return None if self.start is None else self._finished(self.messenger.posterior_at(self.start.snapshot), self.start)
+        last, start = self.messenger.system.last, self.start
         if self.latest is None:
-            self.latest = self._finished(self.messenger.posterior_at(last), self._checkpoint(last, self.rng, complete=False))
+            snapshot = last if last is not None or start is None else start.snapshot
+            if snapshot is None:
+                return None
+            joint = self.messenger.posterior(snapshot)
+            self._describe(joint, snapshot, self.rng, complete=False)
+            if last is None:
+                joint.checkpoint = start
+            self.latest = joint if self.smc.islands == 1 else IslandPosterior(joint)
         self.latest.cost = self._cost()
         return self.latest
 
@@ -285,10 +290,7 @@ class _Run(PauseMessenger):
         totals["seconds"] += time.perf_counter() - self.began  # type: ignore[assignment]
         return dict(totals)
 
-    def _checkpoint(self, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> Checkpoint:
-        return Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, self._cost(), complete)
-
-    def _finished(self, joint: ParticlePosterior, checkpoint: Checkpoint) -> ParticlePosterior:
-        """What the user gets: islands pooled, with cost and checkpoint."""
-        joint.complete, joint.cost, joint.checkpoint = checkpoint.complete, dict(checkpoint.cost), checkpoint
-        return joint if self.smc.islands == 1 else IslandPosterior(joint)
+    def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
+        """Say what the posterior cost, and how to go on from it."""
+        joint.complete, joint.cost = complete, self._cost()
+        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)

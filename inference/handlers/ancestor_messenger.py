@@ -58,8 +58,7 @@ class AncestorMessenger(ReferenceMessenger):
         """``[N, *plates]``: log gamma(x_{1:t}^i, x*_{t+1:T}) - log gamma(x_{1:t}^i) for every particle i."""
         system = self.system
         assert system.plates is not None
-        # The present barrier is not among the records yet.
-        splice = Splice(self.posterior(None).sites, self.reference, slot, len(system.records) + 1)
+        splice = Splice(self.posterior(system.snapshot(None)).sites, self.reference, slot, len(system.records))
         score = SuffixLogProb(system.num_particles, system.max_plate_nesting, system.plates, splice, chosen)
         log_density = score.run(self.program)
         # Populations whose weights are still those of one population move together.

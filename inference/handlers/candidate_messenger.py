@@ -17,5 +17,5 @@ class CandidateMessenger(ParticleMessenger, ABC):
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         """The candidates with the weights of their votes."""
 
-    def posterior_at(self, snapshot: Snapshot) -> SearchPosterior:
-        return self.as_search(super().posterior_at(snapshot))
+    def posterior(self, snapshot: Snapshot) -> SearchPosterior:
+        return self.as_search(super().posterior(snapshot))

@@ -11,7 +11,7 @@ n = 1 .. N, and the name on the right is the method that does it::
         X_t^n ~ q_t(x_{t-1}^{A_t^n}, .)                                   propose; q = p without a proposal
         w_t^n <- w_{t-1}^n p(X_t^n | ..) p(y_t | X_t^n, ..) / q(X_t^n)    reweight, site by site
         keep X_t, and (A_t, w_{t-1}) of the barrier                       ParticleSystem.record, .records
-    the evidence estimate is the mean of w_T                              posterior(value).log_evidence
+    the evidence estimate is the mean of w_T                              posterior(..).log_evidence
 """
 
 from __future__ import annotations
@@ -89,10 +89,8 @@ class ParticleMessenger(Messenger):
         """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing."""
         system, name, scale = self.system, msg["name"], msg["scale"]
         if msg["is_observed"]:
-            increment = system.add(name, log_prob if is_one(scale) else scaled(log_prob, scale))
-            untempered = msg["infer"].get("untempered_scale")
-            plain = increment if untempered is None else system.per_population(name, scaled(log_prob, untempered))
-            system.log_likelihood = system.log_likelihood + plain
+            increment, untempered = log_prob if is_one(scale) else scaled(log_prob, scale), msg["infer"].get("untempered_scale")
+            system.add(name, increment, observed=increment if untempered is None else scaled(log_prob, untempered))
         elif "proposal" in msg["infer"]:
             log_q = scale_and_mask(msg["infer"]["proposal"].log_prob(msg["value"]), 1.0, msg["mask"])
             system.add(name, log_prob * scale - log_q)
@@ -112,21 +110,18 @@ class ParticleMessenger(Messenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""
-        system, selection = self.system, self.options.selection
-        before, chosen = system.record_before(state, ess), self.ess_triggers(ess)
-        if not self.options.resample_finished and before.done is not None:
-            chosen = chosen & ~before.done.all(0)
+        system, selection, w = self.system, self.options.selection, self.system.weights
+        system.record_barrier(state, ess)
+        chosen, done = self.ess_triggers(ess), system.records[-1].done
+        if not self.options.resample_finished and done is not None:
+            chosen = chosen & ~done.all(0)
         if not bool(chosen if chosen.numel() == 1 else chosen.any()):
-            system.records.append(before)
             return state
-        v = system.weights if selection is None else Weights(selection(system.weights, state, len(system.records)))
-        ancestors = torch.where(chosen, self.draw_ancestors(chosen, v), before.ancestors)
-        if selection is None or not selection.keeps_target:
-            system.weights = system.weights.set_to_mean(chosen)
-        else:
-            system.weights = system.weights.divided_by(v, ancestors, chosen)
-        system.permute(ancestors)
-        system.records.append(before._replace(ancestors=ancestors, resampled=chosen))
+        v = w if selection is None else Weights(selection(w, state, len(system.records) - 1))
+        ancestors = torch.where(chosen, self.draw_ancestors(chosen, v), system.numbers)
+        keeps_residual = selection is not None and selection.keeps_target
+        w = w.divided_by(v, ancestors, chosen) if keeps_residual else w.set_to_mean(chosen)
+        system.resample(w, ancestors, chosen)
         return reorder(state, ancestors)
 
     def ess_triggers(self, ess: Tensor) -> Tensor:
@@ -155,15 +150,11 @@ class ParticleMessenger(Messenger):
 
     # results ------------------------------------------------------------------------------------------------------------------------
 
-    def posterior(self, value: Any) -> ParticlePosterior:
-        """The weighted particles as they are now, with what the model returned."""
-        return self.posterior_at(self.system.snapshot(value))
-
-    def posterior_at(self, snapshot: Snapshot) -> ParticlePosterior:
-        """The weighted particles as they were at a barrier, or at the end."""
+    def posterior(self, snapshot: Snapshot) -> ParticlePosterior:
+        """The weighted particles as they were at a barrier, or are at the end."""
         return ParticlePosterior.from_snapshot(snapshot)
 
     @property
     def partial(self) -> ParticlePosterior | None:
         """The posterior of the last barrier; ``None`` before the first."""
-        return None if self.system.last is None else self.posterior_at(self.system.last)
+        return None if self.system.last is None else self.posterior(self.system.last)

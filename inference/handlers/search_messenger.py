@@ -82,12 +82,10 @@ class SearchMessenger(CandidateMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         system = self.system
-        before = system.record_before(state, ess)
         ancestors, log_weights = self.select(system.weights.log_weights, self._finished(state))
-        moved = (ancestors != before.ancestors).any(0)
-        system.weights = Weights(log_weights)
-        system.permute(ancestors)
-        system.records.append(before._replace(ancestors=ancestors, resampled=moved))
+        moved = (ancestors != system.numbers).any(0)
+        system.record_barrier(state, ess)
+        system.resample(Weights(log_weights), ancestors, moved)
         self._met_site = False
         return reorder(state, ancestors) if bool(moved.any()) else state
 

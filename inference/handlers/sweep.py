@@ -44,4 +44,4 @@ def sweep(
         if resume is not None:
             resume.finish(value)
         messenger.check_alive()
-    return messenger.posterior(value)
+    return messenger.posterior(messenger.system.snapshot(value))

@@ -28,7 +28,7 @@ class ParallelTemperingPosterior(ChainPosterior):
     def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float], betas: tuple[float, ...], swap_rates: Tensor) -> None:
         super().__init__(iterations, cost)
         self.betas = betas
-        self.swap_rates = self.particles.public(swap_rates)
+        self.swap_rates = swap_rates[self.particles.public]
 
     def __repr__(self) -> str:
         rates = ", ".join(f"{rate:.2f}" for rate in self.swap_rates.reshape(len(self.swap_rates), -1).mean(1).tolist())

@@ -113,25 +113,32 @@ class ParticleSystem:
 
     # weights ------------------------------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, log_increment: Tensor) -> Tensor:
-        """``log w <- log w + log_increment`` of a site, ``[N, *batch]`` in the model's plates.
+    def add(self, name: str, log_increment: Tensor, observed: Tensor | None = None) -> None:
+        """``log w <- log w + log_increment`` at a site.
 
-        :returns: ``[N, *plates]``, what each population gets.
+        :param Tensor log_increment: ``[N, *batch]`` in the model's plates; a population gets the sum over what it holds.
+        :param Tensor observed: ``[N, *batch]`` log-probability of an observed site, not tempered.
         """
-        increment = self.per_population(name, log_increment)
+        n, nesting, dependent = self.num_particles, self.max_plate_nesting, self._dependent_dims()
+        increment = per_population(log_increment, name, n, nesting, dependent)
         self.weights = self.weights.add(increment)
         self.unchecked.append((name, self.weights))
-        return increment
+        if observed is not None:
+            plain = increment if observed is log_increment else per_population(observed, name, n, nesting, dependent)
+            self.log_likelihood = self.log_likelihood + plain
 
-    def per_population(self, name: str, log_prob: Tensor) -> Tensor:
-        """``[N, *plates]``: a site's log-probability, summed over what a population holds."""
-        return per_population(log_prob, name, self.num_particles, self.max_plate_nesting, self._dependent_dims())
+    def resample(self, weights: Weights, ancestors: Tensor, resampled: Tensor) -> None:
+        """At the barrier that was recorded last, every particle becomes what its ancestor was.
 
-    def permute(self, ancestors: Tensor) -> None:
-        """What is known of each particle becomes what is known of its ancestor ``[N, *plates]``, the weights excepted."""
+        :param Weights weights: after the barrier, ``[N, *plates]``.
+        :param Tensor ancestors: ``[N, *plates]``.
+        :param Tensor resampled: ``[*plates]``, populations that were resampled.
+        """
+        self.weights = weights
         self.log_likelihood = self.log_likelihood.gather(0, ancestors)
         if self.uneven_lengths is not None:
             self.uneven_lengths = self.uneven_lengths.expand_as(ancestors).gather(0, ancestors)
+        self.records[-1] = self.records[-1]._replace(ancestors=ancestors, resampled=resampled)
 
     # segments and sites -------------------------------------------------------------------------------------------------------------
 
@@ -169,11 +176,11 @@ class ParticleSystem:
         if value is not None or score is not None or self.record_log_probs:
             self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.records), score))
 
-    def record_before(self, state: Any, ess: Tensor) -> Step:
-        """The record of a barrier at which nothing has happened yet: every particle is its own ancestor."""
+    def record_barrier(self, state: Any, ess: Tensor) -> None:
+        """Record a barrier before anything happens at it: every particle is its own ancestor."""
         like, done = self.weights.log_weights, self.population_done(state)
         done = None if done is None else done.expand_as(like)
-        return Step(ess, self.numbers, self._unmoved, like, self.log_likelihood, done)
+        self.records.append(Step(ess, self.numbers, self._unmoved, like, self.log_likelihood, done))
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: particles of which all that one population holds is done; ``None`` if the state does not tell."""

@@ -39,25 +39,10 @@ class WeightedParticles(NamedTuple):
         """Levels of ``max_plate_nesting``."""
         return self.weights.log_weights.dim() - 1
 
-    def aligned(self) -> WeightedParticles:
-        """Weights, lengths and log-likelihoods of one shape."""
-        weights, lengths, log_likelihood = self.weights, self.lengths, self.log_likelihood
-        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed a plate's populations yet
-            weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
-        like = weights.log_weights
-        return self._replace(
-            weights=weights,
-            lengths=None if lengths is None else lengths.expand_as(like),
-            log_likelihood=None if log_likelihood is None else log_likelihood.expand_as(like),
-        )
-
-    def public(self, tensor: Tensor) -> Tensor:
-        """A tensor ``[..., *plates]`` without the dimensions that are not independent plates."""
-        for dim in range(-self.nesting, 0):
-            if dim not in self.plate_dims:
-                tensor = tensor.select(dim, 0).unsqueeze(dim)
-        index = [slice(None) if dim in self.plate_dims else 0 for dim in range(-self.nesting, 0)]
-        return tensor[(..., *index)] if index else tensor
+    @property
+    def public(self) -> tuple[Any, ...]:
+        """The index of a tensor ``[..., *plates]`` that leaves out the dimensions that are not independent plates."""
+        return (..., *(slice(None) if dim in self.plate_dims else 0 for dim in range(-self.nesting, 0)))
 
     def of_leftmost(self, k: int) -> WeightedParticles:
         """The populations at index ``k`` of the leftmost plate, without that plate."""

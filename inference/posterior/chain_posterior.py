@@ -88,7 +88,7 @@ class ChainPosterior(PooledPosterior):
         distinct = list({id(i): i for i in iterations}.values())
         scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
         super().__init__(distinct, [i.particles.weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
-        self.acceptance_rate = None if acceptance_rate is None else self.particles.public(acceptance_rate)
+        self.acceptance_rate = None if acceptance_rate is None else acceptance_rate[self.particles.public]
         self.step_size_scale = step_size_scale
 
     @property

@@ -46,7 +46,15 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     checkpoint: Checkpoint | None = None
 
     def __init__(self, particles: WeightedParticles) -> None:
-        self.particles = particles.aligned()
+        weights, lengths, log_likelihood = particles.weights, particles.lengths, particles.log_likelihood
+        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed a plate's populations yet
+            weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
+        like = weights.log_weights
+        self.particles = particles._replace(
+            weights=weights,
+            lengths=None if lengths is None else lengths.expand_as(like),
+            log_likelihood=None if log_likelihood is None else log_likelihood.expand_as(like),
+        )
         self.cost: dict[str, float] = {}
         self.audit: AuditReport | None = None
 
@@ -57,8 +65,8 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
             WeightedParticles(
                 weights=snapshot.weights,
                 plate_dims=tuple(sorted(frame.dim for frame in snapshot.plates)),
-                sites=snapshot.sites,
-                records=snapshot.records,
+                sites=tuple(snapshot.all_sites[: snapshot.num_sites]),
+                records=tuple(snapshot.all_records[: snapshot.num_records]),
                 value=snapshot.value,
                 lengths=snapshot.lengths,
                 log_likelihood=snapshot.log_likelihood,
@@ -98,32 +106,32 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     @property
     def log_weights(self) -> Tensor:
         """``[N, *P]`` float64, unnormalised; their log mean is :attr:`log_evidence`."""
-        return self.particles.public(self.particles.weights.log_weights)
+        return self.particles.weights.log_weights[self.particles.public]
 
     @property
     def weights(self) -> Tensor:
         """``[N, *P]`` float64, normalised over particles."""
-        return self.particles.public(self.particles.weights.normalized)
+        return self.particles.weights.normalized[self.particles.public]
 
     @property
     def log_evidence(self) -> Tensor:
         """``[*P]``: log of the unbiased estimate of the evidence."""
-        return self.particles.public(self.particles.weights.log_mean)
+        return self.particles.weights.log_mean[self.particles.public]
 
     @property
     def ess(self) -> Tensor:
         """``[T, *P]``: effective sample size at each barrier, before resampling."""
-        return self._stacked([self.particles.public(step.ess) for step in self.particles.records])
+        return self._stacked([step.ess[self.particles.public] for step in self.particles.records])
 
     @property
     def ancestors(self) -> Tensor:
         """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
-        return self._stacked([self.particles.public(step.ancestors) for step in self.particles.records])
+        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
 
     @property
     def resampled(self) -> Tensor:
         """``[T, *P]``: whether each barrier resampled."""
-        return self._stacked([self.particles.public(step.resampled) for step in self.particles.records])
+        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records])
 
     @staticmethod
     def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -163,13 +171,13 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def lengths(self) -> Tensor:
         """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
         assert self.particles.lengths is not None, "lengths are kept by sweeps only"
-        return self.particles.public(self.particles.lengths)
+        return self.particles.lengths[self.particles.public]
 
     @property
     def log_likelihood(self) -> Tensor:
         """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
         assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
-        return self.particles.public(self.particles.log_likelihood)
+        return self.particles.log_likelihood[self.particles.public]
 
     def draw(self) -> Trajectory:
         """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
@@ -230,7 +238,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])
         evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
-        now = self.particles.public(self.particles.weights.ess)
+        now = self.particles.weights.ess[self.particles.public]
         ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
         return (
             f"ParticlePosterior({self.num_particles} particles, {len(self.particles.records)} barriers, "

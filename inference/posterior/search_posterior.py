@@ -38,7 +38,7 @@ class SearchPosterior(ParticlePosterior):
         decisive: bool = False,
     ) -> None:
         super().__init__(particles)
-        self.scores = None if scores is None else self.particles.public(scores)
+        self.scores = None if scores is None else scores[self.particles.public]
         self.method, self.reason, self.decisive = method, reason, decisive
 
     @classmethod

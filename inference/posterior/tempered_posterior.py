@@ -52,17 +52,17 @@ class TemperedPosterior(ParticlePosterior):
     @property
     def betas(self) -> Tensor:
         """``[S, *P]``: power of the likelihood at each stage."""
-        return self._stacked([self.particles.public(stage.beta) for stage in self._stages])
+        return self._stacked([stage.beta[self.particles.public] for stage in self._stages])
 
     @property
     def log_evidences(self) -> Tensor:
         """``[S, *P]``: log of the estimated evidence of the tempered model at each stage."""
-        return self._stacked([self.particles.public(stage.log_evidence) for stage in self._stages])
+        return self._stacked([stage.log_evidence[self.particles.public] for stage in self._stages])
 
     @property
     def move_rates(self) -> Tensor:
         """``[S, *P]``: fraction of the moves of each stage that changed their particle."""
-        return self._stacked([self.particles.public(stage.move_rate) for stage in self._stages])
+        return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages])
 
     def __repr__(self) -> str:
         return super().__repr__().replace("ParticlePosterior", "TemperedPosterior", 1).replace("barriers", "stages", 1)

@@ -185,7 +185,7 @@ def conditional_outcomes(
     engine = forced(messenger, free, path, indices, rotations)(FilterOptions(n, 1, resampler, ess_threshold), reference=reference, **more)
     with torch.no_grad(), engine, ProposalMessenger(propose), pyro.plate("_particles", n, dim=-2):
         value = program(columns)
-    posterior = engine.posterior(value)
+    posterior = engine.posterior(engine.system.snapshot(value))
     log_probs = [resampler.log_prob, engine.index_log_prob if ancestors else []]  # type: ignore[attr-defined]
     calls = [sum(both) for both in zip(*log_probs, strict=True)] if ancestors and n > 1 else resampler.log_prob
     calls = [log_prob - math.log(turns) for log_prob in calls]

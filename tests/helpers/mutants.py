@@ -206,7 +206,7 @@ class SummedPlates(ParticleMessenger):
     def __enter__(self) -> SummedPlates:
         super().__enter__()
         right = self.system.add
-        self.system.add = lambda name, increment: right(name, increment.mean(-1, keepdim=True).expand_as(increment))  # type: ignore
+        self.system.add = lambda name, increment, **more: right(name, increment.mean(-1, keepdim=True).expand_as(increment), **more)
         return self
 
 
@@ -334,7 +334,8 @@ class WholeTrajectories(AncestorMessenger):
 
     def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
         here = self.slot.expand(weights.log_weights.shape[1:])
-        splice, system = Splice(self.posterior(None).sites, self.reference, here, barriers=0), self.system
+        system = self.system
+        splice = Splice(self.posterior(system.snapshot(None)).sites, self.reference, here, barriers=0)
         everywhere = torch.ones_like(here, dtype=torch.bool)
         whole = SuffixLogProb(system.num_particles, system.max_plate_nesting, system.plates, splice, everywhere)
         return weights.add(whole.run(self.program))
@@ -522,8 +523,8 @@ class _TruncatedMessenger(SuffixMessenger):
         self.history.append(self.system.weights.log_weights)
         super()._pyro_barrier(msg)
 
-    def posterior(self, value: Any) -> ParticlePosterior:
-        made = super().posterior(value)
+    def posterior(self, snapshot: Any) -> ParticlePosterior:
+        made = super().posterior(snapshot)
         weights, lengths = made.particles.weights.log_weights, made.particles.lengths
         history = torch.stack([*self.history, weights])
         present = history[:, 0].gather(0, (lengths[1:] - 1).clamp(max=len(history) - 1))
