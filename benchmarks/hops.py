@@ -1,9 +1,9 @@
 """How many functions of the package one token and one weight pass through.
 
 (a) From ``LLMStep`` drawing a step to the first forward pass of the model: the functions on the stack.
-(b) From ``StepReward.log_prob`` to the number ``log_evidence``, where nothing is resampled: every function that computes a tensor on the way
-    of that number, or returns one, alone or inside of an object. A tensor is on the way if it was computed from the log-probability, and
-    the number from it.
+(b) From ``StepReward.log_prob`` to the number ``log_evidence``, where nothing is resampled: every function that computes a tensor on
+    the way of that number, or returns one, alone or inside of an object. A tensor is on the way if it was computed from the
+    log-probability, and the number from it.
 
 A hop leads from one function to the next one that is not the same. Run it with ``PYTHONPATH`` set to the tree to be measured::
 

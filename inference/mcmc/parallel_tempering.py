@@ -30,6 +30,10 @@ class ParallelTemperingPosterior(ChainPosterior):
         self.betas = betas
         self.swap_rates = swap_rates[self.particles.public]
 
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every chain, and the ``betas`` of the replicas and the ``swap_rates`` between neighbours."""
+        return {**super().diagnostics(), "betas": list(self.betas), "swap_rates": self.swap_rates.tolist()}
+
     def __repr__(self) -> str:
         rates = ", ".join(f"{rate:.2f}" for rate in self.swap_rates.reshape(len(self.swap_rates), -1).mean(1).tolist())
         return f"ParallelTemperingPosterior({len(self.iterations)} iterations, {len(self.betas)} replicas, swap rates {rates})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,8 @@ class PooledPosterior(ParticlePosterior):
     :cvar bool unbiased: whether the mean weight of a part estimates the evidence.
     """
 
-    part_name = "filter"
-    parts_at = "parts"
-    unbiased = False
+    part_name: ClassVar[str] = "filter"
+    unbiased: ClassVar[bool] = False
 
     def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
         self.parts = parts
@@ -50,11 +50,6 @@ class PooledPosterior(ParticlePosterior):
         )
         self.cost = cost
 
-    @property
-    def part_numbers(self) -> list[int]:
-        """A number for each part."""
-        return list(range(len(self.parts)))
-
 
 def _joined(tensors: list[Tensor | None]) -> Tensor | None:
     known = [tensor for tensor in tensors if tensor is not None]
@@ -71,8 +66,9 @@ class ChainPosterior(PooledPosterior):
     :ivar float step_size_scale: what the adaptation multiplied the step size by; ``None`` for a kernel that adapts none.
     """
 
-    part_name = "iteration"
-    parts_at = "iterations"
+    unit: ClassVar[str] = "iteration"
+    part_name: ClassVar[str] = "iteration"
+    parts_at: ClassVar[str] = "iterations"
 
     def __init__(
         self,
@@ -98,6 +94,21 @@ class ChainPosterior(PooledPosterior):
         for number, iteration in enumerate(self.iterations):
             first.setdefault(id(iteration), number)
         return [first[id(part)] for part in self.parts]
+
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, and ``iterations``, ``distinct_iterations`` (others kept the state before), ``acceptance_rate`` where the
+        kernel may reject, and ``step_size_scale`` where it adapts one."""
+        found = {**super().diagnostics(), "iterations": len(self.iterations), "distinct_iterations": len(self.parts)}
+        if self.acceptance_rate is not None:
+            found["acceptance_rate"] = self.acceptance_rate.tolist()
+        if self.step_size_scale is not None:
+            found["step_size_scale"] = self.step_size_scale
+        return found
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        particles = [iteration.particles for iteration in self.iterations]
+        ess = [each.weights.ess[each.public].tolist() for each in particles]
+        return {"ess": ess, "resampled": [any(bool(record.resampled.any()) for record in each.records) for each in particles]}
 
     @property
     def log_evidence(self) -> Tensor:

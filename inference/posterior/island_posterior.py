@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,9 @@ class IslandPosterior(PooledPosterior):
     :ivar list islands: the :class:`ParticlePosterior` of each, with its ESS, genealogy and evidence.
     """
 
-    part_name = "island"
-    parts_at = "islands"
-    unbiased = True
+    part_name: ClassVar[str] = "island"
+    parts_at: ClassVar[str] = "islands"
+    unbiased: ClassVar[bool] = True
 
     def __init__(self, joint: ParticlePosterior) -> None:
         num_islands = joint.particles.weights.log_weights.shape[1]
@@ -37,6 +39,17 @@ class IslandPosterior(PooledPosterior):
     def island_log_evidence(self) -> Tensor:
         """``[K, *P]``: log of each island's unbiased estimate of the evidence."""
         return torch.stack([island.log_evidence for island in self.islands])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, with the least ``ess`` of the islands at each barrier; and ``islands``, a list of the
+        ``log_evidence`` and the ``ess`` of each."""
+        each = [{"log_evidence": island.log_evidence.tolist(), "ess": island.ess.tolist()} for island in self.islands]
+        return {**super().diagnostics(), "islands": each}
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        least = torch.stack([island.ess for island in self.islands]).amin(0)
+        resampled = torch.stack([island.resampled for island in self.islands]).any(0)
+        return {"ess": least.tolist(), "resampled": [bool(each.any()) for each in resampled]}
 
     def __repr__(self) -> str:
         return f"IslandPosterior({len(self.islands)} islands of {self.islands[0].num_particles}, {super().__repr__()})"

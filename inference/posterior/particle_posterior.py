@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,10 +39,20 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
     :ivar AuditReport audit: the replay audit's report, where one was asked for.
     :ivar bool complete: whether the model came to its end; a run may be stopped at a barrier before.
+    :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
+        ``unbiased`` tells whether the mean weight of a part estimates the evidence.
+    :ivar list iterations: of a Markov chain.
+    :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True
     gives_evidence: ClassVar[bool] = True
+    unit: ClassVar[str] = "step"
+    parts: Sequence[ParticlePosterior] = ()
+    iterations: Sequence[ParticlePosterior] = ()
+    part_name: ClassVar[str] = "part"
+    parts_at: ClassVar[str] = "parts"
+    unbiased: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
 
     def __init__(self, particles: WeightedParticles) -> None:
@@ -234,6 +244,35 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
             )
         return pool(self.marginal(lambda value: value.answers()), equivalent)
+
+    @property
+    def part_numbers(self) -> list[int]:
+        """A number for each part."""
+        return list(range(len(self.parts)))
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Named figures of the run, as plain numbers, texts and lists; a list has a nested list for each independent plate.
+
+        Every posterior has
+
+        - ``num_particles``: N, over all parts;
+        - ``ess``: effective sample size before each barrier (of a chain of each iteration, of a ladder of each stage; see :attr:`unit`);
+        - ``resampled``: for each of them, whether any population was resampled;
+        - ``complete``: whether the model came to its end;
+        - ``log_evidence``, or ``no_evidence``: why there is none.
+
+        Others add what their algorithm tells of itself; see there.
+        """
+        found: dict[str, Any] = {"num_particles": self.num_particles, **self._by_unit(), "complete": self.complete}
+        try:
+            found["log_evidence"] = self.log_evidence.tolist()
+        except ValueError as error:
+            found["no_evidence"] = str(error)
+        return found
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        """``ess`` and ``resampled``."""
+        return {"ess": self.ess.tolist(), "resampled": [bool(record.resampled.any()) for record in self.particles.records]}
 
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])

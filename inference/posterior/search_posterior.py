@@ -50,6 +50,11 @@ class SearchPosterior(ParticlePosterior):
     def log_evidence(self) -> Tensor:
         raise ValueError(f"{self.method} gives no evidence: {self.reason}. Run SMC or Importance on the same model.")
 
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, and ``method`` and, where something was scored, the ``scores`` of the candidates."""
+        scores = {} if self.scores is None else {"scores": self.scores.tolist()}
+        return {**super().diagnostics(), "method": self.method, **scores}
+
     def __repr__(self) -> str:
         shape = tuple(self.log_weights.shape)
         with_weight = int((self.weights > 0).sum()) if torch.isfinite(self.weights).all() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class TemperedPosterior(ParticlePosterior):
     A :class:`ParticlePosterior` whose steps are the stages of the ladder, not the barriers of the model: :attr:`ess`, :attr:`ancestors`
     and :attr:`resampled` have one row per stage.
     """
+
+    unit: ClassVar[str] = "stage"
 
     def __init__(self, particles: Trajectory, weights: Weights, plate_dims: tuple[int, ...], stages: list[Stage]) -> None:
         super().__init__(
@@ -63,6 +65,10 @@ class TemperedPosterior(ParticlePosterior):
     def move_rates(self) -> Tensor:
         """``[S, *P]``: fraction of the moves of each stage that changed their particle."""
         return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, and ``betas`` and ``move_rates`` of each stage."""
+        return {**super().diagnostics(), "betas": self.betas.tolist(), "move_rates": self.move_rates.tolist()}
 
     def __repr__(self) -> str:
         return super().__repr__().replace("ParticlePosterior", "TemperedPosterior", 1).replace("barriers", "stages", 1)

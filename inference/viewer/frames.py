@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +10,15 @@ from torch import Tensor
 from ..posterior.equivalence_classes import Equivalent, representatives
 from .genealogy import Answer, Describe, Genealogy, answers_of
 from .populations import Population, populations
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 
-def particles(posterior: ParticlePosterior, answer: Answer | None, equivalent: Equivalent | None) -> Any:
+def particles(posterior: Viewable, answer: Answer | None, equivalent: Equivalent | None) -> Any:
     """A row per particle; see :meth:`~ppl_llm.inference.ParticlePosterior.to_dataframe`."""
     return _table([_particles(each, answer, equivalent) for each in populations(posterior)])
 
 
-def genealogy(posterior: ParticlePosterior, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> Any:
+def genealogy(posterior: Viewable, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> Any:
     """A row per lane and step."""
     return _table([_genealogy(each, describe) for each in populations(posterior)])
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..posterior.chain_posterior import PooledPosterior
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class Population:
     """
 
     place: dict[str, int]
-    posterior: ParticlePosterior
+    posterior: Viewable
     plate: tuple[int, ...]
     evidence: bool = True
 
@@ -65,13 +61,13 @@ class Population:
         return tensor
 
 
-def populations(posterior: ParticlePosterior) -> list[Population]:
+def populations(posterior: Viewable) -> list[Population]:
     """All of them: islands and iterations of chains apart, then plate by plate."""
     return list(_within(posterior, {}, True))
 
 
-def _within(posterior: ParticlePosterior, place: dict[str, int], evidence: bool) -> Iterator[Population]:
-    if isinstance(posterior, PooledPosterior):
+def _within(posterior: Viewable, place: dict[str, int], evidence: bool) -> Iterator[Population]:
+    if posterior.parts:
         for number, part in zip(posterior.part_numbers, posterior.parts, strict=True):
             yield from _within(part, {**place, posterior.part_name: number}, evidence and posterior.unbiased)
         return
@@ -86,14 +82,14 @@ def plate_names(count: int) -> list[str]:
     return ["problem"] if count == 1 else [f"problem_{level}" for level in range(count)]
 
 
-def one(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None, what: str) -> Population:
+def one(posterior: Viewable, plate: int | tuple[int, ...] | None, what: str) -> Population:
     """The population at a plate index.
 
     :param plate: may be left out where there is only one.
     :param str what: is to be shown, for the error.
     :raises ValueError: if there are several and none was named, or there is none such.
     """
-    if isinstance(posterior, PooledPosterior):
+    if posterior.parts:
         name, where = posterior.part_name, posterior.parts_at
         raise ValueError(
             f"this posterior pools {len(posterior.parts)} {name}s, each with {what} of its own: take one of posterior.{where}, e.g. "
@@ -103,7 +99,7 @@ def one(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None, what:
     return Population(dict(zip(plate_names(len(given)), given, strict=True)), posterior, given, posterior.gives_evidence)
 
 
-def plate_index(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def plate_index(posterior: Viewable, plate: int | tuple[int, ...] | None) -> tuple[int, ...]:
     """An index for each independent plate.
 
     :raises ValueError: for anything else.
