@@ -9,7 +9,6 @@ from pyro.poutine.util import site_is_subsample
 
 from ..cost import Uncounted
 from ..particles.checkpoint import Checkpoint
-from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
 from ..util.process_state import set_rng_state
 from .particle_messenger import ParticleMessenger
@@ -81,8 +80,7 @@ class ResumeMessenger(Messenger):
             self._go_on(value)
 
     def _go_on(self, value: Any) -> None:
-        snapshot = self.start.snapshot._replace(value=value)
-        self.messenger.system = ParticleSystem.from_snapshot(snapshot, self.messenger.options.record_log_probs)
+        self.messenger.system.restore(self.start.snapshot._replace(value=value))
         set_rng_state(self.rng)
         self.uncounted.end()
         self.active = False

@@ -36,9 +36,9 @@ class ParticleSystem:
         self.num_particles = num_particles
         self.max_plate_nesting = max_plate_nesting
         self.record_log_probs = record_log_probs
+        self.plates: frozenset[Frame] | None = None
         self._start(torch.zeros(num_particles, *(1,) * max_plate_nesting, dtype=torch.float64))
         self.uneven_lengths: Tensor | None = None
-        self.plates: frozenset[Frame] | None = None
         self.sites: list[Site] = []
         self.records: list[Step] = []
         self.unchecked: list[tuple[str, Weights]] = []
@@ -49,18 +49,14 @@ class ParticleSystem:
         self._stack: tuple[Any, ...] = ()  # plates around the last site
         self._plates_met: list[tuple[str, int | None]] = []  # the same, by name and dimension
 
-    @classmethod
-    def from_snapshot(cls, snapshot: Snapshot, record_log_probs: bool) -> ParticleSystem:
-        """As it was at a barrier, or at the end of the model."""
-        like = snapshot.weights.log_weights
-        system = cls(like.shape[0], like.dim() - 1, record_log_probs)
-        system.weights, system.log_likelihood, system.uneven_lengths = snapshot.weights, snapshot.log_likelihood, snapshot.uneven_lengths
-        system.plates = snapshot.plates
-        system.sites, system.records = list(snapshot.sites), list(snapshot.records)
-        system.segment, system._counted = snapshot.segment, snapshot.counted
-        system._number_particles()
-        system.end_segment(snapshot.value)
-        return system
+    def restore(self, snapshot: Snapshot) -> None:
+        """A system that has met no site becomes what it was at a barrier, or at the end of the model."""
+        self.weights, self.log_likelihood, self.uneven_lengths = snapshot.weights, snapshot.log_likelihood, snapshot.uneven_lengths
+        self.plates = snapshot.plates
+        self.sites, self.records = list(snapshot.sites), list(snapshot.records)
+        self.segment, self._counted = snapshot.segment, snapshot.counted
+        self._number_particles()
+        self.end_segment(snapshot.value)
 
     # plates -------------------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +66,7 @@ class ParticleSystem:
 
     def _number_particles(self) -> None:
         """Each particle's number ``[N, *plates]``, and ``[*plates]`` no population: what a barrier that does not resample records."""
+        self._dependent = dependent_dims(self.plates or frozenset(), self.max_plate_nesting)  # batch dimensions within a population
         like = self.weights.log_weights
         self._unmoved = torch.zeros(like.shape[1:], dtype=torch.bool, device=like.device)
         self.numbers = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
@@ -105,11 +102,8 @@ class ParticleSystem:
             dims = [frame.dim for frame in lost]
             self.weights = Weights(self.weights.log_weights.sum(dims, keepdim=True))
             self.log_likelihood = self.log_likelihood.sum(dims, keepdim=True)
-            self._number_particles()
             self.plates -= lost
-
-    def _dependent_dims(self) -> list[int]:
-        return dependent_dims(self.plates or frozenset(), self.max_plate_nesting) if self.max_plate_nesting else []
+            self._number_particles()
 
     # weights ------------------------------------------------------------------------------------------------------------------------
 
@@ -119,12 +113,12 @@ class ParticleSystem:
         :param Tensor log_increment: ``[N, *batch]`` in the model's plates; a population gets the sum over what it holds.
         :param Tensor observed: ``[N, *batch]`` log-probability of an observed site, not tempered.
         """
-        n, nesting, dependent = self.num_particles, self.max_plate_nesting, self._dependent_dims()
-        increment = per_population(log_increment, name, n, nesting, dependent)
+        n, nesting = self.num_particles, self.max_plate_nesting
+        increment = per_population(log_increment, name, n, nesting, self._dependent)
         self.weights = self.weights.add(increment)
         self.unchecked.append((name, self.weights))
         if observed is not None:
-            plain = increment if observed is log_increment else per_population(observed, name, n, nesting, dependent)
+            plain = increment if observed is log_increment else per_population(observed, name, n, nesting, self._dependent)
             self.log_likelihood = self.log_likelihood + plain
 
     def resample(self, weights: Weights, ancestors: Tensor, resampled: Tensor) -> None:
@@ -188,7 +182,7 @@ class ParticleSystem:
         if done is None:
             return None
         done = done.reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
-        for dim in self._dependent_dims():
+        for dim in self._dependent:
             done = done.all(dim, keepdim=True)
         return done
 
