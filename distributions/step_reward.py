@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context, StopReason
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from ..reward.base import RewardModel
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
 

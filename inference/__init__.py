@@ -6,7 +6,8 @@ from .concurrent.run_concurrently import run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
-from .handlers.audit_messenger import AuditMessenger, AuditReport
+from .handlers.audit_messenger import AuditMessenger
+from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
 from .handlers.proposal_messenger import ProposalMessenger
 from .handlers.reference_messenger import ReferenceMessenger
@@ -21,6 +22,7 @@ from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
+from .posterior.audit_report import AuditReport
 from .posterior.chain_posterior import ChainPosterior, PooledPosterior
 from .posterior.discrete_marginal import DiscreteMarginal
 from .posterior.equivalence_classes import Equivalent, representatives
@@ -32,9 +34,8 @@ from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
 from .search.beam_search import BeamSearch
-from .search.best_of_n import BestOfN
 from .search.dvts import DVTS
-from .search.self_consistency import SelfConsistency
+from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
 
@@ -56,6 +57,7 @@ __all__ = [
     "EntropicAnnealing",
     "Enumeration",
     "Equivalent",
+    "FilterOptions",
     "Importance",
     "IslandPosterior",
     "ParallelTempering",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -15,8 +14,11 @@ from torch import Tensor
 
 from .handlers.particle_plate import particle_plate
 from .particles.history import Site
+from .particles.weighted_particles import WeightedParticles
 from .particles.weights import Weights
 from .posterior.particle_posterior import ParticlePosterior
+from .util.process_state import isolated
+from .util.validation import check_count
 
 
 class Enumeration:
@@ -31,8 +33,7 @@ class Enumeration:
     """
 
     def __init__(self, model: Callable[..., Any], *, max_paths: int = 1_000_000) -> None:
-        if isinstance(max_paths, bool) or not isinstance(max_paths, int) or max_paths < 1:
-            raise ValueError(f"max_paths must be an integer of at least 1, got {max_paths!r}")
+        check_count("max_paths", max_paths)
         self.model = model
         self.max_paths = max_paths
 
@@ -46,7 +47,7 @@ class Enumeration:
         num_paths = 1
         while True:
             lanes = _PathMessenger(values, num_paths)
-            with poutine.block(), lanes, particle_plate(num_paths, 0):
+            with isolated(), lanes, particle_plate(num_paths, 0):
                 try:
                     value = self.model(*args, **kwargs)
                 except _Branch as branch:
@@ -57,7 +58,7 @@ class Enumeration:
         # One particle per path: the mean weight is the evidence.
         weights = Weights(lanes.log_joint.expand(num_paths) + math.log(num_paths))
         sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
-        return ParticlePosterior(weights, (), sites, (), value)
+        return ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
 
     def _branch(self, values: dict[str, Tensor], site: _Branch) -> tuple[dict[str, Tensor], int]:
         """Every path with every value of positive probability."""

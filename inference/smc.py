@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyro.poutine as poutine
+import torch
 
-from .handlers.audit_messenger import AuditMessenger, AuditReport
+from .cost import CostMeter
+from .handlers.audit_messenger import audit as replay_audit
+from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
-from .handlers.particle_plate import particle_plate
+from .handlers.pause_messenger import Paused, PauseMessenger
 from .handlers.proposal_messenger import Proposals
+from .handlers.resume_messenger import ResumeMessenger
+from .handlers.sweep import sweep
 from .mcmc.replicate import replicate
 from .particles.checkpoint import Checkpoint
+from .particles.snapshot import Snapshot
+from .posterior.island_posterior import IslandPosterior
 from .posterior.particle_posterior import ParticlePosterior
 from .resampling import Resampler, get_resampler
 from .resampling.selection import Selection
-from .smc_slice import TOKENS, Slice
 from .util.fingerprint import name_of, of_model
-from .util.validation import check_count, check_particles
+from .util.process_state import rng_state
+from .util.validation import check_count, check_model
+
+TOKENS = "tokens_sampled"
+"""The counter that ``max_tokens_total`` bounds."""
 
 
 class SMC:
@@ -42,7 +54,8 @@ class SMC:
             state.save("run.checkpoint")
         SMC(model, num_particles=100).resume("run.checkpoint")               # the same, in another process
 
-    The evidence estimate is unbiased for every resampling scheme and ESS threshold.
+    The evidence estimate is unbiased for every resampling scheme and ESS threshold. The object itself never changes: any number of runs
+    of it may be under way at a time, also inside of each other.
 
     :param model: a function with ``pyro.sample`` sites, run once with all particles in one plate on the left of its own plates.
     :param int num_particles: N.
@@ -87,26 +100,29 @@ class SMC:
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
+        check_model(model)
         check_count("islands", islands)
         check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
         self.model = model
-        self.num_particles = num_particles
-        self.max_plate_nesting = max_plate_nesting
-        self.proposals = proposals
         self.islands = islands
         self.max_tokens_total = max_tokens_total
         self.audit = audit
         self.callback = callback
-        self._messenger = ParticleMessenger(
+        self.options = FilterOptions(
             num_particles,
-            max_plate_nesting + (islands > 1),
+            max_plate_nesting,
             get_resampler(resampler),
             ess_threshold,
+            proposals,
             resample_finished=resample_finished,
             record_log_probs=audit or record_log_probs,
             selection=selection,
         )
+
+    def messenger(self) -> ParticleMessenger:
+        """The handler of one run; islands are one more plate for it."""
+        options = self.options
+        return ParticleMessenger(options if self.islands == 1 else replace(options, max_plate_nesting=options.max_plate_nesting + 1))
 
     def run(self, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """One sweep over ``model(*args, **kwargs)``.
@@ -116,7 +132,7 @@ class SMC:
         :raises SMCFailed: if all particles of a population have weight zero.
         :raises AuditError: if the audit was asked for and fails.
         """
-        return self._slice(None, args, kwargs).run()
+        return _Run(self, None, args, kwargs).run()
 
     def iterate(self, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
         """The sweep of :meth:`run` in slices, with the same results: yields the posterior after each barrier, and at last the final one.
@@ -144,7 +160,7 @@ class SMC:
         """
         start = self._load(path, args, kwargs)
         assert start.args is not None
-        return self._slice(start, start.args, start.kwargs).run()
+        return _Run(self, start, start.args, start.kwargs).run()
 
     def iterate_from(self, path: str | Path, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
         """As :meth:`resume`, in the slices of :meth:`iterate`."""
@@ -155,30 +171,26 @@ class SMC:
     @property
     def settings(self) -> dict[str, Any]:
         """What a run depends on, as plain values: a resumed run must have the same."""
-        messenger = self._messenger
+        options = self.options
         return {
             "algorithm": type(self).__name__,
             "model": name_of(self.model),
             **of_model(self.model),
-            "num_particles": self.num_particles,
+            "num_particles": options.num_particles,
             "islands": self.islands,
-            "max_plate_nesting": self.max_plate_nesting,
-            "resampler": name_of(messenger.resampler),
-            "ess_threshold": float(messenger.ess_threshold),
-            "resample_finished": messenger.resample_finished,
-            "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
-            "selection": name_of(messenger.selection),
+            "max_plate_nesting": options.max_plate_nesting,
+            "resampler": name_of(options.resampler),
+            "ess_threshold": float(options.ess_threshold),
+            "resample_finished": options.resample_finished,
+            "proposals": sorted(options.proposals) if isinstance(options.proposals, Mapping) else name_of(options.proposals),
+            "selection": name_of(options.selection),
             "audit": self.audit,
-            "record_log_probs": self._messenger.record_log_probs,
+            "record_log_probs": options.record_log_probs,
         }
-
-    def _slice(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], one_step: bool = False) -> Slice:
-        model = self.model if self.islands == 1 else replicate(self.model, self.islands, self.max_plate_nesting)
-        return Slice(self, model, start, args, kwargs, one_step)
 
     def _slices(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[ParticlePosterior]:
         while True:
-            current = self._slice(start, args, kwargs, one_step=True)
+            current = _Run(self, start, args, kwargs, one_step=True)
             posterior = current.run()
             start = posterior.checkpoint
             yield posterior
@@ -194,8 +206,91 @@ class SMC:
             )
         return start.with_arguments(args, kwargs)
 
-    def _audit(self, posterior: ParticlePosterior, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AuditReport:
-        auditor = AuditMessenger(posterior.sites, posterior.site_log_probs)
-        with poutine.block(), auditor, particle_plate(self.num_particles, self._messenger.max_plate_nesting):
-            model(*args, **kwargs)
-        return auditor.report()
+
+class _Run(PauseMessenger):
+    """One pass over the model: all of it, or from one barrier to the next. Everything that changes meanwhile belongs to it.
+
+    It is itself the handler that hears of barriers. A handler apart from it would refer to it and be referred to, and such a circle keeps
+    every particle and the language model's caches in memory until Python looks for circles.
+
+    :param Checkpoint start: where to go on; ``None`` for the beginning. One that was read from a file brings the state of the random number
+        generators, others go on with the present one.
+    :param bool one_step: stop at the next barrier.
+    """
+
+    def __init__(
+        self, smc: SMC, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_step: bool = False
+    ) -> None:
+        super().__init__(start.subsamples if start is not None else {})
+        self.smc, self.start, self.args, self.kwargs, self.one_step = smc, start, args, kwargs, one_step
+        self.model = smc.model if smc.islands == 1 else replicate(smc.model, smc.islands, smc.options.max_plate_nesting)
+        self.messenger = smc.messenger()
+        self.meter = CostMeter()
+        self.began = time.perf_counter()
+        self.latest: ParticlePosterior | None = None  # of the last barrier, once it was asked for
+
+    @torch.no_grad()
+    def run(self) -> ParticlePosterior:
+        """The posterior at the end of the pass. An exception carries that of the last barrier as ``partial_posterior``."""
+        resume = None
+        if self.start is not None:
+            self.rng = self.start.rng if self.start.caches is not None else rng_state()
+            resume = ResumeMessenger(self.messenger, self.start, self.rng)
+        with self.meter:
+            try:
+                joint = sweep(self.model, self.messenger, self.args, self.kwargs, outside=self, resume=resume)
+                if self.smc.audit:
+                    n, nesting = joint.num_particles, joint.particles.nesting
+                    joint.audit = replay_audit(self.model, joint.sites, joint.site_log_probs, n, nesting, self.args, self.kwargs)
+                self._describe(joint, self.messenger.system.snapshot(joint.value), rng_state(), complete=True)
+                return joint if self.smc.islands == 1 else IslandPosterior(joint)
+            except Paused:
+                posterior = self.partial()
+                assert posterior is not None
+                return posterior
+            except BaseException as error:
+                error.partial_posterior = self.partial()  # type: ignore[attr-defined]
+                raise
+
+    def partial(self) -> ParticlePosterior | None:
+        """The posterior of the last barrier, with the cost so far; that of the start if there was none since."""
+        last, start = self.messenger.system.last, self.start
+        if self.latest is None:
+            snapshot = last if last is not None or start is None else start.snapshot
+            if snapshot is None:
+                return None
+            joint = self.messenger.posterior(snapshot)
+            self._describe(joint, snapshot, self.rng, complete=False)
+            if last is None:
+                joint.checkpoint = start
+            self.latest = joint if self.smc.islands == 1 else IslandPosterior(joint)
+        self.latest.cost = self._cost()
+        return self.latest
+
+    def leaves(self) -> bool:
+        self.latest = None
+        if self.smc.callback is not None:
+            posterior = self.partial()
+            assert posterior is not None
+            self.smc.callback(posterior)
+        return self.one_step or self.over_budget
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the run ends at this barrier. Particles that are all done sample nothing more."""
+        budget = self.smc.max_tokens_total
+        if budget is None or (self.start.cost if self.start is not None else {}).get(TOKENS, 0) + self.meter.totals[TOKENS] < budget:
+            return False
+        done = self.messenger.system.done
+        return done is None or not bool(done.all())
+
+    def _cost(self) -> dict[str, float]:
+        totals: Counter[str] = Counter(self.start.cost if self.start is not None else {})
+        totals.update(self.meter.totals)
+        totals["seconds"] += time.perf_counter() - self.began  # type: ignore[assignment]
+        return dict(totals)
+
+    def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
+        """Say what the posterior cost, and how to go on from it."""
+        joint.complete, joint.cost = complete, self._cost()
+        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)

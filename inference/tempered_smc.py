@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .cost import CostMeter
 from .errors import SMCFailed
+from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
 from .handlers.sweep import sweep
 from .handlers.temper_messenger import TemperMessenger
@@ -23,7 +24,7 @@ from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
 from .resampling import Resampler, get_resampler
-from .util.validation import check_count, check_particles
+from .util.validation import check_count, check_model, check_particles
 
 _HALVINGS = 60
 """Bisection down to the spacing of float64."""
@@ -79,7 +80,8 @@ class TemperedSMC:
         max_plate_nesting: int = 0,
         callback: Callable[[TemperedPosterior], None] | None = None,
     ) -> None:
-        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
+        check_model(model)
+        check_particles(num_particles, ess_threshold, max_plate_nesting)
         check_count("num_moves", num_moves, 0)
         self.model = model
         self.num_particles = num_particles
@@ -118,23 +120,24 @@ class TemperedSMC:
 
     def _stages(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[TemperedPosterior]:
         """Reweight, resample, move: chapter 17 of Chopin & Papaspiliopoulos (2020), with the ESS of [2]."""
-        messenger = ParticleMessenger(self.num_particles, self.max_plate_nesting, self.resampler, ess_threshold=0.0)
-        prior = sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, self.proposals, args, kwargs)
-        particles = Trajectory(prior.sites, length=prior._lengths, log_likelihood=prior._log_likelihood, value=prior.value)
+        options = FilterOptions(self.num_particles, self.max_plate_nesting, ess_threshold=0.0, proposals=self.proposals)
+        drawn = sweep(TemperMessenger(likelihood=0.0)(self.model), ParticleMessenger(options), args, kwargs)
+        prior = drawn.particles
+        particles = Trajectory(drawn.sites, length=prior.lengths, log_likelihood=prior.log_likelihood, value=prior.value)
         _check_likelihood(particles.log_likelihood)
-        weights = prior._weights
+        weights = prior.weights
         beta = torch.zeros_like(weights.log_mean)
         stages: list[Stage] = []
         for stage in itertools.count():
             assert particles.log_likelihood is not None
             before, beta = beta, self.next_beta(stage, weights, particles.log_likelihood, beta)
             weights = self.reweight(weights, particles.log_likelihood, beta - before)
-            self._check_alive(weights, beta, prior._plate_dims)
+            self._check_alive(weights, beta, prior.plate_dims)
             log_evidence = weights.log_mean
             step, weights, particles = self.resample(weights, particles)
             particles, move_rate = self.move(particles, beta, args, kwargs)
             stages.append(Stage(beta, step, log_evidence, move_rate))
-            yield TemperedPosterior(particles, weights, prior._plate_dims, list(stages))
+            yield TemperedPosterior(particles, weights, prior.plate_dims, list(stages))
             if bool((beta >= 1).all()):
                 return
 

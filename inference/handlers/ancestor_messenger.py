@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ..particles.weights import Weights
-from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import ConditionalResampler
 from ..resampling.base import invert_cdf, scaled_weights
-from ..resampling.selection import Selection
+from .filter_options import FilterOptions
 from .reference_messenger import ReferenceMessenger
-from .suffix_log_prob import Splice, SuffixScore
+from .suffix_log_prob import Splice, SuffixLogProb
 
 
 class AncestorMessenger(ReferenceMessenger):
@@ -31,41 +29,19 @@ class AncestorMessenger(ReferenceMessenger):
     :param program: runs the model, ``lambda: model(*args, **kwargs)``; it must be a function of the values of its sites alone.
     """
 
-    def __init__(
-        self,
-        num_particles: int,
-        max_plate_nesting: int,
-        resampler: ConditionalResampler,
-        ess_threshold: float = 0.5,
-        *,
-        reference: Mapping[str, Tensor],
-        program: Callable[[], Any],
-        resample_finished: bool = False,
-        selection: Selection | None = None,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(
-            num_particles,
-            max_plate_nesting,
-            resampler,
-            ess_threshold,
-            reference=reference,
-            resample_finished=resample_finished,
-            selection=selection,
-            callback=callback,
-        )
+    def __init__(self, options: FilterOptions, *, reference: Mapping[str, Tensor], program: Callable[[], Any]) -> None:
+        super().__init__(options, reference=reference)
         self.program = program
 
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
-        if self.num_particles > 1:
+        if self.options.num_particles > 1:
             self.redraw_reference(chosen)
         return super().draw_ancestors(chosen, selection)
 
     def redraw_reference(self, chosen: Tensor) -> None:
         """``b ~ w_b gamma(spliced_b) / gamma(prefix_b)`` in the populations ``chosen [*plates]``."""
-        assert self.weights is not None
         here = self.slot.to(chosen.device).expand(chosen.shape)
-        weights = self.ancestor_weights(self.weights, self.suffix_log_density(here, chosen))
+        weights = self.ancestor_weights(self.system.weights, self.suffix_log_density(here, chosen))
         drawn = self.draw_reference(weights)
         # Rounding must not lose a reference that no particle, not even its own, can continue.
         self.slot = torch.where(chosen & (weights.log_mean > -torch.inf), drawn, here)
@@ -80,11 +56,11 @@ class AncestorMessenger(ReferenceMessenger):
 
     def suffix_log_density(self, slot: Tensor, chosen: Tensor) -> Tensor:
         """``[N, *plates]``: log gamma(x_{1:t}^i, x*_{t+1:T}) - log gamma(x_{1:t}^i) for every particle i."""
-        assert self.weights is not None and self.plates is not None
-        # The present barrier is not among the steps yet.
-        splice = Splice(self.posterior(None).sites, self.reference, slot, len(self.steps) + 1)
-        score = SuffixScore(self.num_particles, self.max_plate_nesting, self.plates, splice, chosen)
+        system = self.system
+        assert system.plates is not None
+        splice = Splice(self.posterior(system.snapshot(None)).sites, self.reference, slot, len(system.records))
+        score = SuffixLogProb(system.num_particles, system.max_plate_nesting, system.plates, splice, chosen)
         log_density = score.run(self.program)
         # Populations whose weights are still those of one population move together.
-        shared = [dim for dim in range(1 - log_density.dim(), 0) if self.weights.log_weights.shape[dim] == 1 < log_density.shape[dim]]
+        shared = [dim for dim in range(1 - log_density.dim(), 0) if system.weights.log_weights.shape[dim] == 1 < log_density.shape[dim]]
         return log_density.sum(shared, keepdim=True) if shared else log_density

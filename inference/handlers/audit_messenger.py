@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,23 +12,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import AuditError
+from ..posterior.audit_report import AuditReport
+from ..util.process_state import isolated
+from .particle_plate import particle_plate
 
 _ATOL, _RTOL = 1e-3, 1e-4
 """What different batches of the same float32 forward pass may differ by; a stale state differs by nats."""
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """Outcome of a passed audit.
-
-    :ivar float error: largest difference of a site's log-probability between sweep and replay beyond the rounding of float32, in nats.
-    :ivar float rounding: largest difference at all.
-    :ivar int num_sites: sites compared.
-    """
-
-    error: float
-    rounding: float
-    num_sites: int
 
 
 class AuditMessenger(Messenger):
@@ -92,3 +81,22 @@ class AuditMessenger(Messenger):
         for name, accumulated in self.remaining.items():
             self._compare(name, accumulated, torch.zeros_like(accumulated))
         return AuditReport(self.error, self.rounding, self.num_sites)
+
+
+def audit(
+    model: Callable[..., Any],
+    values: dict[str, Tensor],
+    log_probs: dict[str, Tensor],
+    num_particles: int,
+    max_plate_nesting: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> AuditReport:
+    """Replay ``model(*args, **kwargs)`` on the values of lineages; see :class:`AuditMessenger`.
+
+    :raises AuditError: if a log-probability differs.
+    """
+    auditor = AuditMessenger(values, log_probs)
+    with isolated(), auditor, particle_plate(num_particles, max_plate_nesting):
+        model(*args, **kwargs)
+    return auditor.report()

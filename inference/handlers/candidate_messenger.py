@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
+from ..particles.snapshot import Snapshot
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from .particle_messenger import ParticleMessenger
 
 
-class VotingMessenger(ParticleMessenger, ABC):
+class CandidateMessenger(ParticleMessenger, ABC):
     """A sweep whose particles are candidates: its posteriors are :class:`SearchPosterior`, on the way too."""
 
     @abstractmethod
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         """The candidates with the weights of their votes."""
 
-    def posterior(self, value: Any) -> SearchPosterior:
-        return self.as_search(super().posterior(value))
-
-    @property
-    def partial(self) -> SearchPosterior | None:
-        found = super().partial
-        return None if found is None else self.as_search(found)
+    def posterior(self, snapshot: Snapshot) -> SearchPosterior:
+        return self.as_search(super().posterior(snapshot))

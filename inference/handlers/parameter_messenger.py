@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..errors import SMCFailed
+from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
 from .reference_messenger import ReferenceMessenger
 
@@ -20,6 +21,7 @@ class ParameterMessenger(ParticleMessenger):
     Its mean weight estimates ``p(theta) p(y | theta) |d theta / d u|`` with u the parameters in unconstrained space, so that it is their
     density, up to a constant, as particle Metropolis-Hastings needs it. Without parameters it is an ordinary filter.
 
+    :param FilterOptions options: of the filter.
     :param tuple parameters: names of continuous latent sites before the first barrier.
     :param dict unconstrained: ``{name: [*plates, *event]}`` values in unconstrained space; a parameter without one is drawn from its prior
         (by a conditional filter: taken from the reference).
@@ -30,13 +32,14 @@ class ParameterMessenger(ParticleMessenger):
 
     def __init__(
         self,
-        *args: Any,
+        options: FilterOptions,
+        *,
         parameters: tuple[str, ...] = (),
         unconstrained: Mapping[str, Tensor] | None = None,
         lenient: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(options, **kwargs)
         self.parameters, self.lenient = parameters, lenient
         self.given = dict(unconstrained or {})
 
@@ -64,7 +67,7 @@ class ParameterMessenger(ParticleMessenger):
         transform = biject_to(fn.support)
         shape = fn.shape()
         if name in self.given:
-            u = self.given[name].expand(self.num_particles, *self.given[name].shape)
+            u = self.given[name].expand(self.options.num_particles, *self.given[name].shape)
             value = transform(u).expand(shape)
         else:
             super().propose(msg)
@@ -72,25 +75,23 @@ class ParameterMessenger(ParticleMessenger):
             value = drawn[:1].expand(shape)  # a reference starts in the first lane
             u = transform.inv(value)
         log_jacobian = transform.log_abs_det_jacobian(u, value)
-        self._log_jacobian[name] = log_jacobian.reshape(*log_jacobian.shape[: 1 + self.max_plate_nesting], -1).sum(-1)
+        self._log_jacobian[name] = log_jacobian.reshape(*log_jacobian.shape[: 1 + self.options.max_plate_nesting], -1).sum(-1)
         self.unconstrained[name] = u[0]
         msg["value"] = value
 
     def _needs_log_prob(self, msg: Any) -> bool:
         return msg["name"] in self.parameters or super()._needs_log_prob(msg)
 
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         """``w <- w p(theta)^scale |d theta / d u|`` at a parameter."""
         if msg["name"] not in self.parameters:
             super().reweight(msg, log_prob)
             return
-        assert log_prob is not None and self.weights is not None
         log_jacobian = self._log_jacobian[msg["name"]].expand_as(log_prob)
-        self.weights = self.weights.add(self._per_population(log_prob * msg["scale"] + log_jacobian, msg))
-        self.unchecked.append((msg["name"], self.weights))
+        self.system.add(msg["name"], log_prob * msg["scale"] + log_jacobian)
 
     def _pyro_barrier(self, msg: Any) -> None:
-        if not self.steps:
+        if not self.system.records:
             self.check_parameters()
         super()._pyro_barrier(msg)
 
@@ -100,15 +101,14 @@ class ParameterMessenger(ParticleMessenger):
         """
         missing = [name for name in self.parameters if name not in self.unconstrained]
         if missing:
-            met = ", ".join(repr(site.name) for site in self.sites if site.value is not None) or "none"
+            met = ", ".join(repr(site.name) for site in self.system.sites if site.value is not None) or "none"
             raise ValueError(f"parameter {missing[0]!r} is no latent site before the first barrier; the latent sites there are {met}")
 
     def check_alive(self) -> None:
         try:
             super().check_alive()
         except SMCFailed:
-            assert self.weights is not None
-            if not self.lenient or bool((self.weights.log_mean == -torch.inf).all()):
+            if not self.lenient or bool((self.system.weights.log_mean == -torch.inf).all()):
                 raise
 
 

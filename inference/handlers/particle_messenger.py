@@ -1,8 +1,21 @@
-"""The handler that turns an ordinary Pyro model with barriers into a particle filter."""
+"""The handler that turns an ordinary Pyro model with barriers into a particle filter.
+
+Algorithm 10.1 of Chopin & Papaspiliopoulos (2020). The model is the loop over t, the segments between its barriers; lines stand for all
+n = 1 .. N, and the name on the right is the method that does it::
+
+    for t = 0, 1, .., T:
+        at the barrier before t > 0, where ESS(W_{t-1}) <= threshold * N:
+            A_t^n ~ r(. | V_{t-1}^{1:N})                                  draw_ancestors; V = W unless a selection gives others
+            w_{t-1}^n <- w_{t-1}^{A_t^n} / (N V_{t-1}^{A_t^n})            resample; the mean of w where V = W
+        elsewhere A_t^n = n
+        X_t^n ~ q_t(x_{t-1}^{A_t^n}, .)                                   propose; q = p without a proposal
+        w_t^n <- w_{t-1}^n p(X_t^n | ..) p(y_t | X_t^n, ..) / q(X_t^n)    reweight, site by site
+        keep X_t, and (A_t, w_{t-1}) of the barrier                       ParticleSystem.record, .records
+    the evidence estimate is the mean of w_T                              posterior(..).log_evidence
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,50 +27,30 @@ from torch import Tensor
 from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
 from ..particles.site_util import is_deterministic, is_one, raise_for_dead, scaled
+from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import Resampler
-from ..resampling.selection import Selection
+from .filter_options import FilterOptions
 
 
-class ParticleMessenger(ParticleSystem, Messenger):
-    """Propose, reweight, record, resample: Algorithm 10.1 of Chopin & Papaspiliopoulos (2020), one pass over the model.
+class ParticleMessenger(Messenger):
+    """Propose, reweight, record, resample: one pass over a model, as the pseudo-code at the top of this file has it.
 
     Enter it outside the particle plate ``pyro.plate("_particles", N, dim=-1 - max_plate_nesting)``. Latent sites are proposed from the
     prior, which cancels structurally, unless a :class:`~ppl_llm.inference.ProposalMessenger` inside proposed their value. Weights keep
     the plates that every site lies in: these populations are independent and are resampled each on its own.
 
-    :param int num_particles: N.
-    :param int max_plate_nesting: number of plates of the model.
-    :param resampler: a resampling scheme.
-    :param float ess_threshold: resample at a barrier where ESS <= threshold * N; 1 is always, 0 never.
-    :param bool resample_finished: also resample populations whose every lane is done.
-    :param bool record_log_probs: keep every site's log-probability, for the audit.
-    :param selection: weights to resample in proportion to, instead of the particles' own; see :class:`Selection`.
-    :param callback: called with the posterior so far after each barrier.
+    :param FilterOptions options: of the filter.
+    :ivar ParticleSystem system: the particles of the pass, made when the handler is entered.
     """
 
-    def __init__(
-        self,
-        num_particles: int,
-        max_plate_nesting: int,
-        resampler: Resampler,
-        ess_threshold: float = 0.5,
-        *,
-        resample_finished: bool = False,
-        record_log_probs: bool = False,
-        selection: Selection | None = None,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(num_particles, max_plate_nesting, record_log_probs)
-        self.resampler = resampler
-        self.ess_threshold = ess_threshold
-        self.resample_finished = resample_finished
-        self.selection = selection
-        self.callback = callback
+    def __init__(self, options: FilterOptions) -> None:
+        super().__init__()
+        self.options = options
 
     def __enter__(self) -> ParticleMessenger:
-        self.clear()
+        options = self.options
+        self.system = ParticleSystem(options.num_particles, options.max_plate_nesting, options.record_log_probs)
         super().__enter__()
         return self
 
@@ -66,7 +59,7 @@ class ParticleMessenger(ParticleSystem, Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        self.open_segment()
+        self.system.begin_segment()
         self.propose(msg)
 
     def propose(self, msg: Any) -> None:
@@ -74,92 +67,75 @@ class ParticleMessenger(ParticleSystem, Messenger):
         if msg["value"] is None and "proposal" in msg["infer"]:
             msg["value"] = msg["infer"]["proposal"].sample()
 
+    # reweight -----------------------------------------------------------------------------------------------------------------------
+
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        self._meet_plates(msg)
-        self.count_segment()
+        self.system.meet(msg)
         log_prob = None
         if self._needs_log_prob(msg):
             log_prob = msg["fn"].log_prob(msg["value"])
             if msg["mask"] is not None:
                 log_prob = scale_and_mask(log_prob, mask=msg["mask"])
-        self.reweight(msg, log_prob)
-        self.record(msg, log_prob)
+            self.reweight(msg, log_prob)
+        self.system.record(msg, log_prob)
 
     def _needs_log_prob(self, msg: Any) -> bool:
         prior_proposal = not msg["is_observed"] and "proposal" not in msg["infer"] and is_one(msg["scale"])
-        return not is_deterministic(msg) and (self.record_log_probs or not prior_proposal)
+        return not is_deterministic(msg) and (self.options.record_log_probs or not prior_proposal)
 
-    # reweight -----------------------------------------------------------------------------------------------------------------------
-
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing."""
-        if log_prob is None:
-            return
+        system, name, scale = self.system, msg["name"], msg["scale"]
         if msg["is_observed"]:
-            increment = self._per_population(scaled(log_prob, msg["scale"]), msg)
-            untempered = msg["infer"].get("untempered_scale")
-            plain = increment if untempered is None else self._per_population(scaled(log_prob, untempered), msg)
-            assert self.log_likelihood is not None
-            self.log_likelihood = self.log_likelihood + plain
+            increment, untempered = log_prob if is_one(scale) else scaled(log_prob, scale), msg["infer"].get("untempered_scale")
+            system.add(name, increment, observed=increment if untempered is None else scaled(log_prob, untempered))
         elif "proposal" in msg["infer"]:
             log_q = scale_and_mask(msg["infer"]["proposal"].log_prob(msg["value"]), 1.0, msg["mask"])
-            increment = self._per_population(log_prob * msg["scale"] - log_q, msg)
-        elif is_one(msg["scale"]):
-            return
-        else:
-            increment = self._per_population(log_prob * (msg["scale"] - 1.0), msg)
-        assert self.weights is not None
-        self.weights = self.weights.add(increment)
-        self.unchecked.append((msg["name"], self.weights))
+            system.add(name, log_prob * scale - log_q)
+        elif not is_one(scale):
+            system.add(name, log_prob * (scale - 1.0))
 
     # resample -----------------------------------------------------------------------------------------------------------------------
 
     def _pyro_barrier(self, msg: Any) -> None:
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
-        if self.weights is None:
+        if self.system.plates is None:
             raise ValueError("the model reached a barrier before any sample site; put the barrier after a step's sites")
         self.check_alive()
-        ess = self.weights.ess
-        msg["value"] = self.resample(state, ess)
+        msg["value"] = self.resample(state, self.system.weights.ess)
         msg["done"] = True
-        self.close_segment(msg["value"])
-        if self.callback is not None and self.partial is not None:
-            self.callback(self.partial)
+        self.system.end_segment(msg["value"])
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""
-        assert self.weights is not None
-        before, chosen = self.step_before(state, ess), self.ess_triggers(ess)
-        if not self.resample_finished and before.done is not None:
-            chosen = chosen & ~before.done.all(0)
+        system, selection, w = self.system, self.options.selection, self.system.weights
+        system.record_barrier(state, ess)
+        chosen, done = self.ess_triggers(ess), system.records[-1].done
+        if not self.options.resample_finished and done is not None:
+            chosen = chosen & ~done.all(0)
         if not bool(chosen if chosen.numel() == 1 else chosen.any()):
-            self.steps.append(before)
             return state
-        selection = self.weights if self.selection is None else Weights(self.selection(self.weights, state, len(self.steps)))
-        ancestors = torch.where(chosen, self.draw_ancestors(chosen, selection), before.ancestors)
-        if self.selection is None or not self.selection.keeps_target:
-            self.weights = self.weights.set_to_mean(chosen)
-        else:
-            self.weights = self.weights.divided_by(selection, ancestors, chosen)
-        self.permute(ancestors)
-        state = reorder(state, ancestors)
-        self.steps.append(before._replace(ancestors=ancestors, resampled=chosen))
-        return state
+        v = w if selection is None else Weights(selection(w, state, len(system.records) - 1))
+        ancestors = torch.where(chosen, self.draw_ancestors(chosen, v), system.numbers)
+        keeps_residual = selection is not None and selection.keeps_target
+        w = w.divided_by(v, ancestors, chosen) if keeps_residual else w.set_to_mean(chosen)
+        system.resample(w, ancestors, chosen)
+        return reorder(state, ancestors)
 
     def ess_triggers(self, ess: Tensor) -> Tensor:
         """``[*plates]``: populations to resample. The rounding of the ESS must not undo a threshold of 1."""
-        return ess <= self.ess_threshold * self.num_particles * (1 + 1e-9)
+        return ess <= self.options.ess_threshold * self.options.num_particles * (1 + 1e-9)
 
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """Ancestors ``[N, *plates]`` of all populations in proportion to ``selection``, of which those in ``chosen [*plates]`` are used."""
-        u = self.draw_uniforms(self.resampler.num_uniforms(self.num_particles))
-        return self.resampler(selection.log_weights, u)
+        u = self.draw_uniforms(self.options.resampler.num_uniforms(self.options.num_particles))
+        return self.options.resampler(selection.log_weights, u)
 
     def draw_uniforms(self, count: int) -> Tensor:
-        assert self.weights is not None
-        like = self.weights.log_weights
+        """``[count, *plates]``."""
+        like = self.system.weights.log_weights
         return torch.rand(count, *like.shape[1:], dtype=torch.float64, device=like.device)
 
     def check_alive(self) -> None:
@@ -167,7 +143,18 @@ class ParticleMessenger(ParticleSystem, Messenger):
         :raises SMCFailed: if a population is dead, naming the site that killed it.
         :raises ValueError: for a nan weight, naming the site.
         """
-        pending, self.unchecked = self.unchecked, []
+        system = self.system
+        pending, system.unchecked = system.unchecked, []
         if pending and not pending[-1][1].alive:
-            assert self.plates is not None
-            raise_for_dead(pending, sorted(frame.dim for frame in self.plates), self.num_particles)
+            raise_for_dead(pending, sorted(frame.dim for frame in system.plates or ()), system.num_particles)
+
+    # results ------------------------------------------------------------------------------------------------------------------------
+
+    def posterior(self, snapshot: Snapshot) -> ParticlePosterior:
+        """The weighted particles as they were at a barrier, or are at the end."""
+        return ParticlePosterior.from_snapshot(snapshot)
+
+    @property
+    def partial(self) -> ParticlePosterior | None:
+        """The posterior of the last barrier; ``None`` before the first."""
+        return None if self.system.last is None else self.posterior(self.system.last)

@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..util.rng_state import rng_state
+from ..util.process_state import rng_state
 
 
 class Paused(BaseException):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..particles.weights import Weights
-from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import ConditionalResampler
-from ..resampling.selection import Selection
+from ..resampling import get_conditional_resampler
+from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
 
 
@@ -21,35 +20,18 @@ class ReferenceMessenger(ParticleMessenger):
     The reference may be longer or shorter than the other lanes: at a site that it does not have its lane is done, and a done lane has one
     value only. The slot it lives in is tracked, since conditional resampling may move it.
 
+    :param FilterOptions options: of the filter, with a conditional resampling scheme.
     :param reference: ``{name: [*plates, *event]}`` values of latent sites.
+    :raises ValueError: if the resampling scheme has no conditional form.
     """
 
-    def __init__(
-        self,
-        num_particles: int,
-        max_plate_nesting: int,
-        resampler: ConditionalResampler,
-        ess_threshold: float = 0.5,
-        *,
-        reference: Mapping[str, Tensor],
-        resample_finished: bool = False,
-        selection: Selection | None = None,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(
-            num_particles,
-            max_plate_nesting,
-            resampler,
-            ess_threshold,
-            resample_finished=resample_finished,
-            selection=selection,
-            callback=callback,
-        )
-        self.conditional = resampler
+    def __init__(self, options: FilterOptions, *, reference: Mapping[str, Tensor]) -> None:
+        super().__init__(options)
+        self.conditional = get_conditional_resampler(options.resampler)
         self.reference = reference
 
     def __enter__(self) -> ReferenceMessenger:
-        self.slot = torch.zeros((1,) * self.max_plate_nesting, dtype=torch.long)
+        self.slot = torch.zeros((1,) * self.options.max_plate_nesting, dtype=torch.long)
         super().__enter__()
         return self
 
@@ -72,8 +54,7 @@ class ReferenceMessenger(ParticleMessenger):
 
     def pinned(self, device: torch.device) -> Tensor:
         """``[N, *plates]``: lanes that follow the reference in the present segment."""
-        lanes = torch.arange(self.num_particles, device=device).view(-1, *(1,) * self.max_plate_nesting)
-        return lanes == self.slot.to(device)
+        return self.system.numbers.to(device) == self.slot.to(device)
 
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """A ~ r(.|V) given that the reference survives.
@@ -82,18 +63,18 @@ class ReferenceMessenger(ParticleMessenger):
         another lane's offspring depends on where the reference is). The invariant law has it anywhere with equal probability, so the
         lanes are numbered from a random one on; this leaves the scheme unbiased.
         """
-        log_weights = selection.log_weights
-        u = self.draw_uniforms(self.conditional.num_conditional_uniforms(self.num_particles))
+        log_weights, n = selection.log_weights, self.options.num_particles
+        u = self.draw_uniforms(self.conditional.num_conditional_uniforms(n))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
         rotation = self.draw_rotation()
-        order = ((self._lanes - rotation) % self.num_particles).expand_as(log_weights)
-        ancestors, slot = self.conditional.conditional(log_weights.gather(0, order), (here + rotation) % self.num_particles, u)
+        order = ((self.system.numbers - rotation) % n).expand_as(log_weights)
+        ancestors, slot = self.conditional.conditional(log_weights.gather(0, order), (here + rotation) % n, u)
         self.slot = torch.where(chosen, slot, here)
         return order.gather(0, ancestors)
 
     def draw_rotation(self) -> Tensor:
         """``[*plates]``: new number of the first lane."""
-        return (self.draw_uniforms(1)[0] * self.num_particles).long()
+        return (self.draw_uniforms(1)[0] * self.options.num_particles).long()
 
 
 def draw_where(fn: Any, lanes: Tensor) -> Tensor:

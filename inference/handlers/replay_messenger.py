@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..resampling import multinomial
+from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
 from .reference_messenger import draw_where
 
@@ -28,7 +28,7 @@ class ReplayMessenger(ParticleMessenger):
     """
 
     def __init__(self, num_particles: int, max_plate_nesting: int, values: dict[str, KnownValue]) -> None:
-        super().__init__(num_particles, max_plate_nesting, multinomial, 0.0)
+        super().__init__(FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0))
         self.values = values
 
     def propose(self, msg: Any) -> None:

@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from ..cost import Uncounted
 from ..particles.checkpoint import Checkpoint
 from ..particles.pytree import reorder
-from ..util.rng_state import set_rng_state
+from ..util.process_state import set_rng_state
 from .particle_messenger import ParticleMessenger
 
 
@@ -29,7 +29,7 @@ class ResumeMessenger(Messenger):
     def __init__(self, messenger: ParticleMessenger, start: Checkpoint, rng: dict[str, Any]) -> None:
         super().__init__()
         self.messenger, self.start, self.rng = messenger, start, rng
-        self.steps = start.snapshot.steps
+        self.records = start.snapshot.records
         self.values = {site.name: site.value for site in start.snapshot.sites if site.value is not None}
 
     def __enter__(self) -> ResumeMessenger:
@@ -58,13 +58,13 @@ class ResumeMessenger(Messenger):
     def _pyro_barrier(self, msg: Any) -> None:
         if not self.active:
             return
-        if self.barriers == len(self.steps):
+        if self.barriers == len(self.records):
             raise self._differs("it now makes more steps")
-        state, step = msg["args"][0] if msg["args"] else msg["kwargs"]["data"], self.steps[self.barriers]
+        state, record = msg["args"][0] if msg["args"] else msg["kwargs"]["data"], self.records[self.barriers]
         self.barriers += 1
-        if bool(step.resampled.any()):
-            state = reorder(state, step.ancestors)
-        if self.barriers == len(self.steps) and not self.start.complete:
+        if bool(record.resampled.any()):
+            state = reorder(state, record.ancestors)
+        if self.barriers == len(self.records) and not self.start.complete:
             state = self.start.state(state)
             self._go_on(state)
         msg["value"], msg["done"], msg["stop"] = state, True, True
@@ -75,12 +75,12 @@ class ResumeMessenger(Messenger):
         :raises ValueError: if the checkpoint lies further on.
         """
         if self.active:
-            if self.barriers < len(self.steps) or not self.start.complete:
+            if self.barriers < len(self.records) or not self.start.complete:
                 raise self._differs(f"it now ends after {self.barriers} barriers")
             self._go_on(value)
 
     def _go_on(self, value: Any) -> None:
-        self.messenger.restore(self.start.snapshot._replace(value=value))
+        self.messenger.system.restore(self.start.snapshot._replace(value=value))
         set_rng_state(self.rng)
         self.uncounted.end()
         self.active = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +15,8 @@ from ..particles.site_util import is_deterministic
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
-from ..resampling import multinomial
-from .candidate_messenger import VotingMessenger
+from .candidate_messenger import CandidateMessenger
+from .filter_options import FilterOptions
 from .replay_messenger import KnownValue
 
 
@@ -44,22 +43,15 @@ class Candidates(NamedTuple):
         return Candidates(*(tensor.gather(0, index) for tensor in self))
 
 
-class SearchMessenger(VotingMessenger):
+class SearchMessenger(CandidateMessenger):
     """Propose, reweight, record, select: weights travel with their lanes and are never reset, so they are the scores of whole prefixes.
 
+    :param FilterOptions options: of the sweep; what concerns resampling has no effect.
     :param str method: name of the search, for its posterior.
     """
 
-    def __init__(
-        self,
-        num_particles: int,
-        max_plate_nesting: int,
-        method: str,
-        *,
-        record_log_probs: bool = False,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(num_particles, max_plate_nesting, multinomial, 1.0, record_log_probs=record_log_probs, callback=callback)
+    def __init__(self, options: FilterOptions, method: str) -> None:
+        super().__init__(options)
         self.method = method
 
     def __enter__(self) -> SearchMessenger:
@@ -89,60 +81,56 @@ class SearchMessenger(VotingMessenger):
         self._met_site |= not (site_is_subsample(msg) or is_deterministic(msg))
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        assert self.weights is not None
-        before = self.step_before(state, ess)
-        ancestors, log_weights = self.select(self.weights.log_weights, self._finished(state))
-        moved = (ancestors != before.ancestors).any(0)
-        self.weights = Weights(log_weights)
-        self.permute(ancestors)
-        self.steps.append(before._replace(ancestors=ancestors, resampled=moved))
+        system = self.system
+        ancestors, log_weights = self.select(system.weights.log_weights, self._finished(state))
+        moved = (ancestors != system.numbers).any(0)
+        system.record_barrier(state, ess)
+        system.resample(Weights(log_weights), ancestors, moved)
         self._met_site = False
         return reorder(state, ancestors) if bool(moved.any()) else state
 
     def end(self, value: Any) -> Candidates:
         """The search's result, after the model has returned ``value``. Nothing is selected after the last round."""
-        if self._met_site or not self.steps:
-            assert self.weights is not None
-            self.select(self.weights.log_weights, self._finished(value))
+        if self._met_site or not self.system.records:
+            self.select(self.system.weights.log_weights, self._finished(value))
         return self.finalists()
 
     def _finished(self, state: Any) -> Tensor:
-        assert self.weights is not None
-        done = self.population_done(state)
-        like = self.weights.log_weights
+        done = self.system.population_done(state)
+        like = self.system.weights.log_weights
         return torch.zeros_like(like, dtype=torch.bool) if done is None else done.to(like.device).expand_as(like)
 
     def candidates(self, eligible: Tensor, lanes: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
         """The present lanes."""
-        assert self.weights is not None and self.log_likelihood is not None
-        scores = self.weights.log_weights
-        lanes = self._lanes if lanes is None else lanes
+        system = self.system
+        scores = system.weights.log_weights
+        lanes = system.numbers if lanes is None else lanes
         return Candidates(
-            generation=torch.full_like(lanes, len(self.steps)),
+            generation=torch.full_like(lanes, len(system.records)),
             lanes=lanes,
             eligible=eligible,
             log_weights=scores if log_weights is None else log_weights,
             scores=scores.gather(0, lanes),
-            log_likelihood=self.log_likelihood.expand_as(scores).gather(0, lanes),
-            lengths=self.lengths.expand_as(scores).gather(0, lanes),
+            log_likelihood=system.log_likelihood.expand_as(scores).gather(0, lanes),
+            lengths=system.lengths.expand_as(scores).gather(0, lanes),
         )
 
     def lineages(self, chosen: Candidates) -> list[KnownValue]:
         """For each generation of sites, the lane ``[N, *plates]`` where each candidate's ancestor lived, and whether it still took part."""
         lineages = []
         now = chosen.lanes
-        for generation in range(len(self.steps), -1, -1):
+        for generation in range(len(self.system.records), -1, -1):
             took_part = chosen.generation >= generation
             lineages.append(KnownValue(now, took_part))
             if generation > 0:
-                now = torch.where(took_part, self.steps[generation - 1].ancestors.gather(0, now), now)
+                now = torch.where(took_part, self.system.records[generation - 1].ancestors.gather(0, now), now)
         return lineages[::-1]
 
     def known_values(self, chosen: Candidates) -> dict[str, KnownValue]:
         """The latent sites of candidates, each up to the barrier before which it lived."""
         found = {}
         lineages = self.lineages(chosen)
-        for site in self.sites:
+        for site in self.system.sites:
             if site.value is not None:
                 lanes, known = lineages[site.generation]
                 found[site.name] = KnownValue(take(site.value, lanes), known)
@@ -152,27 +140,25 @@ class SearchMessenger(VotingMessenger):
         """The log-probabilities of their sites, 0 after that barrier; where they were recorded."""
         found = {}
         lineages = self.lineages(chosen)
-        for site in self.sites:
+        for site in self.system.sites:
             if site.log_prob is not None:
                 lanes, known = lineages[site.generation]
                 found[site.name] = torch.where(known, take(site.log_prob, lanes), 0.0)
         return found
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
-        return SearchPosterior.of(found, scores=found._weights.log_weights, method=self.method)
+        return SearchPosterior.of(found, scores=found.particles.weights.log_weights, method=self.method)
 
     def result(self, chosen: Candidates, replayed: ParticlePosterior) -> SearchPosterior:
         """The posterior of the finalists, whose sites and values come from a replay."""
-        found = SearchPosterior(
-            Weights(chosen.log_weights),
-            replayed._plate_dims,
-            tuple(Site(site.name, site.value, None, len(self.steps)) for site in replayed._sites),
-            tuple(self.steps),
-            replayed.value,
+        records = tuple(self.system.records)
+        particles = replayed.particles._replace(
+            weights=Weights(chosen.log_weights),
+            sites=tuple(Site(site.name, site.value, None, len(records)) for site in replayed.particles.sites),
+            records=records,
             lengths=chosen.lengths,
             log_likelihood=chosen.log_likelihood,
-            scores=chosen.scores,
-            method=self.method,
         )
-        found.history = History(tuple(self.sites), tuple(self.steps), chosen.generation, chosen.lanes)
+        found = SearchPosterior(particles, scores=chosen.scores, method=self.method)
+        found.history = History(tuple(self.system.sites), records, chosen.generation, chosen.lanes)
         return found

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..particles.plates import PLATE, Frame, dependent_dims, per_population
 from ..particles.pytree import lanes_done, take_one
 from ..particles.site_util import is_deterministic, scaled
-from ..util.isolation import isolated
+from ..util.process_state import isolated
 from .reference_messenger import draw_where
 
 
@@ -35,7 +35,7 @@ class Splice(NamedTuple):
     barriers: int
 
 
-class SuffixScore(Messenger):
+class SuffixLogProb(Messenger):
     """Runs a model on spliced trajectories and adds up what their suffixes contribute to the target.
 
     A site that the reference lacks gets the value that the reference's own lane draws there: that lane is done, so the value is the one
@@ -62,7 +62,7 @@ class SuffixScore(Messenger):
             program()
         return self.log_density
 
-    def __enter__(self) -> SuffixScore:
+    def __enter__(self) -> SuffixLogProb:
         self.barriers = 0
         like = self.splice.slot
         self.log_density = torch.zeros(

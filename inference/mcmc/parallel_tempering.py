@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..handlers.temper_messenger import TemperMessenger
-from ..particles.trajectory import Trajectory
+from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
-from .replicate import Kernel, replica, replica_kernel
+from .replicate import Kernel, replica_kernel
 from .suffix_mh import SuffixMH
 from .trajectory_kernel import TrajectoryKernel
 
@@ -28,7 +28,11 @@ class ParallelTemperingPosterior(ChainPosterior):
     def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float], betas: tuple[float, ...], swap_rates: Tensor) -> None:
         super().__init__(iterations, cost)
         self.betas = betas
-        self.swap_rates = self._public(swap_rates)
+        self.swap_rates = swap_rates[self.particles.public]
+
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every chain, and the ``betas`` of the replicas and the ``swap_rates`` between neighbours."""
+        return {**super().diagnostics(), "betas": list(self.betas), "swap_rates": self.swap_rates.tolist()}
 
     def __repr__(self) -> str:
         rates = ", ".join(f"{rate:.2f}" for rate in self.swap_rates.reshape(len(self.swap_rates), -1).mean(1).tolist())
@@ -74,15 +78,9 @@ class ParallelTempering(TrajectoryKernel):
         self.cold = self.betas.index(1.0)
         self._powers = torch.tensor(self.betas, dtype=torch.float64).view(-1, *(1,) * max_plate_nesting)
         self.kernel = replica_kernel(kernel, TemperMessenger(likelihood=self._powers)(model), len(self.betas), max_plate_nesting)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._turn = 0
-        self._acceptance: list[Tensor] = []
 
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first state of every replica."""
-        self._restart()
         return self.kernel.start(*args, **kwargs)
 
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
@@ -99,10 +97,9 @@ class ParallelTempering(TrajectoryKernel):
         assert moved.log_likelihood is not None
         acceptance = self.acceptance(moved.log_likelihood)
         accepted = torch.rand(acceptance.shape, dtype=acceptance.dtype, device=acceptance.device) < acceptance
-        order = self.exchange(accepted, self._turn)
-        self._turn = 1 - self._turn
-        self._acceptance.append(acceptance)
-        return replica(posterior, self.cold), moved.reorder(order)
+        swapped = moved.reorder(self.exchange(accepted, state.chain.num_steps % 2))
+        swapped.chain = state.chain.after(acceptance)
+        return ParticlePosterior(posterior.particles.of_leftmost(self.cold)), swapped
 
     def acceptance(self, log_likelihood: Tensor) -> Tensor:
         """``[K - 1, *plates]``: probability of accepting the swap of each pair of neighbours.
@@ -139,16 +136,17 @@ class ParallelTempering(TrajectoryKernel):
         assert isinstance(posterior, ParallelTemperingPosterior)
         return posterior
 
-    def _chain(self, kept: list[ParticlePosterior], cost: dict[str, float]) -> ParallelTemperingPosterior:
-        rates = torch.stack(self._acceptance[-len(kept) :]).mean(0)
-        return ParallelTemperingPosterior(kept, cost, self.betas, rates)
+    def pooled(self, kept: list[ParticlePosterior], chain: ChainRecord, cost: dict[str, float]) -> ParallelTemperingPosterior:
+        assert chain.acceptance_rate is not None
+        return ParallelTemperingPosterior(kept, cost, self.betas, chain.acceptance_rate)
 
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        self._restart()
-        super().setup(warmup_steps, *args, **kwargs)
+    def logging(self) -> dict[str, str]:
+        rate = self._chain.acceptance_rate
+        return {} if rate is None else {"swap rate": f"{float(rate.mean()):.3f}"}
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"swap rates": torch.stack(self._acceptance).mean(0).tolist() if self._acceptance else []}
+        rate = self._chain.acceptance_rate
+        return {"swap rates": [] if rate is None else rate.tolist()}
 
 
 def _check_powers(betas: Any) -> tuple[float, ...]:

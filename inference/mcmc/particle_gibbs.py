@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..handlers.ancestor_messenger import AncestorMessenger
+from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.reference_messenger import ReferenceMessenger
@@ -16,8 +17,8 @@ from ..particles.trajectory import Trajectory
 from ..posterior.chain_posterior import PooledPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import ConditionalResampler, get_conditional_resampler
-from ..util.validation import check_count, check_particles
-from .replicate import replica, replicate
+from ..util.validation import check_count
+from .replicate import replicate
 from .trajectory_kernel import TrajectoryKernel
 
 
@@ -46,7 +47,7 @@ class ParticleGibbs(TrajectoryKernel):
     :param int num_particles: N, the reference included.
     :param resampler: ``"multinomial"``, ``"systematic"``, ``"stratified"``, ``"residual"``, or a scheme with ``conditional``.
     :param float ess_threshold: resample where ESS <= threshold * N.
-    :param bool ancestor_sampling: draw the reference's ancestors anew.
+    :param bool ancestor_sampling: draw new ancestors of the reference.
     :param int num_references: K.
     :param proposals: per-site proposals; the prior where there is none.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
@@ -71,52 +72,42 @@ class ParticleGibbs(TrajectoryKernel):
         proposals: Proposals | None = None,
         max_plate_nesting: int = 0,
     ) -> None:
-        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
-        check_count("num_references", num_references)
         super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
-        self.num_particles = num_particles
-        self.resampler = get_conditional_resampler(resampler)
-        self.ess_threshold = ess_threshold
+        check_count("num_references", num_references)
+        nesting = max_plate_nesting + (num_references > 1)
+        self.options = FilterOptions(num_particles, nesting, get_conditional_resampler(resampler), ess_threshold, proposals)
         self.ancestor_sampling = ancestor_sampling
         self.num_references = num_references
         # K trajectories are K chains, which no other algorithm expects in the place of one.
         self.extended_state = num_references > 1  # type: ignore[misc]
-        self._program, self._nesting = model, max_plate_nesting
-        if num_references > 1:
-            self._program, self._nesting = replicate(model, num_references, max_plate_nesting), max_plate_nesting + 1
+        self._program = model if num_references == 1 else replicate(model, num_references, max_plate_nesting)
 
     @torch.no_grad()
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
-        messenger = ParticleMessenger(self.num_particles, self._nesting, self.resampler, self.ess_threshold)
-        return sweep(self._program, messenger, self.proposals, args, kwargs).draw()
+        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw()
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """One filter conditioned on a reference; with K references K filters, in a plate on the left of the model's own."""
-        return sweep(self._program, self._messenger(reference, args, kwargs), self.proposals, args, kwargs)
+        return sweep(self._program, self._messenger(reference, args, kwargs), args, kwargs)
 
     @torch.no_grad()
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: all particles (of all K filters as one population), and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        return self._pooled(posterior), posterior.draw()
+        moved = posterior.draw()
+        moved.chain = state.chain.after(None)
+        return self._side_by_side(posterior), moved
 
     def _messenger(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReferenceMessenger:
         if not self.ancestor_sampling:
-            return ReferenceMessenger(self.num_particles, self._nesting, self.resampler, self.ess_threshold, reference=reference)
-        return AncestorMessenger(
-            self.num_particles,
-            self._nesting,
-            self.resampler,
-            self.ess_threshold,
-            reference=reference,
-            program=lambda: self._program(*args, **kwargs),
-        )
+            return ReferenceMessenger(self.options, reference=reference)
+        return AncestorMessenger(self.options, reference=reference, program=lambda: self._program(*args, **kwargs))
 
-    def _pooled(self, posterior: ParticlePosterior) -> ParticlePosterior:
+    def _side_by_side(self, posterior: ParticlePosterior) -> ParticlePosterior:
         """``K N`` lanes of K filters, every filter with the same total weight."""
         if self.num_references == 1:
             return posterior
-        parts = [replica(posterior, k) for k in range(self.num_references)]
-        return PooledPosterior(parts, [part._weights.normalized.log() for part in parts], {})
+        parts = [ParticlePosterior(posterior.particles.of_leftmost(k)) for k in range(self.num_references)]
+        return PooledPosterior(parts, [part.particles.weights.normalized.log() for part in parts], {})

@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 
 from ..errors import SMCFailed
+from ..handlers.filter_options import FilterOptions
 from ..handlers.parameter_messenger import ParameterMessenger, ParameterReferenceMessenger
-from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.replay_messenger import KnownValue, ReplayMessenger
 from ..handlers.sweep import sweep
-from ..particles.trajectory import Trajectory
+from ..particles.trajectory import ChainRecord, Trajectory
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import Resampler, get_conditional_resampler, get_resampler
-from ..util.validation import check_particles
+from ..resampling import Resampler, get_resampler
 from .trajectory_kernel import TrajectoryKernel
 
 
-class ParticleSystem(NamedTuple):
-    """A filter, as the state of a Markov chain.
+class FilterState(NamedTuple):
+    """A particle filter, as the state of a Markov chain.
 
     :ivar ParticlePosterior posterior: its particles; the log mean weight is the log-density of the state, up to a constant.
     :ivar dict unconstrained: ``{name: [*plates, *event]}`` parameters in unconstrained space.
@@ -35,7 +34,7 @@ class ParticleSystem(NamedTuple):
     @property
     def log_density(self) -> Tensor:
         """``[*plates]``."""
-        return self.posterior._weights.log_mean
+        return self.posterior.particles.weights.log_mean
 
 
 class ParticleMH(TrajectoryKernel):
@@ -69,14 +68,9 @@ class ParticleMH(TrajectoryKernel):
         proposals: Proposals | None = None,
         max_plate_nesting: int = 0,
     ) -> None:
-        check_particles(model, num_particles, ess_threshold, max_plate_nesting)
         super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
-        self.num_particles = num_particles
         self.parameters = parameters
-        self.resampler = get_resampler(resampler)
-        self.ess_threshold = ess_threshold
-        self.acceptance_rate = 0.0
-        self._num_steps = 0
+        self.options = FilterOptions(num_particles, max_plate_nesting, get_resampler(resampler), ess_threshold, proposals)
 
     @torch.no_grad()
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
@@ -84,24 +78,32 @@ class ParticleMH(TrajectoryKernel):
 
         :raises SMCFailed: if all particles of a population have weight zero.
         """
-        self.acceptance_rate, self._num_steps = 0.0, 0
         return self._state(self.filter(None, args, kwargs, lenient=False))
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """The particles of the filter after one iteration."""
-        return self._renew(reference, args, kwargs).posterior
+        return self._renew(reference, args, kwargs)[0].posterior
 
     @torch.no_grad()
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
-        system = self._renew(state, args, kwargs)
-        return system.posterior, self._state(system)
+        after, acceptance = self._renew(state, args, kwargs)
+        moved = self._state(after)
+        moved.chain = self.adapted(state.chain.after(acceptance), acceptance)
+        return after.posterior, moved
 
-    def propose(self, present: ParticleSystem) -> Mapping[str, Tensor]:
+    def propose(self, present: FilterState, chain: ChainRecord) -> Mapping[str, Tensor]:
         """Parameters of the next filter in unconstrained space, by a symmetric random walk."""
         return {}
 
-    def accept(self, present: ParticleSystem, proposed: ParticleSystem) -> Tensor:
+    def adapted(self, chain: ChainRecord, acceptance: Tensor) -> ChainRecord:
+        """The record with which the chain goes to its next step.
+
+        :param Tensor acceptance: ``[*plates]`` acceptance probabilities of the last step.
+        """
+        return chain
+
+    def accept(self, present: FilterState, proposed: FilterState) -> Tensor:
         """``[*plates]``: probability of accepting the proposed filter."""
         log_ratio = proposed.log_density - present.log_density
         # A dead filter is never accepted, not even in the place of a dead one.
@@ -109,65 +111,43 @@ class ParticleMH(TrajectoryKernel):
 
     def filter(
         self, unconstrained: Mapping[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any], lenient: bool = True
-    ) -> ParticleSystem:
+    ) -> FilterState:
         """One filter with given parameters, or with parameters from their prior."""
-        messenger = self.messengers[0](
-            self.num_particles,
-            self.max_plate_nesting,
-            self.resampler,
-            self.ess_threshold,
-            parameters=self.parameters,
-            unconstrained=unconstrained,
-            lenient=lenient,
-        )
+        messenger = self.messengers[0](self.options, parameters=self.parameters, unconstrained=unconstrained, lenient=lenient)
         return self._run(messenger, args, kwargs)
 
-    def condition(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
+    def condition(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FilterState:
         """The filter of a trajectory that came without one, drawn given that trajectory: a conditional filter.
 
         :raises ValueError: if the resampler has no conditional form.
         """
-        messenger = self.messengers[1](
-            self.num_particles,
-            self.max_plate_nesting,
-            get_conditional_resampler(self.resampler),  # type: ignore[arg-type]
-            self.ess_threshold,
-            parameters=self.parameters,
-            reference=reference,
-        )
+        messenger = self.messengers[1](self.options, parameters=self.parameters, reference=reference)
         return self._run(messenger, args, kwargs)
 
-    def _run(self, messenger: ParameterMessenger, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
-        posterior = sweep(self.model, messenger, self.proposals, args, kwargs)
+    def _run(self, messenger: ParameterMessenger, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FilterState:
+        posterior = sweep(self.model, messenger, args, kwargs)
         messenger.check_parameters()
-        return ParticleSystem(posterior, messenger.unconstrained)
+        return FilterState(posterior, messenger.unconstrained)
 
-    def _renew(self, state: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticleSystem:
-        """Propose, accept or reject."""
-        present = state.system if isinstance(state.system, ParticleSystem) else self.condition(state, args, kwargs)
+    def _renew(self, state: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[FilterState, Tensor]:
+        """Propose, accept or reject: the next filter, and the probability ``[*plates]`` with which it was the proposed one."""
+        present = state.filter if isinstance(state.filter, FilterState) else self.condition(state, args, kwargs)
         try:
-            proposed = self.filter(self.propose(present), args, kwargs)
+            proposed = self.filter(self.propose(present, state.chain), args, kwargs)
         except SMCFailed:
-            self.note(torch.zeros_like(present.log_density))
-            return present
+            return present, torch.zeros_like(present.log_density)
         probability = self.accept(present, proposed)
-        self.note(probability)
         accepted = self.draw_accepted(probability)
         if bool(accepted.all()):
-            return proposed
-        return self._merge(present, proposed, accepted, args, kwargs) if bool(accepted.any()) else present
+            return proposed, probability
+        return (self._merge(present, proposed, accepted, args, kwargs) if bool(accepted.any()) else present), probability
 
     def draw_accepted(self, probability: Tensor) -> Tensor:
         return torch.rand(probability.shape, dtype=probability.dtype, device=probability.device) < probability
 
-    def note(self, probability: Tensor) -> None:
-        """Called with the acceptance probabilities ``[*plates]`` of each iteration."""
-        self._num_steps += 1
-        self.acceptance_rate += (float(probability.mean()) - self.acceptance_rate) / self._num_steps
-
     def _merge(
-        self, present: ParticleSystem, proposed: ParticleSystem, accepted: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> ParticleSystem:
+        self, present: FilterState, proposed: FilterState, accepted: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> FilterState:
         """The populations ``accepted [*plates]`` of one filter and the others of another.
 
         One filter may have sites that the other reached done, so the model is run again along the trajectories of both; nothing is drawn
@@ -183,34 +163,29 @@ class ParticleMH(TrajectoryKernel):
         for name, either in (old.sites | new.sites).items():
             value = chosen(old.sites.get(name, either), new.sites.get(name, either))
             known = (accepted & (name in new.sites)) | (~accepted & (name in old.sites))
-            values[name] = KnownValue(value, known.expand(self.num_particles, *known.shape))
-        messenger: ParticleMessenger = ReplayMessenger(self.num_particles, self.max_plate_nesting, values)
-        replayed = sweep(self.model, messenger, None, args, kwargs)
-        assert old._lengths is not None and old._log_likelihood is not None
-        assert new._lengths is not None and new._log_likelihood is not None
+            values[name] = KnownValue(value, known.expand(old.num_particles, *known.shape))
+        messenger = ReplayMessenger(old.num_particles, self.max_plate_nesting, values)
+        replayed = sweep(self.model, messenger, args, kwargs).particles
+        a, b = old.particles, new.particles
+        assert a.lengths is not None and a.log_likelihood is not None
+        assert b.lengths is not None and b.log_likelihood is not None
         posterior = ParticlePosterior(
-            Weights(chosen(old._weights.log_weights, new._weights.log_weights)),
-            old._plate_dims,
-            replayed._sites,
-            tuple(step.bare for step in replayed._steps),  # a replay weighs nothing
-            replayed.value,
-            lengths=chosen(old._lengths, new._lengths),
-            log_likelihood=chosen(old._log_likelihood, new._log_likelihood),
+            replayed._replace(
+                weights=Weights(chosen(a.weights.log_weights, b.weights.log_weights)),
+                plate_dims=a.plate_dims,
+                records=tuple(record.bare for record in replayed.records),  # a replay weighs nothing
+                lengths=chosen(a.lengths, b.lengths),
+                log_likelihood=chosen(a.log_likelihood, b.log_likelihood),
+            )
         )
         unconstrained = {
             name: torch.where(accepted.reshape(*accepted.shape, *(1,) * (u.dim() - accepted.dim())), proposed.unconstrained[name], u)
             for name, u in present.unconstrained.items()
         }
-        return ParticleSystem(posterior, unconstrained)
+        return FilterState(posterior, unconstrained)
 
     @staticmethod
-    def _state(system: ParticleSystem) -> Trajectory:
-        state = system.posterior.draw()
-        state.system = system
+    def _state(filter: FilterState) -> Trajectory:
+        state = filter.posterior.draw()
+        state.filter = filter
         return state
-
-    def logging(self) -> dict[str, str]:
-        return {"acc. rate": f"{self.acceptance_rate:.3f}"}
-
-    def diagnostics(self) -> dict[str, Any]:
-        return {"acceptance rate": self.acceptance_rate}

@@ -27,7 +27,6 @@ class PIMH(ParticleMH):
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
-    :ivar float acceptance_rate: mean acceptance probability so far.
     :raises ValueError: for arguments out of range.
 
     References

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..handlers.proposal_messenger import Proposals
+from ..particles.trajectory import ChainRecord
 from ..posterior.chain_posterior import ChainPosterior
+from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import Resampler
-from .particle_mh import ParticleMH, ParticleSystem
+from .particle_mh import FilterState, ParticleMH
 
 
 class PMMH(ParticleMH):
@@ -47,8 +50,6 @@ class PMMH(ParticleMH):
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals of the other sites.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
-    :ivar float scale: what the adaptation multiplies the step size by.
-    :ivar float acceptance_rate: mean acceptance probability so far.
     :raises ValueError: for arguments out of range; when run, for a name that is no continuous latent site before the first barrier.
 
     References
@@ -87,29 +88,25 @@ class PMMH(ParticleMH):
             raise ValueError(f"target_accept_prob must lie in (0, 1), got {target_accept_prob!r}")
         self.adapt_step_size = adapt_step_size
         self.target_accept_prob = target_accept_prob
-        self.scale = 1.0
-        self._warmup_steps = 0
 
-    def propose(self, present: ParticleSystem) -> Mapping[str, Tensor]:
-        return {name: u + self.scale * self.step_size[name] * torch.randn_like(u) for name, u in present.unconstrained.items()}
+    def propose(self, present: FilterState, chain: ChainRecord) -> Mapping[str, Tensor]:
+        scale = chain.step_size_scale
+        return {name: u + scale * self.step_size[name] * torch.randn_like(u) for name, u in present.unconstrained.items()}
 
-    def note(self, probability: Tensor) -> None:
-        super().note(probability)
-        if self.adapt_step_size and self._num_steps <= self._warmup_steps:
-            excess = float(probability.mean()) - self.target_accept_prob
-            self.scale *= math.exp(excess * self._num_steps**-0.6)
+    def adapted(self, chain: ChainRecord, acceptance: Tensor) -> ChainRecord:
+        if not self.adapt_step_size or chain.num_steps > chain.warmup_steps:
+            return chain
+        excess = float(acceptance.mean()) - self.target_accept_prob
+        return replace(chain, step_size_scale=chain.step_size_scale * math.exp(excess * chain.num_steps**-0.6))
 
-    def run(self, num_samples: int, *args: Any, warmup_steps: int = 0, **kwargs: Any) -> ChainPosterior:
-        """As for every :class:`TrajectoryKernel`; the step size is adapted in the warm-up."""
-        self._warmup_steps = warmup_steps
-        return super().run(num_samples, *args, warmup_steps=warmup_steps, **kwargs)
-
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        self._warmup_steps = warmup_steps
-        super().setup(warmup_steps, *args, **kwargs)
+    def pooled(self, kept: list[ParticlePosterior], chain: ChainRecord, cost: dict[str, float]) -> ChainPosterior:
+        return ChainPosterior(kept, cost, acceptance_rate=chain.acceptance_rate, step_size_scale=chain.step_size_scale)
 
     def logging(self) -> dict[str, str]:
-        return {"step size": f"x{self.scale:.3g}", **super().logging()}
+        return {"step size": f"x{self._chain.step_size_scale:.3g}", **super().logging()}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"step size scale": self._chain.step_size_scale, **super().diagnostics()}
 
 
 def _check_step_sizes(step_size: float | Mapping[str, float], names: tuple[str, ...]) -> dict[str, float]:

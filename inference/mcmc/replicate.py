@@ -7,9 +7,6 @@ from typing import Any
 
 import pyro
 
-from ..particles.pytree import select_plate
-from ..particles.weights import Weights
-from ..posterior.particle_posterior import ParticlePosterior
 from .trajectory_kernel import TrajectoryKernel
 
 Kernel = Callable[..., TrajectoryKernel]
@@ -27,20 +24,6 @@ def replicate(model: Callable[..., Any], num_replicas: int, max_plate_nesting: i
             return model(*args, **kwargs)
 
     return replicated
-
-
-def replica(posterior: ParticlePosterior, k: int) -> ParticlePosterior:
-    """Population ``k`` of a run of a replicated model as a posterior of its own."""
-    replicas = 1 - posterior._weights.log_weights.dim()
-    return ParticlePosterior(
-        Weights(posterior._weights.log_weights[:, k]),
-        tuple(dim for dim in posterior._plate_dims if dim != replicas),
-        tuple(site.map(lambda tensor: tensor[:, k]) for site in posterior._sites),
-        tuple(step.map(lambda tensor: tensor[:, k], lambda tensor: tensor[k]) for step in posterior._steps),
-        select_plate(posterior.value, 1, k),
-        lengths=None if posterior._lengths is None else posterior._lengths[:, k],
-        log_likelihood=None if posterior._log_likelihood is None else posterior._log_likelihood[:, k],
-    )
 
 
 def replica_kernel(kernel: Kernel, model: Callable[..., Any], num_replicas: int, max_plate_nesting: int) -> TrajectoryKernel:

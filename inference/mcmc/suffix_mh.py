@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import SMCFailed
+from ..handlers.filter_options import FilterOptions
+from ..handlers.proposal_messenger import Proposals
 from ..handlers.reference_messenger import ReferenceMessenger
 from ..handlers.sweep import sweep
 from ..particles.trajectory import Trajectory
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import multinomial
 from .trajectory_kernel import TrajectoryKernel
 
 _CURRENT, _PROPOSED = 0, 1
@@ -27,12 +28,12 @@ class SuffixMessenger(ReferenceMessenger):
     :param Tensor cut: ``[*plates]``, the first step that is drawn anew.
     """
 
-    def __init__(self, max_plate_nesting: int, *, reference: Mapping[str, Tensor], cut: Tensor) -> None:
-        super().__init__(2, max_plate_nesting, multinomial, 0.0, reference=reference)
+    def __init__(self, max_plate_nesting: int, *, reference: Mapping[str, Tensor], cut: Tensor, proposals: Proposals | None = None) -> None:
+        super().__init__(FilterOptions(2, max_plate_nesting, ess_threshold=0.0, proposals=proposals), reference=reference)
         self.cut = cut
 
     def pinned(self, device: torch.device) -> Tensor:
-        follows = self.segment < self.cut.to(device)
+        follows = self.system.segment < self.cut.to(device)
         return torch.stack([torch.ones_like(follows), follows])
 
     def check_alive(self) -> None:
@@ -65,13 +66,15 @@ class SuffixMH(TrajectoryKernel):
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
-        posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), self.proposals, args, kwargs)
+        posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), args, kwargs)
         self._check_length(length, posterior)
-        posterior._weights = Weights(self.accept(posterior).log())
-        return posterior
+        return posterior.reweighted(Weights(self.accept(posterior).log()))
+
+    def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
+        return posterior.particles.weights.normalized[_PROPOSED]
 
     def messenger(self, reference: Mapping[str, Tensor], cut: Tensor) -> SuffixMessenger:
-        return SuffixMessenger(self.max_plate_nesting, reference=reference, cut=cut)
+        return SuffixMessenger(self.max_plate_nesting, reference=reference, cut=cut, proposals=self.proposals)
 
     def draw_cut(self, length: Tensor) -> Tensor:
         """``[*plates]``: steps to keep, uniform on 0 .. length - 1."""
@@ -79,9 +82,9 @@ class SuffixMH(TrajectoryKernel):
 
     def accept(self, posterior: ParticlePosterior) -> Tensor:
         """``[2, *plates]``: probabilities of the present and the proposed trajectory."""
-        assert posterior._lengths is not None
-        log_gamma = posterior._weights.log_weights
-        log_ratio = (log_gamma - posterior._lengths.to(log_gamma).log()).diff(dim=0)[0]
+        assert posterior.particles.lengths is not None
+        log_gamma = posterior.particles.weights.log_weights
+        log_ratio = (log_gamma - posterior.particles.lengths.to(log_gamma).log()).diff(dim=0)[0]
         # A present state of density zero (a first draw) is left whatever the proposal.
         log_ratio = torch.where(log_gamma[_CURRENT] == -torch.inf, 0.0, log_ratio)
         acceptance = log_ratio.clamp(max=0.0).exp()
@@ -90,9 +93,9 @@ class SuffixMH(TrajectoryKernel):
     def _length(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Steps of a state that came without its length: one replay."""
         never = torch.full((1,) * self.max_plate_nesting, torch.iinfo(torch.long).max)
-        posterior = sweep(self.model, self.messenger(reference, never), self.proposals, args, kwargs)
-        assert posterior._lengths is not None
-        return posterior._lengths[_CURRENT]
+        posterior = sweep(self.model, self.messenger(reference, never), args, kwargs)
+        assert posterior.particles.lengths is not None
+        return posterior.particles.lengths[_CURRENT]
 
     @staticmethod
     def _check_length(length: Tensor, posterior: ParticlePosterior) -> None:
@@ -100,8 +103,8 @@ class SuffixMH(TrajectoryKernel):
 
         :raises ValueError: if the same trajectory now took another number of steps.
         """
-        assert posterior._lengths is not None
-        now = posterior._lengths[_CURRENT]
+        assert posterior.particles.lengths is not None
+        now = posterior.particles.lengths[_CURRENT]
         if bool((now != length).any()):
             before, after = (int(tensor[now != length][0]) for tensor in torch.broadcast_tensors(length, now))
             raise ValueError(

@@ -12,19 +12,23 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ..cost import CostMeter
+from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
-from ..particles.trajectory import Trajectory
+from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
-from ..resampling import multinomial
-from ..util.validation import check_count
+from ..util.validation import check_count, check_model
 
 
 class TrajectoryKernel(MCMCKernel, ABC):
     """A Markov kernel over executions of a model that leaves its posterior invariant; also a kernel of ``pyro.infer.MCMC``.
+
+    The kernel itself never changes while it runs: what a chain knows of its past travels with its state (:class:`ChainRecord`), so that one
+    kernel may run any number of chains at a time. Only as a kernel of ``pyro.infer.MCMC``, whose protocol has no other place, it holds the
+    arguments and the record of that one run.
 
     A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
     replicas (:func:`~ppl_llm.inference.mcmc.replicate.replicate`) makes any kernel move a population in one batch.
@@ -39,13 +43,14 @@ class TrajectoryKernel(MCMCKernel, ABC):
     """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
 
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
+        check_model(model)
         check_count("max_plate_nesting", max_plate_nesting, 0)
         self.model = model
         self.proposals = proposals
         self.max_plate_nesting = max_plate_nesting
-        self._initial_params: Trajectory | None = None
+        self._initial_params: Trajectory | None = None  # of Pyro's next run, or of the present one
+        self._running = False
+        self._chain = ChainRecord()  # of Pyro's present or last run
 
     @abstractmethod
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
@@ -58,13 +63,19 @@ class TrajectoryKernel(MCMCKernel, ABC):
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: the weighted trajectories to keep, and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        return posterior, posterior.draw()
+        moved = posterior.draw()
+        moved.chain = state.chain.after(self.acceptance_probability(posterior))
+        return posterior, moved
+
+    def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor | None:
+        """``[*plates]``: with which probability an iteration moved; ``None`` for a kernel that accepts always."""
+        return None
 
     @torch.no_grad()
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first state: a draw from the prior, perhaps of posterior density zero."""
-        messenger = ParticleMessenger(1, self.max_plate_nesting, multinomial, 0.0)
-        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, None, args, kwargs).draw()
+        messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw()
 
     def run(
         self,
@@ -90,6 +101,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
         with CostMeter() as meter:
             try:
                 state = self.start(*args, **kwargs)
+                state.chain = ChainRecord(warmup_steps)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
                     warm = [posterior]
@@ -99,19 +111,23 @@ class TrajectoryKernel(MCMCKernel, ABC):
                         callback(posterior)
             except BaseException as error:
                 cost = {**meter.totals, "seconds": time.perf_counter() - start}
-                error.partial_posterior = self._chain(kept or warm, cost) if warm else None  # type: ignore[attr-defined]
+                error.partial_posterior = self.pooled(kept or warm, state.chain, cost) if warm else None  # type: ignore[attr-defined]
                 raise
-        return self._chain(kept, {**meter.totals, "seconds": time.perf_counter() - start})
+        return self.pooled(kept, state.chain, {**meter.totals, "seconds": time.perf_counter() - start})
 
-    def _chain(self, kept: list[ParticlePosterior], cost: dict[str, float]) -> ChainPosterior:
-        return ChainPosterior(kept, cost)
+    def pooled(self, kept: list[ParticlePosterior], chain: ChainRecord, cost: dict[str, float]) -> ChainPosterior:
+        """The posterior of a chain, given those of its iterations."""
+        return ChainPosterior(kept, cost, acceptance_rate=chain.acceptance_rate)
 
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state of its own."""
+        given = None if self._running else self._initial_params
+        start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs
-        if self._initial_params is None:
-            self._initial_params = self.start(*args, **kwargs)
+        self._chain = ChainRecord(warmup_steps)
+        self._initial_params, self._running = start, True
 
     @property
     def initial_params(self) -> Trajectory | None:
@@ -119,16 +135,23 @@ class TrajectoryKernel(MCMCKernel, ABC):
 
     @initial_params.setter
     def initial_params(self, params: Mapping[str, Tensor]) -> None:
-        self._initial_params = params if isinstance(params, Trajectory) else Trajectory(params)
+        self._initial_params, self._running = params if isinstance(params, Trajectory) else Trajectory(params), False
 
     def sample(self, params: Trajectory) -> Trajectory:
-        return self.step(params, *self._args, **self._kwargs)[1]
+        params.chain = self._chain
+        moved = self.step(params, *self._args, **self._kwargs)[1]
+        self._chain = moved.chain
+        return moved
 
     def logging(self) -> dict[str, str]:
-        return {}
+        rate = self._chain.acceptance_rate
+        return {} if rate is None else {"acc. rate": f"{float(rate.mean()):.3f}"}
 
     def diagnostics(self) -> dict[str, Any]:
-        return {}
+        """Of Pyro's run; that of :meth:`run` has its own, see :meth:`ChainPosterior.diagnostics`."""
+        rate = self._chain.acceptance_rate
+        return {} if rate is None else {"acceptance rate": float(rate.mean())}
 
     def cleanup(self) -> None:
         self._args, self._kwargs = (), {}
+        self._initial_params, self._running = None, False

@@ -25,7 +25,7 @@ class Checkpoint:
 
     :ivar dict settings: of the algorithm, plain values.
     :ivar args: what the model was called with; ``None`` if a file does not know it.
-    :ivar dict rng: see :func:`~ppl_llm.inference.util.rng_state.rng_state`.
+    :ivar dict rng: see :func:`~ppl_llm.inference.util.process_state.rng_state`.
     :ivar dict subsamples: indices that plates with subsampling drew.
     :ivar dict cost: counters so far.
     :ivar bool complete: whether the model came to its end.
@@ -105,7 +105,7 @@ class Checkpoint:
             "lengths": shot.lengths,
             "plates": [list(frame) for frame in sorted(shot.plates)],
             "sites": [list(site) for site in shot.sites],
-            "steps": [list(step) for step in shot.steps],
+            "steps": [list(step) for step in shot.records],
             "segment": shot.segment,
             "counted": shot.counted,
             "rng": self.rng,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..posterior.particle_posterior import ParticlePosterior
 from .history import Site, Step
 from .plates import Frame
 from .weights import Weights
@@ -29,8 +28,8 @@ class Snapshot(NamedTuple):
     plates: frozenset[Frame]
     all_sites: list[Site]
     num_sites: int
-    all_steps: list[Step]
-    num_steps: int
+    all_records: list[Step]
+    num_records: int
     segment: int
     counted: int
     value: Any
@@ -44,20 +43,8 @@ class Snapshot(NamedTuple):
         return tuple(self.all_sites[: self.num_sites])
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        return tuple(self.all_steps[: self.num_steps])
-
-    def posterior(self) -> ParticlePosterior:
-        """The weighted particles with their genealogy."""
-        return ParticlePosterior(
-            weights=self.weights,
-            plate_dims=tuple(sorted(frame.dim for frame in self.plates)),
-            sites=self.sites,
-            steps=self.steps,
-            value=self.value,
-            lengths=self.lengths,
-            log_likelihood=self.log_likelihood,
-        )
+    def records(self) -> tuple[Step, ...]:
+        return tuple(self.all_records[: self.num_records])
 
 
 def lengths_of(uneven: Tensor | None, counted: int, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,33 @@ from torch import Tensor
 from .pytree import permute, take
 
 
+@dataclass(frozen=True)
+class ChainRecord:
+    """What a Markov chain knows besides its present execution. It travels with the state, and every step makes a new one.
+
+    :ivar int warmup_steps: steps at the beginning that are not kept.
+    :ivar int num_steps: steps so far, those of the warm-up included.
+    :ivar Tensor acceptance_rate: mean acceptance probability since the warm-up, during it since the start; ``None`` before the first step,
+        and for kernels that accept always.
+    :ivar float step_size_scale: what an adaptation multiplies step sizes by.
+    """
+
+    warmup_steps: int = 0
+    num_steps: int = 0
+    acceptance_rate: Tensor | None = None
+    step_size_scale: float = 1.0
+
+    def after(self, acceptance: Tensor | None) -> ChainRecord:
+        """After one more step, which was accepted with probability ``acceptance``; ``None`` for a kernel that accepts always."""
+        num_steps = self.num_steps + 1
+        averaged = num_steps - self.warmup_steps if num_steps > self.warmup_steps else num_steps
+        if acceptance is not None and self.acceptance_rate is not None and averaged > 1:
+            acceptance = self.acceptance_rate + (acceptance - self.acceptance_rate) / averaged
+        return replace(self, num_steps=num_steps, acceptance_rate=acceptance)
+
+
 class Trajectory(dict[str, Tensor]):
-    """One execution of a model per population: its latent sites, and what an algorithm noted beside them.
+    """One execution of a model per population: its latent sites, and what an algorithm keeps beside them.
 
     A site that an execution lacks is one that it reached done: a model gives such a site one value only.
 
@@ -19,7 +45,8 @@ class Trajectory(dict[str, Tensor]):
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
     :ivar Tensor log_likelihood: ``[*plates]`` log-probability of the observed sites, not tempered; ``None`` if not known.
     :ivar value: what the model returned.
-    :ivar system: the particles among which it was drawn, for kernels whose state these are; else ``None``.
+    :ivar filter: the particle filter among whose particles it was drawn, for kernels whose state that is; else ``None``.
+    :ivar ChainRecord chain: of the chain that it is a state of.
     """
 
     def __init__(
@@ -32,7 +59,8 @@ class Trajectory(dict[str, Tensor]):
     ) -> None:
         super().__init__(values)
         self.length, self.log_likelihood, self.value = length, log_likelihood, value
-        self.system: Any = None
+        self.filter: Any = None
+        self.chain = ChainRecord()
 
     def reorder(self, index: Tensor) -> Trajectory:
         """Trajectories of several populations in another order.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..particles.history import Site
 from ..particles.pytree import concatenate
+from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
 from .particle_posterior import ParticlePosterior
 
@@ -25,9 +27,8 @@ class PooledPosterior(ParticlePosterior):
     :cvar bool unbiased: whether the mean weight of a part estimates the evidence.
     """
 
-    part_name = "filter"
-    parts_at = "parts"
-    unbiased = False
+    part_name: ClassVar[str] = "filter"
+    unbiased: ClassVar[bool] = False
 
     def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
         self.parts = parts
@@ -38,20 +39,16 @@ class PooledPosterior(ParticlePosterior):
 
         sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
         super().__init__(
-            Weights(torch.cat(log_weights)),
-            first._plate_dims,
-            sites,
-            (),
-            concatenate([part.value for part in parts]),
-            lengths=_joined([part._lengths for part in parts]),
-            log_likelihood=_joined([part._log_likelihood for part in parts]),
+            WeightedParticles(
+                Weights(torch.cat(log_weights)),
+                first.particles.plate_dims,
+                sites,
+                value=concatenate([part.value for part in parts]),
+                lengths=_joined([part.particles.lengths for part in parts]),
+                log_likelihood=_joined([part.particles.log_likelihood for part in parts]),
+            )
         )
         self.cost = cost
-
-    @property
-    def part_numbers(self) -> list[int]:
-        """A number for each part."""
-        return list(range(len(self.parts)))
 
 
 def _joined(tensors: list[Tensor | None]) -> Tensor | None:
@@ -65,18 +62,30 @@ class ChainPosterior(PooledPosterior):
     There is no evidence estimate: a conditional filter's is not unbiased.
 
     :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
+    :ivar Tensor acceptance_rate: ``[*P]`` mean acceptance probability of the iterations; ``None`` for a kernel that accepts always.
+    :ivar float step_size_scale: what the adaptation multiplied the step size by; ``None`` for a kernel that adapts none.
     """
 
-    part_name = "iteration"
-    parts_at = "iterations"
+    unit: ClassVar[str] = "iteration"
+    part_name: ClassVar[str] = "iteration"
+    parts_at: ClassVar[str] = "iterations"
 
-    def __init__(self, iterations: list[ParticlePosterior], cost: dict[str, float]) -> None:
+    def __init__(
+        self,
+        iterations: list[ParticlePosterior],
+        cost: dict[str, float],
+        *,
+        acceptance_rate: Tensor | None = None,
+        step_size_scale: float | None = None,
+    ) -> None:
         self.iterations = iterations
         # Where nothing was accepted an iteration gives the same particles again; they are kept once.
         times = Counter(map(id, iterations))
         distinct = list({id(i): i for i in iterations}.values())
         scale = math.log(sum(i.num_particles for i in distinct) / len(iterations))
-        super().__init__(distinct, [i._weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+        super().__init__(distinct, [i.particles.weights.normalized.log() + math.log(times[id(i)]) + scale for i in distinct], cost)
+        self.acceptance_rate = None if acceptance_rate is None else acceptance_rate[self.particles.public]
+        self.step_size_scale = step_size_scale
 
     @property
     def part_numbers(self) -> list[int]:
@@ -85,6 +94,21 @@ class ChainPosterior(PooledPosterior):
         for number, iteration in enumerate(self.iterations):
             first.setdefault(id(iteration), number)
         return [first[id(part)] for part in self.parts]
+
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, and ``iterations``, ``distinct_iterations`` (others kept the state before), ``acceptance_rate`` where the
+        kernel may reject, and ``step_size_scale`` where it adapts one."""
+        found = {**super().diagnostics(), "iterations": len(self.iterations), "distinct_iterations": len(self.parts)}
+        if self.acceptance_rate is not None:
+            found["acceptance_rate"] = self.acceptance_rate.tolist()
+        if self.step_size_scale is not None:
+            found["step_size_scale"] = self.step_size_scale
+        return found
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        particles = [iteration.particles for iteration in self.iterations]
+        ess = [each.weights.ess[each.public].tolist() for each in particles]
+        return {"ess": ess, "resampled": [any(bool(record.resampled.any()) for record in each.records) for each in particles]}
 
     @property
     def log_evidence(self) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from ..particles.pytree import select_plate
-from ..particles.weights import Weights
 from .chain_posterior import PooledPosterior
 from .particle_posterior import ParticlePosterior
 
@@ -21,14 +21,14 @@ class IslandPosterior(PooledPosterior):
     :ivar list islands: the :class:`ParticlePosterior` of each, with its ESS, genealogy and evidence.
     """
 
-    part_name = "island"
-    parts_at = "islands"
-    unbiased = True
+    part_name: ClassVar[str] = "island"
+    parts_at: ClassVar[str] = "islands"
+    unbiased: ClassVar[bool] = True
 
     def __init__(self, joint: ParticlePosterior) -> None:
-        num_islands = joint._weights.log_weights.shape[1]
-        self.islands = [_island(joint, k) for k in range(num_islands)]
-        super().__init__(self.islands, [island._weights.log_weights for island in self.islands], joint.cost)
+        num_islands = joint.particles.weights.log_weights.shape[1]
+        self.islands = [ParticlePosterior(joint.particles.of_leftmost(k)) for k in range(num_islands)]
+        super().__init__(self.islands, [island.particles.weights.log_weights for island in self.islands], joint.cost)
         self.complete, self.checkpoint, self.audit = joint.complete, joint.checkpoint, joint.audit
 
     @property
@@ -40,24 +40,16 @@ class IslandPosterior(PooledPosterior):
         """``[K, *P]``: log of each island's unbiased estimate of the evidence."""
         return torch.stack([island.log_evidence for island in self.islands])
 
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, with the least ``ess`` of the islands at each barrier; and ``islands``, a list of the
+        ``log_evidence`` and the ``ess`` of each."""
+        each = [{"log_evidence": island.log_evidence.tolist(), "ess": island.ess.tolist()} for island in self.islands]
+        return {**super().diagnostics(), "islands": each}
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        least = torch.stack([island.ess for island in self.islands]).amin(0)
+        resampled = torch.stack([island.resampled for island in self.islands]).any(0)
+        return {"ess": least.tolist(), "resampled": [bool(each.any()) for each in resampled]}
+
     def __repr__(self) -> str:
         return f"IslandPosterior({len(self.islands)} islands of {self.islands[0].num_particles}, {super().__repr__()})"
-
-
-def _island(joint: ParticlePosterior, k: int) -> ParticlePosterior:
-    def lanes(tensor: Tensor) -> Tensor:
-        return tensor.select(1, k)
-
-    def population(tensor: Tensor) -> Tensor:
-        return tensor.select(0, k)
-
-    leftmost = 1 - joint._weights.log_weights.dim()
-    return ParticlePosterior(
-        Weights(joint._weights.log_weights.select(1, k)),
-        tuple(dim for dim in joint._plate_dims if dim != leftmost),
-        tuple(site.map(lanes) for site in joint._sites),
-        tuple(step.map(lanes, population) for step in joint._steps),
-        select_plate(joint.value, 1, k),
-        lengths=None if joint._lengths is None else lanes(joint._lengths),
-        log_likelihood=None if joint._log_likelihood is None else lanes(joint._log_likelihood),
-    )

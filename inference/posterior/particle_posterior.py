@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.infer.abstract_infer import EmpiricalMarginal
 from torch import Tensor
 
-from ..particles.history import History, Site, Step
+from ..particles.checkpoint import Checkpoint
+from ..particles.history import History
 from ..particles.pytree import lane as lane_of
 from ..particles.pytree import pick, take, take_one
+from ..particles.snapshot import Snapshot
 from ..particles.trajectory import Trajectory
+from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
+from .audit_report import AuditReport
 from .discrete_marginal import DiscreteMarginal, pool
 from .equivalence_classes import Equivalent
 from .pyro_compat import PyroTraces
 from .views import PosteriorViews
-
-if TYPE_CHECKING:
-    from ..handlers.audit_messenger import AuditReport
-    from ..particles.checkpoint import Checkpoint
 
 
 class ParticlePosterior(PyroTraces, PosteriorViews):
@@ -34,54 +34,73 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where the model
     has no independent plates.
 
-    :ivar value: what the model returned.
+    :param WeightedParticles particles: what is known of them.
+    :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.
     :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
     :ivar AuditReport audit: the replay audit's report, where one was asked for.
     :ivar bool complete: whether the model came to its end; a run may be stopped at a barrier before.
+    :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
+        ``unbiased`` tells whether the mean weight of a part estimates the evidence.
+    :ivar list iterations: of a Markov chain.
+    :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True
     gives_evidence: ClassVar[bool] = True
+    unit: ClassVar[str] = "step"
+    parts: Sequence[ParticlePosterior] = ()
+    iterations: Sequence[ParticlePosterior] = ()
+    part_name: ClassVar[str] = "part"
+    parts_at: ClassVar[str] = "parts"
+    unbiased: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
 
-    def __init__(
-        self,
-        weights: Weights,
-        plate_dims: tuple[int, ...],
-        sites: tuple[Site, ...],
-        steps: tuple[Step, ...],
-        value: Any,
-        *,
-        lengths: Tensor | None = None,
-        log_likelihood: Tensor | None = None,
-    ) -> None:
-        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed the populations of a plate yet
+    def __init__(self, particles: WeightedParticles) -> None:
+        weights, lengths, log_likelihood = particles.weights, particles.lengths, particles.log_likelihood
+        if lengths is not None and lengths.shape != weights.log_weights.shape:  # where no site has weighed a plate's populations yet
             weights = Weights(torch.broadcast_tensors(weights.log_weights, lengths)[0])
-        self._weights, self._plate_dims, self._sites, self._steps = weights, plate_dims, sites, steps
-        self._lengths = None if lengths is None else lengths.expand_as(weights.log_weights)
-        self._log_likelihood = None if log_likelihood is None else log_likelihood.expand_as(weights.log_weights)
-        self.value = value
+        like = weights.log_weights
+        self.particles = particles._replace(
+            weights=weights,
+            lengths=None if lengths is None else lengths.expand_as(like),
+            log_likelihood=None if log_likelihood is None else log_likelihood.expand_as(like),
+        )
         self.cost: dict[str, float] = {}
         self.audit: AuditReport | None = None
 
-    def _public(self, tensor: Tensor) -> Tensor:
-        """Without the batch dimensions that are not independent plates."""
-        nesting = self._weights.log_weights.dim() - 1
-        for dim in range(-nesting, 0):
-            if dim not in self._plate_dims:
-                tensor = tensor.select(dim, 0).unsqueeze(dim)
-        keep = [slice(None)] * (tensor.dim() - nesting) + [slice(None) if dim in self._plate_dims else 0 for dim in range(-nesting, 0)]
-        return tensor[tuple(keep)]
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot) -> ParticlePosterior:
+        """Of the particles of a sweep at a barrier, or at its end."""
+        return ParticlePosterior(
+            WeightedParticles(
+                weights=snapshot.weights,
+                plate_dims=tuple(sorted(frame.dim for frame in snapshot.plates)),
+                sites=tuple(snapshot.all_sites[: snapshot.num_sites]),
+                records=tuple(snapshot.all_records[: snapshot.num_records]),
+                value=snapshot.value,
+                lengths=snapshot.lengths,
+                log_likelihood=snapshot.log_likelihood,
+            )
+        )
+
+    def reweighted(self, weights: Weights) -> ParticlePosterior:
+        """The same particles with other weights ``[N, *plates]``."""
+        return ParticlePosterior(self.particles._replace(weights=weights))
+
+    @property
+    def value(self) -> Any:
+        """What the model returned."""
+        return self.particles.value
 
     @property
     def num_particles(self) -> int:
         """N."""
-        return self._weights.num_particles
+        return self.particles.weights.num_particles
 
     @property
     def step(self) -> int:
         """T, the number of barriers so far."""
-        return len(self._steps)
+        return len(self.particles.records)
 
     def save(self, path: str | Path, *, caches: bool = True) -> None:
         """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
@@ -97,67 +116,59 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     @property
     def log_weights(self) -> Tensor:
         """``[N, *P]`` float64, unnormalised; their log mean is :attr:`log_evidence`."""
-        return self._public(self._weights.log_weights)
+        return self.particles.weights.log_weights[self.particles.public]
 
     @property
     def weights(self) -> Tensor:
         """``[N, *P]`` float64, normalised over particles."""
-        return self._public(self._weights.normalized)
+        return self.particles.weights.normalized[self.particles.public]
 
     @property
     def log_evidence(self) -> Tensor:
         """``[*P]``: log of the unbiased estimate of the evidence."""
-        return self._public(self._weights.log_mean)
+        return self.particles.weights.log_mean[self.particles.public]
 
     @property
     def ess(self) -> Tensor:
         """``[T, *P]``: effective sample size at each barrier, before resampling."""
-        return self._stacked([self._public(step.ess) for step in self._steps])
+        return self._stacked([step.ess[self.particles.public] for step in self.particles.records])
 
     @property
     def ancestors(self) -> Tensor:
         """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
-        return self._stacked([self._public(step.ancestors) for step in self._steps])
+        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
 
     @property
     def resampled(self) -> Tensor:
         """``[T, *P]``: whether each barrier resampled."""
-        return self._stacked([self._public(step.resampled) for step in self._steps])
+        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records])
 
-    def _stacked(self, tensors: list[Tensor]) -> Tensor:
+    @staticmethod
+    def _stacked(tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors) if tensors else torch.zeros(0)
-
-    def _lineages(self) -> list[Tensor]:
-        """For each generation, the lane ``[N, *plates]`` where the ancestor of each final lane lived."""
-        like = self._weights.log_weights
-        lanes = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
-        lineages = [lanes]
-        for step in reversed(self._steps):
-            lineages.append(step.ancestors.gather(0, lineages[-1]) if step.resampled.any() else lineages[-1])
-        return lineages[::-1]
 
     @cached_property
     def sites(self) -> dict[str, Tensor]:
         """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
-        lineages = self._lineages()
-        return {site.name: take(site.value, lineages[site.generation]) for site in self._sites if site.value is not None}
+        lineages = self.particles.lineages()
+        return {site.name: take(site.value, lineages[site.generation]) for site in self.particles.sites if site.value is not None}
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
-        lineages = self._lineages()
-        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self._sites if site.log_prob is not None}
+        lineages = self.particles.lineages()
+        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self.particles.sites if site.log_prob is not None}
 
     @cached_property
     def site_scores(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages: scores of observed sites whose distribution has them (``StepReward``)."""
-        lineages = self._lineages()
-        return {site.name: take(site.score, lineages[site.generation]) for site in self._sites if site.score is not None}
+        lineages = self.particles.lineages()
+        return {site.name: take(site.score, lineages[site.generation]) for site in self.particles.sites if site.score is not None}
 
     @cached_property
     def history(self) -> History:
         """All particles of the run, those that died included, and where the lanes of this posterior come from."""
-        return History.of(self._sites, self._steps, self._weights.log_weights)
+        return History.of(self.particles.sites, self.particles.records, self.particles.weights.log_weights)
 
     def lane(self, index: tuple[int, ...]) -> Any:
         """What the model returned for one lane.
@@ -169,18 +180,18 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     @property
     def lengths(self) -> Tensor:
         """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
-        assert self._lengths is not None, "lengths are noted by sweeps only"
-        return self._public(self._lengths)
+        assert self.particles.lengths is not None, "lengths are kept by sweeps only"
+        return self.particles.lengths[self.particles.public]
 
     @property
     def log_likelihood(self) -> Tensor:
         """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
-        assert self._log_likelihood is not None, "log-likelihoods are noted by sweeps only"
-        return self._public(self._log_likelihood)
+        assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
+        return self.particles.log_likelihood[self.particles.public]
 
     def draw(self) -> Trajectory:
         """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
-        log_w = self._weights.log_weights
+        log_w = self.particles.weights.log_weights
         return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
 
     def take(self, lanes: Tensor) -> Trajectory:
@@ -191,8 +202,8 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         picked = lanes[None]
         return Trajectory(
             {name: take_one(value, picked) for name, value in self.sites.items()},
-            length=None if self._lengths is None else self._lengths.gather(0, picked)[0],
-            log_likelihood=None if self._log_likelihood is None else self._log_likelihood.gather(0, picked)[0],
+            length=None if self.particles.lengths is None else self.particles.lengths.gather(0, picked)[0],
+            log_likelihood=None if self.particles.log_likelihood is None else self.particles.log_likelihood.gather(0, picked)[0],
             value=pick(self.value, picked),
         )
 
@@ -207,7 +218,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
             return EmpiricalMarginal(self, fn)
         weights = self.weights.cpu()
         plates = weights.shape[1:]
-        is_plate = [dim in self._plate_dims for dim in range(1 - self._weights.log_weights.dim(), 0)]
+        is_plate = [dim in self.particles.plate_dims for dim in range(1 - self.particles.weights.log_weights.dim(), 0)]
 
         def one(plate: tuple[int, ...]) -> DiscreteMarginal:
             picked = iter(plate)
@@ -227,19 +238,48 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
         :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
         """
-        first = self.lane((0,) * self._weights.log_weights.dim())
+        first = self.lane((0,) * self.particles.weights.log_weights.dim())
         if not callable(getattr(first, "answers", None)):
             raise TypeError(
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
             )
         return pool(self.marginal(lambda value: value.answers()), equivalent)
 
+    @property
+    def part_numbers(self) -> list[int]:
+        """A number for each part."""
+        return list(range(len(self.parts)))
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Named figures of the run, as plain numbers, texts and lists; a list has a nested list for each independent plate.
+
+        Every posterior has
+
+        - ``num_particles``: N, over all parts;
+        - ``ess``: effective sample size before each barrier (of a chain of each iteration, of a ladder of each stage; see :attr:`unit`);
+        - ``resampled``: for each of them, whether any population was resampled;
+        - ``complete``: whether the model came to its end;
+        - ``log_evidence``, or ``no_evidence``: why there is none.
+
+        Others add what their algorithm tells of itself; see there.
+        """
+        found: dict[str, Any] = {"num_particles": self.num_particles, **self._by_unit(), "complete": self.complete}
+        try:
+            found["log_evidence"] = self.log_evidence.tolist()
+        except ValueError as error:
+            found["no_evidence"] = str(error)
+        return found
+
+    def _by_unit(self) -> dict[str, list[Any]]:
+        """``ess`` and ``resampled``."""
+        return {"ess": self.ess.tolist(), "resampled": [bool(record.resampled.any()) for record in self.particles.records]}
+
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])
         evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
-        now = self._public(self._weights.ess)
+        now = self.particles.weights.ess[self.particles.public]
         ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
         return (
-            f"ParticlePosterior({self.num_particles} particles, {len(self._steps)} barriers, "
-            f"{sum(int(step.resampled.any()) for step in self._steps)} resampled, log evidence {evidence}, ESS {ess})"
+            f"ParticlePosterior({self.num_particles} particles, {len(self.particles.records)} barriers, "
+            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, log evidence {evidence}, ESS {ess})"
         )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..particles.history import Site, Step
+from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
 from .particle_posterior import ParticlePosterior
 
@@ -30,43 +30,33 @@ class SearchPosterior(ParticlePosterior):
 
     def __init__(
         self,
-        weights: Weights,
-        plate_dims: tuple[int, ...],
-        sites: tuple[Site, ...],
-        steps: tuple[Step, ...],
-        value: Any,
+        particles: WeightedParticles,
         *,
-        lengths: Tensor | None = None,
-        log_likelihood: Tensor | None = None,
         scores: Tensor | None = None,
         method: str = "a search",
         reason: str = BY_RANK,
         decisive: bool = False,
     ) -> None:
-        super().__init__(weights, plate_dims, sites, steps, value, lengths=lengths, log_likelihood=log_likelihood)
-        self.scores = None if scores is None else self._public(scores)
+        super().__init__(particles)
+        self.scores = None if scores is None else scores[self.particles.public]
         self.method, self.reason, self.decisive = method, reason, decisive
 
     @classmethod
     def of(cls, found: ParticlePosterior, weights: Weights | None = None, **kwargs: Any) -> SearchPosterior:
         """The particles of a sweep, perhaps with other weights; ``kwargs`` as for the class."""
-        return cls(
-            found._weights if weights is None else weights,
-            found._plate_dims,
-            found._sites,
-            found._steps,
-            found.value,
-            lengths=found._lengths,
-            log_likelihood=found._log_likelihood,
-            **kwargs,
-        )
+        return cls(found.particles if weights is None else found.particles._replace(weights=weights), **kwargs)
 
     @property
     def log_evidence(self) -> Tensor:
         raise ValueError(f"{self.method} gives no evidence: {self.reason}. Run SMC or Importance on the same model.")
 
+    def diagnostics(self) -> dict[str, Any]:
+        """As for every posterior, and ``method`` and, where something was scored, the ``scores`` of the candidates."""
+        scores = {} if self.scores is None else {"scores": self.scores.tolist()}
+        return {**super().diagnostics(), "method": self.method, **scores}
+
     def __repr__(self) -> str:
         shape = tuple(self.log_weights.shape)
         with_weight = int((self.weights > 0).sum()) if torch.isfinite(self.weights).all() else 0
         candidates = f"{shape[0]} candidates" if len(shape) == 1 else f"{shape[0]} candidates of each of {shape[1:]} problems"
-        return f"SearchPosterior({self.method}: {candidates}, {with_weight} with a vote, {len(self._steps)} barriers)"
+        return f"SearchPosterior({self.method}: {candidates}, {with_weight} with a vote, {len(self.particles.records)} barriers)"

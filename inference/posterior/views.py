@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from ..viewer.viewable import Viewable
+from .equivalence_classes import Equivalent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,19 +14,13 @@ if TYPE_CHECKING:
 
     from ..viewer.frame import Viewer
     from ..viewer.genealogy import Answer, Describe
-    from .equivalence_classes import Equivalent
-    from .particle_posterior import ParticlePosterior
 
 
 class PosteriorViews:
     """Figures, a page for the browser, and tables of a :class:`ParticlePosterior`."""
 
-    @property
-    def _seen(self) -> ParticlePosterior:
-        return cast("ParticlePosterior", self)
-
     def to_html(
-        self,
+        self: Viewable,
         path: str | Path,
         *,
         title: str | None = None,
@@ -48,10 +45,10 @@ class PosteriorViews:
         from ..viewer.page import page
 
         path = Path(path)
-        path.write_text(page(self._seen, title=title, describe=describe, answer=answer, equivalent=equivalent), encoding="utf-8")
+        path.write_text(page(self, title=title, describe=describe, answer=answer, equivalent=equivalent), encoding="utf-8")
         return path
 
-    def viewer(self, height: int = 720, **kwargs: Any) -> Viewer:
+    def viewer(self: Viewable, height: int = 720, **kwargs: Any) -> Viewer:
         """The page of :meth:`to_html` inside a notebook's output; it is saved with the notebook.
 
         :param int height: in pixels.
@@ -60,15 +57,15 @@ class PosteriorViews:
         from ..viewer.frame import Viewer
         from ..viewer.page import page
 
-        return Viewer(page(self._seen, **kwargs), height)
+        return Viewer(page(self, **kwargs), height)
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self: Viewable) -> str:
         from ..viewer.summary import summary
 
-        return summary(self._seen)
+        return summary(self)
 
     def plot_genealogy(
-        self,
+        self: Viewable,
         plate: int | tuple[int, ...] | None = None,
         *,
         answer: Answer | None = None,
@@ -86,10 +83,10 @@ class PosteriorViews:
         """
         from ..viewer import plots
 
-        return plots.genealogy(self._seen, plate, answer, equivalent, ax)
+        return plots.genealogy(self, plate, answer, equivalent, ax)
 
     def plot_answers(
-        self,
+        self: Viewable,
         plate: int | tuple[int, ...] | None = None,
         *,
         answer: Answer | None = None,
@@ -104,25 +101,25 @@ class PosteriorViews:
         """
         from ..viewer import plots
 
-        return plots.answers(self._seen, plate, answer, equivalent, top, ax)
+        return plots.answers(self, plate, answer, equivalent, top, ax)
 
-    def plot_ess(self, *, ax: Axes | None = None) -> Figure:
+    def plot_ess(self: Viewable, *, ax: Axes | None = None) -> Figure:
         """Effective sample size before each barrier, a line for each problem and island; dots where it was resampled."""
         from ..viewer import plots
 
-        return plots.ess(self._seen, ax)
+        return plots.ess(self, ax)
 
-    def plot_evidence(self, *, ax: Axes | None = None) -> Figure:
+    def plot_evidence(self: Viewable, *, ax: Axes | None = None) -> Figure:
         """Estimate of the log evidence up to each barrier, a line for each problem and island.
 
         :raises ValueError: if the algorithm gives none.
         """
         from ..viewer import plots
 
-        return plots.evidence(self._seen, ax)
+        return plots.evidence(self, ax)
 
     def to_dataframe(
-        self,
+        self: Viewable,
         *,
         steps: bool = False,
         describe: Describe | None = None,
@@ -146,10 +143,10 @@ class PosteriorViews:
         from ..viewer import frames
 
         if steps:
-            return frames.genealogy(self._seen, describe, answer, equivalent)
-        return frames.particles(self._seen, answer, equivalent)
+            return frames.genealogy(self, describe, answer, equivalent)
+        return frames.particles(self, answer, equivalent)
 
-    def to_arviz(self, *, resample: bool = True) -> Any:
+    def to_arviz(self: Viewable, *, resample: bool = True) -> Any:
         """ArviZ ``InferenceData``: one chain of draws of all sites, plates of the model as dimensions.
 
         The iterations of a chain give a draw each, so that autocorrelation and effective sample sizes are those of the chain. All others
@@ -161,4 +158,4 @@ class PosteriorViews:
         """
         from ..viewer import draws
 
-        return draws.inference_data(self._seen, resample)
+        return draws.inference_data(self, resample)

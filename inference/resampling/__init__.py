@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..util.names import unknown_name
+from typing import cast
+
+from ..util.validation import unknown_name
 from .base import ConditionalResampler, Resampler
 from .multinomial import Multinomial, multinomial
 from .residual import Residual, residual
@@ -28,7 +30,7 @@ def get_resampler(resampler: str | Resampler) -> Resampler:
 CONDITIONAL_RESAMPLERS: dict[str, ConditionalResampler] = {r.__name__: r for r in (multinomial, systematic, stratified, residual)}
 
 
-def get_conditional_resampler(resampler: str | ConditionalResampler) -> ConditionalResampler:
+def get_conditional_resampler(resampler: str | Resampler) -> ConditionalResampler:
     """A scheme with a conditional form by name, or the scheme itself.
 
     :raises ValueError: for an unknown name, or a scheme without a conditional form.
@@ -40,7 +42,7 @@ def get_conditional_resampler(resampler: str | ConditionalResampler) -> Conditio
     if not callable(getattr(resampler, "conditional", None)):
         known = ", ".join(CONDITIONAL_RESAMPLERS)
         raise ValueError(f"resampler {resampler.__name__!r} has no conditional form, which particle Gibbs needs; known: {known}")
-    return resampler
+    return cast(ConditionalResampler, resampler)
 
 
 __all__ = [

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..particles.weights import Weights
-from ..util.names import unknown_name
-from ..util.validation import check_count
+from ..util.validation import check_count, unknown_name
 
 RULES = ("ess", "entropy", "base")
 

@@ -1,0 +1,8 @@
+"""Searches and votes: candidates instead of a posterior."""
+
+from .base import Search
+from .beam_search import BeamSearch
+from .dvts import DVTS
+from .votes import BestOfN, SelfConsistency
+
+__all__ = ["DVTS", "BeamSearch", "BestOfN", "Search", "SelfConsistency"]

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 
 from ..cost import CostMeter
-from ..handlers.candidate_messenger import VotingMessenger
+from ..handlers.candidate_messenger import CandidateMessenger
+from ..handlers.filter_options import FilterOptions
 from ..handlers.sweep import sweep
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
-from ..util.validation import check_particles
+from ..util.validation import check_model
 
 
 class Search(ABC):
@@ -23,6 +25,7 @@ class Search(ABC):
     :param model: as for :class:`SMC`.
     :param int num_particles: lanes.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
+    :param bool audit: keep the log-probabilities that an audit compares.
     :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
     """
 
@@ -32,16 +35,16 @@ class Search(ABC):
         num_particles: int,
         *,
         max_plate_nesting: int = 0,
+        audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_particles(model, num_particles, 0.0, max_plate_nesting)
+        check_model(model)
         self.model = model
-        self.num_particles = num_particles
-        self.max_plate_nesting = max_plate_nesting
+        self.options = FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0, record_log_probs=audit)
         self.callback = callback
 
     @abstractmethod
-    def messenger(self) -> VotingMessenger:
+    def messenger(self) -> CandidateMessenger:
         """The handler of one run."""
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
@@ -65,9 +68,10 @@ class Search(ABC):
         """
         start = time.perf_counter()
         messenger = self.messenger()
+        report = None if self.callback is None else _Report(messenger, self.callback)
         with CostMeter() as meter:
             try:
-                result = self.conclude(messenger, sweep(self.model, messenger, None, args, kwargs), args, kwargs)
+                result = self.conclude(messenger, sweep(self.model, messenger, args, kwargs, outside=report), args, kwargs)
             except BaseException as error:
                 partial = self.salvage(messenger, args, kwargs)
                 error.partial_posterior = partial  # type: ignore[attr-defined]
@@ -76,3 +80,16 @@ class Search(ABC):
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
         return result
+
+
+class _Report(Messenger):
+    """Calls back after each barrier. The messenger does not refer to it: a circle would keep every particle in memory."""
+
+    def __init__(self, messenger: CandidateMessenger, callback: Callable[[ParticlePosterior], None]) -> None:
+        super().__init__()
+        self.messenger, self.callback = messenger, callback
+
+    def _pyro_barrier(self, msg: Any) -> None:
+        partial = self.messenger.partial
+        assert partial is not None
+        self.callback(partial)

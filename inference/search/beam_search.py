@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..handlers.filter_options import FilterOptions
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
@@ -18,17 +19,8 @@ from .tree_search import TreeSearch
 class BeamMessenger(SearchMessenger):
     """Keeps the best unfinished lanes of each population and copies them; finished ones are put aside."""
 
-    def __init__(
-        self,
-        beam_width: int,
-        expand: int,
-        max_plate_nesting: int,
-        sort_completed: bool,
-        *,
-        record_log_probs: bool = False,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(beam_width * expand, max_plate_nesting, "beam search", record_log_probs=record_log_probs, callback=callback)
+    def __init__(self, options: FilterOptions, beam_width: int, *, sort_completed: bool = False) -> None:
+        super().__init__(options, "beam search")
         self.beam_width, self.sort_completed = beam_width, sort_completed
 
     def __enter__(self) -> BeamMessenger:
@@ -55,7 +47,7 @@ class BeamMessenger(SearchMessenger):
         num_kept = kept.sum(0)
         self.over = self.over | (num_kept == 0)
         lanes = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
-        own = self._lanes
+        own = self.system.numbers
         ancestors = torch.where(self.over, own, lanes.gather(0, own % num_kept.clamp(min=1)))
         return ancestors, log_weights.gather(0, ancestors)
 
@@ -77,12 +69,13 @@ class BeamMessenger(SearchMessenger):
     def _first(self, pool: Candidates) -> Candidates:
         """The first ``N`` that are eligible, repeated where there are fewer."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        return pool.take(eligible_first.gather(0, self._lanes % pool.eligible.sum(0)))
+        return pool.take(eligible_first.gather(0, self.system.numbers % pool.eligible.sum(0)))
 
     def check_alive(self) -> None:
         """A population that has completed a lane may lose all others."""
         if self.has_completed is not None:
-            self.unchecked = [(site, self._spared(weights, self.has_completed)) for site, weights in self.unchecked]
+            spared = [(site, self._spared(weights, self.has_completed)) for site, weights in self.system.unchecked]
+            self.system.unchecked = spared
         super().check_alive()
 
     @staticmethod
@@ -133,11 +126,4 @@ class BeamSearch(TreeSearch):
         self.beam_width, self.expand, self.sort_completed = beam_width, expand, sort_completed
 
     def messenger(self) -> BeamMessenger:
-        return BeamMessenger(
-            self.beam_width,
-            self.expand,
-            self.max_plate_nesting,
-            self.sort_completed,
-            record_log_probs=self.audit,
-            callback=self.callback,
-        )
+        return BeamMessenger(self.options, self.beam_width, sort_completed=self.sort_completed)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..handlers.filter_options import FilterOptions
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.validation import check_count
@@ -17,17 +18,9 @@ from .tree_search import TreeSearch
 class SubtreeMessenger(SearchMessenger):
     """Greedy selection within groups of ``expand`` neighbouring lanes, each group a subtree."""
 
-    def __init__(
-        self,
-        num_subtrees: int,
-        expand: int,
-        max_plate_nesting: int,
-        *,
-        record_log_probs: bool = False,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(num_subtrees * expand, max_plate_nesting, "DVTS", record_log_probs=record_log_probs, callback=callback)
-        self.groups = (num_subtrees, expand)
+    def __init__(self, options: FilterOptions, expand: int) -> None:
+        super().__init__(options, "DVTS")
+        self.groups = (options.num_particles // expand, expand)
 
     def __enter__(self) -> SubtreeMessenger:
         self.stopped: Tensor | None = None  # [N, *plates] lanes of subtrees that have stopped
@@ -43,7 +36,7 @@ class SubtreeMessenger(SearchMessenger):
         dead = score == -torch.inf
         stopping = ~self.stopped & (done.gather(0, best) | dead)
         going = ~self.stopped & ~stopping
-        own = self._lanes
+        own = self.system.numbers
         # An unfinished sibling of a finished best candidate has no vote; its lane repeats the best, so that it makes no more work.
         left = stopping & ~done & ~dead
         ancestors = torch.where(going | left, best, own)
@@ -64,10 +57,10 @@ class SubtreeMessenger(SearchMessenger):
     def finalists(self) -> Candidates:
         assert self.active is not None
         pool = Candidates.joined([*self.final, self.active])
-        own = torch.cat([self._lanes] * (len(self.final) + 1))
+        own = torch.cat([self.system.numbers] * (len(self.final) + 1))
         # Every lane of every subtree is a last candidate exactly once.
-        by_lane = torch.where(pool.eligible, own, self.num_particles).argsort(dim=0, stable=True)
-        return pool.take(by_lane[: self.num_particles])
+        by_lane = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
+        return pool.take(by_lane[: self.options.num_particles])
 
 
 class DVTS(TreeSearch):
@@ -109,4 +102,4 @@ class DVTS(TreeSearch):
         self.num_subtrees, self.expand = num_subtrees, expand
 
     def messenger(self) -> SubtreeMessenger:
-        return SubtreeMessenger(self.num_subtrees, self.expand, self.max_plate_nesting, record_log_probs=self.audit, callback=self.callback)
+        return SubtreeMessenger(self.options, self.expand)

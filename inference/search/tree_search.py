@@ -6,10 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import pyro.poutine as poutine
-
-from ..handlers.audit_messenger import AuditMessenger
-from ..handlers.particle_plate import particle_plate
+from ..handlers.audit_messenger import audit
 from ..handlers.replay_messenger import ReplayMessenger
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..handlers.sweep import sweep
@@ -38,7 +35,7 @@ class TreeSearch(Search):
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
+        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
         self.audit = audit
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
@@ -46,16 +43,14 @@ class TreeSearch(Search):
         chosen = messenger.end(ended.value)
         result = self.replayed(messenger, chosen, args, kwargs)
         if self.audit:
-            auditor = AuditMessenger(result.sites, messenger.known_log_probs(chosen))
-            with poutine.block(), auditor, particle_plate(self.num_particles, self.max_plate_nesting):
-                self.model(*args, **kwargs)
-            result.audit = auditor.report()
+            n, nesting, log_probs = self.options.num_particles, self.options.max_plate_nesting, messenger.known_log_probs(chosen)
+            result.audit = audit(self.model, result.sites, log_probs, n, nesting, args, kwargs)
         return result
 
     def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         """The posterior of candidates."""
-        replay = ReplayMessenger(self.num_particles, self.max_plate_nesting, messenger.known_values(chosen))
-        return messenger.result(chosen, sweep(self.model, replay, None, args, kwargs))
+        replay = ReplayMessenger(self.options.num_particles, self.options.max_plate_nesting, messenger.known_values(chosen))
+        return messenger.result(chosen, sweep(self.model, replay, args, kwargs))
 
     def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
         """The finished candidates if every problem has some, else the lanes of the last barrier."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -13,14 +15,31 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
-def check_particles(model: Any, num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
-    """The arguments that all particle algorithms share.
-
-    :raises ValueError: for one out of range, naming its value.
+def check_model(model: Any) -> None:
+    """
+    :raises ValueError: if it cannot be called.
     """
     if not callable(model):
         raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
+
+
+def check_particles(num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
+    """The numbers that all particle algorithms share.
+
+    :raises ValueError: for one out of range, naming its value.
+    """
     check_count("num_particles", num_particles)
     if not 0.0 <= ess_threshold <= 1.0:
         raise ValueError(f"ess_threshold must lie in [0, 1] (0 never resamples, 1 at every barrier), got {ess_threshold!r}")
     check_count("max_plate_nesting", max_plate_nesting, 0)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """An error that names the value, the nearest known name, and all of them.
+
+    :param str kind: what the name should have been, e.g. ``resampler``.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..particles.pytree import take
 from ..resampling import systematic
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
-
+from .viewable import Viewable
 
 _STATS = {"length": "length", "observed_log_prob": "log_likelihood"}
 """Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a group of its own, pointwise."""
 
 
-def inference_data(posterior: ParticlePosterior, resample: bool) -> Any:
+def inference_data(posterior: Viewable, resample: bool) -> Any:
     """See :meth:`~ppl_llm.inference.ParticlePosterior.to_arviz`."""
     try:
         with warnings.catch_warnings():
@@ -28,11 +25,10 @@ def inference_data(posterior: ParticlePosterior, resample: bool) -> Any:
             import arviz
     except ImportError as error:
         raise ImportError("to_arviz needs arviz; install it with: pip install 'ppl-llm[arviz]'") from error
-    iterations = getattr(posterior, "iterations", None)
-    if iterations is not None:
+    if posterior.iterations:
         if not resample:
             raise ValueError("resample=False keeps the weights of particles; a Markov chain has draws, one of each iteration")
-        sites, stats = _of_chain(iterations)
+        sites, stats = _of_chain(posterior.iterations)
     else:
         sites, stats = _of_particles(posterior, resample)
     if not sites:
@@ -44,9 +40,9 @@ def _arrays(values: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: value.cpu().numpy() for name, value in values.items()}
 
 
-def _of_chain(iterations: list[ParticlePosterior]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _of_chain(iterations: Sequence[Viewable]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """``[chain, draw, *plates, *event]``: a draw of each iteration; filters that ran side by side are chains of their own."""
-    side_by_side = [getattr(iteration, "parts", [iteration]) for iteration in iterations]
+    side_by_side = [iteration.parts or [iteration] for iteration in iterations]
     chains = [[parts[k].draw() for parts in side_by_side] for k in range(len(side_by_side[0]))]
     every = [state for chain in chains for state in chain]
 
@@ -64,11 +60,11 @@ def _of_chain(iterations: list[ParticlePosterior]) -> tuple[dict[str, Tensor], d
     return sites, stats
 
 
-def _of_particles(posterior: ParticlePosterior, resample: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _of_particles(posterior: Viewable, resample: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """``[1, draw, *plates, *event]``: particles by weight, or as they are."""
-    log_weights = posterior._weights.log_weights
-    stats = {"log_weight": log_weights, "weight": posterior._weights.normalized}
-    known = dict(zip(_STATS, (posterior._lengths, posterior._log_likelihood), strict=True))
+    log_weights = posterior.particles.weights.log_weights
+    stats = {"log_weight": log_weights, "weight": posterior.particles.weights.normalized}
+    known = dict(zip(_STATS, (posterior.particles.lengths, posterior.particles.log_likelihood), strict=True))
     stats |= {name: value for name, value in known.items() if value is not None}
     sites = dict(posterior.sites)
     if resample:

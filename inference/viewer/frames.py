@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +10,15 @@ from torch import Tensor
 from ..posterior.equivalence_classes import Equivalent, representatives
 from .genealogy import Answer, Describe, Genealogy, answers_of
 from .populations import Population, populations
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 
-def particles(posterior: ParticlePosterior, answer: Answer | None, equivalent: Equivalent | None) -> Any:
+def particles(posterior: Viewable, answer: Answer | None, equivalent: Equivalent | None) -> Any:
     """A row per particle; see :meth:`~ppl_llm.inference.ParticlePosterior.to_dataframe`."""
     return _table([_particles(each, answer, equivalent) for each in populations(posterior)])
 
 
-def genealogy(posterior: ParticlePosterior, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> Any:
+def genealogy(posterior: Viewable, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> Any:
     """A row per lane and step."""
     return _table([_genealogy(each, describe) for each in populations(posterior)])
 
@@ -45,17 +43,17 @@ def _particles(population: Population, answer: Answer | None, equivalent: Equiva
     columns: dict[str, Any] = {
         **{name: [number] * n for name, number in population.place.items()},
         "particle": list(range(n)),
-        "weight": lanes(posterior._weights.normalized),
-        "log_weight": lanes(posterior._weights.log_weights),
+        "weight": lanes(posterior.particles.weights.normalized),
+        "log_weight": lanes(posterior.particles.weights.log_weights),
     }
     answers = answers_of(population, answer)
     if answers is not None:
         stands_for = {each: each for each in answers} if equivalent is None else representatives(answers, equivalent)
         columns["answer"] = [stands_for[each] for each in answers]
-    if posterior._lengths is not None:
-        columns["length"] = lanes(posterior._lengths)
-    if posterior._log_likelihood is not None:
-        columns["log_likelihood"] = lanes(posterior._log_likelihood)
+    if posterior.particles.lengths is not None:
+        columns["length"] = lanes(posterior.particles.lengths)
+    if posterior.particles.log_likelihood is not None:
+        columns["log_likelihood"] = lanes(posterior.particles.log_likelihood)
     found = dict(posterior.sites)
     found |= {f"log_prob[{name}]": value for name, value in posterior.site_log_probs.items()}
     found |= {f"score[{name}]": value for name, value in posterior.site_scores.items()}

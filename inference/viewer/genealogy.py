@@ -66,13 +66,13 @@ class Genealogy:
         :param bool texts: whether to describe the sites at all.
         """
         posterior, history = population.posterior, population.posterior.history
-        n, like = posterior.num_particles, posterior._weights.log_weights
+        n, like = posterior.num_particles, posterior.particles.weights.log_weights
         steps = list(history.steps)
         open_end = not steps or any(site.generation == len(steps) for site in history.sites)
         if open_end:  # the last segment has no barrier
-            none = torch.zeros_like(posterior._weights.log_mean, dtype=torch.bool)
+            none = torch.zeros_like(posterior.particles.weights.log_mean, dtype=torch.bool)
             own = torch.arange(n).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
-            steps.append(Step(posterior._weights.ess, own, none, like, posterior._log_likelihood))
+            steps.append(Step(posterior.particles.weights.ess, own, none, like, posterior.particles.log_likelihood))
 
         def lanes(tensors: list[Tensor | None]) -> Tensor:
             nan = torch.full((n,), torch.nan, dtype=torch.float64)
@@ -80,7 +80,7 @@ class Genealogy:
 
         parents = torch.stack([population.lanes(step.ancestors).cpu() for step in steps])[:-1]
         log_weights = lanes([step.log_weights for step in steps])
-        cumulative = lanes([None if posterior._log_likelihood is None else step.log_likelihood for step in steps])
+        cumulative = lanes([None if posterior.particles.log_likelihood is None else step.log_likelihood for step in steps])
         before = torch.cat([torch.zeros(1, n).double(), cumulative[:-1].gather(1, parents)])
         log_n = torch.tensor(float(n)).double().log()
         return cls(
@@ -95,7 +95,7 @@ class Genealogy:
             texts=_texts(population, history.sites, len(steps), describe) if texts else [[""] * n for _ in steps],
             column=population.lanes(history.generation).cpu(),
             lane=population.lanes(history.lane).cpu(),
-            weights=population.lanes(posterior._weights.normalized).cpu(),
+            weights=population.lanes(posterior.particles.weights.normalized).cpu(),
             answers=answers_of(population, answer),
             last_texts=_last_texts(population, describe) if texts and not history.sites else None,
         )

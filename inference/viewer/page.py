@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Hashable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +17,7 @@ from ..posterior.discrete_marginal import DiscreteMarginal
 from ..posterior.equivalence_classes import Equivalent, representatives
 from .genealogy import Answer, Describe, Genealogy
 from .populations import Population, populations
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 MOST_POPULATIONS = 100
 MOST_NODES = 20_000
@@ -29,7 +27,7 @@ _SCRIPTS = ("model.js", "drawing.js", "panel.js")
 
 
 def page(
-    posterior: ParticlePosterior,
+    posterior: Viewable,
     *,
     title: str | None = None,
     describe: Describe | None = None,
@@ -38,13 +36,13 @@ def page(
 ) -> str:
     """The file's text. Arguments as for :meth:`~ppl_llm.inference.ParticlePosterior.to_html`."""
     found = populations(posterior)
-    shown = found[-MOST_POPULATIONS:] if hasattr(posterior, "iterations") else found[:MOST_POPULATIONS]
+    shown = found[-MOST_POPULATIONS:] if posterior.iterations else found[:MOST_POPULATIONS]
     title = title or type(posterior).__name__
     data = {
         "title": title,
         "note": _note(posterior, len(shown), len(found)),
         "event": "resampled" if posterior.gives_evidence else "selected",
-        "unit": "stage" if hasattr(posterior, "betas") and hasattr(posterior, "move_rates") else "step",
+        "unit": "stage" if posterior.unit == "stage" else "step",
         "populations": [_population(each, describe, answer, equivalent) for each in shown],
     }
     style, scripts = _asset("viewer.css"), "\n".join(map(_asset, _SCRIPTS))
@@ -75,11 +73,11 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _note(posterior: ParticlePosterior, shown: int, total: int) -> str:
+def _note(posterior: Viewable, shown: int, total: int) -> str:
     notes = [] if posterior.complete else ["The run was stopped before the model came to its end."]
     if shown < total:
         notes.append(f"{shown} of {total} populations are shown.")
-    if hasattr(posterior, "iterations") and len(posterior.parts) < len(posterior.iterations):
+    if len(posterior.parts) < len(posterior.iterations):
         notes.append("Iterations that kept the state of the one before are shown once.")
     return " ".join(notes)
 
@@ -117,7 +115,7 @@ def _population(population: Population, describe: Describe | None, answer: Answe
     return {
         "label": population.label,
         "problem": problem if isinstance(problem, str) else None,
-        "evidence": None if not population.evidence else _number(population.own(posterior._weights.log_mean)),
+        "evidence": None if not population.evidence else _number(population.own(posterior.particles.weights.log_mean)),
         "columns": columns,
         "texts": list(texts),
         "answers": answers,

@@ -15,12 +15,12 @@ from ..util.validation import check_count
 from .canvas import COLOURS, dress, empty, figure, style
 from .genealogy import Answer, Genealogy
 from .populations import one, plate_index, populations
+from .viewable import Viewable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .. import ParticlePosterior
 
 _DEAD, _OTHER, _BAND = "#c9d1d9", "#8a94a0", "#eef1f4"
 _NAMED = 8
@@ -31,7 +31,7 @@ _LONGEST = 24
 
 
 def genealogy(
-    posterior: ParticlePosterior, plate: int | tuple[int, ...] | None, answer: Answer | None, equivalent: Equivalent | None, ax: Axes | None
+    posterior: Viewable, plate: int | tuple[int, ...] | None, answer: Answer | None, equivalent: Equivalent | None, ax: Axes | None
 ) -> Figure:
     """See :meth:`~ppl_llm.inference.ParticlePosterior.plot_genealogy`."""
     population = one(posterior, plate, "a genealogy")
@@ -134,7 +134,7 @@ def _paint(found: Genealogy, equivalent: Equivalent | None) -> tuple[list[list[s
 
 
 def answers(
-    posterior: ParticlePosterior,
+    posterior: Viewable,
     plate: int | tuple[int, ...] | None,
     answer: Answer | None,
     equivalent: Equivalent | None,
@@ -167,18 +167,18 @@ def answers(
     return _figure_of(ax)
 
 
-def ess(posterior: ParticlePosterior, ax: Axes | None) -> Figure:
+def ess(posterior: Viewable, ax: Axes | None) -> Figure:
     """See :meth:`~ppl_llm.inference.ParticlePosterior.plot_ess`."""
     return _by_step(posterior, ax, "effective sample size", lambda found: found.ess, dots=True)
 
 
-def evidence(posterior: ParticlePosterior, ax: Axes | None) -> Figure:
+def evidence(posterior: Viewable, ax: Axes | None) -> Figure:
     """See :meth:`~ppl_llm.inference.ParticlePosterior.plot_evidence`."""
     _ = posterior.log_evidence  # an algorithm that gives none says why
     return _by_step(posterior, ax, "log evidence so far", lambda found: found.log_evidence, dots=False)
 
 
-def _by_step(posterior: ParticlePosterior, ax: Axes | None, name: str, values: Callable[[Genealogy], Any], dots: bool) -> Figure:
+def _by_step(posterior: Viewable, ax: Axes | None, name: str, values: Callable[[Genealogy], Any], dots: bool) -> Figure:
     shown = populations(posterior)
     if len(shown) > len(COLOURS):
         raise ValueError(

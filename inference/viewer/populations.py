@@ -5,14 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..posterior.chain_posterior import PooledPosterior
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,7 @@ class Population:
     """
 
     place: dict[str, int]
-    posterior: ParticlePosterior
+    posterior: Viewable
     plate: tuple[int, ...]
     evidence: bool = True
 
@@ -38,8 +34,8 @@ class Population:
     def index(self) -> tuple[int, ...]:
         """An index for each level of ``max_plate_nesting``, 0 where a level is no independent plate."""
         posterior, picked = self.posterior, iter(self.plate)
-        levels = range(1 - posterior._weights.log_weights.dim(), 0)
-        return tuple(next(picked) if dim in posterior._plate_dims else 0 for dim in levels)
+        levels = range(-posterior.particles.nesting, 0)
+        return tuple(next(picked) if dim in posterior.particles.plate_dims else 0 for dim in levels)
 
     def lanes(self, tensor: Tensor) -> Tensor:
         """``[N]`` of ``[N, *plates]``."""
@@ -58,20 +54,20 @@ class Population:
         kept = 1
         for level, i in enumerate(self.index):
             dim = level - len(self.index)
-            if dim in self.posterior._plate_dims:
+            if dim in self.posterior.particles.plate_dims:
                 tensor = tensor.select(kept, min(i, tensor.shape[kept] - 1))
             else:
                 kept += 1
         return tensor
 
 
-def populations(posterior: ParticlePosterior) -> list[Population]:
+def populations(posterior: Viewable) -> list[Population]:
     """All of them: islands and iterations of chains apart, then plate by plate."""
     return list(_within(posterior, {}, True))
 
 
-def _within(posterior: ParticlePosterior, place: dict[str, int], evidence: bool) -> Iterator[Population]:
-    if isinstance(posterior, PooledPosterior):
+def _within(posterior: Viewable, place: dict[str, int], evidence: bool) -> Iterator[Population]:
+    if posterior.parts:
         for number, part in zip(posterior.part_numbers, posterior.parts, strict=True):
             yield from _within(part, {**place, posterior.part_name: number}, evidence and posterior.unbiased)
         return
@@ -86,14 +82,14 @@ def plate_names(count: int) -> list[str]:
     return ["problem"] if count == 1 else [f"problem_{level}" for level in range(count)]
 
 
-def one(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None, what: str) -> Population:
+def one(posterior: Viewable, plate: int | tuple[int, ...] | None, what: str) -> Population:
     """The population at a plate index.
 
     :param plate: may be left out where there is only one.
     :param str what: is to be shown, for the error.
     :raises ValueError: if there are several and none was named, or there is none such.
     """
-    if isinstance(posterior, PooledPosterior):
+    if posterior.parts:
         name, where = posterior.part_name, posterior.parts_at
         raise ValueError(
             f"this posterior pools {len(posterior.parts)} {name}s, each with {what} of its own: take one of posterior.{where}, e.g. "
@@ -103,7 +99,7 @@ def one(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None, what:
     return Population(dict(zip(plate_names(len(given)), given, strict=True)), posterior, given, posterior.gives_evidence)
 
 
-def plate_index(posterior: ParticlePosterior, plate: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def plate_index(posterior: Viewable, plate: int | tuple[int, ...] | None) -> tuple[int, ...]:
     """An index for each independent plate.
 
     :raises ValueError: for anything else.

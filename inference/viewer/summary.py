@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..posterior.discrete_marginal import DiscreteMarginal
 from .populations import plate_names
-
-if TYPE_CHECKING:
-    from .. import ParticlePosterior
+from .viewable import Viewable
 
 _ANSWERS = 5
 _PROBLEMS = 12
 _BAR = 90
 
 
-def summary(posterior: ParticlePosterior) -> str:
+def summary(posterior: Viewable) -> str:
     """The representation with its answers, if the model gives any."""
-    first = posterior.lane((0,) * posterior._weights.log_weights.dim())
+    first = posterior.lane((0,) * (posterior.particles.nesting + 1))
     told = f"<div><code>{html.escape(repr(posterior))}</code></div>"
     if not callable(getattr(first, "answers", None)):
         return told

@@ -29,49 +29,34 @@ class Details(NamedTuple):
     lines: list[str]
 
 
+_LINES = {
+    "betas": "powers",
+    "move_rates": "moved",
+    "swap_rates": "swap rates",
+    "acceptance_rate": "accepted",
+    "step_size_scale": "step size times",
+}
+"""How people read the diagnostics of some algorithms."""
+
+
 def details(posterior: ParticlePosterior) -> Details:
     """Of the posterior of a single problem."""
-    from ..inference.posterior.search_posterior import SearchPosterior
-
-    try:
-        log_evidence, reason = float(posterior.log_evidence), None
-    except ValueError as error:
-        log_evidence, reason = None, str(error)
-    values: dict[str, Any] = {}
+    values = posterior.diagnostics()
+    log_evidence, reason = values.pop("log_evidence", None), values.pop("no_evidence", None)
+    ess, resampled, complete = values.pop("ess"), values.pop("resampled"), values.pop("complete")
+    values = {name: value for name, value in values.items() if name not in ("num_particles", "method")}
     lines = []
-    unit, ess, resampled = "step", posterior.ess.tolist(), posterior.resampled.bool().tolist()
-    if hasattr(posterior, "iterations"):
-        unit = "iteration"
-        ess = [float(each.get_ESS()) for each in posterior.iterations]
-        resampled = [bool(each.resampled.any()) for each in posterior.iterations]
-        values["iterations"] = len(posterior.iterations)
-        values["distinct_iterations"] = len(posterior.parts)
-        if len(posterior.parts) < len(posterior.iterations):
-            lines.append(f"{len(posterior.parts)} of {len(posterior.iterations)} iterations differ: the others kept the state before")
-    if hasattr(posterior, "islands"):
-        islands = posterior.islands
-        ess = [min(each) for each in zip(*(island.ess.tolist() for island in islands), strict=True)]
-        resampled = [any(each) for each in zip(*(island.resampled.tolist() for island in islands), strict=True)]
-        values["islands"] = [{"log_evidence": float(each.log_evidence), "ess": each.ess.tolist()} for each in islands]
-        lines.append("log evidence of the islands " + _numbers([each["log_evidence"] for each in values["islands"]]))
-    if hasattr(posterior, "betas"):
-        values["betas"] = [float(beta) for beta in posterior.betas]
-        lines.append("powers " + _numbers(values["betas"]))
-    if hasattr(posterior, "move_rates"):
-        unit = "stage"
-        values["move_rates"] = posterior.move_rates.tolist()
-        lines.append("moved " + _numbers(values["move_rates"]))
-    for name, text in (("swap_rates", "swap rates"), ("acceptance_rate", "accepted")):
-        if hasattr(posterior, name):
-            rate = getattr(posterior, name)
-            values[name] = rate.tolist() if hasattr(rate, "tolist") else rate
+    if values.get("distinct_iterations", 0) < values.get("iterations", 0):
+        lines.append(f"{values['distinct_iterations']} of {values['iterations']} iterations differ: the others kept the state before")
+    if "islands" in values:
+        lines.append("log evidence of the islands " + _numbers([island["log_evidence"] for island in values["islands"]]))
+    for name, text in _LINES.items():
+        if name in values:
             lines.append(f"{text} {_numbers(values[name] if isinstance(values[name], list) else [values[name]])}")
-    if not getattr(posterior, "complete", True):
+    if not complete:
         values["complete"] = False
         lines.append("stopped before every solution was finished")
-    if getattr(posterior, "scores", None) is not None:
-        values["scores"] = posterior.scores.tolist()
-    return Details(log_evidence, reason, unit, not isinstance(posterior, SearchPosterior), ess, resampled, values, lines)
+    return Details(log_evidence, reason, posterior.unit, posterior.gives_evidence, ess, resampled, values, lines)
 
 
 def _numbers(values: list[float]) -> str:

@@ -124,7 +124,7 @@ KERNELS = {"suffix-mh": ("SuffixMH", {}), "particle-gibbs": ("ParticleGibbs", {"
 
 def _moves(name: str) -> Any:
     if name not in KERNELS:
-        from ..inference.util.names import unknown_name
+        from ..inference.util.validation import unknown_name
 
         raise unknown_name("kernel", name, KERNELS)
     kernel, arguments = KERNELS[name]
@@ -218,7 +218,7 @@ def get_method(name: str) -> Method:
     :raises ValueError: for an unknown name, with the nearest known one.
     """
     if name not in METHODS:
-        from ..inference.util.names import unknown_name
+        from ..inference.util.validation import unknown_name
 
         raise unknown_name("method", name, METHODS)
     return METHODS[name]

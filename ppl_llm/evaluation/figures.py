@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from .drawing import COLOURS, figure, legend_beside, powers_of_two, style
 from .metrics import Accuracies, PowerLaw
 

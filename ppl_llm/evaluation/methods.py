@@ -17,7 +17,7 @@ from ..inference import (
     SuffixMH,
     TemperedSMC,
 )
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..programs.models import ReasoningModel, reasoning
 

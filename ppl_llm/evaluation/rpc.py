@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.voting import Answer
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from .aggregators import Candidate, best, tally
 
 PROBABILITIES = ("sum", "mean")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 
 _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..inference import EntropicAnnealing
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 
 
 @dataclass(frozen=True)

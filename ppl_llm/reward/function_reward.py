@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from .answer_reward import AnswerReward
 
 SCALES = ("probability", "log_odds")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import StepOptions, language_model
 from .score_cache import ScoreCache, finished_at, repeat_last

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from .base import Problem, Task
 from .demo_task import DemoTask
 from .reasoning_gym_task import ReasoningGymTask

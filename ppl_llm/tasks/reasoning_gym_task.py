@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..answers.worker_process import WorkerProcess
-from ..inference.util.names import unknown_name
+from ..inference.util.validation import unknown_name
 from .base import Problem
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import ProposalMessenger, ReferenceMessenger, Weights
+from ppl_llm.inference import FilterOptions, ProposalMessenger, ReferenceMessenger, Weights
 from ppl_llm.inference.resampling import CONDITIONAL_RESAMPLERS
 from tests.helpers.exact import PAD, AbsorbingCategorical, Chain, Path
 
@@ -182,10 +182,10 @@ def conditional_outcomes(
         return AbsorbingCategorical(proposal[int(site["name"].split("_")[1])].expand(n, columns, v), site["fn"].active)
 
     more = {"program": lambda: program(columns)} if ancestors else {}
-    engine = forced(messenger, free, path, indices, rotations)(n, 1, resampler, ess_threshold, reference=reference, **more)
+    engine = forced(messenger, free, path, indices, rotations)(FilterOptions(n, 1, resampler, ess_threshold), reference=reference, **more)
     with torch.no_grad(), engine, ProposalMessenger(propose), pyro.plate("_particles", n, dim=-2):
         value = program(columns)
-    posterior = engine.posterior(value)
+    posterior = engine.posterior(engine.system.snapshot(value))
     log_probs = [resampler.log_prob, engine.index_log_prob if ancestors else []]  # type: ignore[attr-defined]
     calls = [sum(both) for both in zip(*log_probs, strict=True)] if ancestors and n > 1 else resampler.log_prob
     calls = [log_prob - math.log(turns) for log_prob in calls]

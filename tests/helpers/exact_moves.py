@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_llm.inference import RESAMPLERS, ParallelTempering, SuffixMH, TemperedPosterior, TemperedSMC, Trajectory
+from ppl_llm.inference.particles.trajectory import ChainRecord
 from tests.helpers.exact import PAD, AbsorbingCategorical, Chain, num_uniforms, uniform_cuts
 
 
@@ -106,7 +107,7 @@ class ScriptedSuffixMH(SuffixMH):
         script.cut, script.uniforms = cut, (cut + 0.5) / steps
         posterior = super().sweep(reference, *args, **kwargs)
         lane = script.take(f"accept {name}") if moves else still
-        script.add(posterior._weights.normalized.gather(0, lane[None])[0].log())
+        script.add(posterior.particles.weights.normalized.gather(0, lane[None])[0].log())
         script.log_prob = script.log_prob if moves else before
         posterior.draw = lambda: posterior.take(lane)
         return posterior
@@ -210,8 +211,8 @@ def enumerate_swaps(
     which = script.take("state")
     before = {f"x_{t}": paths[which, t] for t in range(model.length)}
     state = Trajectory(before, length=torch.full_like(which, model.length))
+    state.chain = ChainRecord(num_steps=turn)
     chain = Scripted(script, betas, partial(ScriptedSuffixMH, script=script), max_plate_nesting=1)
-    chain._turn = turn
     with patch("torch.rand", script.rand):
         _, after = chain.step(state, script.columns)
     return script.probs(), which, dict(after)

@@ -6,9 +6,11 @@ The decorator ``mutant`` enters an engine in the table that tests/inference/test
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
+import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from ppl_llm.inference import (
 )
 from ppl_llm.inference.handlers.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger
-from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixScore
+from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixLogProb
 from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from tests.helpers.exact import Chain
@@ -136,7 +138,8 @@ class SubtractMax(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.weights = Weights(self.weights.log_weights - self.weights.log_weights.amax(0))
+        weights = self.system.weights.log_weights
+        self.system.weights = Weights(weights - weights.amax(0))
         return state
 
 
@@ -145,10 +148,10 @@ class NoReset(ParticleMessenger):
     """Weights kept after resampling."""
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        before = self.weights
+        before = self.system.weights
         state = super().resample(state, ess)
-        took = self.steps[-1]
-        self.weights = Weights(before.log_weights.gather(0, took.ancestors))
+        took = self.system.records[-1]
+        self.system.weights = Weights(before.log_weights.gather(0, took.ancestors))
         return state
 
 
@@ -158,7 +161,7 @@ class OverwriteWeights(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.weights = self.weights.set_to_mean(torch.ones_like(ess, dtype=torch.bool))
+        self.system.weights = self.system.weights.set_to_mean(torch.ones_like(ess, dtype=torch.bool))
         return state
 
 
@@ -168,7 +171,7 @@ class ResetToOne(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.weights = Weights(torch.where(self.steps[-1].resampled, 0.0, self.weights.log_weights))
+        self.system.weights = Weights(torch.where(self.system.records[-1].resampled, 0.0, self.system.weights.log_weights))
         return state
 
 
@@ -191,29 +194,20 @@ def score_finished_again(model: Chain) -> Chain:
 class SharedAncestors(ParticleMessenger):
     """One set of ancestors for all problems."""
 
-    def resample(self, state: Any, ess: Tensor) -> Any:
-        scheme = self.resampler
-
-        class First:
-            __name__ = "first"
-            num_uniforms = staticmethod(scheme.num_uniforms)
-
-            def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
-                return scheme(log_weights, u)[:, :1].expand_as(log_weights)
-
-        self.resampler = First()
-        try:
-            return super().resample(state, ess)
-        finally:
-            self.resampler = scheme
+    def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
+        ancestors = super().draw_ancestors(chosen, selection)
+        return ancestors[:, :1].expand_as(ancestors)
 
 
 @mutant("summed plates", f"{EXACT_SMC}::test_rejects_wrong_weights")
 class SummedPlates(ParticleMessenger):
     """Weights summed over the problems, as SMCFilter does with inner plates."""
 
-    def _per_population(self, log_prob: Tensor, msg: Any) -> Tensor:
-        return super()._per_population(log_prob, msg).mean(-1, keepdim=True).expand(-1, log_prob.shape[-1])
+    def __enter__(self) -> SummedPlates:
+        super().__enter__()
+        right = self.system.add
+        self.system.add = lambda name, increment, **more: right(name, increment.mean(-1, keepdim=True).expand_as(increment), **more)
+        return self
 
 
 # Row 5: proposals
@@ -221,7 +215,7 @@ class SummedPlates(ParticleMessenger):
 class SwappedRatio(ParticleMessenger):
     """q / p instead of p / q."""
 
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         if "proposal" in msg["infer"]:
             log_prob = 2 * msg["infer"]["proposal"].log_prob(msg["value"]) - log_prob
         super().reweight(msg, log_prob)
@@ -231,7 +225,7 @@ class SwappedRatio(ParticleMessenger):
 class ForgottenProposal(ParticleMessenger):
     """Proposed values weighed as if drawn from the prior."""
 
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         if "proposal" not in msg["infer"]:
             super().reweight(msg, log_prob)
 
@@ -240,7 +234,7 @@ class ForgottenProposal(ParticleMessenger):
 class CountedTwice(ParticleMessenger):
     """The prior of proposed values counted twice."""
 
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         super().reweight(msg, 2 * log_prob if "proposal" in msg["infer"] else log_prob)
 
 
@@ -304,8 +298,7 @@ def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
     """Makes an SMC object run a wrong engine."""
 
     def mutate(smc: SMC) -> None:
-        m = smc._messenger
-        smc._messenger = messenger(m.num_particles, m.max_plate_nesting, m.resampler, m.ess_threshold)
+        smc.messenger = lambda: messenger(smc.options)  # type: ignore[method-assign]
 
     return mutate
 
@@ -341,8 +334,10 @@ class WholeTrajectories(AncestorMessenger):
 
     def ancestor_weights(self, weights: Weights, log_density: Tensor) -> Weights:
         here = self.slot.expand(weights.log_weights.shape[1:])
-        splice = Splice(self.posterior(None).sites, self.reference, here, barriers=0)
-        whole = SuffixScore(self.num_particles, self.max_plate_nesting, self.plates, splice, torch.ones_like(here, dtype=torch.bool))
+        system = self.system
+        splice = Splice(self.posterior(system.snapshot(None)).sites, self.reference, here, barriers=0)
+        everywhere = torch.ones_like(here, dtype=torch.bool)
+        whole = SuffixLogProb(system.num_particles, system.max_plate_nesting, system.plates, splice, everywhere)
         return weights.add(whole.run(self.program))
 
 
@@ -356,7 +351,7 @@ class FullReferenceWeight(AncestorMessenger):
         factors = self.suffix_log_density(here, chosen)
         self.program = program
         self.draw_reference(selection)
-        is_reference = torch.arange(self.num_particles)[:, None] == here
+        is_reference = self.system.numbers == here
         return ReferenceMessenger.draw_ancestors(self, chosen, selection.add(torch.where(is_reference, factors, 0.0)))
 
 
@@ -514,7 +509,7 @@ class NoLengthRatio(SuffixMH):
     """The choice of the cut among |x| steps is not corrected for (code of the power sampling paper)."""
 
     def accept(self, posterior: ParticlePosterior) -> Tensor:
-        acceptance = posterior._weights.log_weights.diff(dim=0)[0].clamp(max=0.0).exp()
+        acceptance = posterior.particles.weights.log_weights.diff(dim=0)[0].clamp(max=0.0).exp()
         return torch.stack([1 - acceptance, acceptance])
 
 
@@ -525,15 +520,15 @@ class _TruncatedMessenger(SuffixMessenger):
         return self
 
     def _pyro_barrier(self, msg: Any) -> None:
-        self.history.append(self.weights.log_weights)
+        self.history.append(self.system.weights.log_weights)
         super()._pyro_barrier(msg)
 
-    def posterior(self, value: Any) -> ParticlePosterior:
-        made = super().posterior(value)
-        history = torch.stack([*self.history, made._weights.log_weights])
-        present = history[:, 0].gather(0, (made._lengths[1:] - 1).clamp(max=len(history) - 1))
-        made._weights = Weights(torch.cat([present, made._weights.log_weights[1:]]))
-        return made
+    def posterior(self, snapshot: Any) -> ParticlePosterior:
+        made = super().posterior(snapshot)
+        weights, lengths = made.particles.weights.log_weights, made.particles.lengths
+        history = torch.stack([*self.history, weights])
+        present = history[:, 0].gather(0, (lengths[1:] - 1).clamp(max=len(history) - 1))
+        return made.reweighted(Weights(torch.cat([present, weights[1:]])))
 
 
 @mutant("truncated suffix sum", _SUFFIX)
@@ -541,7 +536,7 @@ class TruncatedSuffix(SuffixMH):
     """The present trajectory's terms summed only up to the proposed one's length (code of the power sampling paper)."""
 
     def messenger(self, reference: Any, cut: Tensor) -> SuffixMessenger:
-        return _TruncatedMessenger(self.max_plate_nesting, reference=reference, cut=cut)
+        return _TruncatedMessenger(self.max_plate_nesting, reference=reference, cut=cut, proposals=self.proposals)
 
 
 WRONG_SUFFIX: dict[str, type[SuffixMH]] = {"no length ratio": NoLengthRatio, "truncated": TruncatedSuffix}
@@ -568,15 +563,15 @@ class AcceptsInverse(PIMH):
 
 
 class _NoJacobianMessenger(ParameterMessenger):
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
         if msg["name"] in self.parameters:
             self._log_jacobian[msg["name"]] = torch.zeros_like(self._log_jacobian[msg["name"]])
         super().reweight(msg, log_prob)
 
 
 class _NoPriorMessenger(ParameterMessenger):
-    def reweight(self, msg: Any, log_prob: Tensor | None) -> None:
-        super().reweight(msg, torch.zeros_like(log_prob) if msg["name"] in self.parameters and log_prob is not None else log_prob)
+    def reweight(self, msg: Any, log_prob: Tensor) -> None:
+        super().reweight(msg, torch.zeros_like(log_prob) if msg["name"] in self.parameters else log_prob)
 
 
 def _with_parameter_messenger(messenger: type[ParameterMessenger]) -> type[PMMH]:
@@ -610,3 +605,65 @@ class FreshEvidence(PMMH):
 
 WRONG_PIMH: dict[str, type[PIMH]] = {"always": AcceptsAlways, "inverse": AcceptsInverse}
 WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPrior, "fresh evidence": FreshEvidence}
+
+
+# Runs that share what should be their own
+RUNS = "tests/inference/test_runs.py"
+
+
+@mutant("one messenger for all runs", f"{RUNS}::test_rejects_a_messenger_that_runs_share")
+class SharedMessenger(SMC):
+    """The handler of the sweep, and with it the particles, belongs to the algorithm object (SMC of this package, once)."""
+
+    def messenger(self) -> ParticleMessenger:
+        if not hasattr(self, "_messenger"):
+            self._messenger = super().messenger()
+        return self._messenger
+
+
+@mutant("swaps take turns by the kernel's count", f"{RUNS}::test_rejects_kernels_that_chains_share")
+class SharedTurns(ParallelTempering):
+    """Which pairs swap is counted by the kernel, over all of its chains."""
+
+    _turn = 0
+
+    def exchange(self, accepted: Tensor, turn: int) -> Tensor:
+        self._turn += 1
+        return super().exchange(accepted, self._turn % 2)
+
+
+@mutant("step sizes adapt the kernel", f"{RUNS}::test_rejects_kernels_that_chains_share")
+class SharedAdaptation(PMMH):
+    """A chain begins with the step size of the chain before."""
+
+    _scale = 1.0
+
+    def propose(self, present: Any, chain: Any) -> Any:
+        return super().propose(present, replace(chain, step_size_scale=self._scale))
+
+    def adapted(self, chain: Any, acceptance: Tensor) -> Any:
+        adapted = super().adapted(replace(chain, step_size_scale=self._scale), acceptance)
+        self._scale = adapted.step_size_scale
+        return adapted
+
+
+@mutant("the first start of all chains", f"{RUNS}::test_rejects_a_kernel_that_remembers_its_first_start")
+class RememberedStart(PIMH):
+    """Under Pyro's MCMC a chain on other data starts from the first data's filter, whose evidence the new ones do not reach."""
+
+    _first: Any = None
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        if self._first is not None:
+            self.initial_params = self._first
+        super().setup(warmup_steps, *args, **kwargs)
+        self._first = self.initial_params
+
+
+@mutant("a nested run among the handlers of the outer one", f"{RUNS}::test_rejects_nested_runs_that_share_plates")
+def only_blocked() -> AbstractContextManager[Any]:
+    """The sites of a nested run are hidden from the handlers around it, but it runs in their plates."""
+    return poutine.block()  # type: ignore[no-any-return]
+
+
+SHARED_KERNELS: dict[str, type[ParallelTempering] | type[PMMH]] = {"turns": SharedTurns, "adaptation": SharedAdaptation}

@@ -52,6 +52,13 @@ NAMED = {
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped"],
     "suffixes": ["missing length ratio", "truncated suffix sum"],
+    "runs that share their state": [
+        "one messenger for all runs",
+        "swaps take turns by the kernel's count",
+        "step sizes adapt the kernel",
+        "the first start of all chains",
+        "a nested run among the handlers of the outer one",
+    ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",

@@ -14,7 +14,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 from ppl_llm import Context, reasoning
-from ppl_llm.inference import SMC, IslandPosterior, ParticleMessenger, ParticlePosterior, TemperMessenger, barrier, count, smc_slice
+from ppl_llm.inference import SMC, IslandPosterior, ParticleMessenger, ParticlePosterior, TemperMessenger, barrier, count
 from ppl_llm.inference.handlers.resume_messenger import ResumeMessenger
 from tests.helpers.exact import AbsorbingCategorical
 from tests.helpers.mutants import forget_lane_state
@@ -123,8 +123,8 @@ class SurvivingLineages(ResumeMessenger):
 
     def __init__(self, messenger: ParticleMessenger, start: Any, rng: Any) -> None:
         super().__init__(messenger, start, rng)
-        self.values = start.snapshot.posterior().sites
-        self.steps = tuple(step._replace(resampled=torch.zeros_like(step.resampled)) for step in self.steps)
+        self.values = ParticlePosterior.from_snapshot(start.snapshot).sites
+        self.records = tuple(record._replace(resampled=torch.zeros_like(record.resampled)) for record in self.records)
 
 
 class ForgottenDone(ResumeMessenger):
@@ -132,7 +132,7 @@ class ForgottenDone(ResumeMessenger):
 
     def _go_on(self, value: Any) -> None:
         super()._go_on(value)
-        self.messenger._done = None
+        self.messenger.system.done = None
 
 
 class ForgottenLikelihood(ResumeMessenger):
@@ -140,7 +140,7 @@ class ForgottenLikelihood(ResumeMessenger):
 
     def _go_on(self, value: Any) -> None:
         super()._go_on(value)
-        self.messenger.log_likelihood = torch.zeros_like(self.messenger.log_likelihood)
+        self.messenger.system.log_likelihood = torch.zeros_like(self.messenger.system.log_likelihood)
 
 
 WRONG = {
@@ -153,7 +153,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_rejects_wrong_ways_to_go_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smc_slice, "ResumeMessenger", WRONG[case])
+    monkeypatch.setattr("ppl_llm.inference.smc.ResumeMessenger", WRONG[case])
     with pytest.raises((AssertionError, ValueError)):
         test_slices_give_what_a_run_gives(case)
 

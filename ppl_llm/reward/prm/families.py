@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ...inference.util.names import unknown_name
+from ...inference.util.validation import unknown_name
 from ...lm.loading import unreachable
 from .formats.base import PRMFormat
 from .formats.math_shepherd import MathShepherdFormat

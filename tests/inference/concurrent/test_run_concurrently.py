@@ -19,38 +19,8 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
 from ppl_llm.inference import SMC, CostMeter, ParticlePosterior, barrier, count, run_concurrently
-from ppl_llm.inference.concurrent.program import current_program
 from ppl_llm.inference.util.process_state import ProcessState
-
-
-class Counting:
-    """A service whose requests need a number of rounds.
-
-    :ivar list batches: lanes of each round.
-    """
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def advance(self, requests: Sequence[Waiting]) -> None:
-        self.batches.append(sum(request.lanes for request in requests))
-        for request in requests:
-            if request.rounds == request.fails_at:
-                request.error = ArithmeticError("this one fails")
-            request.rounds -= 1
-            request.finished = request.rounds == 0 or request.error is not None
-
-
-class Waiting:
-    def __init__(self, service: Counting, lanes: int, rounds: int, fails_at: int = 0) -> None:
-        self.service, self.lanes, self.rounds, self.fails_at = service, lanes, rounds, fails_at
-        self.finished, self.error = False, None
-
-
-def wait(service: Counting, lanes: int = 1, rounds: int = 1, fails_at: int = 0) -> None:
-    program = current_program()
-    if program is not None:
-        program.wait(Waiting(service, lanes, rounds, fails_at))
+from tests.helpers.waiting import Counting, wait
 
 
 def walk(service: Counting, steps: int, number: int) -> Callable[[], ParticlePosterior]:

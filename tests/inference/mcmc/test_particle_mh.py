@@ -19,8 +19,9 @@ from torch.nn.functional import logsigmoid
 from ppl_llm import Context, LLMStep
 from ppl_llm.inference import PIMH, PMMH, SMC, SMCFailed, Trajectory, barrier
 from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger, ParameterReferenceMessenger
-from ppl_llm.inference.mcmc.particle_mh import ParticleMH, ParticleSystem
+from ppl_llm.inference.mcmc.particle_mh import FilterState, ParticleMH
 from ppl_llm.inference.particles.history import Site
+from ppl_llm.inference.particles.weighted_particles import WeightedParticles
 from ppl_llm.inference.particles.weights import Weights
 from ppl_llm.inference.posterior.particle_posterior import ParticlePosterior
 from tests.helpers.exact import PAD, Chain, chains, enumerate_sweep, estimator_error
@@ -36,15 +37,16 @@ exactly = settings(max_examples=4)
 
 def columns_of(posterior: ParticlePosterior, index: Tensor, keep: Any = lambda value: True) -> ParticlePosterior:
     """The populations ``index`` of the plate; sites that every lane reached done are left out where ``keep`` says so."""
-    sites = tuple(Site(name, value[:, index], None, 0) for name, value in posterior.sites.items() if keep(value[:, index]))
+    particles = posterior.particles
     return ParticlePosterior(
-        Weights(posterior._weights.log_weights[:, index]),
-        posterior._plate_dims,
-        sites,
-        (),
-        posterior.value[:, index],
-        lengths=posterior._lengths[:, index],  # type: ignore[index]
-        log_likelihood=posterior._log_likelihood[:, index],  # type: ignore[index]
+        WeightedParticles(
+            Weights(particles.weights.log_weights[:, index]),
+            particles.plate_dims,
+            tuple(Site(name, value[:, index], None, 0) for name, value in posterior.sites.items() if keep(value[:, index])),
+            value=posterior.value[:, index],
+            lengths=particles.lengths[:, index],  # type: ignore[index]
+            log_likelihood=particles.log_likelihood[:, index],  # type: ignore[index]
+        )
     )
 
 
@@ -66,15 +68,15 @@ def pimh_errors(model: Chain, scheme: str, kernel: type[PIMH] = PIMH) -> tuple[f
     weight: list[Tensor] = []
 
     class Enumerated(kernel):  # type: ignore[misc, valid-type]
-        def filter(self, *args: Any, **kwargs: Any) -> ParticleSystem:
-            return ParticleSystem(columns_of(posterior, proposed, has_value), {})
+        def filter(self, *args: Any, **kwargs: Any) -> FilterState:
+            return FilterState(columns_of(posterior, proposed, has_value), {})
 
         def draw_accepted(self, probability: Tensor) -> Tensor:
             weight.append(torch.where(accepted == 1, probability, 1 - probability))
             return accepted == 1
 
     state = Trajectory({})
-    state.system = ParticleSystem(columns_of(posterior, which, has_value), {})
+    state.filter = FilterState(columns_of(posterior, which, has_value), {})
     after = Enumerated(model, 2, resampler=scheme, max_plate_nesting=1).sweep(state, len(which))
     mass = invariant[which] * probs[proposed] * weight[0]
     trajectories, pi = law(model)
@@ -151,8 +153,7 @@ def test_a_filter_estimates_the_density_of_its_parameters(data: Chain, u: tuple[
     def mutate(smc: SMC) -> None:
         columns = grid([2] * (2 * 2) + [2]).shape[1]
         given = {name: torch.full((columns,), value, dtype=torch.float64) for name, value in zip(("power", "shift"), u, strict=True)}
-        m = smc._messenger
-        smc._messenger = ParameterMessenger(2, 1, m.resampler, m.ess_threshold, parameters=("power", "shift"), unconstrained=given)
+        smc.messenger = lambda: ParameterMessenger(smc.options, parameters=("power", "shift"), unconstrained=given)  # type: ignore
 
     probs, posterior = enumerate_sweep(model, 2, "systematic", 1.0, mutate=mutate)
     power, unit = math.exp(u[0]), 1 / (1 + math.exp(-u[1]))
@@ -172,8 +173,7 @@ def test_without_parameters_the_filter_is_the_ordinary_one() -> None:
     model = spiky()
 
     def mutate(smc: SMC) -> None:
-        m = smc._messenger
-        smc._messenger = ParameterMessenger(2, 1, m.resampler, m.ess_threshold)
+        smc.messenger = lambda: ParameterMessenger(smc.options)  # type: ignore[method-assign]
 
     assert estimator_error(model, *enumerate_sweep(model, 2, "systematic", 0.7, mutate=mutate)) < EXACT
 
@@ -260,14 +260,12 @@ def test_pmmh_adapts_and_pools_all_particles() -> None:
     pyro.set_rng_seed(1)
     kernel = PMMH(line, 8, ["noise"], step_size=20.0)
     posterior = kernel.run(60, [0.5, -1.0, 2.0], warmup_steps=50)
-    assert kernel.scale < 0.5 and 0.1 < kernel.acceptance_rate < 0.7
+    assert posterior.step_size_scale < 0.5 and 0.1 < posterior.acceptance_rate < 0.7
     assert len(posterior.iterations) == 60
     assert posterior.num_particles == 8 * len(posterior.parts) and len(posterior.parts) < 60
     assert float(posterior.weights.sum()) == pytest.approx(1.0)
-    assert kernel.diagnostics() == {"acceptance rate": kernel.acceptance_rate} and "step size" in kernel.logging()
     fixed = PMMH(line, 8, ["noise"], adapt_step_size=False)
-    fixed.run(5, [0.5], warmup_steps=5)
-    assert fixed.scale == 1.0
+    assert fixed.run(5, [0.5], warmup_steps=5).step_size_scale == 1.0
     with pytest.raises(ValueError, match="gives no evidence"):
         _ = posterior.log_evidence
 
@@ -298,14 +296,14 @@ def test_one_particle_is_the_independence_sampler() -> None:
     after = codes([state[f"x_{t}"] for t in range(3)], 2)
     counts = torch.stack([(after == code).sum() for code in codes(list(references.T), 2)])
     assert float(((counts - 3000 * pi) ** 2 / (3000 * pi)).sum()) < bound(len(pi) - 1)
-    assert 0.1 < kernel.acceptance_rate < 1.0
+    assert 0.1 < state.chain.acceptance_rate.mean() < 1.0
 
 
 def test_pimh_on_a_reasoning_program() -> None:
     pyro.set_rng_seed(4)
     kernel = PIMH(solve, 8)
     posterior = kernel.run(20, "a", warmup_steps=2)
-    assert 0.3 < kernel.acceptance_rate < 1.0
+    assert 0.3 < posterior.acceptance_rate < 1.0
     assert posterior.lengths.shape == (posterior.num_particles,)
     assert posterior.answers().prob(None) == pytest.approx(1.0)
 
@@ -346,7 +344,7 @@ def test_dead_filters_are_rejected() -> None:
     for _ in range(5):
         posterior, state = kernel.step(state)
         assert (state["x"] == 1).all() and (posterior.log_evidence == 0).all()
-    assert 0.3 < kernel.acceptance_rate < 0.7
+    assert 0.3 < state.chain.acceptance_rate.mean() < 0.7
     with pytest.raises(SMCFailed, match="all 1 particles have weight zero"):
         PIMH(hard, 1, max_plate_nesting=1).run(3)
 

@@ -67,7 +67,7 @@ def transition_matrix(model: Chain, kernel: type[SuffixMH], proposal: Tensor | N
                     path.log_prob = path.log_prob + torch.where(free, fn.log_prob(msg["value"]), -math.log(v))[1]
                     super().propose(msg)
 
-            return Forced(self.max_plate_nesting, reference=reference, cut=cut)
+            return Forced(self.max_plate_nesting, reference=reference, cut=cut, proposals=self.proposals)
 
     ended = (references != PAD).sum(1)
     reference = Trajectory({f"x_{t}": references[which, t] for t in range(length)})

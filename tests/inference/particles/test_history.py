@@ -36,8 +36,8 @@ def check(posterior: Any) -> None:
             assert before.done is None or bool((step.done | ~before.done.gather(0, before.ancestors)).all()), "a lane that was done goes on"
         before = step
     last = history.steps[-1]
-    torch.testing.assert_close(last.log_likelihood.gather(0, last.ancestors), posterior._log_likelihood)
-    torch.testing.assert_close(last.log_weights.logsumexp(0) - torch.tensor(float(n)).log(), posterior._weights.log_mean)
+    torch.testing.assert_close(last.log_likelihood.gather(0, last.ancestors), posterior.particles.log_likelihood)
+    torch.testing.assert_close(last.log_weights.logsumexp(0) - torch.tensor(float(n)).log(), posterior.particles.weights.log_mean)
     lineage = history.lane
     for t in range(len(history.steps) - 1, -1, -1):
         for site in history.sites:
@@ -71,7 +71,7 @@ class RecordsAfter(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.steps[-1] = self.steps[-1]._replace(log_weights=self.weights.log_weights)
+        self.system.records[-1] = self.system.records[-1]._replace(log_weights=self.system.weights.log_weights)
         return state
 
 
@@ -80,7 +80,7 @@ class RecordsParents(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.steps[-1] = self.steps[-1]._replace(log_likelihood=self.log_likelihood)
+        self.system.records[-1] = self.system.records[-1]._replace(log_likelihood=self.system.log_likelihood)
         return state
 
 
@@ -89,7 +89,9 @@ class ForgetsAncestors(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.steps[-1] = self.steps[-1]._replace(ancestors=self._lanes.expand_as(self.steps[-1].ancestors))
+        self.system.records[-1] = self.system.records[-1]._replace(
+            ancestors=self.system.numbers.expand_as(self.system.records[-1].ancestors)
+        )
         return state
 
 

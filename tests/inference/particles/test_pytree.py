@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm.inference import CostMeter, DiscreteMarginal, Weights, count
+from ppl_llm.inference.particles import PooledState, State, StateThatEnds, StateWithAnswers, StateWithCache
 from ppl_llm.inference.particles.pytree import concatenate, lane, lanes_done, pick, reorder, select_plate, take
+from tests.helpers.reasoning import LM
 
 exactly = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -145,3 +147,9 @@ def test_meters_nest_and_close() -> None:
     count(tokens=100)
     assert dict(outer.totals) == {"tokens": 10, "calls": 1}
     assert dict(inner.totals) == {"tokens": 3, "calls": 1}
+
+
+@pytest.mark.parametrize("protocol", [State, StateThatEnds, PooledState, StateWithCache, StateWithAnswers])
+def test_a_context_is_a_state_of_every_kind(protocol: Any) -> None:
+    assert isinstance(LM.start("a"), protocol)
+    assert not isinstance(torch.zeros(3), StateThatEnds) and not isinstance({}, protocol)

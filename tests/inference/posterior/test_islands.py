@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm import Context, reasoning
-from ppl_llm.inference import RESAMPLERS, SMC, IslandPosterior, ParticlePosterior, smc_slice
+from ppl_llm.inference import RESAMPLERS, SMC, IslandPosterior, ParticlePosterior
 from tests.helpers.exact import Chain, EnumeratedResampler, ForceValues, Path, chains, estimator_error, num_uniforms
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, distribution, solve, trajectories
 from tests.inference.test_smc_exact import spiky
@@ -103,7 +103,7 @@ def test_rejects_wrong_pooling(wrong: type[IslandPosterior], monkeypatch: pytest
     model = spiky(seed=1)
     model = Chain(model.init, model.transition, model.potentials[:2], model.ends)
     assert estimator_error(model, *enumerate_islands(model, 2, 2, "systematic", 0.9)) < EXACT
-    monkeypatch.setattr(smc_slice, "IslandPosterior", wrong)
+    monkeypatch.setattr("ppl_llm.inference.smc.IslandPosterior", wrong)
     assert estimator_error(model, *enumerate_islands(model, 2, 2, "systematic", 0.9)) > 1e-2
 
 

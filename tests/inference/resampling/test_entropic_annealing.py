@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -23,7 +23,7 @@ exactly = settings(max_examples=4, deadline=None, derandomize=True)
 
 def selecting(selection: Any) -> Any:
     def mutate(smc: SMC) -> None:
-        smc._messenger.selection = selection
+        smc.options = replace(smc.options, selection=selection)
 
     return mutate
 

@@ -64,7 +64,7 @@ class KeepsAll(BeamMessenger):
     """``[-(n // M):]`` with n < M is ``[-0:]``: nothing is pruned (search-and-learn, beam_search.py)."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-        self.beam_width = self.num_particles
+        self.beam_width = self.options.num_particles
         return super().select(log_weights, done)
 
 
@@ -73,7 +73,7 @@ class Forgets(BeamMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        self.weights = self.weights.set_to_mean(torch.ones_like(ess, dtype=torch.bool))
+        self.system.weights = self.system.weights.set_to_mean(torch.ones_like(ess, dtype=torch.bool))
         return state
 
 
@@ -88,7 +88,7 @@ class LastOfTies(BeamMessenger):
     """Ties go to the last lane, as ``np.argsort(scores)[-k:]`` has it."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-        ancestors, _ = super().select(log_weights - 1e-9 * (self.num_particles - self._lanes), done)
+        ancestors, _ = super().select(log_weights - 1e-9 * (self.options.num_particles - self.system.numbers), done)
         return ancestors, log_weights.gather(0, ancestors)
 
 
@@ -101,7 +101,7 @@ def test_rejects_wrong_beam_searches(name: str) -> None:
 
     class Wrong(BeamSearch):
         def messenger(self) -> BeamMessenger:
-            return WRONG_BEAMS[name](self.beam_width, self.expand, self.max_plate_nesting, self.sort_completed)
+            return WRONG_BEAMS[name](self.options, self.beam_width, sort_completed=self.sort_completed)
 
     model = tree(0)
     assert disagreement(Wrong(model, 2, 3, max_plate_nesting=1), model, lambda draw: published_beam_search(model, draw, 2, 3)) > 0.2
@@ -122,7 +122,7 @@ class Interleaved(SubtreeMessenger):
 
     def best_of_subtree(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         num_subtrees, expand = self.groups
-        order = torch.arange(self.num_particles).view(expand, num_subtrees).T.flatten()
+        order = torch.arange(self.options.num_particles).view(expand, num_subtrees).T.flatten()
         best, score = super().best_of_subtree(log_weights[order])
         back = order.argsort()
         return order[best][back], score[back]
@@ -146,7 +146,7 @@ WRONG_SUBTREES = {"unfinished vote": UnfinishedVote, "interleaved": Interleaved,
 def test_rejects_wrong_subtrees(name: str) -> None:
     class Wrong(DVTS):
         def messenger(self) -> SubtreeMessenger:
-            return WRONG_SUBTREES[name](self.num_subtrees, self.expand, self.max_plate_nesting)
+            return WRONG_SUBTREES[name](self.options, self.expand)
 
     model = tree(1)
     assert disagreement(Wrong(model, 2, 3, max_plate_nesting=1), model, lambda draw: published_dvts(model, draw, 2, 3)) > 0.2

@@ -15,6 +15,7 @@ from ppl_llm.inference import (
     Importance,
     SearchPosterior,
     SelfConsistency,
+    Weights,
 )
 from tests.helpers.searches import SEEDS, SYMBOLS, Path, Tree, searched, tree
 
@@ -72,7 +73,7 @@ def test_best_of_n_rejects_wrong_groups() -> None:
     posterior, _ = searched(BestOfN(model, 6, max_plate_nesting=1), model, problems=3000)
     assert posterior.scores is not None
     mixed = posterior.scores.flatten().view(3000, 6).T  # as if the lanes of a problem were neighbours
-    posterior._weights = type(posterior._weights)(torch.where(mixed == mixed.amax(0), 0.0, -math.inf))
+    posterior = posterior.reweighted(Weights(torch.where(mixed == mixed.amax(0), 0.0, -math.inf)))
     statistic, degrees = chi_square(best_paths(posterior), law_of_the_best(model, 6))
     assert statistic > 5 * threshold(degrees)
 

@@ -42,7 +42,7 @@ def test_options_of_methods(model: ReasoningModel) -> None:
     assert isinstance(islands, IslandPosterior) and islands.num_particles == 8 and len(islands.islands) == 2
     resampled = get_method("smc:ess_threshold=1:resampler=multinomial").start(model, TEXTS, 4)
     never = get_method("smc:ess_threshold=0").start(model, TEXTS, 4)
-    genealogy = [[step.resampled.any() for step in posterior._steps] for posterior in (resampled, never)]
+    genealogy = [[step.resampled.any() for step in posterior.particles.records] for posterior in (resampled, never)]
     assert all(genealogy[0][:-1]) and not any(genealogy[1])
     # The filter that starts a run is not part of its chain.
     assert [get_method(f"particle-gibbs:sweeps={n}").start(model, TEXTS, 8).num_particles for n in (2, 4)] == [4, 3 * 2]

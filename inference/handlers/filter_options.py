@@ -1,0 +1,38 @@
+"""The options of a particle filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..resampling import Resampler, systematic
+from ..resampling.selection import Selection
+from ..util.validation import check_particles
+from .proposal_messenger import Proposals
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What every particle filter of an algorithm has in common.
+
+    :param int num_particles: N.
+    :param int max_plate_nesting: number of nested plates in the model.
+    :param resampler: a resampling scheme.
+    :param float ess_threshold: resample at a barrier where ESS <= threshold * N; 1 is always, 0 never.
+    :param proposals: per-site proposals, see :class:`ProposalMessenger`; the prior where there is none.
+    :param bool resample_finished: also resample populations whose every particle is done.
+    :param bool record_log_probs: keep every site's log-probability, for the audit.
+    :param Selection selection: weights to resample in proportion to, instead of the particles' own.
+    :raises ValueError: for numbers out of range.
+    """
+
+    num_particles: int
+    max_plate_nesting: int = 0
+    resampler: Resampler = systematic
+    ess_threshold: float = 0.5
+    proposals: Proposals | None = None
+    resample_finished: bool = False
+    record_log_probs: bool = False
+    selection: Selection | None = None
+
+    def __post_init__(self) -> None:
+        check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)

@@ -1,0 +1,76 @@
+"""Searches without selection: whole executions, and a vote over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..handlers.candidate_messenger import CandidateMessenger
+from ..particles.weights import Weights
+from ..posterior.particle_posterior import ParticlePosterior
+from ..posterior.search_posterior import SearchPosterior
+from .base import Search
+
+
+class BestOfN(Search):
+    """N independent executions of the model, of which the one with the highest weight is taken (ties: the first).
+
+    All particles stay in the result with their ``scores``, but only the best has a weight. :class:`Importance` is the same run with all
+    weights kept: weighted best-of-N, and unlike this one an estimate of the posterior.
+
+    :param model: as for :class:`SMC`; barriers do nothing.
+    :param int num_particles: N.
+    :param int max_plate_nesting: as for :class:`SMC`; the best of each independent problem.
+    :param callback: called with the posterior so far after each barrier.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Training Verifiers to Solve Math Word Problems*, Karl Cobbe et al. (2021).
+    """
+
+    def messenger(self) -> CandidateMessenger:
+        return BestMessenger(self.options)
+
+
+class BestMessenger(CandidateMessenger):
+    """A sweep without resampling whose posterior has all weight on the best particle of each population."""
+
+    def as_search(self, found: ParticlePosterior) -> SearchPosterior:
+        scores = found.particles.weights.log_weights
+        best = torch.zeros_like(scores, dtype=torch.bool).scatter(0, scores.argmax(0, keepdim=True), True)
+        weights = Weights(torch.where(best, scores, -torch.inf))
+        reason = "it gives all weight to the best candidate, whose weight does not estimate the evidence"
+        return SearchPosterior.of(found, weights, scores=scores, method="best-of-N", reason=reason, decisive=True)
+
+
+class SelfConsistency(Search):
+    """N independent draws from the model's prior with equal weights: ``posterior.answers()`` is the majority vote.
+
+    What the model observes is not evaluated: a reward model is never called, and neither hard constraints nor likelihoods count.
+
+    :param model: as for :class:`SMC`; barriers do nothing.
+    :param int num_particles: N.
+    :param int max_plate_nesting: as for :class:`SMC`.
+    :param callback: called with the posterior so far after each barrier.
+    :raises ValueError: for arguments out of range.
+
+    References
+
+    [1] *Self-Consistency Improves Chain of Thought Reasoning in Language Models*, Xuezhi Wang et al. (2023).
+    """
+
+    def messenger(self) -> CandidateMessenger:
+        return PriorMessenger(self.options)
+
+
+class PriorMessenger(CandidateMessenger):
+    """A sweep without resampling that evaluates no density."""
+
+    def _needs_log_prob(self, msg: Any) -> bool:
+        return False
+
+    def as_search(self, found: ParticlePosterior) -> SearchPosterior:
+        particles = found.particles._replace(log_likelihood=None)  # never evaluated
+        return SearchPosterior(particles, method="self-consistency", reason="it does not evaluate what the model observes", decisive=True)
