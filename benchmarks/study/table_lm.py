@@ -29,8 +29,15 @@ class TableLM(TransformersLM):
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
-        self.table = PrefixTable(model.model, model.lm_head)
-        self._source = self._sampler = TableSampler(self.table)
+        self._table_sampler = self._source = self._sampler = TableSampler(PrefixTable(model.model, model.lm_head))
+
+    @property
+    def table(self) -> PrefixTable:
+        return self._table_sampler.table
+
+    @table.setter
+    def table(self, table: PrefixTable) -> None:
+        self._table_sampler.table = table
 
 
 class TableSampler:
@@ -39,24 +46,24 @@ class TableSampler:
     batches_programs = False
 
     def __init__(self, table: PrefixTable) -> None:
-        self._table = table
+        self.table = table
 
     def release(self) -> None:
         """Nothing: the table holds what later work is sure to ask for."""
 
     def sample(self, task: StepTask) -> None:
         rows, options, automaton = task.active.numpy(), task.options, task.automaton
-        nodes = self._table.find(self._rows(task.context, task.active))
+        nodes = self.table.find(self._rows(task.context, task.active))
         table, eos = automaton.table.numpy(), task.eos_ids.numpy()
         room, uniforms, drawn = task.room[task.active].numpy(), task.uniforms.numpy(), task.tokens.numpy()
         totals = np.zeros(len(rows))
         state, alive = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
         for k in range(options.max_tokens):
             distinct, which = np.unique(nodes[alive], return_inverse=True)
-            token, log_prob = _draw(warp(self._table.outputs(distinct), options), which, uniforms[rows[alive], k])
+            token, log_prob = _draw(warp(self.table.outputs(distinct), options), which, uniforms[rows[alive], k])
             drawn[rows[alive], k] = token
             totals[alive] += log_prob
-            nodes[alive] = self._table.children(nodes[alive], token)
+            nodes[alive] = self.table.children(nodes[alive], token)
             state[alive] = table[state[alive], token]
             ended = (state[alive] == automaton.accept) | np.isin(token, eos) | (k + 1 >= room[alive])
             alive = alive[~ended]
@@ -66,13 +73,13 @@ class TableSampler:
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.arange(len(active)).split(_ROWS):
-            node = self._table.find(self._rows(context, active[rows]))
+            node = self.table.find(self._rows(context, active[rows]))
             columns = []
             for token in tokens[rows].numpy().T:
                 distinct, which = np.unique(node, return_inverse=True)
-                columns.append(self._table.outputs(distinct)[torch.from_numpy(which)])
+                columns.append(self.table.outputs(distinct)[torch.from_numpy(which)])
                 taken = token != PAD
-                node[taken] = self._table.children(node[taken], token[taken])
+                node[taken] = self.table.children(node[taken], token[taken])
             yield rows, torch.stack(columns, 1)
 
     @staticmethod
