@@ -217,7 +217,8 @@ class Context:
             )
 
         wide = [widened(context) for context in contexts]
-        return replace(wide[0], **{name: torch.cat([getattr(c, name) for c in wide]) for name in _TENSORS})
+        tensors: dict[str, Any] = {name: torch.cat([getattr(c, name) for c in wide]) for name in _TENSORS}
+        return replace(wide[0], **tensors)
 
     def expand(self, batch_shape: torch.Size | tuple[int, ...]) -> Context:
         """Broadcast to a larger batch of sequences; cache entries that do not fit are dropped."""
@@ -251,7 +252,8 @@ class Context:
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Context:
         entries = {key: entry.map(fn) for key, entry in self.cache_entries.items()}
-        return replace(self, cache_entries=entries, **{name: fn(getattr(self, name)) for name in _TENSORS})
+        tensors: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
+        return replace(self, cache_entries=entries, **tensors)
 
     def _ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
         indices = [tuple(sequence) for sequence in torch.ones(self.batch_shape).nonzero().tolist()]
