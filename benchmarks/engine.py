@@ -20,7 +20,8 @@ from common import VOCAB, Spread, make_model, make_tokenizer, ratios, record, ro
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
-from ppl_llm.context_cache import CacheEntry, Context
+from ppl_llm.context import Context
+from ppl_llm.context_cache import CacheEntry
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.kv_cache.support import cache_keyword
 from ppl_llm.lm.base import StepOptions

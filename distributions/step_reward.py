@@ -71,7 +71,7 @@ class StepReward(TorchDistribution):
     ==============  ==========================  ============================================================
 
     ``max`` and ``sum`` are potentials of Feynman-Kac steering [1]: they favour sequences that were ever good, or always. On the step in
-    which a sequence finishes, and in the last round, their factor makes up for all earlier ones, so that the product over steps is
+    which a sequence finishes, and in the last step, their factor makes up for all earlier ones, so that the product over steps is
     exp(r_T / T_s). On sequences that had finished before this step the log-factor is exactly 0.
 
     :param RewardModel prm: the scorer; asked on first use, not by the constructor.
@@ -81,7 +81,7 @@ class StepReward(TorchDistribution):
     :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
-    :param bool last_round: whether no round comes after this one, for ``max`` and ``sum``.
+    :param bool last_round: whether no step comes after this one, for ``max`` and ``sum``.
     :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
 
     References

@@ -20,6 +20,9 @@ PAD = -1
 
 DEFAULT_STOP = "\n\n"
 
+_TENSORS = ("problem_index", "tokens", "lengths", "prompt_lengths", "ends", "reasons", "done")
+"""Fields of a context that have a batch shape."""
+
 
 class StopReason(IntEnum):
     """Why a step ended."""
@@ -214,16 +217,8 @@ class Context:
             )
 
         wide = [widened(context) for context in contexts]
-        return replace(
-            wide[0],
-            problem_index=torch.cat([c.problem_index for c in wide]),
-            tokens=torch.cat([c.tokens for c in wide]),
-            lengths=torch.cat([c.lengths for c in wide]),
-            prompt_lengths=torch.cat([c.prompt_lengths for c in wide]),
-            ends=torch.cat([c.ends for c in wide]),
-            reasons=torch.cat([c.reasons for c in wide]),
-            done=torch.cat([c.done for c in wide]),
-        )
+        tensors: dict[str, Any] = {name: torch.cat([getattr(c, name) for c in wide]) for name in _TENSORS}
+        return replace(wide[0], **tensors)
 
     def expand(self, batch_shape: torch.Size | tuple[int, ...]) -> Context:
         """Broadcast to a larger batch of sequences; cache entries that do not fit are dropped."""
@@ -256,17 +251,9 @@ class Context:
         return replace(self, cache_entries=self.cache_entries | restored_entries(state))
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Context:
-        return replace(
-            self,
-            cache_entries={key: entry.map(fn) for key, entry in self.cache_entries.items()},
-            problem_index=fn(self.problem_index),
-            tokens=fn(self.tokens),
-            lengths=fn(self.lengths),
-            prompt_lengths=fn(self.prompt_lengths),
-            ends=fn(self.ends),
-            reasons=fn(self.reasons),
-            done=fn(self.done),
-        )
+        entries = {key: entry.map(fn) for key, entry in self.cache_entries.items()}
+        tensors: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
+        return replace(self, cache_entries=entries, **tensors)
 
     def _ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
         indices = [tuple(sequence) for sequence in torch.ones(self.batch_shape).nonzero().tolist()]

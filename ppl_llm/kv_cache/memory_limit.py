@@ -1,4 +1,4 @@
-"""The answer to memory that runs out: half as much at a time from then on, said once."""
+"""Memory that runs out: half as much at a time from then on, with one warning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Attempt:
-    """Work on a batch: ``with attempt as batch:``. Memory that runs out ends the block and is noted, other errors are raised."""
+    """Work on a batch: ``with attempt as batch:``. Running out of memory ends the block and is kept as ``error``; others are raised."""
 
     def __init__(self, batch: slice) -> None:
         self.batch = batch
@@ -83,8 +83,8 @@ class BatchLimit:
         self.largest = failed // 2
         if not self._said:
             _log.warning(
-                "out of memory with %d %s at a time; going on with %d, and half of that whenever it happens again. Results stay the same, "
-                "speed does not: %s. %s",
+                "out of memory with %d %s at a time; continuing with %d, and half of that whenever it happens again. Results stay the "
+                "same, speed does not: %s. %s",
                 *(failed, self._unit, self.largest, REMEDY, _first_line(error)),
             )
         self._said = True

@@ -17,7 +17,7 @@ DEFAULT_CACHE_BYTES = 2 * 2**30
 
 
 class Lease:
-    """What a cache entry holds of a KV cache: enough to find it while it exists, and to tell that somebody may come back for it."""
+    """What a cache entry holds of a KV cache: enough to find it while it exists, and to tell that a context still refers to it."""
 
     def __init__(self, cache: KVCache | None) -> None:
         self._cache = None if cache is None else weakref.ref(cache)
@@ -68,7 +68,7 @@ class KVCachePool:
 
     @contextmanager
     def reserved(self, cache: KVCache) -> Iterator[None]:
-        """While a step is under way in a KV cache, with other programs running in between, it is not for others and stays."""
+        """While a step is in progress in a KV cache, with other programs running in between, others cannot take it and it stays."""
         self._reserved.append(cache)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a model is: where it lies, how long its texts may be, what ends them, and whether it runs on the KV cache engine."""
+"""Whether a model runs on the KV cache engine, where it lies, how long its texts may be, and what ends them."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def disagreement(engine: CacheEngine, model: Any) -> str | None:
     cache.reserve(2, 9)
     text = (torch.arange(18, device=device).view(2, 9) * 7) % 13 + 2
     try:
-        # The second sequence is taken back by one token before it goes on, as sequences are that stop before the others.
+        # The second sequence loses one token before it continues, as sequences do that stop before the others.
         for held, ends in (((0, 0), (4, 4)), ((4, 3), (7, 6)), ((7, 6), (8, 7))):
             before, lengths = text.new_tensor(held), text.new_tensor(ends)
             logits = engine.append(cache, torch.arange(2, device=device), text, lengths, before, lengths[:, None] - 1)[:, 0]

@@ -45,7 +45,7 @@ class OpenAILM:
     processed_logprobs``); ``"none"``, not asked for. Given steps are scored by the server with ``echo``, at temperature 1 without
     ``top_p`` and ``top_k`` only. The weights of particle filters whose proposal is the model need neither.
 
-    The ends of steps are looked for here too, so that a server which runs past a delimiter does not change the law.
+    The ends of steps are looked for here too, so that a server which runs past a delimiter does not change the distribution.
 
     :param str base_url: e.g. ``http://host:8000/v1``.
     :param str model: the name it is served under; may be left out where there is only one.

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WAITING = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2", "aten::unique_dim", "aten::is_nonzero", "aten::equal"})
-"""Operations whose result the host has to know before it can go on."""
+"""Operations whose result the host has to know before it can continue."""
 
 
 def tensors(tree: Any) -> list[Tensor]:

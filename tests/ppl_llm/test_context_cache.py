@@ -1,4 +1,4 @@
-"""What backends note on contexts, stored and restored."""
+"""What backends keep about contexts, stored and restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA graphs of token steps: what the host says once is said again without it."""
+"""CUDA graphs of token steps: captured once, replayed without host launches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CudaCapture:
     def __call__(self, body: Body) -> Body:
         with torch.cuda.device(self._device):
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device meanwhile.
+            # Other threads may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 body()
             self._pool = graph.pool()
@@ -68,7 +68,7 @@ class StepGraphs:
     def run(self, cache: KVCache, key: Hashable, body: Body) -> bool:
         """Make a call, or replay it.
 
-        :param KVCache KV cache: what the call reads and writes, beside tensors that never move.
+        :param KVCache cache: what the call reads and writes, beside tensors that never move.
         :param key: all that the call depends on and that is no content of a tensor.
         :returns: whether it was replayed, so that nothing on the host has seen it.
         """

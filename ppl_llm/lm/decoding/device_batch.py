@@ -57,8 +57,8 @@ class DeviceBatch:
 
     Sequences are copied into the first rows of the shared KV cache when their step begins, and what has been added to them is copied back
     when they leave. That is little beside the passes in between, each of which reads all keys, and lets one CUDA graph serve all of them.
-    The host looks at the flags of one round of tokens, lets sequences leave and join, and queues the next round without waiting for it:
-    programs whose step has ended, and their reward models, go on while the device works on the steps of the others.
+    The host looks at the flags of one chunk of tokens, lets sequences leave and join, and queues the next chunk without waiting for it:
+    programs whose step has ended, and their reward models, continue while the device works on the steps of the others.
 
     :param CacheEngine engine: of the language model.
     :param DeviceLoop loop: whose captures and sequences nobody else uses; also an attribute.
@@ -81,7 +81,7 @@ class DeviceBatch:
 
     @torch.no_grad()
     def advance(self, requests: Sequence[BatchedStep]) -> None:
-        """Finish the round under way, and queue another one with the sequences of these requests."""
+        """Finish the chunk in progress, and queue another one with the sequences of these requests."""
         try:
             self._aside.wait()
             self._collect()
@@ -178,7 +178,7 @@ class DeviceBatch:
         self._number, self._longest = number, max(self._longest, decoder.longest)
 
     def _queue(self) -> None:
-        """Ask the device for a round of tokens."""
+        """Queue a chunk of tokens on the device."""
         if not self._members or self._cache is None:
             return self._close()
         passes = min(self.loop.check_every, max(member.left for member in self._members))

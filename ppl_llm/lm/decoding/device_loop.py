@@ -117,6 +117,6 @@ class DeviceLoop:
         if self.graphs is None:
             return body()
         began = time.perf_counter()
-        law = (options.temperature, options.top_k, options.top_p)
-        if self.graphs.run(cache, (number, stop, law, automaton), body):
+        distribution = (options.temperature, options.top_k, options.top_p)
+        if self.graphs.run(cache, (number, stop, distribution, automaton), body):
             self._engine.counted(began)

@@ -56,7 +56,7 @@ class DeviceState:
         self.join(0, torch.arange(len(room), device=room.device), uniforms, room)
 
     def join(self, first: int, outputs: Tensor, uniforms: Tensor, room: Tensor) -> None:
-        """Start a step of further sequences, beside those whose step is under way.
+        """Start a step of further sequences, beside those whose step is in progress.
 
         :param int first: the row of the first of them.
         :param Tensor outputs: ``[A]`` output rows, of which no other sequence has one.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.context import Context
-from ppl_llm.kv_cache import lookup as seat
+from ppl_llm.kv_cache import lookup
 from ppl_llm.kv_cache.cache import KVCache
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -102,12 +102,12 @@ def test_what_two_sequences_have_in_common_is_not_copied_again(monkeypatch: pyte
     assert copies.columns <= copies.rows * STEP
 
 
-def test_settling_everybody_anew_is_rejected(monkeypatch: pytest.MonkeyPatch):
+def test_settling_all_sequences_again_is_rejected(monkeypatch: pytest.MonkeyPatch):
     """The broken version copies every sequence to the next free row, as an index of the whole cache does."""
     lm, context = lanes_after(2)
     row_of = next(iter(context.cache_entries.values())).tensors["rows"].tolist()
 
-    def anew(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:
+    def again(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:
         total = len(hint)
         cache.reserve(cache.num_rows + total, cache.capacity)
         spare = torch.arange(cache.num_rows - total, cache.num_rows)
@@ -116,7 +116,7 @@ def test_settling_everybody_anew_is_rejected(monkeypatch: pytest.MonkeyPatch):
         cache.copy(spare, row, held)
         return row
 
-    monkeypatch.setattr(seat, "_settle", anew)
+    monkeypatch.setattr(lookup, "_settle", again)
     copies = Copies(monkeypatch)
     steps(lm, context.reorder(torch.tensor(ANCESTORS["some die"])), 1)
     survivors = set(ANCESTORS["some die"])

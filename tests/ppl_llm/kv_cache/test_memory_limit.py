@@ -91,7 +91,7 @@ def test_passes_that_fit_give_the_same_steps(error: str, tokens: int, problem: A
         assert_same(steps(lm, problem), expected)
     assert max(memory.sizes) <= tokens
     [message] = warnings(caplog)
-    assert message.startswith("out of memory with ") and "tokens of a forward pass at a time; going on with " in message
+    assert message.startswith("out of memory with ") and "tokens of a forward pass at a time; continuing with " in message
     assert "lower cache_bytes" in message and "\n" not in message
 
 
@@ -178,7 +178,7 @@ def test_keys_that_do_not_fit_are_kept_of_fewer_sequences(places: int, monkeypat
         assert_same(steps(lm), expected)
     assert 0 < allocator.largest <= places
     [message] = warnings(caplog)
-    assert message.startswith("out of memory with 12 sequences at a time; going on with 6,")
+    assert message.startswith("out of memory with 12 sequences at a time; continuing with 6,")
     assert lm._at_once.largest in (1, 2, 3, 6)
     assert lm._engine.at_once.largest is None  # passes over fewer tokens would not have helped
 

@@ -297,7 +297,7 @@ def test_the_host_waits_once_in_eight_tokens():
 
 
 def test_the_host_waits_seldom_for_a_whole_round():
-    """Sampling, scoring, weights and resampling of a filter, apart from looks at the sequences and what it takes to drop some."""
+    """Sampling, scoring, weights and resampling of a filter, apart from looks at the sequences and the cost of dropping some."""
     with FakeDevice() as device:
         model = LOOP.model(max_steps=4, max_tokens=1)
         SMC(model, 6, ess_threshold=1.0).run(PROBLEM)

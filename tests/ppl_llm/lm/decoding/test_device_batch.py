@@ -33,7 +33,7 @@ from tests.ppl_llm.lm.decoding.test_joint_decoding import OPTIONS, OTHER, Passes
 
 LONG = replace(OPTIONS, max_tokens=30)
 MANY = [("What is 12 + 30?", 6, OPTIONS), ("7 * 6", 7, LONG), ("12 + 30", 2, OTHER), ("First, multiply.", 9, LONG), ("40 + 2", 5, OPTIONS)]
-"""One more than the batch has room for, and steps of two lengths under one law."""
+"""One more than the batch has room for, and steps of two lengths under one distribution."""
 
 
 def several(lm: TransformersLM, number: int = 3) -> list[Callable[[], list[Step]]]:
@@ -137,7 +137,7 @@ def test_programs_continue_while_the_device_works(capture: Any, monkeypatch: pyt
     def program(each: Any) -> Callable[[], list[Step]]:
         run = steps(lm, *each, number=3)
 
-        def noted() -> list[Step]:
+        def recorded() -> list[Step]:
             sample = lm.sample_step
 
             def noting(*arguments: Any) -> Any:
@@ -148,7 +148,7 @@ def test_programs_continue_while_the_device_works(capture: Any, monkeypatch: pyt
             monkeypatch.setattr(lm, "sample_step", noting)
             return run()
 
-        return noted
+        return recorded
 
     assert_same(together([program(each) for each in MANY], max_lanes=16), expected())
     assert sum(queued > 0 for queued in working) > len(working) // 2
@@ -240,13 +240,13 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
 
 
 def test_dead_sequences_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
-    """Columns are made one by one here; in the broken version there are none beyond what sequences that go on need."""
+    """Columns are made one by one here; in the broken version there are none beyond what sequences that continue need."""
     reserve, collect = KVCache.reserve, DeviceBatch._collect
     monkeypatch.setattr(kv_cache, "_ALIGN", 1)
     monkeypatch.setattr(KVCache, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
     problems = ["7 * 6", "7 + 6", "12 + 30", "What is 12 + 30? Then add the ones: 40 + 2 and multiply the result by 7 and say what it is."]
     options = replace(OPTIONS, stop=("a", "e"), max_tokens=40)
-    seed = 12  # the longest sequences end with a round, and the others go on
+    seed = 12  # the longest sequences end with a chunk, and the others continue
 
     def run() -> None:
         run_concurrently([steps(looping(), problems, 2, options, number=3)], seeds=[seed])

@@ -190,7 +190,7 @@ def test_programs_that_begin_with_one_context_do_not_meet_in_its_kv_cache(make: 
 
 
 def unreserved(take: Callable[..., Any]) -> Callable[..., Any]:
-    """A pool that gives away KV caches in which a step is under way."""
+    """A pool that gives away KV caches in which a step is in progress."""
 
     def broken(self: Any, memo: Any) -> Any:
         held, self._reserved = self._reserved, []
@@ -272,7 +272,7 @@ def test_costs_are_those_of_each_program(make: Make):
         found = together([metered(program) for program in programs(lm)])
     for one, other in zip(found, expected, strict=True):
         assert one["tokens_sampled"] == other["tokens_sampled"]
-        # On a device the round in which the last sequence ends is finished.
+        # On a device the chunk in which the last sequence ends is finished.
         assert abs(one["lm_forwards"] - other["lm_forwards"]) <= (0 if lm.device_loop is None else 2 * 7)
         assert one["lm_seconds"] > 0
         assert one["tokens_prefilled"] >= other["tokens_prefilled"]  # one after the other, they find what the one before has left behind
