@@ -9,11 +9,13 @@ import re
 import unicodedata
 
 _SYMBOLS = {
-    "−": "-", "–": "-", "‐": "-", "⁻": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/",
-    "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "π": "\\pi ", "∞": "\\infty ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ",
-    "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "⟨": "(", "⟩": ")",
+    "−": "-", "–": "-", "‐": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/",
+    "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "∞": "\\infty ", "∅": "\\emptyset ", "°": "^\\circ ", "º": "^\\circ ",
+    "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "⟨": "(", "⟩": ")",
     "“": '"', "”": '"', "’": "'", "‘": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "", "∠": "\\angle ",
 }  # fmt: skip
+_GREEK = {"π": "pi", "θ": "theta", "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "φ": "phi", "ω": "omega", "σ": "sigma"}
+_GREEK_LETTER = re.compile(f"(?<![\u0370-\u03ff])[{''.join(_GREEK)}](?![\u0370-\u03ff])")
 _FRACTIONS = {
     "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5", "⅙": "1/6", "⅚": "5/6",
     "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8",
@@ -44,6 +46,10 @@ _THOUSANDS = re.compile(r"[^\d]+")
 _NAMES = re.compile(
     r"(?<![\\A-Za-z])(pi|theta|alpha|beta|gamma|lambda|phi|omega|sigma|mu|infinity|inf|oo|arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh"
     r"|sin|cos|tan|cot|sec|csc|ln|log)(?![A-Za-z])"
+)
+_MATHEMATICAL = re.compile(
+    r"[\d\\^*/+=<>|]|(?<![A-Za-z])(?:arc|a)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)\s?\("
+    r"|(?<![A-Za-z])[A-Za-z]\s?-\s?[A-Za-z](?![A-Za-z])|(?<![^\s(])-\s?[A-Za-z](?![A-Za-z])"
 )
 _RENAMED = {"infinity": "infty", "inf": "infty", "oo": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _EXP = re.compile(r"(?<![\\A-Za-z])\\?exp\s{0,3}[({]([^(){}]*)[)}]")
@@ -76,7 +82,7 @@ def normalized(text: str) -> str:
 
 def looks_mathematical(text: str) -> bool:
     """Whether there is anything in a text that words do not have."""
-    return bool(re.search(r"[\d\\^*/+=<>|]", text)) or bool(_NAMES.fullmatch(text))
+    return _MATHEMATICAL.search(text) is not None or _NAMES.fullmatch(text) is not None
 
 
 def _from_unicode(text: str) -> str:
@@ -86,6 +92,7 @@ def _from_unicode(text: str) -> str:
         if character in text:
             numerator, denominator = plain.split("/")
             text = text.replace(character, f"\\frac{{{numerator}}}{{{denominator}}}")
+    text = _GREEK_LETTER.sub(lambda m: f"\\{_GREEK[m[0]]} ", text)
     text = _SUPERSCRIPTS.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPT_DIGITS)}}}", text)
     text = _SUBSCRIPTS.sub(lambda m: f"_{{{m[0].translate(_SUBSCRIPT_DIGITS)}}}", text)
     text = _ROOT_GROUP.sub(r"\\sqrt{\1}", _ROOT.sub(r"\\sqrt{\1}", text))

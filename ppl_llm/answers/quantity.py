@@ -32,7 +32,7 @@ _QUANTITY = re.compile(
 _POWER_OF_TEN = re.compile(r"(?P<sign>[-+]?)10\s{0,3}\^\s{0,3}(?:\{\s{0,3}(?P<braced>[-+]?\d{1,9})\s{0,3}\}|(?P<bare>[-+]?\d{1,9}))")
 _DEGREE_SIGN = re.compile(r"\s{0,3}\^\s{0,3}(?:\\circ(?![A-Za-z])|\{\s{0,3}\\circ\s{0,3}\})\s{0,3}([CFcf](?![A-Za-z]))?")
 _UNIT_WORDS = re.compile(r"[A-Za-z]{1,20}(?:\^\{?[23]\}?)?\.?(?:(?:\s{1,3}|\s{0,3}/\s{0,3})[A-Za-z]{1,20}(?:\^\{?[23]\}?)?\.?){0,5}")
-_TAIL_WORDS = re.compile(r"(?<=[\d})\s])(?<![\\A-Za-z])" + _UNIT_WORDS.pattern)
+_TAIL_WORDS = re.compile(r"(?<=[\d})]) ?" + _UNIT_WORDS.pattern)
 _UNIT_WORD = re.compile(r"([A-Za-z]+)(?:\^\{?([23])\}?)?|/")
 
 
@@ -85,7 +85,7 @@ def without_unit(text: str) -> str:
     tail = text[-80:]
     for words in _TAIL_WORDS.finditer(tail):
         unit = _unit(" " + words[0]) if words.end() == len(tail) else None
-        if unit and len(words[0]) > 2:
+        if unit and len(words[0].strip()) > 2:
             return text[: len(text) - len(tail) + words.start()].rstrip()
     return text
 
