@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_table(kind: str) -> None:
     rows = [row for row in TABLE if row["kind"] == kind]
     wrong = [(row["text"], row["answer"], found) for row in rows if (found := extract_answer(row["text"])) != row["answer"]]
     assert wrong == [] and len(rows) >= 5
+
+
+def test_threads() -> None:
+    wanted = [row["answer"] for row in TABLE]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: [extract_answer(row["text"]) for row in TABLE], range(8)))
+    assert found == [wanted] * 8
 
 
 def test_chosen_forms() -> None:
