@@ -14,14 +14,14 @@ _END_OF_TURN = re.compile(
 _SPECIAL = re.compile(r"<[|｜][A-Za-z0-9_▁ -]{1,40}[|｜]>|<(?:s|bos|start_of_turn)>|\[/?INST\]")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BARE_WORD = re.compile(r"\s{1,8}([^\s$]{1,80})")
+_BARE_WORD = re.compile(r"(?:\s{1,8}|(?=\d))([^\s$]{1,80})")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_ANSWER = re.compile(r"(?<![A-Za-z])answers?(?![A-Za-z])", re.IGNORECASE)
+_ANSWER = re.compile(r"(?<![A-Za-z])answers?(?![A-Za-z])|答案", re.IGNORECASE)
 _AFTER = re.compile(
     r"[*_`'\")\]]{0,6}"
-    r"(?:\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here|\()(?![A-Za-z])[^.:=\n]{0,60}?)?"
+    r"(?:,\s[^.:=,\n]{1,60},|\s{1,8}\([^()\n]{1,60}\)|\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here)(?![A-Za-z])[^.:=\n]{0,60}?)?"
     r"(?:\s{1,8}(?:is|are|was|were|becomes?|equals?|(?:would|will|should|must|can|could)\s{1,4}(?:\w{1,12}\s{1,4})?be)(?![A-Za-z])"
-    r"|\s{0,8}[:=：])",
+    r"|\s{0,8}(?:[:=：]|是|为|為))",
     re.IGNORECASE,
 )
 _ARTICLES = {"the", "the final", "the correct", "final", "so the", "and the", "my", "my final", "thus the", "hence the", "therefore the"}
