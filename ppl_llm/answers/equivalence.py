@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Hashable
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,11 @@ _PATIENCE = 2
 
 _NEAR = Decimal("1e-4")
 """Relative distance beyond which two expressions are never equal."""
-_DIGITS, _EXACT = Decimal("1.5e-6"), Decimal("1e-12")
-"""Relative distance up to which constants are equal: six significant digits where one is written as a decimal, else all digits."""
-_ZERO = Decimal("1e-100")
-"""Rounding errors of an expression that is zero are below; the worker computes more digits where they cancel."""
+_DIGITS = 6
+"""Significant digits, rounded, by which a constant written as a decimal number is equal to another one."""
+_EXACT = Decimal("1e-12")
+"""Relative distance up to which constants are equal that are not written as decimals."""
+_WIDE = Context(prec=40, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 
 class MathEquivalence:
@@ -183,10 +184,16 @@ def _folded(text: str) -> str:
 def compared(first: Any, second: Any) -> bool | None:
     """Equality as far as two descriptions by :mod:`ppl_llm.answers.math_worker` tell it; else ``None``."""
     if isinstance(first, dict) and isinstance(second, dict):
-        a, b = ([Decimal(part) for part in each["value"]] for each in (first, second))
-        size = max(map(abs, a + b))
-        distance = Decimal(0) if size < _ZERO else max(abs(x - y) for x, y in zip(a, b, strict=True)) / size
-        if first["constant"] and second["constant"]:
-            return distance <= (_EXACT if first["exact"] and second["exact"] else _DIGITS)
-        return False if distance > _NEAR else None
+        with localcontext(_WIDE):
+            return _close(first, second)
     return False if {type(first), type(second)} == {dict, str} else None  # an expression and a collection
+
+
+def _close(first: dict[str, Any], second: dict[str, Any]) -> bool | None:
+    a, b = ([Decimal(part) for part in each["value"]] for each in (first, second))
+    size = max(map(abs, a + b))
+    distance = Decimal(0) if size == 0 else max(abs(x - y) for x, y in zip(a, b, strict=True)) / size
+    if first["constant"] and second["constant"]:
+        half = Decimal((0, (5,), size.adjusted() - _DIGITS)) / size if size else _EXACT
+        return distance <= (_EXACT if first["exact"] and second["exact"] else half)
+    return False if distance > _NEAR else None

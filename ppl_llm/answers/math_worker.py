@@ -47,13 +47,17 @@ def describe(text: str) -> dict[str, Any] | str | None:
         return "collection"
     if "%" in text or not isinstance(found, Expr):
         return None
-    # Rational points: digits that cancel are then computed to higher precision, and a value that is zero is no rounding error.
+    # At rational points digits that cancel are computed to higher precision. What has no certain digit then (precision 1) is zero.
     point = {each: I if each.name == "i" else Rational(300 + crc32(each.name.encode()) % 1009, 1013) for each in found.free_symbols}
     parts = found.subs(point).evalf(20).as_real_imag()
     if not all(part.is_Float or part.is_Rational for part in parts):
         return None
     constant = all(symbol.name == "i" for symbol in found.free_symbols)
-    return {"value": [str(part) for part in parts], "constant": constant, "exact": not found.has(Float)}
+    return {
+        "value": ["0" if getattr(part, "_prec", 0) == 1 else str(part) for part in parts],
+        "constant": constant,
+        "exact": not found.has(Float),
+    }
 
 
 def limit(seconds: float) -> None:
