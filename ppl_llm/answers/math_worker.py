@@ -50,7 +50,7 @@ def describe(text: str) -> dict[str, Any] | str | None:
     # At rational points digits that cancel are computed to higher precision. What has no certain digit then (precision 1) is zero.
     point = {each: I if each.name == "i" else Rational(300 + crc32(each.name.encode()) % 1009, 1013) for each in found.free_symbols}
     parts = found.subs(point).evalf(20).as_real_imag()
-    if not all(part.is_Float or part.is_Rational for part in parts):
+    if not all(part.is_Float or part.is_Integer for part in parts):
         return None
     constant = all(symbol.name == "i" for symbol in found.free_symbols)
     return {
