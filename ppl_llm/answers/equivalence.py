@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Hashable
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,20 +18,24 @@ from .worker_process import WorkerProcess
 _LABELLED = re.compile(r"\(([A-J])\)\s{0,3}[.:]?\s{0,3}(.*)|([A-J])(?:[.:)]\s{0,3}(.*))?", re.DOTALL)
 _BASE = re.compile(r"([0-9A-Z]{1,400})_\{?(\d{1,3})\}?")
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s{0,3}([AaPp])\.?\s?[Mm]\.?")
-_MULTIPLE = re.compile(r"[-+]?[\d.,]{1,400}[A-Za-z]")
+_NO_NUMBER = re.compile(r"[-+]?[\d.,]{1,400}(?:[A-Za-z]|_\{?\d{1,3}\}?)")
+_LETTERS = re.compile(r"\(?[A-J]\)?(?:\s{0,3}(?:,\s{0,3}and|,|and|&)\s{0,3}\(?[A-J]\)?){1,9}")
 _VARIABLES = re.compile("[abcdkmnpqrstuvwxyz]{2,3}")
 _REMEMBERED = 100_000
 _LONGEST = 2000
 """Characters of an answer that is read as mathematics; longer ones, which are degenerate, are compared as they are written."""
+_DEEPEST = 20
+"""Levels of braces and parentheses."""
 _PATIENCE = 2
 """Timeouts after which an answer is compared with no other; one that cannot be read in time has used them up."""
 
 _NEAR = Decimal("1e-4")
 """Relative distance beyond which two expressions are never equal."""
-_DIGITS, _EXACT = Decimal("1.5e-6"), Decimal("1e-12")
-"""Relative distance up to which constants are equal: six significant digits where one is written as a decimal, else all digits."""
-_ZERO = Decimal("1e-100")
-"""Rounding errors of an expression that is zero are below; the worker computes more digits where they cancel."""
+_DIGITS = 6
+"""Significant digits, rounded, by which a constant written as a decimal number is equal to another one."""
+_EXACT = Decimal("1e-12")
+"""Relative distance up to which constants are equal that are not written as decimals."""
+_WIDE = Context(prec=40, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 
 class MathEquivalence:
@@ -138,9 +142,9 @@ def decide(left: str, right: str) -> bool | None:
     quantities = Quantity.read(left), Quantity.read(right)
     if quantities[0] is not None and quantities[1] is not None:
         return quantities[0].same(quantities[1])
-    if any(quantity is not None and _MULTIPLE.fullmatch(other) for quantity, other in zip(quantities, (right, left), strict=True)):
-        return False  # math-verify takes the m of 5m for a unit
-    for pattern, key in ((_TIME, _minutes), (_BASE, re.Match.groups)):
+    if any(number is not None and _NO_NUMBER.fullmatch(other) for number, other in zip(quantities, (right, left), strict=True)):
+        return False  # math-verify takes the m of 5m for a unit, and drops the base of 12_3
+    for pattern, key in ((_TIME, _minutes), (_BASE, re.Match.groups), (_LETTERS, _letters)):
         first, second = pattern.fullmatch(left), pattern.fullmatch(right)
         if first and second:
             return bool(key(first) == key(second))
@@ -149,11 +153,28 @@ def decide(left: str, right: str) -> bool | None:
     words = [not looks_mathematical(text) and sum(map(str.isalpha, text)) > 1 for text in (left, right)]
     if all(words):
         return _folded(left) == _folded(right)
-    return None
+    sentence = any(each and (" " in text or len(text) > 3) for each, text in zip(words, (left, right), strict=True))
+    return False if sentence or not (_readable(left) and _readable(right)) else None
 
 
 def _minutes(time: re.Match[str]) -> int:
     return int(time[1]) % 12 * 60 + int(time[2] or 0) + 720 * (time[3] in "Pp")
+
+
+def _letters(text: re.Match[str]) -> list[str]:
+    return sorted(set(re.findall("[A-J]", text[0])))
+
+
+def _readable(text: str) -> bool:
+    """Whether braces match and nothing is nested so deeply that no parser reads it in time."""
+    braces = parentheses = deepest = 0
+    for character in text:
+        braces += (character == "{") - (character == "}")
+        parentheses += (character in "([") - (character in ")]")
+        deepest = max(deepest, braces + abs(parentheses))
+        if braces < 0:
+            return False
+    return braces == 0 and deepest <= _DEEPEST
 
 
 def _folded(text: str) -> str:
@@ -163,10 +184,16 @@ def _folded(text: str) -> str:
 def compared(first: Any, second: Any) -> bool | None:
     """Equality as far as two descriptions by :mod:`ppl_llm.answers.math_worker` tell it; else ``None``."""
     if isinstance(first, dict) and isinstance(second, dict):
-        a, b = ([Decimal(part) for part in each["value"]] for each in (first, second))
-        size = max(map(abs, a + b))
-        distance = Decimal(0) if size < _ZERO else max(abs(x - y) for x, y in zip(a, b, strict=True)) / size
-        if first["constant"] and second["constant"]:
-            return distance <= (_EXACT if first["exact"] and second["exact"] else _DIGITS)
-        return False if distance > _NEAR else None
+        with localcontext(_WIDE):
+            return _close(first, second)
     return False if {type(first), type(second)} == {dict, str} else None  # an expression and a collection
+
+
+def _close(first: dict[str, Any], second: dict[str, Any]) -> bool | None:
+    a, b = ([Decimal(part) for part in each["value"]] for each in (first, second))
+    size = max(map(abs, a + b))
+    distance = Decimal(0) if size == 0 else max(abs(x - y) for x, y in zip(a, b, strict=True)) / size
+    if first["constant"] and second["constant"]:
+        half = Decimal((0, (5,), size.adjusted() - _DIGITS)) / size if size else _EXACT
+        return distance <= (_EXACT if first["exact"] and second["exact"] else half)
+    return False if distance > _NEAR else None

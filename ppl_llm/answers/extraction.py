@@ -14,16 +14,18 @@ _END_OF_TURN = re.compile(
 _SPECIAL = re.compile(r"<[|｜][A-Za-z0-9_▁ -]{1,40}[|｜]>|<(?:s|bos|start_of_turn)>|\[/?INST\]")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BARE_WORD = re.compile(r"\s{1,8}([^\s$]{1,80})")
+_BARE_WORD = re.compile(r"(?:\s{1,8}|(?=\d))([^\s$]{1,80})")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_ANSWER = re.compile(r"\banswers?\b", re.IGNORECASE)
+_ANSWER = re.compile(r"(?<![A-Za-z])answers?(?![A-Za-z])|答案", re.IGNORECASE)
 _AFTER = re.compile(
     r"[*_`'\")\]]{0,6}"
-    r"(?:\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here|\()(?![A-Za-z])[^.:=\n]{0,60}?)?"
+    r"(?:,\s[^.:=,\n]{1,60},|\s{1,8}\([^()\n]{1,60}\)|\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here)(?![A-Za-z])[^.:=\n]{0,60}?)?"
     r"(?:\s{1,8}(?:is|are|was|were|becomes?|equals?|(?:would|will|should|must|can|could)\s{1,4}(?:\w{1,12}\s{1,4})?be)(?![A-Za-z])"
-    r"|\s{0,8}[:=：])",
+    r"|\s{0,8}(?:[:=：]|是|为|為))",
     re.IGNORECASE,
 )
+_ARTICLES = {"the", "the final", "the correct", "final", "so the", "and the", "my", "my final", "thus the", "hence the", "therefore the"}
+"""What stands between two phrases that say nothing."""
 _HEADING_BEFORE = re.compile(r"[ \t]{0,8}(?:[#>*_-]{1,8}[ \t]{0,4}){0,2}(?:the[ \t]{1,4})?(?:final[ \t]{1,4})?\Z", re.IGNORECASE)
 _HEADING_AFTER = re.compile(r"[ \t*_#:：]{0,12}(?:\n|\Z)")
 _LONE_LETTER = re.compile(r"(?:(?i:option|choice)\s{1,4})?(?:\(([A-Ja-j])\)|([A-E]))[.:]?")
@@ -96,7 +98,7 @@ def _phrase(text: str) -> str | None:
             if not rest.strip("*_:$ \n"):
                 return None  # a box that is empty or not complete is no answer
         answer = read_answer(rest)
-        if answer is not None:
+        if answer is not None and answer.lower() not in _ARTICLES:
             return answer
     return None
 

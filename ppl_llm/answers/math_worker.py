@@ -36,9 +36,9 @@ def equal(first: str, second: str) -> bool:
 def describe(text: str) -> dict[str, Any] | str | None:
     """What tells answers apart at once: equal expressions have equal values wherever their variables are.
 
-    :returns: of an expression its ``value`` at one fixed point, real and imaginary part as decimal numbers, whether it is ``constant`` and
-        whether it is ``exact``, without a decimal number; ``"collection"`` for an interval or a tuple; ``None`` for anything else, and
-        where a per cent sign may or may not be a factor of 0.01.
+    :returns: of an expression its ``value`` at one fixed point, real and imaginary part as decimal numbers; whether it is ``constant``, its
+        variables being the imaginary unit at most; and whether it is ``exact``, without a decimal number. ``"collection"`` for an interval
+        or a tuple. ``None`` for anything else, and where a per cent sign may or may not be a factor of 0.01.
     """
     from sympy import Expr, Float, I, Interval, Rational, Tuple
 
@@ -47,12 +47,17 @@ def describe(text: str) -> dict[str, Any] | str | None:
         return "collection"
     if "%" in text or not isinstance(found, Expr):
         return None
-    # Rational points: digits that cancel are then computed to higher precision, and a value that is zero is no rounding error.
+    # At rational points digits that cancel are computed to higher precision. What has no certain digit then (precision 1) is zero.
     point = {each: I if each.name == "i" else Rational(300 + crc32(each.name.encode()) % 1009, 1013) for each in found.free_symbols}
     parts = found.subs(point).evalf(20).as_real_imag()
-    if not all(part.is_Float or part.is_Rational for part in parts):
+    if not all(part.is_Float or part.is_Integer for part in parts):
         return None
-    return {"value": [str(part) for part in parts], "constant": not found.free_symbols, "exact": not found.has(Float)}
+    constant = all(symbol.name == "i" for symbol in found.free_symbols)
+    return {
+        "value": ["0" if getattr(part, "_prec", 0) == 1 else str(part) for part in parts],
+        "constant": constant,
+        "exact": not found.has(Float),
+    }
 
 
 def limit(seconds: float) -> None:

@@ -31,8 +31,10 @@ _QUANTITY = re.compile(
 )
 _POWER_OF_TEN = re.compile(r"(?P<sign>[-+]?)10\s{0,3}\^\s{0,3}(?:\{\s{0,3}(?P<braced>[-+]?\d{1,9})\s{0,3}\}|(?P<bare>[-+]?\d{1,9}))")
 _DEGREE_SIGN = re.compile(r"\s{0,3}\^\s{0,3}(?:\\circ(?![A-Za-z])|\{\s{0,3}\\circ\s{0,3}\})\s{0,3}([CFcf](?![A-Za-z]))?")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"\s{{0,3}}({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _UNIT_WORDS = re.compile(r"[A-Za-z]{1,20}(?:\^\{?[23]\}?)?\.?(?:(?:\s{1,3}|\s{0,3}/\s{0,3})[A-Za-z]{1,20}(?:\^\{?[23]\}?)?\.?){0,5}")
-_TAIL_WORDS = re.compile(r"(?<=[\d})\s])(?<![\\A-Za-z])" + _UNIT_WORDS.pattern)
+_TAIL_WORDS = re.compile(r"(?<=[\d})]) ?" + _UNIT_WORDS.pattern)
 _UNIT_WORD = re.compile(r"([A-Za-z]+)(?:\^\{?([23])\}?)?|/")
 
 
@@ -57,11 +59,13 @@ class Quantity(NamedTuple):
         found = _QUANTITY.fullmatch(text)
         if found is None or not _well_grouped(found["number"]) or (found["sign"] and found["sign2"]):
             return None
-        unit = _unit(found["rest"])
+        scale = _SCALE.match(found["rest"])
+        unit = _unit(found["rest"][scale.end() :] if scale else found["rest"])
         if unit is None or (found["percent"] and unit):
             return None
         number = found["number"].replace(",", "")
-        value = _decimal(f"{found['sign']}{found['sign2']}{number}e{found['braced'] or found['bare'] or 0}")
+        exponent = int(found["braced"] or found["bare"] or 0) + (_SCALES[scale[1].lower()] if scale else 0)
+        value = _decimal(f"{found['sign']}{found['sign2']}{number}e{exponent}")
         if value is None:
             return None
         money = {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "USD": "dollar", "EUR": "euro", None: ""}[
@@ -85,7 +89,7 @@ def without_unit(text: str) -> str:
     tail = text[-80:]
     for words in _TAIL_WORDS.finditer(tail):
         unit = _unit(" " + words[0]) if words.end() == len(tail) else None
-        if unit and len(words[0]) > 2:
+        if unit and len(words[0].strip()) > 2:
             return text[: len(text) - len(tail) + words.start()].rstrip()
     return text
 

@@ -7,13 +7,15 @@ import re
 _NOTHING = re.compile(r"(?:[\s.:;?$~{}…_]|\\[ ,:;!]|\\(?:quad|qquad|ldots|dots|cdots|square|Box|text|mathrm)(?![A-Za-z]))*")
 """What an empty answer consists of."""
 _PLACEHOLDER = re.compile(r"(?:\\text\s?)?\{?\s?(?:(?:your|the|final)\s)?(?:final\s)?answer(?:\s(?:here|goes here))?\s?\}?", re.IGNORECASE)
-_PAIRS = (("**", "**"), ("__", "__"), ("`", "`"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+_PAIRS = (("**", "**"), ("__", "__"), ("`", "`"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"), ('"', '"'), ("“", "”"), ("'", "'"))
 _TRAILING = "*_` \t\r\n"
 _FENCE = re.compile(r"```[A-Za-z]{0,12}[ \t]{0,8}\n")
 _DISPLAY = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
 _COMMAND = re.compile(r"\\[A-Za-z]+\s?(?:\{[^{}]*\})?")
 _PROSE = re.compile(r"[A-Za-z]{2,}")
 _BETWEEN = re.compile(r"[*_]{0,3}\s{0,4}(=|,?\s{1,4}(?:and|or)\s{1,4}|,)\s{0,4}")
+_RULER = re.compile(r"[-=]{3,}(?=\s)")
+_ARITHMETIC = re.compile(r"[\d\s.,+\-*/×÷·()$^−–%=]+")
 _SCALE = re.compile(r"\s?(\\?%|percent|thousand|million|billion|trillion|hundred|dozen)(?![A-Za-z])")
 _SKIPPED = re.compile(
     r"(?:that|simply|therefore|thus|then|hence|clearly|indeed|just|now|exactly|approximately|about|roughly|again|also|equal to|given by"
@@ -21,28 +23,29 @@ _SKIPPED = re.compile(
     re.IGNORECASE,
 )
 _REFUSED = re.compile(
-    r"(?:not|what|in|unclear|unknown|correct|wrong|incorrect|right|no longer)(?![A-Za-z])(?!\s*[.!]?\s*\Z)", re.IGNORECASE
+    r"(?:not|what|in|given in|shown|found|displayed|unclear|unknown|correct|wrong|incorrect|right|no longer)(?![A-Za-z])(?!\s*[.!]?\s*\Z)",
+    re.IGNORECASE,
 )
 _CONNECTIVE = r"(?:because|since|as|which|where|for|due|given|based|so|with|that|it|not|and\s+not|hence|therefore|thus|wait|but)"
 _LETTER = re.compile(
     r"(?:\\(?:text|textbf|mathrm|mathbf)\s?\{)?"
     r"(?:\(([A-Ja-j])\)|([A-J])(?=[).:;!?}*]|,?\s{1,4}" + _CONNECTIVE + r"(?![A-Za-z])|\s{1,4}[(–—]|\s{0,8}\Z|[ \t]{0,8}\n))"
 )
-_SENTENCE_END = re.compile(r"(?<![ap]\.m)[.!?](?=[\s*_`)\"']|\Z)|\n")
+_SENTENCE_END = re.compile(r"(?<![ap]\.m)(?<![DMSJ]r)(?<!Mrs)(?<!Ms)(?<!St)(?<!Prof)[.!?](?=[\s*_`)\"']|\Z)|[。\n]")
 _CLAUSE = re.compile(
     r"\s{0,4}[,;(]?\s(?=(?:because|since)(?![A-Za-z]))|[,;]\s{0,4}(?=(?:so|which|where|wait|but|hence|therefore|thus|as|not)(?![A-Za-z]))",
     re.IGNORECASE,
 )
 _QUANTITY = re.compile(r"[-+−]?\s?[$€£]?\s?[-+−]?(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
 _AFTER_QUANTITY = re.compile(
-    r"\s{1,4}(?:(?:and|or)\s{1,4}(?![-+−$€£\d\\\s])|\((?=[A-Za-z]{3}|in\s|or\s|i\.e)(?!mod|sqrt|sin|cos|log|exp)|[–—]"
+    r"\s{1,4}(?:(?:and|or)\s{1,4}(?![-+−$€£\d\\\s])|\((?=[A-Za-z]{3}|in\s|or\s|i\.e)(?!mod|sqrt|sin|cos|log|exp)|[–—]\s{1,4}(?=[A-Za-z]{2})"
     r"|(?:so|which|where|wait|but|as|if|when|after|because|since|for|in)(?![A-Za-z])|of\s(?:the|an?|his|her|their|its|all)\s)",
     re.IGNORECASE,
 )
 
 
 def tidied(text: str) -> str | None:
-    """Without white space, a final full stop and what encloses all of it; ``None`` for what says nothing."""
+    """Without white space, a final full stop, what encloses all of it and a calculation before it; ``None`` for what says nothing."""
     text = text.strip().removesuffix(".").rstrip()
     while True:
         before = text
@@ -54,6 +57,9 @@ def tidied(text: str) -> str | None:
             text = text.strip("$").strip().removesuffix(".")
         if text == before:
             break
+    left, equals, right = text.rpartition("=")
+    if equals and right.strip(" $") and any(map(str.isdigit, left)) and _ARITHMETIC.fullmatch(left):  # 10 + 5 = 15
+        return tidied(right)
     if _NOTHING.fullmatch(text) or (len(text) < 40 and _PLACEHOLDER.fullmatch(text)):
         return None
     return text
@@ -85,6 +91,8 @@ def _skipped(rest: str) -> str:
         before = start
         while start < len(rest) and rest[start] in "*_: \t\r\n：=":
             start += 1
+        ruler = _RULER.match(rest, start)
+        start = ruler.end() if ruler else start
         if rest[start - 1 : start + 2] in ("\n- ", "\n• "):
             start += 2
         word = _SKIPPED.match(rest, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -32,3 +33,13 @@ def test_both_top_level_folders_are_one_package() -> None:
 
     assert ppl_llm.SMC is ppl_llm.inference.SMC
     assert ppl_llm.LLMStep.__module__ == "ppl_llm.distributions.llm_step"
+
+
+@pytest.mark.parametrize("name", ["answers", "programs", "remote", "reward", "reward.prm", "reward.prm.formats", "tasks"])
+def test_packages_export_on_first_use(name: str) -> None:
+    package = import_module(f"ppl_llm.{name}")
+    assert sorted(package._MODULES) == sorted(package.__all__) and set(package.__all__) <= set(dir(package))
+    for exported in package.__all__:
+        assert getattr(package, exported) is getattr(import_module(f"ppl_llm.{name}.{package._MODULES[exported]}"), exported)
+    with pytest.raises(AttributeError, match=f"module 'ppl_llm.{name}' has no attribute 'nothing'"):
+        _ = package.nothing
