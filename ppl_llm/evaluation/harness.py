@@ -61,7 +61,7 @@ class PPLHarnessLM(TemplateLM):
     :param int budget: completions per request.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
-    :param int max_steps: rounds at most.
+    :param int max_steps: steps at most.
     :param int max_tokens: longest step.
     :param float temperature: of the language model.
     :param str answer_line: put below a solution that has an answer, which stands for ``{answer}``, for tasks that look for one form only:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import Array, Interval, mean_over_problems, problem_means, proportion
-from .metrics import half_of
+from .metrics import half_of, out_of
 from .results import Results
 
 NUM_CLASSES = 3
@@ -25,6 +25,7 @@ class Choice:
     :ivar float tokens: mean tokens sampled per problem.
     :ivar Interval accuracy: estimated on problems of the class that the choice was not made on, see :func:`recommend`; nan for a class
         of one problem.
+    :ivar str missing: ``n of N problems`` that the accuracy is over, where some were given up.
     """
 
     agreement: tuple[float, float]
@@ -34,6 +35,7 @@ class Choice:
     budget: int
     tokens: float
     accuracy: Interval
+    missing: str = ""
 
 
 def agreement(results: Results) -> dict[str, float]:
@@ -86,7 +88,10 @@ def recommend(runs: dict[str, Results], tokens: float) -> list[Choice]:
     choices = []
     for between, problems in classes(share):
         name, method, budget, cost = _best(means, problems)
-        choices.append(Choice(between, len(problems), name, method, budget, cost, _cross_fitted(means, problems)))
+        rows = _cross_fitted(means, problems)
+        missing = out_of(((problem, 0) for problem, value in rows.items() if not math.isnan(value)), len(problems)) if rows else ""
+        accuracy = proportion(np.array(list(rows.values())))
+        choices.append(Choice(between, len(problems), name, method, budget, cost, accuracy, missing))
     return choices
 
 
@@ -105,13 +110,14 @@ def _best(means: dict[Option, dict[str, float]], problems: Sequence[str]) -> Opt
     return max(means, key=merit)
 
 
-def _cross_fitted(means: dict[Option, dict[str, float]], problems: Sequence[str]) -> Interval:
-    half = half_of(problems)
-    halves = [[problem for problem in problems if half[problem] == part] for part in (0, 1)]
+def _cross_fitted(means: dict[Option, dict[str, float]], problems: Sequence[str]) -> dict[str, float]:
+    """Of each problem, the accuracy of what the other half chooses; empty where a half is."""
+    part_of = half_of(problems)
+    halves = [[problem for problem in problems if part_of[problem] == part] for part in (0, 1)]
     if not all(halves):
-        return Interval(math.nan, math.nan, math.nan)
-    estimated = [_rows(means[_best(means, chosen_on)], own) for own, chosen_on in zip(halves, halves[::-1], strict=True)]
-    return proportion(np.concatenate(estimated))
+        return {}
+    options = [_best(means, half) for half in halves[::-1]]
+    return {problem: means[option].get(problem, math.nan) for option, half in zip(options, halves, strict=True) for problem in half}
 
 
 def _rows(means: dict[str, float], problems: Sequence[str]) -> Array:

@@ -20,6 +20,9 @@ class SelfCertainty:
     """A step's score is s = exp(c): c is the mean over its tokens of log p(token), so that s is the geometric mean of their probabilities,
     or of minus the entropy of the distribution that each token comes from.
 
+    This is not the self-certainty of Kang et al. (2025, arXiv:2502.18581), the divergence of that distribution from the uniform one: see
+    :func:`ppl_llm.evaluation.self_certainty.self_certainty`.
+
     Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
     language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.base.RewardModel`).
 

@@ -75,3 +75,10 @@ def test_a_better_option_is_found_and_stated() -> None:
 def test_a_class_of_one_problem_has_no_estimate() -> None:
     found = recommend({"run": Results([record("p", "importance", 4, 0, True, candidates=[sample("1", 1.0)])])}, tokens=100)
     assert found[0].method == "importance" and math.isnan(found[0].accuracy.value)
+
+
+def test_a_problem_that_the_option_gave_up_is_counted() -> None:
+    """The filter is better, and has no record of one of six problems; samples of one answer each make one class of agreement."""
+    rows = [record(f"p{i}", "importance", 4, 0, False, candidates=[sample("1", 1.0)]) for i in range(6)]
+    found = recommend({"run": Results([*rows, *(record(f"p{i}", "smc", 4, 0, True) for i in range(5))])}, tokens=100)
+    assert [choice.missing for choice in found] == ["", "", "1 of 2 problems"]

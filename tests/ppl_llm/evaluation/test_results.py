@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from ppl_llm.evaluation.intervals import proportion
 from ppl_llm.evaluation.results import Results
 from tests.helpers.runs import results
 
@@ -17,7 +18,8 @@ def test_accuracy_and_differences() -> None:
     assert found.table("smc", 4).tolist() == [[1.0, 0.0], [1.0, 1.0]]
     assert np.isnan(found.table("smc", 16)).all()
     accuracy = found.accuracy("smc", 4)
-    assert accuracy.value == 0.75 and accuracy.low < 0.75 < accuracy.high
+    assert accuracy.value == 0.75 and accuracy == proportion(found.table("smc", 4))
+    assert found.accuracy("smc", 8)[0] == 1.0 > found.accuracy("smc", 8).low and found.accuracy("importance", 4).high > 0.0
     assert found.accuracy("smc", 4, ["p"]).value == 0.5
     paired = found.difference(("smc", 8), ("importance", 4))
     # Two problems alike leave a share of 1 - sqrt(0.025) of all problems open, each of which may be at the other end, -1.

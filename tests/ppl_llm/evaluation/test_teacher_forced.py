@@ -47,7 +47,7 @@ def test_agrees_with_plain_forward_passes() -> None:
         expected, expected_greedy = plainly(*pair)
         assert log_prob == pytest.approx(expected, abs=2e-4) and greedy == expected_greedy
     assert found[0][1] and not found[1][1] and found[0][0] > -1 > found[1][0]
-    # The law of a step, which ends at an empty line, would call the first one impossible.
+    # The distribution of a step, which ends at an empty line, would call the first one impossible.
     context, step = LM.start("Begin with 19. First: increase it by 1. Second: subtract 9. What number do you get?"), torch.tensor(right)
     assert LM.step_log_prob(context, step, StepOptions(max_tokens=len(right))) == -torch.inf
 
