@@ -1,0 +1,292 @@
+"""The exact answer of a random program, in plain Python: loops over all latent values, and products of floats.
+
+Semantics, statement by statement. A latent site of probability p multiplies the mass by p, under ``poutine.scale(s)`` by p^s; a masked one
+by p (it is drawn from its prior and scores nothing, so it integrates to one). A factor g, or an observation of probability g, multiplies it
+by g^s; a masked one by 1. A conditioned site is an observation. A replayed site has its value and weighs nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.helpers.program_ast import (
+    ELEMENT,
+    FN_MASK,
+    NO_MASK,
+    PAD,
+    POUTINE_MASK,
+    SHARED,
+    AnyProgram,
+    Barrier,
+    Draw,
+    End,
+    GaussianProgram,
+    Note,
+    Program,
+    Score,
+    lookup,
+)
+
+Env = dict[str, Any]
+"""Variables; those of elements are tuples. ``done`` among them; ``site:`` and a site's name for its raw value."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A function of a path with values in [0, 1] (of a Gaussian: of any size).
+
+    :ivar tuple events: pairs of a variable and a value, all of which must hold; ``("parity", 1)``: the sum of all variables is odd.
+    """
+
+    events: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return " and ".join(f"{name} = {value}" for name, value in self.events)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    :ivar list evidence: of each population.
+    :ivar dict means: of each statistic, for each problem (one where there is no plate), for each element (one where it is not of elements).
+    """
+
+    evidence: list[float]
+    means: dict[Statistic, list[list[float]]]
+
+
+class Oracle:
+    """Exact answers of a discrete program.
+
+    :param float power: of the likelihood.
+    """
+
+    def __init__(self, program: Program, power: float = 1.0) -> None:
+        self.program, self.power = program, power
+        self.problems = max(program.problems, 1)
+        first = next((k for k, s in enumerate(program.statements) if getattr(s, "where", "") != SHARED), len(program.statements))
+        last = max((k + 1 for k, s in enumerate(program.statements) if getattr(s, "where", "") != SHARED), default=0)
+        self.before, self.inside, self.after = program.statements[:first], program.statements[first:last], program.statements[last:]
+        shared = self.walk((*self.before, *self.after), 0)
+        self.roots = [(mass, env, [self.walk(self.inside, i, env) for i in range(self.problems)]) for mass, env in shared]
+        self.sums = [[math.fsum(mass for mass, _ in paths) for paths in each] for _, _, each in self.roots]
+        self.totals = [mass * math.prod(sums) for (mass, _, _), sums in zip(self.roots, self.sums, strict=True)]
+
+    def walk(self, statements: tuple[Any, ...], problem: int, env: Env | None = None) -> list[tuple[float, Env]]:
+        """Every path of positive mass through statements."""
+        paths: list[tuple[float, Env]] = [(1.0, {"done": False, **(env or {})})]
+        for s in statements:
+            if isinstance(s, Barrier):
+                continue
+            paths = [grown for mass, each in paths for grown in self.step(s, problem, mass, each) if grown[0] > 0]
+        return paths
+
+    def step(self, s: Any, problem: int, mass: float, env: Env) -> Iterator[tuple[float, Env]]:
+        if isinstance(s, End):
+            yield mass, {**env, "done": env["done"] or env[s.variable] == 0}
+        elif isinstance(s, Note):
+            total = sum(env[s.parents[0]]) if s.over_elements else sum(env[name] for name in s.parents)
+            yield mass, {**env, s.variable: total}
+        elif isinstance(s, Score):
+            yield mass * math.prod(self.score(s, problem, j, env) for j in self.places(s)), env
+        elif s.where == ELEMENT:
+            for each in itertools.product(range(s.size), repeat=self.program.elements):
+                yield mass * math.prod(self.draw(s, problem, j, env, v) for j, v in enumerate(each)), {**env, s.variable: each}
+        else:
+            for v in range(s.size):
+                effective = 0 if env["done"] and s.mask in (FN_MASK, POUTINE_MASK) else v
+                yield mass * self.draw(s, problem, 0, env, v), {**env, s.variable: effective, f"site:{s.site}": v}
+
+    def places(self, s: Any) -> range:
+        return range(self.program.elements if s.where == ELEMENT else 1)
+
+    def entry(self, s: Any, problem: int, j: int, env: Env) -> Any:
+        lead = [problem] if self.program.problems and s.where != SHARED else []
+        values = [env[name][j] if isinstance(env[name], tuple) else env[name] for name in s.parents]
+        return lookup(s.table, *lead, *([j] if s.where == ELEMENT else []), *values)
+
+    def draw(self, s: Draw, problem: int, j: int, env: Env, value: int) -> float:
+        """What a latent site's value multiplies the mass by."""
+        if s.mask == PAD and env["done"]:
+            p = float(value == 0)
+        else:
+            weights = self.entry(s, problem, j, env)
+            p = weights[value] / sum(weights)
+        masked = env["done"] and s.mask in (FN_MASK, POUTINE_MASK)
+        if s.site in self.program.replay:
+            return float(value == self.program.replay[s.site])
+        if s.site in self.program.condition:
+            likelihood = 1.0 if masked else power(p, s.scale * self.power)
+            return likelihood if value == self.program.condition[s.site] else 0.0
+        return p if masked else power(p, s.scale)
+
+    def score(self, s: Score, problem: int, j: int, env: Env) -> float:
+        if env["done"] and s.mask != NO_MASK:
+            return 1.0
+        entry = self.entry(s, problem, j, env)
+        return power(entry[1] / sum(entry) if s.observed else entry, s.scale * self.power)
+
+    # answers ------------------------------------------------------------------------------------------------------------------------
+
+    def answer(self) -> Answer:
+        total = math.fsum(self.totals)
+        evidence = [math.fsum(paths) for paths in zip(*self.sums, strict=True)] if self.program.independent else [total]
+        means: dict[Statistic, list[list[float]]] = {}
+        for statistic in self.statistics():
+            places = self.program.elements if any(self.of_elements(name) for name, _ in statistic.events) else 1
+            means[statistic] = [[self.mean(statistic, i, j) / total for j in range(places)] for i in range(self.problems)]
+        return Answer(evidence, means)
+
+    def mean(self, statistic: Statistic, problem: int, j: int) -> float:
+        parts = []
+        for (_, _, each), sums, total in zip(self.roots, self.sums, self.totals, strict=True):
+            if total > 0:
+                inside = math.fsum(mass for mass, env in each[problem] if self.holds(statistic, env, j))
+                parts.append(total * inside / sums[problem])
+        return math.fsum(parts)
+
+    def of_elements(self, name: str) -> bool:
+        return any(s.variable == name and s.where == ELEMENT for s in self.program.draws)
+
+    def holds(self, statistic: Statistic, env: Env, j: int) -> bool:
+        for name, value in statistic.events:
+            found = env[name] if name != "parity" else sum(env[s.variable] for s in self.parity()) % 2
+            if (found[j] if isinstance(found, tuple) else found) != value:
+                return False
+        return True
+
+    def parity(self) -> list[Draw]:
+        """Variables of which the parity is taken."""
+        return [s for s in self.program.draws if s.where != ELEMENT and not s.hidden]
+
+    def statistics(self) -> list[Statistic]:
+        """Every variable's values but one; the first and last variable together; the parity of all."""
+        seen = [s for s in self.program.draws if not s.hidden]
+        single = [Statistic(((s.variable, v),)) for s in seen for v in range(1, s.size)]
+        notes = [s for s in self.program.statements if isinstance(s, Note) and s.site]
+        single += [Statistic(((s.variable, v),)) for s in notes for v in range(1, s.size)]
+        plain = self.parity()
+        if len(plain) > 1:
+            single.append(Statistic((("parity", 1),)))
+            single += [Statistic(((plain[0].variable, a), (plain[-1].variable, b))) for a in range(2) for b in range(2)]
+        return single
+
+    def posterior_draws(self, count: int, rng: random.Random) -> list[dict[str, list[Any]]]:
+        """Exact draws: for each, raw values of the latent sites, a value for each problem (for shared sites: one)."""
+        return [self.posterior_draw(rng) for _ in range(count)]
+
+    def posterior_draw(self, rng: random.Random) -> dict[str, list[Any]]:
+        _, shared, each = rng.choices(self.roots, self.totals)[0]
+        chosen = [rng.choices(paths, [mass for mass, _ in paths])[0][1] for paths in each]
+        found: dict[str, list[Any]] = {}
+        for s in self.program.draws:
+            key = s.variable if s.where == ELEMENT else f"site:{s.site}"
+            found[s.site] = [shared[key]] if s.where == SHARED else [env[key] for env in chosen]
+        return found
+
+
+def power(p: float, exponent: float) -> float:
+    return 1.0 if exponent == 0 else p**exponent if p > 0 else 0.0
+
+
+def oracle_of(program: AnyProgram, power: float = 1.0) -> Any:
+    return GaussianOracle(program, power) if isinstance(program, GaussianProgram) else Oracle(program, power)
+
+
+# Linear Gaussian chains ------------------------------------------------------------------------------------------------------------------
+
+
+class Joint:
+    """A joint normal distribution that grows by linear equations and is conditioned on observations."""
+
+    def __init__(self) -> None:
+        self.mean: list[float] = []
+        self.cov: list[list[float]] = []
+        self.log_evidence = 0.0
+
+    def grow(self, weights: dict[int, float], constant: float, variance: float) -> int:
+        """A new variable: a weighted sum of older ones, a constant, and noise."""
+        row = [sum(w * self.cov[k][m] for k, w in weights.items()) for m in range(len(self.mean))]
+        self.mean.append(constant + sum(w * self.mean[k] for k, w in weights.items()))
+        for old, value in zip(self.cov, row, strict=True):
+            old.append(value)
+        self.cov.append([*row, variance + sum(w * row[k] for k, w in weights.items())])
+        return len(self.mean) - 1
+
+    def observe(self, k: int, factor: float, noise: float, y: float, scale: float) -> None:
+        """``Normal(y; factor x_k, noise)^scale``."""
+        if scale == 0:
+            return
+        # The power of a normal density is a normal density of variance noise^2 / scale, times a constant.
+        self.log_evidence += 0.5 * (1 - scale) * math.log(2 * math.pi * noise**2) - 0.5 * math.log(scale)
+        variance = noise**2 / scale + factor**2 * self.cov[k][k]
+        error = y - factor * self.mean[k]
+        self.log_evidence += -0.5 * error**2 / variance - 0.5 * math.log(2 * math.pi * variance)
+        gain = [factor * row[k] / variance for row in self.cov]
+        self.mean = [m + g * error for m, g in zip(self.mean, gain, strict=True)]
+        self.cov = [[c - g * h * variance for c, h in zip(row, gain, strict=True)] for row, g in zip(self.cov, gain, strict=True)]
+
+    def draw(self, rng: random.Random) -> list[float]:
+        """By Cholesky's factor."""
+        n = len(self.mean)
+        lower = [[0.0] * n for _ in range(n)]
+        for a in range(n):
+            for b in range(a + 1):
+                rest = self.cov[a][b] - sum(lower[a][k] * lower[b][k] for k in range(b))
+                lower[a][b] = math.sqrt(max(rest, 0.0)) if a == b else rest / lower[b][b]
+        noise = [rng.gauss(0, 1) for _ in range(n)]
+        return [m + sum(w * e for w, e in zip(row, noise, strict=True)) for m, row in zip(self.mean, lower, strict=True)]
+
+
+class GaussianOracle:
+    """Exact answers of a Gaussian program; its statistics are indicators of ``variable > value``."""
+
+    def __init__(self, program: GaussianProgram, power: float = 1.0) -> None:
+        self.program = program
+        self.problems = max(program.problems, 1)
+        self.joints: list[Joint] = []
+        self.places: list[dict[str, int]] = []
+        joint = Joint()
+        shared = joint.grow({}, 0.0, 1.0) if program.theta and program.theta_shared else None
+        for i in range(self.problems):
+            if shared is None:
+                joint = Joint()
+            theta = shared if shared is not None else joint.grow({}, 0.0, 1.0) if program.theta else None
+            names = {} if theta is None else {"theta": theta}
+            before: int | None = None
+            for t, step in enumerate(program.steps):
+                weights = ({} if before is None else {before: step.a[i]}) | ({} if theta is None else {theta: step.b[i]})
+                before = joint.grow(weights, step.c[i], step.sd[i] ** 2)
+                joint.observe(before, step.h[i], step.noise[i], step.y[i], step.scale * power)
+                names[f"z_{t}"] = before
+            self.joints.append(joint)
+            self.places.append(names)
+
+    def answer(self) -> Answer:
+        joints = self.joints if self.program.independent or not self.program.problems else self.joints[-1:]
+        means = {s: [[self.mean(s, i)] for i in range(self.problems)] for s in self.statistics()}
+        return Answer([math.exp(joint.log_evidence) for joint in joints], means)
+
+    def statistics(self) -> list[Statistic]:
+        return [Statistic(((name, value),)) for name in self.places[0] for value in (-0.5, 0.5)]
+
+    def mean(self, statistic: Statistic, problem: int) -> float:
+        ((name, value),) = statistic.events
+        k, joint = self.places[problem][name], self.joints[problem]
+        return 0.5 * math.erfc((value - joint.mean[k]) / math.sqrt(2 * joint.cov[k][k]))
+
+    def posterior_draws(self, count: int, rng: random.Random) -> list[dict[str, list[float]]]:
+        return [self.posterior_draw(rng) for _ in range(count)]
+
+    def posterior_draw(self, rng: random.Random) -> dict[str, list[float]]:
+        together = self.program.problems and not self.program.independent
+        drawn = [self.joints[-1].draw(rng)] * self.problems if together else [joint.draw(rng) for joint in self.joints]
+        found = {name: [values[places[name]] for values, places in zip(drawn, self.places, strict=True)] for name in self.places[0]}
+        if self.program.theta and self.program.theta_shared:
+            found["theta"] = found["theta"][:1]
+        return found
