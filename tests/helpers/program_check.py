@@ -1,0 +1,326 @@
+"""Runs a cell on a program and compares it with the oracle."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_llm.inference import SMCFailed, Trajectory, replicate
+from tests.helpers.program_ast import (
+    FN_MASK,
+    POUTINE_MASK,
+    SHARED,
+    AnyProgram,
+    Draw,
+    End,
+    GaussianProgram,
+    Note,
+    Program,
+)
+from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, Cell, expected, may_kill
+from tests.helpers.program_code import build
+from tests.helpers.program_oracle import Answer, Statistic, oracle_of
+
+FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
+RARE = 0.02
+"""Probabilities nearer to 0 or 1 are not tested by normal approximations (but those of 0 and 1 are, exactly)."""
+
+FLAT = 1e-9
+
+
+@dataclass
+class Failure:
+    """A cell that is wrong."""
+
+    cell: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.cell}: {self.what}"
+
+
+@dataclass
+class Report:
+    """What became of a program's cells.
+
+    :ivar int checked: cells with a result or a refusal that was compared.
+    :ivar list passed_over: cells that were not run, for want of power or since a fault of today is known.
+    """
+
+    failures: list[Failure] = field(default_factory=list)
+    checked: int = 0
+    tests: int = 0
+    passed_over: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Checker:
+    """A program with its exact answers.
+
+    :param str seed: of the random numbers of all cells.
+    :param float effort: multiplies the replicas.
+    """
+
+    def __init__(self, program: AnyProgram, seed: str, features: frozenset[str], effort: float = 1.0) -> None:
+        self.program, self.seed, self.features, self.effort = program, seed, features, effort
+        self.model, self.proposals = build(program)
+        self.oracle = oracle_of(program)
+        self.answer: Answer = self.oracle.answer()
+        self.kills = may_kill(program)
+        self.spread = max(self.moment(2.0) / z**2 for z in self.joint_evidence(self.answer))
+        self.tests = 0
+
+    def moment(self, power: float) -> float:
+        return max(self.joint_evidence(oracle_of(self.program, power).answer()))
+
+    @staticmethod
+    def joint_evidence(answer: Answer) -> list[float]:
+        return [max(z, 1e-300) for z in answer.evidence]
+
+    def run(self, names: list[str] | None = None, cells: Mapping[str, Cell] = CELLS) -> Report:
+        report = Report()
+        for name in names if names is not None else cells:
+            start = time.perf_counter()
+            before = self.tests
+            failure = self.check(name, cells[name])
+            report.seconds[name] = time.perf_counter() - start
+            if failure is None:
+                report.passed_over.append(name)
+            else:
+                report.checked += 1
+                report.tests += self.tests - before
+                report.failures += [Failure(name, failure)] if failure else []
+        return report
+
+    def check(self, name: str, cell: Cell) -> str | None:
+        """What is wrong; nothing is ``""``, and ``None`` a cell that is not run."""
+        wanted = expected(self.program, name, cell, self.features)
+        if wanted is None or (wanted.exact and not self.sees(cell)):
+            return None
+        self.set_seed(name, 0)
+        try:
+            scores = self.scores(cell, 1)
+        except Exception as error:  # a random program may break anything
+            return self.judge(error, wanted.words)
+        if not wanted.exact:
+            return f"was not refused: an error with one of {wanted.words} was expected"
+        if isinstance(scores, str):
+            return scores
+        if not worst(scores) > FIRST:
+            return ""
+        self.set_seed(name, 1)
+        again = self.scores(cell, AGAIN)
+        assert not isinstance(again, str)
+        wrong = {test: z for test, z in again.items() if not abs(z) < CONFIRMED and not abs(scores[test]) < FIRST}
+        return "; ".join(f"{test}: z = {z:.1f}" for test, z in sorted(wrong.items(), key=lambda item: -abs(item[1]))[:3])
+
+    def set_seed(self, name: str, attempt: int) -> None:
+        pyro.set_rng_seed(zlib.crc32(f"{self.seed}/{name}/{attempt}".encode()))
+
+    @staticmethod
+    def judge(error: Exception, words: tuple[str, ...]) -> str:
+        """An expected refusal is a ValueError (of the package or of Pyro) that names what it refuses."""
+        if isinstance(error, ValueError | RuntimeError) and not isinstance(error, SMCFailed) and any(word in str(error) for word in words):
+            return ""
+        wanted = f"; a refusal must have one of {words}" if words else ""
+        return f"{type(error).__name__}: {str(error)[:300]}{wanted}"
+
+    def sees(self, cell: Cell) -> bool:
+        """Whether Monte Carlo of this size can judge the cell."""
+        if cell.kind in (EXACT, SEARCH):
+            return not (cell.kind == SEARCH and self.kills)
+        if cell.kind == CHAIN:
+            return True
+        if self.kills and "populations that may die" not in self.features:
+            alive = min(oracle_of(self.program, 1e-9).answer().evidence)
+            if cell.replicas * len(self.answer.evidence) * (1 - min(alive, 1.0)) ** cell.particles > 1e-9:
+                return False
+        return cell.replicas * self.effort * cell.particles / self.spread > 100
+
+    # cells --------------------------------------------------------------------------------------------------------------------------
+
+    def scores(self, cell: Cell, times: int) -> dict[str, float] | str:
+        """z-scores by name of the test, or what is wrong with the form of the result."""
+        replicas = max(int(cell.replicas * self.effort * times), 60)
+        if cell.kind == SEARCH:
+            return self.search(cell)
+        if cell.kind == EXACT:
+            return self.enumerated(cell)
+        built = cell.build(replicate(self.model, replicas, self.program.nesting), self.program.nesting + 1, self.proposals)
+        with torch.no_grad():
+            return self.chain(cell, built, replicas) if cell.kind == CHAIN else self.weighted(cell, built, replicas)
+
+    def weighted(self, cell: Cell, built: Any, replicas: int) -> dict[str, float] | str:
+        posterior = cell.run(built)
+        wrong = self.form(posterior, replicas) or self.agrees_with_its_sites(posterior)
+        if wrong:
+            return wrong
+        evidence = torch.tensor(self.answer.evidence, dtype=torch.float64)
+        ratio = posterior.log_evidence.exp() / (evidence if self.program.independent else evidence[0])  # [R(, P)]
+        if ratio.isnan().any():
+            return "the evidence is nan"
+        scores = self.z_scores("evidence", ratio, torch.ones_like(ratio[:1]), cell.bias)
+        spread = self.spread_plates(ratio[None])[0]
+        for statistic, mean, exact in self.means(posterior):
+            scores |= self.mean_scores(str(statistic), spread * mean.nan_to_num(nan=0.0), spread * exact, exact, cell.bias)
+        return scores
+
+    def chain(self, cell: Cell, kernel: Any, replicas: int) -> dict[str, float] | str:
+        state = self.exact_state(kernel, replicas)
+        for _ in range(cell.iterations):
+            posterior, state = kernel.step(state)
+        wrong = self.form(posterior, replicas)
+        if wrong:
+            return wrong
+        scores: dict[str, float] = {}
+        for statistic, mean, exact in self.means(posterior):
+            scores |= self.mean_scores(str(statistic), mean, exact, exact, cell.bias)
+        return scores
+
+    def enumerated(self, cell: Cell) -> dict[str, float] | str:
+        posterior = cell.build(self.model, 0, None).run()
+        found, exact = float(posterior.log_evidence.exp()), self.answer.evidence[0]
+        if not abs(found / exact - 1) < 1e-4:
+            return f"evidence {found:.6g}, exactly {exact:.6g}"
+        for statistic, mean, exact_mean in self.means(posterior):
+            self.tests += 1
+            if not abs(float(mean) - float(exact_mean)) < 1e-4:
+                return f"P({statistic}) = {float(mean):.6g}, exactly {float(exact_mean):.6g}"
+        return {}
+
+    def search(self, cell: Cell) -> dict[str, float] | str:
+        """Searches have no target: their weights are normalised, and they refuse to give an evidence."""
+        posterior = cell.build(self.model, self.program.nesting, None).run()
+        self.tests += 1
+        if not torch.allclose(posterior.weights.sum(0), torch.ones((), dtype=torch.float64)):
+            return "the weights do not add up to one"
+        try:
+            _ = posterior.log_evidence
+        except ValueError:
+            return {}
+        return "gives an evidence"
+
+    # exact starts -------------------------------------------------------------------------------------------------------------------
+
+    def exact_state(self, kernel: Any, replicas: int) -> Trajectory:
+        """Draws from the target of each of the kernel's states: ``[(K,) R, *plates]``."""
+        rng = random.Random(zlib.crc32(f"{self.seed}/draws/{replicas}".encode()))
+        if hasattr(kernel, "betas"):
+            parts = [oracle_of(self.program, beta).posterior_draws(replicas, rng) for beta in kernel.betas]
+        else:
+            parts = [self.oracle.posterior_draws(replicas, rng) for _ in range(getattr(kernel, "num_references", 1))]
+        stacked = {site: torch.stack([self.tensor(site, draws) for draws in parts]) for site in parts[0][0]}
+        several = hasattr(kernel, "betas") or getattr(kernel, "num_references", 1) > 1
+        return Trajectory({site: value if several else value[0] for site, value in stacked.items()})
+
+    def tensor(self, site: str, draws: list[dict[str, list[Any]]]) -> Tensor:
+        """``[R, *plates]``, a plate of size 1 where the site is outside of it."""
+        value = torch.tensor([draw[site] for draw in draws])
+        if isinstance(self.program, GaussianProgram):
+            return value if self.program.problems else value[:, 0]
+        if not self.program.problems:
+            value = value[:, 0]
+        return value[..., None] if self.program.elements and value.dim() < 1 + self.program.nesting else value
+
+    # statistics ---------------------------------------------------------------------------------------------------------------------
+
+    def form(self, posterior: Any, replicas: int) -> str:
+        plates = [self.program.problems] if self.program.independent else []
+        shape = (posterior.num_particles, replicas, *plates)
+        return "" if posterior.weights.shape == shape else f"weights of shape {tuple(posterior.weights.shape)}, not {shape}"
+
+    def agrees_with_its_sites(self, posterior: Any) -> str:
+        """What the model returned for a particle is what its sites say."""
+        if isinstance(self.program, GaussianProgram) or not isinstance(posterior.value, dict):
+            return ""
+        for s in self.program.draws:
+            if not s.hidden and s.mask not in (FN_MASK, POUTINE_MASK) and bool((posterior.value[s.variable] != posterior.sites[s.site]).any()):
+                return f"the returned {s.variable} differs from site {s.site!r}"
+        return ""
+
+    def spread_plates(self, tensor: Tensor) -> Tensor:
+        """``[N, R(, P)]`` with every level of plates."""
+        if self.program.problems and not self.program.independent:
+            tensor = tensor[..., None]
+        return tensor[..., None] if isinstance(self.program, Program) and self.program.elements else tensor
+
+    def means(self, posterior: Any) -> list[tuple[Statistic, Tensor, Tensor]]:
+        """Each statistic with its weighted means ``[R, *plates]`` and the exact ones."""
+        weights = self.spread_plates(posterior.weights)
+        values = self.values(posterior.sites)
+        found = []
+        for statistic, exact in self.answer.means.items():
+            if any(name not in values for name, _ in statistic.events):
+                continue
+            compare: Callable[[Tensor, float], Tensor] = torch.gt if isinstance(self.program, GaussianProgram) else torch.eq
+            holds = math.prod(compare(values[name], value).double() for name, value in statistic.events)
+            assert isinstance(holds, Tensor)
+            mean = (weights * holds).sum(0)
+            wanted = torch.tensor(exact, dtype=torch.float64)  # [P, E]
+            wanted = wanted if self.program.problems else wanted[0]
+            wanted = wanted if isinstance(self.program, Program) and self.program.elements else wanted[..., 0]
+            found.append((statistic, mean, wanted))
+        return found
+
+    def values(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Variables of the program: sites, with 0 for those masked out."""
+        if isinstance(self.program, GaussianProgram):
+            return dict(sites)
+        found: dict[str, Tensor] = {}
+        done = torch.zeros((), dtype=torch.bool)
+        parity: list[Tensor] = []
+        for s in self.program.statements:
+            if isinstance(s, Draw) and not s.hidden:
+                fixed = {**self.program.condition, **self.program.replay}
+                value = torch.tensor(fixed[s.site]) if s.site in fixed else sites[s.site]
+                found[s.variable] = torch.where(done, 0, value) if s.mask in (FN_MASK, POUTINE_MASK) else value
+                if s in self.oracle.parity():
+                    parity.append(found[s.variable])
+            elif isinstance(s, End):
+                done = done | (found[s.variable] == 0)
+            elif isinstance(s, Note) and s.site in sites:
+                found[s.variable] = sites[s.site]
+        if parity:
+            found["parity"] = sum(parity, torch.zeros(())) % 2
+        return found
+
+    # tests --------------------------------------------------------------------------------------------------------------------------
+
+    def mean_scores(self, name: str, values: Tensor, centre: Tensor, exact: Tensor, bias: float) -> dict[str, float]:
+        """z-scores of ``values [R, *plates]`` around ``centre``, for the probabilities that are neither 0, 1 nor rare."""
+        values, exact = torch.broadcast_tensors(values, exact)
+        differences = values - centre
+        tested = (exact > RARE) & (exact < 1 - RARE)
+        certain = (exact < FLAT) | (exact > 1 - FLAT)
+        scores: dict[str, float] = {}
+        if bool(tested.any()):
+            scores |= self.z_scores(name, torch.where(tested, differences, 0.0), torch.zeros_like(differences[:1]), bias)
+        if bool(certain.any()):
+            self.tests += 1
+            off = torch.where(certain, differences, 0.0).abs().max()
+            scores[f"{name}, certain"] = 0.0 if float(off) < 1e-4 else math.inf
+        return scores
+
+    def z_scores(self, name: str, values: Tensor, exact: Tensor, bias: float) -> dict[str, float]:
+        """Of the means over the replicas ``[R, ...]``; a quantity that never varies must be exact."""
+        error, deviation = values.mean(0) - exact[0], values.std(0) / math.sqrt(len(values))
+        size = (error.abs() - bias).clamp(min=0.0) * error.sign()
+        z = torch.where(deviation > FLAT, size / deviation.clamp(min=1e-300), torch.where(size.abs() < 1e-4, 0.0, math.inf)).flatten()
+        self.tests += len(z)
+        return {f"{name} [{k}]": score for k, score in enumerate(z.tolist())}
+
+
+def worst(scores: Mapping[str, float]) -> float:
+    return max((math.inf if math.isnan(z) else abs(z) for z in scores.values()), default=0.0)
+
+
+__all__ = ["SHARED", "Checker", "Failure", "Report"]
