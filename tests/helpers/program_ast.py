@@ -157,6 +157,7 @@ class GaussianProgram:
 
     :ivar bool theta: whether there is a parameter, called ``theta``.
     :ivar bool theta_shared: whether it is drawn before the plate.
+    :ivar bool theta_positive: whether the site is the exponential of what the steps use.
     :ivar int every: barriers after every, or every second, step.
     :ivar dict proposals: ``{site: (mean, sd)}``.
     """
@@ -164,6 +165,7 @@ class GaussianProgram:
     steps: tuple[GaussianStep, ...]
     theta: bool = False
     theta_shared: bool = False
+    theta_positive: bool = False
     problems: int = 0
     every: int = 1
     proposals: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from ppl_llm.inference import (
     TemperedSMC,
 )
 from tests.helpers.algorithms import ALGORITHMS, SEARCHES
-from tests.helpers.program_ast import FN_MASK, NO_MASK, POUTINE_MASK, AnyProgram, GaussianProgram, Note, Program, Score
+from tests.helpers.program_ast import FN_MASK, POUTINE_MASK, AnyProgram, GaussianProgram, Program, Score
 
 WEIGHTED, CHAIN, EXACT, SEARCH = "weighted", "chain", "exact", "search"
 
@@ -219,5 +219,3 @@ def may_kill(program: AnyProgram) -> bool:
 def holds_zero(table: Any) -> bool:
     return any(map(holds_zero, table)) if isinstance(table, tuple) else table == 0
 
-
-__all__ = ["AGREES", "CELLS", "CHAIN", "EXACT", "NO_MASK", "SEARCH", "WEIGHTED", "Cell", "Expected", "Note", "expected", "may_kill"]

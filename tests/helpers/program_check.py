@@ -18,7 +18,6 @@ from ppl_llm.inference import SMCFailed, Trajectory, replicate
 from tests.helpers.program_ast import (
     FN_MASK,
     POUTINE_MASK,
-    SHARED,
     AnyProgram,
     Draw,
     End,
@@ -26,7 +25,7 @@ from tests.helpers.program_ast import (
     Note,
     Program,
 )
-from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, Cell, expected, may_kill
+from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, expected, may_kill
 from tests.helpers.program_code import build
 from tests.helpers.program_oracle import Answer, Statistic, oracle_of
 
@@ -104,7 +103,7 @@ class Checker:
     def check(self, name: str, cell: Cell) -> str | None:
         """What is wrong; nothing is ``""``, and ``None`` a cell that is not run."""
         wanted = expected(self.program, name, cell, self.features)
-        if wanted is None or (wanted.exact and not self.sees(cell)):
+        if wanted is None or not self.survives(cell) or (wanted.exact and not self.sees(cell)):
             return None
         self.set_seed(name, 0)
         try:
@@ -134,17 +133,18 @@ class Checker:
         wanted = f"; a refusal must have one of {words}" if words else ""
         return f"{type(error).__name__}: {str(error)[:300]}{wanted}"
 
-    def sees(self, cell: Cell) -> bool:
-        """Whether Monte Carlo of this size can judge the cell."""
-        if cell.kind in (EXACT, SEARCH):
-            return not (cell.kind == SEARCH and self.kills)
-        if cell.kind == CHAIN:
+    def survives(self, cell: Cell) -> bool:
+        """Whether no population of the cell dies, or such are allowed."""
+        if not self.kills or cell.kind in (CHAIN, EXACT) or "populations that may die" in self.features:
             return True
-        if self.kills and "populations that may die" not in self.features:
-            alive = min(oracle_of(self.program, 1e-9).answer().evidence)
-            if cell.replicas * len(self.answer.evidence) * (1 - min(alive, 1.0)) ** cell.particles > 1e-9:
-                return False
-        return cell.replicas * self.effort * cell.particles / self.spread > 100
+        if cell.kind == SEARCH:
+            return False
+        alive = min(oracle_of(self.program, 1e-9).answer().evidence)  # the prior probability of a weight above zero
+        return cell.replicas * len(self.answer.evidence) * (1 - min(alive, 1.0)) ** cell.particles < 1e-9
+
+    def sees(self, cell: Cell) -> bool:
+        """Whether Monte Carlo of this size can judge the cell: importance sampling would know the evidence to 10 %."""
+        return cell.kind != WEIGHTED or cell.replicas * self.effort * cell.particles / self.spread > 100
 
     # cells --------------------------------------------------------------------------------------------------------------------------
 
@@ -321,6 +321,3 @@ class Checker:
 
 def worst(scores: Mapping[str, float]) -> float:
     return max((math.inf if math.isnan(z) else abs(z) for z in scores.values()), default=0.0)
-
-
-__all__ = ["SHARED", "Checker", "Failure", "Report"]

@@ -51,6 +51,19 @@ class State:
         return State(*map(moved, (self.done, *self.variables)))
 '''
 
+FULL_STATE = '''
+    @property
+    def batch_shape(self):
+        return torch.broadcast_shapes(self.done.shape, *(value.shape for value in self.variables))
+
+    def select_plate(self, dim, index):
+        def selected(value):
+            return value.expand(self.batch_shape).select(dim, index)
+
+        return State(*map(selected, (self.done, *self.variables)))
+'''
+"""What posteriors of islands ask of a state object beside ``reorder`` and ``done``."""
+
 
 class Lines:
     """Lines of code, indented."""
@@ -97,7 +110,9 @@ def build(program: AnyProgram) -> tuple[Callable[[], Any], dict[str, Any] | None
 
 def discrete_code(program: Program) -> str:
     lines = Lines()
-    lines.text.append(HEADER + (STATE if any(isinstance(s, Barrier) and s.form == OBJECT for s in program.statements) else ""))
+    has_object = any(isinstance(s, Barrier) and s.form == OBJECT for s in program.statements)
+    full = "" if "state object without batch_shape" in program.features else FULL_STATE
+    lines.text.append(HEADER + (STATE + full + "\n" if has_object else ""))
     for s in program.statements:
         if isinstance(s, Draw | Score):
             lines.add(f"{constant(s.site)}{suffix(s, program)} = torch.tensor({literal(s.table)})")
@@ -247,7 +262,8 @@ def gaussian_code(program: GaussianProgram) -> str:
     lines.add("def model():")
     lines.depth += 1
     lines.add("z = torch.zeros(())")
-    theta = 'theta = pyro.sample("theta", dist.Normal(torch.tensor(0.0), 1.0))'
+    prior, log = ("LogNormal", ".log()") if program.theta_positive else ("Normal", "")
+    theta = f'theta = pyro.sample("theta", dist.{prior}(torch.tensor(0.0), 1.0)){log}'
     if program.theta and program.theta_shared:
         lines.add(theta)
     with lines.block(*([f'pyro.plate("problems", {program.problems}, dim=-1)'] if program.problems else [])):

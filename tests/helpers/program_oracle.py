@@ -273,10 +273,13 @@ class GaussianOracle:
         return Answer([math.exp(joint.log_evidence) for joint in joints], means)
 
     def statistics(self) -> list[Statistic]:
-        return [Statistic(((name, value),)) for name in self.places[0] for value in (-0.5, 0.5)]
+        positive = {"theta"} if self.program.theta_positive else set()
+        return [Statistic(((name, value),)) for name in self.places[0] for value in ((0.6, 1.6) if name in positive else (-0.5, 0.5))]
 
     def mean(self, statistic: Statistic, problem: int) -> float:
         ((name, value),) = statistic.events
+        if name == "theta" and self.program.theta_positive:
+            value = math.log(value)
         k, joint = self.places[problem][name], self.joints[problem]
         return 0.5 * math.erfc((value - joint.mean[k]) / math.sqrt(2 * joint.cov[k][k]))
 
@@ -289,4 +292,6 @@ class GaussianOracle:
         found = {name: [values[places[name]] for values, places in zip(drawn, self.places, strict=True)] for name in self.places[0]}
         if self.program.theta and self.program.theta_shared:
             found["theta"] = found["theta"][:1]
+        if self.program.theta_positive:
+            found["theta"] = [math.exp(value) for value in found["theta"]]
         return found
