@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -27,7 +28,7 @@ from tests.helpers.program_ast import (
 )
 from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, expected, may_kill
 from tests.helpers.program_code import build
-from tests.helpers.program_oracle import Answer, Statistic, oracle_of
+from tests.helpers.program_oracle import Answer, Statistic, expected_power, oracle_of
 
 FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
 RARE = 0.02
@@ -75,23 +76,31 @@ class Checker:
         self.oracle = oracle_of(program)
         self.answer: Answer = self.oracle.answer()
         self.kills = may_kill(program)
-        self.spread = max(self.moment(2.0) / z**2 for z in self.joint_evidence(self.answer))
         self.tests = 0
+        self.attempt = 0
+        self.draws: dict[tuple[int, float, int], dict[str, Tensor]] = {}
 
-    def moment(self, power: float) -> float:
-        return max(self.joint_evidence(oracle_of(self.program, power).answer()))
+    @cached_property
+    def spread(self) -> dict[bool, float]:
+        """Largest ``E[w^2] / E[w]^2``, without and with proposals."""
+        return {proposed: self.uneven(proposed) for proposed in (False, True)}
 
-    @staticmethod
-    def joint_evidence(answer: Answer) -> list[float]:
-        return [max(z, 1e-300) for z in answer.evidence]
+    def uneven(self, proposed: bool) -> float:
+        squares = expected_power(self.program, 2.0, proposed)
+        return max(square / z**2 if z > 1e-150 else math.inf for square, z in zip(squares, self.answer.evidence, strict=True))
+
+    @cached_property
+    def alive(self) -> dict[bool, float]:
+        """Smallest probability of a weight above zero, without and with proposals."""
+        return {proposed: min(1.0, *expected_power(self.program, 1e-9, proposed)) for proposed in (False, True)}
 
     def run(self, names: list[str] | None = None, cells: Mapping[str, Cell] = CELLS) -> Report:
         report = Report()
         for name in names if names is not None else cells:
-            start = time.perf_counter()
+            start = time.process_time()
             before = self.tests
             failure = self.check(name, cells[name])
-            report.seconds[name] = time.perf_counter() - start
+            report.seconds[name] = time.process_time() - start
             if failure is None:
                 report.passed_over.append(name)
             else:
@@ -123,6 +132,7 @@ class Checker:
         return "; ".join(f"{test}: z = {z:.1f}" for test, z in sorted(wrong.items(), key=lambda item: -abs(item[1]))[:3])
 
     def set_seed(self, name: str, attempt: int) -> None:
+        self.attempt = attempt
         pyro.set_rng_seed(zlib.crc32(f"{self.seed}/{name}/{attempt}".encode()))
 
     @staticmethod
@@ -139,12 +149,11 @@ class Checker:
             return True
         if cell.kind == SEARCH:
             return False
-        alive = min(oracle_of(self.program, 1e-9).answer().evidence)  # the prior probability of a weight above zero
-        return cell.replicas * len(self.answer.evidence) * (1 - min(alive, 1.0)) ** cell.particles < 1e-9
+        return cell.replicas * len(self.answer.evidence) * (1 - self.alive[cell.proposes]) ** cell.particles < 1e-9
 
     def sees(self, cell: Cell) -> bool:
         """Whether Monte Carlo of this size can judge the cell: importance sampling would know the evidence to 10 %."""
-        return cell.kind != WEIGHTED or cell.replicas * self.effort * cell.particles / self.spread > 100
+        return cell.kind != WEIGHTED or cell.replicas * self.effort * cell.particles / self.spread[cell.proposes] > 100
 
     # cells --------------------------------------------------------------------------------------------------------------------------
 
@@ -213,14 +222,22 @@ class Checker:
 
     def exact_state(self, kernel: Any, replicas: int) -> Trajectory:
         """Draws from the target of each of the kernel's states: ``[(K,) R, *plates]``."""
-        rng = random.Random(zlib.crc32(f"{self.seed}/draws/{replicas}".encode()))
-        if hasattr(kernel, "betas"):
-            parts = [oracle_of(self.program, beta).posterior_draws(replicas, rng) for beta in kernel.betas]
-        else:
-            parts = [self.oracle.posterior_draws(replicas, rng) for _ in range(getattr(kernel, "num_references", 1))]
-        stacked = {site: torch.stack([self.tensor(site, draws) for draws in parts]) for site in parts[0][0]}
-        several = hasattr(kernel, "betas") or getattr(kernel, "num_references", 1) > 1
-        return Trajectory({site: value if several else value[0] for site, value in stacked.items()})
+        tempered = hasattr(kernel, "betas")
+        powers = kernel.betas if tempered else [1.0] * getattr(kernel, "num_references", 1)
+        parts = [self.exact_draws(power, 0 if tempered else k, replicas) for k, power in enumerate(powers)]
+        if len(powers) == 1:
+            return Trajectory(parts[0])
+        return Trajectory({site: torch.stack([part[site] for part in parts]) for site in parts[0]})
+
+    def exact_draws(self, power: float, part: int, count: int) -> dict[str, Tensor]:
+        """Draws from the posterior with a power of the likelihood; the same for all cells, others for a second attempt."""
+        key = (self.attempt, power, part)
+        if key not in self.draws or len(next(iter(self.draws[key].values()))) < count:
+            rng = random.Random(zlib.crc32(f"{self.seed}/draws/{key}/{count}".encode()))
+            oracle = self.oracle if power == 1.0 else oracle_of(self.program, power)
+            drawn = oracle.posterior_draws(count, rng)
+            self.draws[key] = {site: self.tensor(site, drawn) for site in drawn[0]}
+        return {site: value[:count] for site, value in self.draws[key].items()}
 
     def tensor(self, site: str, draws: list[dict[str, list[Any]]]) -> Tensor:
         """``[R, *plates]``, a plate of size 1 where the site is outside of it."""

@@ -14,7 +14,7 @@ from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
 from tests.helpers import mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
-from tests.helpers.program_cells import CHAIN, Cell
+from tests.helpers.program_cells import CHAIN, MANY, Cell
 
 NOT_OF_LAWS = {
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
@@ -67,7 +67,7 @@ def conditional(wrong: Any, uniforms: Callable[[int], int], particles: int) -> C
         Cell(
             lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),  # type: ignore[arg-type]
             CHAIN,
-            4000,
+            MANY,
             particles,
         )
     )
@@ -86,12 +86,12 @@ def reference(name: str, wrong: Any, ancestors: bool, resampler: str = "multinom
         with patch.object(sys.modules[ParticleGibbs.__module__], name, wrong):
             yield
 
-    return Case(Cell(build, CHAIN, 4000, particles, ancestors=ancestors), patched)
+    return Case(Cell(build, CHAIN, MANY, particles, ancestors=ancestors), patched)
 
 
-def kernel(wrong: Any, *args: Any, replicas: int = 4000, parameter: str = "", **options: Any) -> Case:
+def kernel(wrong: Any, *args: Any, replicas: int = 1000, parameter: str = "", **options: Any) -> Case:
     return Case(
-        Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter, iterations=3)
+        Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter)
     )
 
 
@@ -133,7 +133,7 @@ def cases() -> dict[str, Case]:
 
     one = RESAMPLERS["systematic"].num_uniforms
     each = RESAMPLERS["multinomial"].num_uniforms
-    found["systematic, one slot overwritten"] = conditional(wrong["systematic, one slot overwritten"], one, 2)
+    found["systematic, one slot overwritten"] = conditional(wrong["systematic, one slot overwritten"], one, 3)
     found["sorted multinomial"] = conditional(wrong["sorted multinomial"], each, 3)
     found["residual, first slot overwritten"] = conditional(wrong["residual, first slot overwritten"], lambda n: n + 1, 3)
     found["N - 1 systematic plus pinning"] = conditional(wrong["N - 1 systematic plus pinning"], one, 3)

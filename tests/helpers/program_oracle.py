@@ -64,10 +64,14 @@ class Oracle:
     """Exact answers of a discrete program.
 
     :param float power: of the likelihood.
+    :param float moment: instead, the expectation of importance weights to this power: 2 tells how uneven they are, and a power near 0
+        the probability of a weight above zero.
+    :param bool proposed: whether those weights are of proposals.
     """
 
-    def __init__(self, program: Program, power: float = 1.0) -> None:
-        self.program, self.power = program, power
+    def __init__(self, program: Program, power: float = 1.0, *, moment: float | None = None, proposed: bool = False) -> None:
+        self.program, self.power = program, power if moment is None else moment
+        self.moment, self.proposed = moment, proposed
         self.problems = max(program.problems, 1)
         first = next((k for k, s in enumerate(program.statements) if getattr(s, "where", "") != SHARED), len(program.statements))
         last = max((k + 1 for k, s in enumerate(program.statements) if getattr(s, "where", "") != SHARED), default=0)
@@ -123,6 +127,13 @@ class Oracle:
         if s.site in self.program.condition:
             likelihood = 1.0 if masked else power(p, s.scale * self.power)
             return likelihood if value == self.program.condition[s.site] else 0.0
+        if self.moment is not None:
+            q = p
+            if self.proposed and s.site in self.program.proposals:
+                q = self.program.proposals[s.site][value] / sum(self.program.proposals[s.site])
+            if masked:
+                return p
+            return q * power(power(p, s.scale) / q, self.moment) if q > 0 else 0.0
         return p if masked else power(p, s.scale)
 
     def score(self, s: Score, problem: int, j: int, env: Env) -> float:
@@ -178,15 +189,21 @@ class Oracle:
 
     def posterior_draws(self, count: int, rng: random.Random) -> list[dict[str, list[Any]]]:
         """Exact draws: for each, raw values of the latent sites, a value for each problem (for shared sites: one)."""
-        return [self.posterior_draw(rng) for _ in range(count)]
+        found: list[dict[str, list[Any]]] = []
+        roots = rng.choices(range(len(self.roots)), self.totals, k=count)
+        for k, (_, shared, each) in enumerate(self.roots):
+            size = roots.count(k)
+            if size:
+                chosen = [rng.choices([env for _, env in paths], [mass for mass, _ in paths], k=size) for paths in each]
+                found += [self.raw(shared, envs) for envs in zip(*chosen, strict=True)]
+        rng.shuffle(found)
+        return found
 
-    def posterior_draw(self, rng: random.Random) -> dict[str, list[Any]]:
-        _, shared, each = rng.choices(self.roots, self.totals)[0]
-        chosen = [rng.choices(paths, [mass for mass, _ in paths])[0][1] for paths in each]
+    def raw(self, shared: Env, envs: tuple[Env, ...]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         for s in self.program.draws:
             key = s.variable if s.where == ELEMENT else f"site:{s.site}"
-            found[s.site] = [shared[key]] if s.where == SHARED else [env[key] for env in chosen]
+            found[s.site] = [shared[key]] if s.where == SHARED else [env[key] for env in envs]
         return found
 
 
@@ -196,6 +213,13 @@ def power(p: float, exponent: float) -> float:
 
 def oracle_of(program: AnyProgram, power: float = 1.0) -> Any:
     return GaussianOracle(program, power) if isinstance(program, GaussianProgram) else Oracle(program, power)
+
+
+def expected_power(program: AnyProgram, moment: float, proposed: bool = False) -> list[float]:
+    """``E[w^moment]`` of the importance weights of each population."""
+    if isinstance(program, GaussianProgram):  # of the prior also where the weights are of proposals, which are wide
+        return GaussianOracle(program, moment).answer().evidence
+    return Oracle(program, moment=moment, proposed=proposed).answer().evidence
 
 
 # Linear Gaussian chains ------------------------------------------------------------------------------------------------------------------

@@ -56,11 +56,17 @@ def shrunk(choices: list[int], seed: int, index: int, features: frozenset[str], 
     def what(program: AnyProgram) -> str | None:
         return Checker(program, f"{seed}/{index}", features, effort).check(cell, CELLS[cell])
 
-    program = shrink(choices, features, lambda smaller: bool(what(smaller)))
+    kind = kind_of(what(random_program(seed, index, features)[0]))
+    program = shrink(choices, features, lambda smaller: kind_of(what(smaller)) == kind)
     answer = Checker(program, f"{seed}/{index}", features, effort).answer
     exact = [f"# exact evidence: {', '.join(f'{z:.6g}' for z in answer.evidence)}"]
     exact += [f"# exact P({statistic}): {', '.join(f'{p:.6g}' for each in means for p in each)}" for statistic, means in answer.means.items()]
     return "\n".join([f"# {cell}: {what(program)}", *exact, code_of(program)])
+
+
+def kind_of(what: str | None) -> str:
+    """The class of an error, or the kind of a wrong number; empty where nothing is wrong."""
+    return "" if not what else "z" if "z = " in what else what.split(":")[0].split(",")[0]
 
 
 # Many programs ---------------------------------------------------------------------------------------------------------------------------
