@@ -26,7 +26,7 @@ from tests.helpers.program_ast import (
     Note,
     Program,
 )
-from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, expected, may_kill
+from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, Expected, expected, may_kill
 from tests.helpers.program_code import build
 from tests.helpers.program_oracle import Answer, Statistic, expected_power, oracle_of
 
@@ -111,8 +111,8 @@ class Checker:
 
     def check(self, name: str, cell: Cell) -> str | None:
         """What is wrong; nothing is ``""``, and ``None`` a cell that is not run."""
-        wanted = expected(self.program, name, cell, self.features)
-        if wanted is None or not self.survives(cell) or (wanted.exact and not self.sees(cell)):
+        wanted = self.wanted(name, cell)
+        if wanted is None:
             return None
         self.set_seed(name, 0)
         try:
@@ -130,6 +130,13 @@ class Checker:
         assert not isinstance(again, str)
         wrong = {test: z for test, z in again.items() if not abs(z) < CONFIRMED and not abs(scores[test]) < FIRST}
         return "; ".join(f"{test}: z = {z:.1f}" for test, z in sorted(wrong.items(), key=lambda item: -abs(item[1]))[:3])
+
+    def wanted(self, name: str, cell: Cell) -> Expected | None:
+        """What the cell must do, if it is run and can be judged."""
+        wanted = expected(self.program, name, cell, self.features)
+        if wanted is None or not self.survives(cell) or (wanted.exact and not self.sees(cell)):
+            return None
+        return wanted
 
     def set_seed(self, name: str, attempt: int) -> None:
         self.attempt = attempt

@@ -71,6 +71,7 @@ FEATURES = frozenset(
         "condition",
         "replay",
         "replay of scaled sites",
+        "replay of sites without parents",
         "block",
         "reused name",
         "shared factor after resampling",
@@ -97,6 +98,7 @@ FAULTS = {
     "block": "A12",
     "deterministic site": "A13",
     "replay of scaled sites": "weighed by p^(s - 1), or refused for its shape",
+    "replay of sites without parents": "Pyro leaves their batch shape: islands give an IndexError",
     "replayed sites under chains and enumeration": "particle Gibbs: RuntimeError on the batch shape of a site without parents",
     "state object without batch_shape": "islands: the error of a failed run is lost in an AttributeError",
 }
@@ -318,7 +320,8 @@ class Builder:
             program = replace(program, condition={chosen.site: self.choose(chosen.size)})
         elif fixable and self.maybe("replay", 8):
             chosen = self.one_of(plain)
-            if chosen.scale == 1.0 or self.maybe("replay of scaled sites", 2):
+            scaled = chosen.scale == 1.0 or self.maybe("replay of scaled sites", 2)
+            if scaled and (chosen.parents or self.maybe("replay of sites without parents", 2)):
                 program = replace(program, replay={chosen.site: self.choose(chosen.size)})
         if self.problems > 1 and program.independent and self.maybe("subsample of problems", 8):
             program = replace(program, subsample=self.problems - 1)
