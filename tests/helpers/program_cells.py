@@ -227,4 +227,3 @@ def may_kill(program: AnyProgram) -> bool:
 
 def holds_zero(table: Any) -> bool:
     return any(map(holds_zero, table)) if isinstance(table, tuple) else table == 0
-

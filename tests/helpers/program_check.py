@@ -267,7 +267,11 @@ class Checker:
         if isinstance(self.program, GaussianProgram) or not isinstance(posterior.value, dict):
             return ""
         for s in self.program.draws:
-            if not s.hidden and s.mask not in (FN_MASK, POUTINE_MASK) and bool((posterior.value[s.variable] != posterior.sites[s.site]).any()):
+            if (
+                not s.hidden
+                and s.mask not in (FN_MASK, POUTINE_MASK)
+                and bool((posterior.value[s.variable] != posterior.sites[s.site]).any())
+            ):
                 return f"the returned {s.variable} differs from site {s.site!r}"
         return ""
 

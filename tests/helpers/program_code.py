@@ -51,7 +51,7 @@ class State:
         return State(*map(moved, (self.done, *self.variables)))
 '''
 
-FULL_STATE = '''
+FULL_STATE = """
     @property
     def batch_shape(self):
         return torch.broadcast_shapes(self.done.shape, *(value.shape for value in self.variables))
@@ -61,7 +61,7 @@ FULL_STATE = '''
             return value.expand(self.batch_shape).select(dim, index)
 
         return State(*map(selected, (self.done, *self.variables)))
-'''
+"""
 """What posteriors of islands ask of a state object beside ``reorder`` and ``done``."""
 
 

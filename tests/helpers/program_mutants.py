@@ -90,9 +90,7 @@ def reference(name: str, wrong: Any, ancestors: bool, resampler: str = "multinom
 
 
 def kernel(wrong: Any, *args: Any, replicas: int = 1000, parameter: str = "", **options: Any) -> Case:
-    return Case(
-        Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter)
-    )
+    return Case(Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter))
 
 
 def stage(wrong: Any) -> Case:
@@ -126,9 +124,7 @@ def cases() -> dict[str, Case]:
     found["weights overwritten"] = messenger(wrong["weights overwritten"], 0.3)
     for name in ("q over p", "forgotten proposal", "prior counted twice"):
         found[name] = messenger(wrong[name], proposes=True)
-    found["stale locals"] = Case(
-        Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, max_plate_nesting=n)), change=last_variable_only
-    )
+    found["stale locals"] = Case(Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, max_plate_nesting=n)), change=last_variable_only)
     found["finished particles scored again"] = replace(found["stale locals"], change=scored_again)
 
     one = RESAMPLERS["systematic"].num_uniforms
@@ -145,9 +141,7 @@ def cases() -> dict[str, Case]:
         ancestors, wrong["full weight of the reference among partial weights"], True, particles=2
     )
     found["offspring of the reference replays it"] = reference(references, wrong["offspring of the reference replays it"], False)
-    found["reference always in the first slot"] = reference(
-        references, wrong["reference always in the first slot"], False, "stratified"
-    )
+    found["reference always in the first slot"] = reference(references, wrong["reference always in the first slot"], False, "stratified")
 
     for name in (
         "increments instead of weights",

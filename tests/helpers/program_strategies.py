@@ -259,9 +259,7 @@ class Builder:
         """Up to so many of the variables so far, the last ones, as parents."""
         return tuple(self.plain()[-count:])
 
-    def draw(
-        self, variable: str, size: int, parents: tuple[str, ...], site: str = "", where: str = PROBLEM, hidden: bool = False
-    ) -> None:
+    def draw(self, variable: str, size: int, parents: tuple[str, ...], site: str = "", where: str = PROBLEM, hidden: bool = False) -> None:
         values = size**self.elements if where == ELEMENT else size
         if self.paths * values > MAX_PATHS and variable[0] != "z":
             return

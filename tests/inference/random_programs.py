@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def shrunk(choices: list[int], seed: int, index: int, features: frozenset[str], 
     program = shrink(choices, features, lambda smaller: kind_of(what(smaller)) == kind)
     answer = Checker(program, f"{seed}/{index}", features, effort).answer
     exact = [f"# exact evidence: {', '.join(f'{z:.6g}' for z in answer.evidence)}"]
-    exact += [f"# exact P({statistic}): {', '.join(f'{p:.6g}' for each in means for p in each)}" for statistic, means in answer.means.items()]
+    exact += [
+        f"# exact P({statistic}): {', '.join(f'{p:.6g}' for each in means for p in each)}" for statistic, means in answer.means.items()
+    ]
     return "\n".join([f"# {cell}: {what(program)}", *exact, code_of(program)])
 
 
@@ -96,20 +99,24 @@ def fuzz(arguments: argparse.Namespace, features: frozenset[str]) -> int:
         totals.update(counts(line))
     start = time.monotonic()
     work = partial(run_program, seed=arguments.seed, features=features, names=arguments.cells, effort=arguments.effort)
-    log = arguments.resume.open("a") if arguments.resume else None
-    for k, line in enumerate(results(todo, work, arguments.workers), 1):
-        totals.update(counts(line))
-        if log is not None:
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-        for failure in line["failures"]:
-            print(f"\nFAILED program {line['index']} of seed {arguments.seed}, {failure['cell']}: {failure['what']}")
-        if "code" in line:
-            print(f"\n{line['code']}", flush=True)
-        if k % arguments.every == 0 or k == len(todo):
-            passed = time.monotonic() - start
-            print(f"{summary(totals)}; {passed / 3600:.2f} hours, {k / passed:.2f} programs a second", flush=True)
+    with arguments.resume.open("a") if arguments.resume else nullcontext() as log:
+        for k, line in enumerate(results(todo, work, arguments.workers), 1):
+            totals.update(counts(line))
+            if log is not None:
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+            report_failures(line, arguments.seed)
+            if k % arguments.every == 0 or k == len(todo):
+                passed = time.monotonic() - start
+                print(f"{summary(totals)}; {passed / 3600:.2f} hours, {k / passed:.2f} programs a second", flush=True)
     return int(totals["failures"] > 0)
+
+
+def report_failures(line: dict[str, Any], seed: int) -> None:
+    for failure in line["failures"]:
+        print(f"\nFAILED program {line['index']} of seed {seed}, {failure['cell']}: {failure['what']}")
+    if "code" in line:
+        print(f"\n{line['code']}", flush=True)
 
 
 def counts(line: dict[str, Any]) -> dict[str, int]:
@@ -170,7 +177,9 @@ def parsed(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, help="file of finished programs; the same command continues")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="these cells only")
     parser.add_argument("--effort", type=float, default=1.0, help="multiplies the replicas")
-    parser.add_argument("--with", dest="more", nargs="+", default=[], choices=[*FAULTS, "all"], metavar="FEATURE", help="features of faults")
+    parser.add_argument(
+        "--with", dest="more", nargs="+", default=[], choices=[*FAULTS, "all"], metavar="FEATURE", help="features of faults"
+    )
     parser.add_argument("--every", type=int, default=20, help="programs between lines of progress")
     parser.add_argument("--mutants", action="store_true", help="how many programs find each wrong engine")
     return parser.parse_args(command)
