@@ -116,7 +116,7 @@ class Checker:
             return None
         self.set_seed(name, 0)
         try:
-            scores = self.scores(cell, 1)
+            scores = self.scores(cell, 1, wanted.exact)
         except Exception as error:  # a random program may break anything
             return self.judge(error, wanted.words)
         if not wanted.exact:
@@ -164,8 +164,11 @@ class Checker:
 
     # cells --------------------------------------------------------------------------------------------------------------------------
 
-    def scores(self, cell: Cell, times: int) -> dict[str, float] | str:
-        """z-scores by name of the test, or what is wrong with the form of the result."""
+    def scores(self, cell: Cell, times: int, exact: bool = True) -> dict[str, float] | str:
+        """z-scores by name of the test, or what is wrong with the form of the result.
+
+        :param bool exact: whether there is an exact answer; a chain on a program that must be refused starts by itself.
+        """
         replicas = max(int(cell.replicas * self.effort * times), 60)
         if cell.kind == SEARCH:
             return self.search(cell)
@@ -173,6 +176,9 @@ class Checker:
             return self.enumerated(cell)
         built = cell.build(replicate(self.model, replicas, self.program.nesting), self.program.nesting + 1, self.proposals)
         with torch.no_grad():
+            if cell.kind == CHAIN and not exact:
+                built.run(2)
+                return {}
             return self.chain(cell, built, replicas) if cell.kind == CHAIN else self.weighted(cell, built, replicas)
 
     def weighted(self, cell: Cell, built: Any, replicas: int) -> dict[str, float] | str:
@@ -258,9 +264,15 @@ class Checker:
     # statistics ---------------------------------------------------------------------------------------------------------------------
 
     def form(self, posterior: Any, replicas: int) -> str:
+        """What is wrong with the shapes of weights and deterministic sites."""
         plates = [self.program.problems] if self.program.independent else []
         shape = (posterior.num_particles, replicas, *plates)
-        return "" if posterior.weights.shape == shape else f"weights of shape {tuple(posterior.weights.shape)}, not {shape}"
+        if posterior.weights.shape != shape:
+            return f"weights of shape {tuple(posterior.weights.shape)}, not {shape}"
+        for s in self.program.statements if isinstance(self.program, Program) else ():
+            if isinstance(s, Note) and s.site in posterior.sites and posterior.sites[s.site].dim() != 2 + self.program.nesting:
+                return f"site {s.site!r} has shape {tuple(posterior.sites[s.site].shape)}, not that of {posterior.num_particles} particles"
+        return ""
 
     def agrees_with_its_sites(self, posterior: Any) -> str:
         """What the model returned for a particle is what its sites say."""
