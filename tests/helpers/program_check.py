@@ -28,7 +28,8 @@ from tests.helpers.program_ast import (
 )
 from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, Expected, expected, may_kill
 from tests.helpers.program_code import build
-from tests.helpers.program_oracle import Answer, Statistic, expected_power, oracle_of
+from tests.helpers.program_gaussian_oracle import expected_power, oracle_of
+from tests.helpers.program_oracle import Answer, Statistic
 
 FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
 RARE = 0.02
@@ -134,7 +135,7 @@ class Checker:
     def wanted(self, name: str, cell: Cell) -> Expected | None:
         """What the cell must do, if it is run and can be judged."""
         wanted = expected(self.program, name, cell, self.features)
-        if wanted is None or not self.survives(cell) or (wanted.exact and not self.sees(cell)):
+        if wanted is None or not self.survives(cell, wanted.exact) or (wanted.exact and not self.sees(cell)):
             return None
         return wanted
 
@@ -150,9 +151,9 @@ class Checker:
         wanted = f"; a refusal must have one of {words}" if words else ""
         return f"{type(error).__name__}: {str(error)[:300]}{wanted}"
 
-    def survives(self, cell: Cell) -> bool:
-        """Whether no population of the cell dies, or such are allowed."""
-        if not self.kills or cell.kind in (CHAIN, EXACT) or "populations that may die" in self.features:
+    def survives(self, cell: Cell, exact: bool) -> bool:
+        """Whether no population of the cell dies, or such are allowed; chains from exact draws do not."""
+        if not self.kills or (exact and cell.kind == CHAIN) or cell.kind == EXACT or "populations that may die" in self.features:
             return True
         if cell.kind == SEARCH:
             return False

@@ -24,9 +24,10 @@ from tests.helpers.program_ast import AnyProgram
 from tests.helpers.program_cells import CELLS, Cell
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
+from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
 from tests.helpers.program_mutants import Case, cases, found_by
 from tests.helpers.program_shrink import shrink
-from tests.helpers.program_strategies import DEFAULT, FAULTS, FEATURES, random_program
+from tests.helpers.program_strategies import random_program
 
 
 def run_program(
