@@ -20,8 +20,6 @@ from tests.helpers.program_ast import (
     FN_MASK,
     POUTINE_MASK,
     AnyProgram,
-    Draw,
-    End,
     GaussianProgram,
     Note,
     Program,
@@ -30,12 +28,10 @@ from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, C
 from tests.helpers.program_code import build
 from tests.helpers.program_gaussian_oracle import expected_power, oracle_of
 from tests.helpers.program_oracle import Answer, Statistic
+from tests.helpers.program_scores import mean_scores, worst, z_scores
+from tests.helpers.program_values import stacked, variables
 
 FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
-RARE = 0.02
-"""Probabilities nearer to 0 or 1 are not tested by normal approximations (but those of 0 and 1 are, exactly)."""
-
-FLAT = 1e-9
 
 
 @dataclass
@@ -124,6 +120,7 @@ class Checker:
             return f"was not refused: an error with one of {wanted.words} was expected"
         if isinstance(scores, str):
             return scores
+        self.tests += len(scores)
         if not worst(scores) > FIRST:
             return ""
         self.set_seed(name, 1)
@@ -191,10 +188,10 @@ class Checker:
         ratio = posterior.log_evidence.exp() / (evidence if self.program.independent else evidence[0])  # [R(, P)]
         if ratio.isnan().any():
             return "the evidence is nan"
-        scores = self.z_scores("evidence", ratio, torch.ones_like(ratio[:1]), cell.bias)
+        scores = z_scores("evidence", ratio, torch.ones_like(ratio[:1]), cell.bias)
         spread = self.spread_plates(ratio[None])[0]
         for statistic, mean, exact in self.means(posterior):
-            scores |= self.mean_scores(str(statistic), spread * mean.nan_to_num(nan=0.0), spread * exact, exact, cell.bias)
+            scores |= mean_scores(str(statistic), spread * mean.nan_to_num(nan=0.0), spread * exact, exact, cell.bias)
         return scores
 
     def chain(self, cell: Cell, kernel: Any, replicas: int) -> dict[str, float] | str:
@@ -206,7 +203,7 @@ class Checker:
             return wrong
         scores: dict[str, float] = {}
         for statistic, mean, exact in self.means(posterior):
-            scores |= self.mean_scores(str(statistic), mean, exact, exact, cell.bias)
+            scores |= mean_scores(str(statistic), mean, exact, exact, cell.bias)
         return scores
 
     def enumerated(self, cell: Cell) -> dict[str, float] | str:
@@ -250,17 +247,8 @@ class Checker:
             rng = random.Random(zlib.crc32(f"{self.seed}/draws/{key}/{count}".encode()))
             oracle = self.oracle if power == 1.0 else oracle_of(self.program, power)
             drawn = oracle.posterior_draws(count, rng)
-            self.draws[key] = {site: self.tensor(site, drawn) for site in drawn[0]}
+            self.draws[key] = {site: stacked(self.program, site, drawn) for site in drawn[0]}
         return {site: value[:count] for site, value in self.draws[key].items()}
-
-    def tensor(self, site: str, draws: list[dict[str, list[Any]]]) -> Tensor:
-        """``[R, *plates]``, a plate of size 1 where the site is outside of it."""
-        value = torch.tensor([draw[site] for draw in draws])
-        if isinstance(self.program, GaussianProgram):
-            return value if self.program.problems else value[:, 0]
-        if not self.program.problems:
-            value = value[:, 0]
-        return value[..., None] if self.program.elements and value.dim() < 1 + self.program.nesting else value
 
     # statistics ---------------------------------------------------------------------------------------------------------------------
 
@@ -297,7 +285,7 @@ class Checker:
     def means(self, posterior: Any) -> list[tuple[Statistic, Tensor, Tensor]]:
         """Each statistic with its weighted means ``[R, *plates]`` and the exact ones."""
         weights = self.spread_plates(posterior.weights)
-        values = self.values(posterior.sites)
+        values = variables(self.program, posterior.sites)
         found = []
         for statistic, exact in self.answer.means.items():
             if any(name not in values for name, _ in statistic.events):
@@ -311,54 +299,3 @@ class Checker:
             wanted = wanted if isinstance(self.program, Program) and self.program.elements else wanted[..., 0]
             found.append((statistic, mean, wanted))
         return found
-
-    def values(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Variables of the program: sites, with 0 for those masked out."""
-        if isinstance(self.program, GaussianProgram):
-            return dict(sites)
-        found: dict[str, Tensor] = {}
-        done = torch.zeros((), dtype=torch.bool)
-        parity: list[Tensor] = []
-        for s in self.program.statements:
-            if isinstance(s, Draw) and not s.hidden:
-                fixed = {**self.program.condition, **self.program.replay}
-                value = torch.tensor(fixed[s.site]) if s.site in fixed else sites[s.site]
-                found[s.variable] = torch.where(done, 0, value) if s.mask in (FN_MASK, POUTINE_MASK) else value
-                if s in self.oracle.parity():
-                    parity.append(found[s.variable])
-            elif isinstance(s, End):
-                done = done | (found[s.variable] == 0)
-            elif isinstance(s, Note) and s.site in sites:
-                found[s.variable] = sites[s.site]
-        if parity:
-            found["parity"] = sum(parity, torch.zeros(())) % 2
-        return found
-
-    # tests --------------------------------------------------------------------------------------------------------------------------
-
-    def mean_scores(self, name: str, values: Tensor, centre: Tensor, exact: Tensor, bias: float) -> dict[str, float]:
-        """z-scores of ``values [R, *plates]`` around ``centre``, for the probabilities that are neither 0, 1 nor rare."""
-        values, exact = torch.broadcast_tensors(values, exact)
-        differences = values - centre
-        tested = (exact > RARE) & (exact < 1 - RARE)
-        certain = (exact < FLAT) | (exact > 1 - FLAT)
-        scores: dict[str, float] = {}
-        if bool(tested.any()):
-            scores |= self.z_scores(name, torch.where(tested, differences, 0.0), torch.zeros_like(differences[:1]), bias)
-        if bool(certain.any()):
-            self.tests += 1
-            off = torch.where(certain, differences, 0.0).abs().max()
-            scores[f"{name}, certain"] = 0.0 if float(off) < 1e-4 else math.inf
-        return scores
-
-    def z_scores(self, name: str, values: Tensor, exact: Tensor, bias: float) -> dict[str, float]:
-        """Of the means over the replicas ``[R, ...]``; a quantity that never varies must be exact."""
-        error, deviation = values.mean(0) - exact[0], values.std(0) / math.sqrt(len(values))
-        size = (error.abs() - bias).clamp(min=0.0) * error.sign()
-        z = torch.where(deviation > FLAT, size / deviation.clamp(min=1e-300), torch.where(size.abs() < 1e-4, 0.0, math.inf)).flatten()
-        self.tests += len(z)
-        return {f"{name} [{k}]": score for k, score in enumerate(z.tolist())}
-
-
-def worst(scores: Mapping[str, float]) -> float:
-    return max((math.inf if math.isnan(z) else abs(z) for z in scores.values()), default=0.0)

@@ -33,6 +33,7 @@ from tests.helpers.program_mutants import NOT_OF_LAWS, cases
 from tests.helpers.program_oracle import Oracle
 from tests.helpers.program_shrink import shrink
 from tests.helpers.program_strategies import Choices, generate, programs, random_program
+from tests.helpers.program_values import stacked
 from tests.inference.random_programs import main, programs_needed
 
 SEED, PROGRAMS, CELLS_EACH = 15, 40, 12
@@ -125,7 +126,7 @@ def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
         mass = math.prod([mass, *(part for part, _ in chosen)])
         raw = oracle.raw(shared, tuple(env for _, env in chosen))
         checker = Checker(program, "", DEFAULT)
-        data = {site: checker.tensor(site, [raw])[0] for site in raw}
+        data = {site: stacked(program, site, [raw])[0] for site in raw}
         trace = poutine.trace(poutine.condition(checker.model, data=data)).get_trace()
         assert float(trace.log_prob_sum()) == pytest.approx(math.log(mass), abs=1e-4)
 
