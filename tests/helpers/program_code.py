@@ -132,6 +132,7 @@ def discrete_code(program: Program) -> str:
             lines.add(f"i = torch.arange({program.problems}){'[:, None]' if program.elements else ''}")
         if program.elements:
             lines.add(f"j = torch.arange({program.elements})")
+            lines.add(f'elements = pyro.plate("elements", {program.elements}, dim=-1)')
         for s in program.statements[first:last]:
             render(lines, s, program)
     for s in program.statements[last:]:
@@ -186,8 +187,8 @@ def indexed(s: Draw | Score, program: Program) -> str:
     return f"{name}[{', '.join(index)}]" if index else name
 
 
-def contexts(s: Draw | Score, program: Program) -> list[str]:
-    found = [f'pyro.plate("elements", {program.elements}, dim=-1)'] if s.where == ELEMENT else []
+def contexts(s: Draw | Score) -> list[str]:
+    found = ["elements"] if s.where == ELEMENT else []
     if isinstance(s, Draw) and s.hidden:
         found.append(f"poutine.block(hide=[{s.site!r}])")
     if s.scale != 1.0:
@@ -204,13 +205,13 @@ def render(lines: Lines, s: Statement, program: Program) -> None:
             only = ", ".join(["1.0"] + ["0.0"] * (s.size - 1))
             probs = f"torch.where(done[..., None], torch.tensor([{only}]), {probs})"
         masked = ".mask(~done)" if s.mask == FN_MASK else ""
-        with lines.block(*contexts(s, program)):
+        with lines.block(*contexts(s)):
             lines.add(f"{s.variable} = pyro.sample({s.site!r}, dist.Categorical({probs}){masked})")
         if s.mask in (FN_MASK, POUTINE_MASK):
             lines.add(f"{s.variable} = torch.where(done, 0, {s.variable})")
     elif isinstance(s, Score):
         table = indexed(s, program)
-        with lines.block(*contexts(s, program)):
+        with lines.block(*contexts(s)):
             if s.observed:
                 masked = ".mask(~done)" if s.mask in (FN_MASK, PAD) else ""
                 lines.add(f"pyro.sample({s.site!r}, dist.Categorical({table}){masked}, obs=torch.tensor(1))")

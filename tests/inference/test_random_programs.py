@@ -126,8 +126,9 @@ def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
         mass = math.prod([mass, *(part for part, _ in chosen)])
         raw = oracle.raw(shared, tuple(env for _, env in chosen))
         checker = Checker(program, "", DEFAULT)
-        data = {site: stacked(program, site, [raw])[0] for site in raw}
-        trace = poutine.trace(poutine.condition(checker.model, data=data)).get_trace()
+        data = {site: stacked(program, site, [raw]) for site in raw}
+        with pyro.plate("one", 1, dim=-1 - program.nesting):
+            trace = poutine.trace(poutine.condition(checker.model, data=data)).get_trace()
         assert float(trace.log_prob_sum()) == pytest.approx(math.log(mass), abs=1e-4)
 
 
