@@ -1,0 +1,229 @@
+"""What is run on a random program: every algorithm and option, as a cell whose result is held against the oracle.
+
+Estimates are tested by z-tests over independent replicas in one batch. A cell that looks wrong (|z| > 4.9) is run again with other random
+numbers and eight times the replicas, and is wrong if it still looks so (|z| > 5.5). A right cell passes for wrong with probability 1e-6
+times 4e-8 a test in the normal approximation: with 3e7 tests in a run of 10 000 programs, 1e-6 for the run. Chains start from exact draws,
+so that their law after any number of iterations is known, and nothing waits for a chain to converge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ppl_llm.inference import (
+    PIMH,
+    PMMH,
+    RESAMPLERS,
+    SMC,
+    EntropicAnnealing,
+    Enumeration,
+    Importance,
+    ParallelTempering,
+    ParticleGibbs,
+    SuffixMH,
+    TemperedSMC,
+)
+from tests.helpers.algorithms import ALGORITHMS, SEARCHES
+from tests.helpers.program_ast import FN_MASK, POUTINE_MASK, AnyProgram, GaussianProgram, Program, Score
+
+WEIGHTED, CHAIN, EXACT, SEARCH = "weighted", "chain", "exact", "search"
+
+Build = Callable[[Callable[..., Any], int, Any], Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An algorithm with its options.
+
+    :ivar build: from a program, its ``max_plate_nesting`` and its proposals.
+    :ivar str kind: ``WEIGHTED`` particles with an evidence, a ``CHAIN``, ``EXACT`` enumeration, or a ``SEARCH``, which has no target.
+    :ivar int replicas: in one batch.
+    :ivar int particles: of a population.
+    :ivar bool proposes: whether it uses the program's proposals.
+    :ivar bool ancestors: whether it scores a suffix after other prefixes.
+    :ivar float bias: of a self-normalised or adaptive estimate, allowed.
+    :ivar run: how a weighted posterior is made, if not by ``run()``.
+    :ivar str parameter: a site the program must have.
+    :ivar int iterations: of a chain, from exact draws; a kernel that is slightly wrong moves away from them.
+    """
+
+    build: Build
+    kind: str = WEIGHTED
+    replicas: int = 1000
+    particles: int = 4
+    proposes: bool = False
+    ancestors: bool = False
+    bias: float = 0.0
+    run: Callable[[Any], Any] = lambda built: built.run()
+    parameter: str = ""
+    iterations: int = 8
+
+
+def last_slice(smc: SMC) -> Any:
+    return list(smc.iterate())[-1]
+
+
+def without_proposals(build: Callable[[Callable[..., Any], int], Any]) -> Build:
+    return lambda model, nesting, proposals: build(model, nesting)
+
+
+def smc(n: int, *, proposes: bool = False, **options: Any) -> Cell:
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> SMC:
+        return SMC(model, n, max_plate_nesting=nesting, proposals=proposals if proposes else None, **options)
+
+    return Cell(build, particles=n, proposes=proposes)
+
+
+def gibbs(n: int, *, proposes: bool = False, ancestor_sampling: bool = False, replicas: int = 1500, **options: Any) -> Cell:
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> ParticleGibbs:
+        given = proposals if proposes else None
+        return ParticleGibbs(model, n, max_plate_nesting=nesting, proposals=given, ancestor_sampling=ancestor_sampling, **options)
+
+    return Cell(build, CHAIN, replicas, n, proposes, ancestor_sampling)
+
+
+def tempered(n: int, betas: Any, kernel: Any, **options: Any) -> Cell:
+    ancestors = bool(getattr(kernel, "keywords", {}).get("ancestor_sampling"))
+    return Cell(
+        lambda model, nesting, _: TemperedSMC(model, n, betas=betas, kernel=kernel, max_plate_nesting=nesting, **options),
+        replicas=400,
+        particles=n,
+        ancestors=ancestors,
+    )
+
+
+def tempering(betas: list[float], kernel: Any) -> Cell:
+    return Cell(lambda model, nesting, _: ParallelTempering(model, betas, kernel, max_plate_nesting=nesting), CHAIN, 1000, 1)
+
+
+def from_matrix() -> dict[str, Cell]:
+    """The columns of test_matrix.py; their chains start from the exact law."""
+    found = {}
+    for name, algorithm in ALGORITHMS.items():
+        kind = WEIGHTED if algorithm.evidence else CHAIN
+        ancestors = "ancestor" in name
+        replicas = algorithm.replicas if algorithm.evidence else 1000
+        found[name] = Cell(without_proposals(algorithm.build), kind, replicas, 4, ancestors=ancestors, bias=algorithm.bias)
+    for name, search in SEARCHES.items():
+        found[name] = Cell(without_proposals(search), SEARCH)
+    return found
+
+
+def options() -> dict[str, Cell]:
+    found = {
+        "SMC, 256 particles": replace(smc(256), replicas=120),
+        "SMC, two islands at every barrier": smc(2, islands=2, ess_threshold=1.0),
+        "SMC, finished populations too": smc(4, ess_threshold=1.0, resample_finished=True),
+        "SMC, audited": smc(4, ess_threshold=0.6, audit=True),
+        "SMC in slices": replace(smc(4, ess_threshold=0.6), run=last_slice, replicas=500),
+        "SMC, annealed at .6": smc(4, ess_threshold=0.6, selection=EntropicAnnealing("entropy", num_steps=3)),
+        "SMC with proposals": smc(4, proposes=True, ess_threshold=0.6),
+        "SMC with proposals, 2 particles at every barrier": smc(2, proposes=True, ess_threshold=1.0, resampler="multinomial"),
+        "Importance with proposals": Cell(lambda m, n, q: Importance(m, 4, proposals=q, max_plate_nesting=n), proposes=True),
+        "ParticleGibbs with proposals": gibbs(3, proposes=True, ess_threshold=1.0),
+        "ParticleGibbs, ancestor sampling with proposals": gibbs(3, proposes=True, ess_threshold=1.0, ancestor_sampling=True),
+        "ParticleGibbs, ancestor sampling, two references": gibbs(2, ess_threshold=1.0, ancestor_sampling=True, num_references=2),
+        "SuffixMH with proposals": Cell(lambda m, n, q: SuffixMH(m, proposals=q, max_plate_nesting=n), CHAIN, 2000, 2, proposes=True),
+        "PIMH with proposals": Cell(lambda m, n, q: PIMH(m, 3, proposals=q, max_plate_nesting=n), CHAIN, 1500, 3, proposes=True),
+        "TemperedSMC without moves": tempered(4, [0.3, 1.0], SuffixMH, num_moves=0),
+        "TemperedSMC, two moves": tempered(4, [0.5, 1.0], SuffixMH, num_moves=2, ess_threshold=1.0),
+        "TemperedSMC of ParticleGibbs with ancestors": tempered(
+            3, [0.4, 1.0], partial(ParticleGibbs, num_particles=3, ancestor_sampling=True, ess_threshold=1.0)
+        ),
+        "TemperedSMC with proposals": Cell(
+            lambda m, n, q: TemperedSMC(m, 4, betas=[0.5, 1.0], kernel=partial(SuffixMH, proposals=q), max_plate_nesting=n),
+            replicas=400,
+            proposes=True,
+        ),
+        "ParallelTempering, from above": tempering([1.0, 0.4, 0.0], SuffixMH),
+        "ParallelTempering of ParticleGibbs": tempering([0.3, 1.0], partial(ParticleGibbs, num_particles=3)),
+        "PMMH of theta": Cell(lambda m, n, q: PMMH(m, 6, ["theta"], max_plate_nesting=n), CHAIN, 1000, 6, parameter="theta"),
+        "Enumeration": Cell(lambda m, n, q: Enumeration(m), EXACT, 1),
+    }
+    for scheme in RESAMPLERS:
+        for threshold in (0.6, 1.0):
+            found[f"SMC, {scheme} at {threshold}"] = smc(3, resampler=scheme, ess_threshold=threshold)
+    found["SMC, never resampled"] = smc(3, ess_threshold=0.0)
+    for scheme in ("multinomial", "systematic", "stratified", "residual"):
+        for ancestors in (False, True):
+            for threshold, replicas in ((0.6, 1500), (1.0, MANY)):
+                name = f"ParticleGibbs, {scheme} at {threshold}{', ancestor sampling' if ancestors else ''}"
+                given: dict[str, Any] = {"resampler": scheme, "ess_threshold": threshold, "ancestor_sampling": ancestors}
+                found[name] = gibbs(3, replicas=replicas, **given)
+    return found
+
+
+MANY = 8000
+"""Chains where the errors of wrong conditional schemes are small: of 0.005 in a probability after one sweep."""
+
+CELLS: dict[str, Cell] = {**from_matrix(), **options()}
+
+
+# What is expected ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """
+    :ivar bool exact: whether the exact answer is acceptable.
+    :ivar tuple words: if a refusal is acceptable, one of these must be in its message.
+    """
+
+    exact: bool
+    words: tuple[str, ...] = ()
+
+
+AGREES = Expected(True)
+
+
+def expected(program: AnyProgram, name: str, cell: Cell, features: frozenset[str]) -> Expected | None:
+    """What an algorithm must do on a program; ``None`` where it is not run."""
+    if cell.proposes and not program.proposals:
+        return None
+    if name == "PMMH":  # of the parameter of another model
+        return Expected(False, ("'factor'",))
+    if isinstance(program, GaussianProgram):
+        if cell.parameter and not program.theta:
+            return None
+        return Expected(False, ("z_0", "theta", "plate")) if cell.kind == EXACT else AGREES
+    if cell.parameter:
+        return None
+    return of_discrete(program, cell, features)
+
+
+def of_discrete(program: Program, cell: Cell, features: frozenset[str]) -> Expected | None:
+    if "reused name" in program.features:
+        return Expected(False, ("z_0",))
+    if program.subsample:
+        return Expected(False, ("problems",))
+    if cell.kind == EXACT and program.nesting:
+        return Expected(False, ("plate",))
+    if "shared factor after resampling" in program.features:
+        return Expected(False, ("'late'",))
+    if cell.ancestors and program.masked:
+        masked = tuple(repr(s.site) for s in program.draws if s.mask in (FN_MASK, POUTINE_MASK))
+        return Expected(True, masked) if "ancestor sampling of masked sites" in features else None
+    if cell.kind == EXACT and program.masked and "enumeration of masked sites" not in features:
+        return None
+    if program.replay and cell.kind in (CHAIN, EXACT):
+        if "replayed sites under chains and enumeration" not in features:
+            return None
+        return Expected(True, tuple(map(repr, program.replay)))
+    hidden = tuple(repr(s.site) for s in program.draws if s.hidden)
+    if hidden and not (cell.kind == WEIGHTED and cell.build.__name__ == "build"):
+        return Expected(True, hidden)
+    return AGREES
+
+
+def may_kill(program: AnyProgram) -> bool:
+    """Whether a particle's weight may be zero."""
+    if isinstance(program, GaussianProgram):
+        return False
+    return any(isinstance(s, Score) and not s.observed and holds_zero(s.table) for s in program.statements)
+
+
+def holds_zero(table: Any) -> bool:
+    return any(map(holds_zero, table)) if isinstance(table, tuple) else table == 0

@@ -1,0 +1,178 @@
+"""Wrong engines as cells: what the fuzz must find."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
+from tests.helpers import mutants
+from tests.helpers.mutants import MUTANTS, with_messenger
+from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
+from tests.helpers.program_cells import CHAIN, MANY, Cell
+
+NOT_OF_LAWS = {
+    "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
+    "a particle of weight zero": "a uniform that is exactly zero",
+    "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
+    "bisection upside down": "the ladder's powers lie elsewhere; the estimates have the same expectations",
+}
+"""Mutants that leave laws and expectations of the algorithms as they are, and why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the fuzz meets a mutant.
+
+    :ivar patched: a context in which the engine is wrong.
+    :ivar change: makes the program that runs from the one that the oracle sees; ``None`` where it stays as it is.
+    """
+
+    cell: Cell
+    patched: Callable[[], Any] = nullcontext
+    change: Callable[[AnyProgram], AnyProgram | None] | None = None
+
+
+def messenger(wrong: Any, threshold: float = 1.0, proposes: bool = False) -> Case:
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> SMC:
+        given = proposals if proposes else None
+        made = SMC(model, 4, resampler="multinomial", ess_threshold=threshold, proposals=given, max_plate_nesting=nesting)
+        with_messenger(wrong)(made)
+        return made
+
+    return Case(Cell(build, proposes=proposes))
+
+
+def scheme(wrong: Any) -> Case:
+    return Case(Cell(lambda m, n, q: SMC(m, 3, resampler=wrong, ess_threshold=1.0, max_plate_nesting=n), particles=3))
+
+
+class Conditional:
+    """A conditional scheme with the uniforms that it wants."""
+
+    __name__ = "wrong"
+
+    def __init__(self, wrong: Any, uniforms: Callable[[int], int]) -> None:
+        self.conditional, self.num_conditional_uniforms, self.num_uniforms = wrong.conditional, uniforms, uniforms
+
+
+def conditional(wrong: Any, uniforms: Callable[[int], int], particles: int) -> Case:
+    scheme = Conditional(wrong(), uniforms)
+    return Case(
+        Cell(
+            lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),  # type: ignore[arg-type]
+            CHAIN,
+            MANY,
+            particles,
+        )
+    )
+
+
+def reference(name: str, wrong: Any, ancestors: bool, resampler: str = "multinomial", particles: int = 3) -> Case:
+    """ParticleGibbs with another messenger."""
+
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> ParticleGibbs:
+        return ParticleGibbs(
+            model, particles, resampler=resampler, ess_threshold=1.0, ancestor_sampling=ancestors, max_plate_nesting=nesting
+        )
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with patch.object(sys.modules[ParticleGibbs.__module__], name, wrong):
+            yield
+
+    return Case(Cell(build, CHAIN, MANY, particles, ancestors=ancestors), patched)
+
+
+def kernel(wrong: Any, *args: Any, replicas: int = 1000, parameter: str = "", **options: Any) -> Case:
+    return Case(Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter))
+
+
+def stage(wrong: Any) -> Case:
+    return Case(
+        Cell(lambda m, n, q: wrong(m, 6, betas=[0.2, 0.6, 1.0], ess_threshold=0.7, max_plate_nesting=n), replicas=1500, particles=6)
+    )
+
+
+def last_variable_only(program: AnyProgram) -> AnyProgram | None:
+    """A program that passes one variable through its barriers and uses others as they were."""
+    if not isinstance(program, Program) or program.ends:
+        return None
+    changed = tuple(
+        replace(s, variables=s.variables[-1:]) if isinstance(s, Barrier) and s.form != "object" else s for s in program.statements
+    )
+    return replace(program, statements=changed) if changed != program.statements else None
+
+
+def scored_again(program: AnyProgram) -> AnyProgram | None:
+    """A program that scores particles that have ended."""
+    if not isinstance(program, Program) or not program.ends:
+        return None
+    return replace(program, statements=tuple(replace(s, mask=NO_MASK) if isinstance(s, Score) else s for s in program.statements))
+
+
+def cases() -> dict[str, Case]:
+    wrong = {name: mutant.wrong for name, mutant in MUTANTS.items()}
+    found: dict[str, Case] = {name: scheme(engine) for name, (_, engine) in mutants.WRONG_RESAMPLERS.items()}
+    for name in ("subtract max", "no reset", "reset to one", "shared ancestors", "summed plates"):
+        found[name] = messenger(wrong[name])
+    found["weights overwritten"] = messenger(wrong["weights overwritten"], 0.3)
+    for name in ("q over p", "forgotten proposal", "prior counted twice"):
+        found[name] = messenger(wrong[name], proposes=True)
+    found["stale locals"] = Case(Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, max_plate_nesting=n)), change=last_variable_only)
+    found["finished particles scored again"] = replace(found["stale locals"], change=scored_again)
+
+    one = RESAMPLERS["systematic"].num_uniforms
+    each = RESAMPLERS["multinomial"].num_uniforms
+    found["systematic, one slot overwritten"] = conditional(wrong["systematic, one slot overwritten"], one, 3)
+    found["sorted multinomial"] = conditional(wrong["sorted multinomial"], each, 3)
+    found["residual, first slot overwritten"] = conditional(wrong["residual, first slot overwritten"], lambda n: n + 1, 3)
+    found["N - 1 systematic plus pinning"] = conditional(wrong["N - 1 systematic plus pinning"], one, 3)
+
+    ancestors, references = "AncestorMessenger", "ReferenceMessenger"
+    for name in ("ancestor weights without the suffix", "ancestor weights of whole trajectories"):
+        found[name] = reference(ancestors, wrong[name], True)
+    found["full weight of the reference among partial weights"] = reference(
+        ancestors, wrong["full weight of the reference among partial weights"], True, particles=2
+    )
+    found["offspring of the reference replays it"] = reference(references, wrong["offspring of the reference replays it"], False)
+    found["reference always in the first slot"] = reference(references, wrong["reference always in the first slot"], False, "stratified")
+
+    for name in (
+        "increments instead of weights",
+        "evidence of the last stage",
+        "likelihood upside down",
+        "likelihood from before the move",
+        "moves one power behind",
+    ):
+        found[name] = stage(wrong[name])
+    for name in ("tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"):
+        found[name] = kernel(wrong[name], [0.1, 0.5, 1.0])
+    dropped = wrong["residual weights dropped"]
+    found["residual weights dropped"] = Case(
+        Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, selection=dropped("entropy", num_steps=6), max_plate_nesting=n))
+    )
+    for name in ("missing length ratio", "truncated suffix sum"):
+        found[name] = kernel(wrong[name])
+    for name in ("PIMH accepts always", "PIMH accepts the lower evidence"):
+        found[name] = kernel(wrong[name], 3)
+    for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):
+        found[name] = kernel(wrong[name], 3, ["theta"], parameter="theta", step_size=1.0)
+    return found
+
+
+def found_by(case: Case, check: Callable[[Cell, AnyProgram | None], bool], program: AnyProgram) -> bool:
+    """Whether ``check(cell, program to run instead)`` rejects the wrong engine on a program."""
+    changed = case.change(program) if case.change is not None else None
+    if case.change is not None and changed is None:
+        return False
+    with case.patched():
+        return check(case.cell, changed)
+
+
+__all__ = ["NOT_OF_LAWS", "Case", "Draw", "cases", "found_by", "partial"]

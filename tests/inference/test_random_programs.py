@@ -1,0 +1,226 @@
+"""Forty random programs, the same in every run, and what the fuzz itself must be able to do; ``make fuzz`` runs as many as wanted.
+
+Seeds are fixed, so nothing here fails by chance; how often a right engine would fail with other seeds stands in
+tests/helpers/program_cells.py. Every program meets twelve cells.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import pytest
+import torch
+from hypothesis import given, settings
+
+from tests.helpers import mutants, program_ast, program_gaussian_oracle, program_oracle
+from tests.helpers.algorithms import ALGORITHMS, SEARCHES
+from tests.helpers.program_ast import AnyProgram, Program
+from tests.helpers.program_cells import CELLS
+from tests.helpers.program_check import Checker
+from tests.helpers.program_code import build, code_of
+from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
+from tests.helpers.program_gaussian_oracle import oracle_of
+from tests.helpers.program_mutants import NOT_OF_LAWS, cases
+from tests.helpers.program_oracle import Oracle
+from tests.helpers.program_shrink import shrink
+from tests.helpers.program_strategies import Choices, generate, programs, random_program
+from tests.helpers.program_values import stacked
+from tests.inference.random_programs import main, programs_needed
+
+SEED, PROGRAMS, CELLS_EACH = 15, 40, 12
+
+
+OF_CELLS = {
+    "ancestor sampling of masked sites",
+    "enumeration of masked sites",
+    "populations that may die",
+    "replayed sites under chains and enumeration",
+}
+"""Features that are no part of a program."""
+
+
+def spread_over_features() -> list[int]:
+    """Indices of programs of which each, as long as one is lacking, brings a feature that fewer than three before it have."""
+    chosen: list[int] = []
+    seen: Counter[str] = Counter()
+    for index in range(1000):
+        features = random_program(SEED, index)[0].features
+        lacking = {feature for feature in DEFAULT - OF_CELLS if seen[feature] < 3}
+        if features & lacking or not lacking:
+            chosen.append(index)
+            seen.update(features)
+        if len(chosen) == PROGRAMS:
+            break
+    return chosen
+
+
+FIXED = spread_over_features()
+
+
+@cache
+def allotted() -> dict[int, list[str]]:
+    """Cells of each program: of those that apply to it, the ones that the fewest programs before it have."""
+    taken = Counter(dict.fromkeys(CELLS, 0))
+    cells = {}
+    for index in FIXED:
+        checker = checker_of(index)
+        possible = [name for name, cell in CELLS.items() if checker.wanted(name, cell) is not None]
+        cells[index] = sorted(possible, key=lambda name: taken[name])[:CELLS_EACH]
+        taken.update(cells[index])
+    return cells
+
+
+def checker_of(index: int) -> Checker:
+    return Checker(random_program(SEED, index)[0], f"{SEED}/{index}", DEFAULT, 0.5)
+
+
+@pytest.mark.parametrize("index", FIXED)
+def test_a_random_program(index: int) -> None:
+    report = checker_of(index).run(allotted()[index])
+    assert not report.passed_over
+    assert not report.failures, "\n".join([*map(str, report.failures), code_of(random_program(SEED, index)[0])])
+
+
+def test_the_programs_have_every_feature_and_meet_every_cell() -> None:
+    drawn = Counter(feature for index in FIXED for feature in random_program(SEED, index)[0].features)
+    assert len(FIXED) == PROGRAMS and set(drawn) == DEFAULT - OF_CELLS
+    assert min(drawn.values()) >= 2
+    met = Counter(name for names in allotted().values() for name in names)
+    assert set(met) == set(CELLS)
+    assert min(met.values()) >= 4
+    assert set(ALGORITHMS) | set(SEARCHES) <= set(CELLS)
+    assert set(FAULTS) < FEATURES
+
+
+# The oracle ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [program_ast, program_oracle, program_gaussian_oracle])
+def test_the_oracle_shares_no_code_with_what_it_judges(module: Any) -> None:
+    nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text())))
+    imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    plain = {"__future__", "collections.abc", "dataclasses", "itertools", "math", "random", "typing"}
+    assert imported <= plain | {"tests.helpers.program_ast", "tests.helpers.program_oracle"}
+
+
+@settings(max_examples=40)
+@given(program=programs(DEFAULT - {"gaussian", "replay", "fn.mask ends", "poutine.mask ends"}))
+def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
+    """Log-probabilities of Pyro's own trace, with the latent sites at the values of a path."""
+    assert isinstance(program, Program)
+    oracle = Oracle(program)
+    rng = random.Random(0)
+    for _ in range(3):
+        mass, shared, each = rng.choice([root for root, total in zip(oracle.roots, oracle.totals, strict=True) if total > 0])
+        chosen = [rng.choice(paths) for paths in each]
+        mass = math.prod([mass, *(part for part, _ in chosen)])
+        raw = oracle.raw(shared, tuple(env for _, env in chosen))
+        checker = Checker(program, "", DEFAULT)
+        data = {site: stacked(program, site, [raw]) for site in raw}
+        with pyro.plate("one", 1, dim=-1 - program.nesting):
+            trace = poutine.trace(poutine.condition(checker.model, data=data)).get_trace()
+        assert float(trace.log_prob_sum()) == pytest.approx(math.log(mass), abs=1e-4)
+
+
+@settings(max_examples=20)
+@given(program=programs(frozenset({"gaussian", "gaussian parameter", "scaled score", "problems"})))
+def test_gaussian_evidence_agrees_with_importance_of_pyro(program: AnyProgram) -> None:
+    """Bayes' rule at one point: evidence = joint density / posterior density, for chains of one latent site."""
+    if isinstance(program, Program) or len(program.steps) > 1 or program.theta or program.problems or not program.steps[0].scale:
+        return
+    model, _ = build(program)
+    joint = oracle_of(program).joints[0]
+    point = 0.3
+    trace = poutine.trace(poutine.condition(model, data={"z_0": torch.tensor(point)})).get_trace()
+    posterior = -0.5 * (point - joint.mean[0]) ** 2 / joint.cov[0][0] - 0.5 * math.log(2 * math.pi * joint.cov[0][0])
+    assert joint.log_evidence == pytest.approx(float(trace.log_prob_sum()) - posterior, abs=1e-4)
+
+
+# The fuzz itself -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_mutant_is_a_case_of_the_fuzz_or_leaves_laws_alone() -> None:
+    assert set(cases()) | set(NOT_OF_LAWS) == set(mutants.MUTANTS)
+    assert not set(cases()) & set(NOT_OF_LAWS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subtract max",
+        "no reset",
+        "reset to one",
+        "weights overwritten",
+        "shared ancestors",
+        "forgotten proposal",
+        "stale locals",
+        "finished particles scored again",
+        "ancestor weights without the suffix",
+        "likelihood upside down",
+        "PIMH accepts always",
+        "residual weights dropped",
+    ],
+)
+def test_finds_wrong_engines_soon(name: str) -> None:
+    """Each is found by 6 programs or fewer; ``--mutants`` tells for all."""
+    assert programs_needed(name, cases()[name], 0, 12) is not None
+
+
+def test_a_failure_shrinks_to_what_it_needs() -> None:
+    """A plate and two steps, and neither ends, scales nor proposals."""
+
+    def fails(candidate: AnyProgram) -> bool:
+        return isinstance(candidate, Program) and candidate.problems > 0 and len(candidate.draws) > 1
+
+    program, choices = next(
+        (p, c) for p, c in (random_program(0, k) for k in range(100)) if isinstance(p, Program) and p.ends and p.proposals and fails(p)
+    )
+    small = shrink(choices, DEFAULT, fails)
+    assert fails(program) and fails(small)
+    assert isinstance(small, Program) and small.problems == 1 and len(small.draws) == 2 and small.features == {"problems"}
+    assert "torch.tensor([[1.0, 1.0]])" in code_of(small)
+
+
+def test_choices_repeat_a_program() -> None:
+    for index in range(20):
+        program, choices = random_program(SEED, index)
+        assert generate(Choices(recorded=choices), DEFAULT) == program
+
+
+def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "programs.jsonl"
+    command = ["--seed", "3", "--resume", str(path), "--cells", "SelfConsistency", "Importance"]
+    assert main([*command, "--programs", "2"]) == 0
+    assert main([*command, "--programs", "3"]) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    assert "3 programs" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_printed_as_a_program_that_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With an oracle whose evidence is a tenth too large."""
+    right = Oracle.answer
+
+    def wrong(self: Oracle) -> Any:
+        answer = right(self)
+        return type(answer)([1.1 * z for z in answer.evidence], answer.means)
+
+    monkeypatch.setattr(Oracle, "answer", wrong)
+    assert main(["--seed", "0", "--only", "2", "--cells", "SMC, 256 particles"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED program 2 of seed 0, SMC, 256 particles: evidence [0]: z = -" in printed
+    code = printed[printed.index("import pyro\n") : printed.rindex("}\n") + 2]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert isinstance(poutine.trace(names["model"])(), dict)
+    pyro.clear_param_store()
