@@ -37,6 +37,7 @@ from .search.dvts import DVTS
 from .search.self_consistency import SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
+from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
     "DVTS",
@@ -77,6 +78,7 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "WasteFreeSMC",
     "Weights",
     "barrier",
     "count",
