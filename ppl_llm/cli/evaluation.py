@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..methods import BUDGETED
 from . import completion
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -27,9 +29,7 @@ _EVALUATE_EXAMPLES = (
     "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
     "\n\nppl-llm evaluate reasoning-gym:chain_sum --task-option seed=3 --task-option min_terms=4 --limit 50 --out runs/sums"
 )
-_NAMES = (
-    "importance, self-consistency, best-of-n, weighted-best-of-n, smc, particle-gibbs, beam-search, dvts, tempered-smc, parallel-tempering"
-)
+_METHODS_HELP = f"Separated by commas, with options after colons, such as smc:islands=4: {', '.join(BUDGETED)}."
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
@@ -41,6 +41,11 @@ def parse_numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from error
+
+
+def split_methods(text: str) -> list[str]:
+    """Names separated by commas; those within the powers of ``betas=0.25,1`` are followed by a number and separate nothing."""
+    return [name.strip() for name in re.split(r",(?!\s*[\d.])", text)]
 
 
 _TASK_OPTION = (
@@ -76,7 +81,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
     methods: Annotated[
-        str, typer.Option(help=f"Separated by commas: {_NAMES}.", autocompletion=completion.several(_NAMES.split(", ")))
+        str, typer.Option(help=_METHODS_HELP, autocompletion=completion.several(BUDGETED))
     ] = "smc,importance,self-consistency,best-of-n",
     budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
@@ -132,7 +137,7 @@ def evaluate(
                 problems,
                 models,
                 out,
-                methods=[name.strip() for name in methods.split(",")],
+                methods=split_methods(methods),
                 budgets=parse_numbers("--budgets", budgets),
                 seeds=range(seeds),
                 group_size=group_size,

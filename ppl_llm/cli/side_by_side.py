@@ -86,7 +86,7 @@ class SideBySide:
 
     def __init__(self, settings: Settings, out: Console, err: Console) -> None:
         self.settings, self.out, self.err = settings, out, err
-        self.particles: int = settings.chosen()["particles"]
+        self.particles: int = settings.options["particles"]
         self.rows: list[tuple[Problem, Attempt, Attempt]] = []
 
     def run(self, lm: LanguageModel, prm: RewardModel, levels: list[int]) -> bool:

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 import ppl_llm.cli.loading as loading
 from ppl_llm import TabularLM, TabularReward
 from ppl_llm.cli import app
-from ppl_llm.cli.methods import METHODS
 from ppl_llm.cli.report import plain
 from ppl_llm.demo import example, make_problem
+from ppl_llm.methods import METHODS, SOLVING
 
 SYMBOLS = ["a", "b", "go\n\n", "x", "\\boxed{1}", "\\boxed{2}", "$"]
 
@@ -88,12 +88,15 @@ FAST = {
     "pimh": ["--iterations", "3", "--particles", "4"],
     "suffix-mh": ["--iterations", "5", "--warmup", "1"],
     "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
+    "waste-free-smc": ["--particles", "4", "--chain-length", "2", "--betas", "0.3,1"],
     "parallel-tempering": ["--iterations", "4", "--warmup", "1"],
 }
 """Numbers that keep the tests short."""
 
+WITH_EVIDENCE = ("smc", "importance", "tempered-smc", "waste-free-smc")
+
 COMBINATIONS = [
-    *((method, "exact") for method in METHODS),
+    *((method, "exact") for method in SOLVING),
     *(
         (method, preset)
         for method in ("smc", "importance", "beam-search", "best-of-n")
@@ -116,10 +119,10 @@ def test_json_is_a_posterior(tables, method, preset):
     assert f"\\boxed{{{report['answer']}}}" in best["steps"][-1]
     assert report["cost"]["tokens_sampled"] > 0 and report["cost"]["seconds"] > 0
     assert report["unit"] == METHODS[method].unit
-    assert (report["log_evidence"] is None) == (report["no_evidence"] is not None) == (method not in ("smc", "importance", "tempered-smc"))
+    assert (report["log_evidence"] is None) == (report["no_evidence"] is not None) == (method not in WITH_EVIDENCE)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_tables_and_progress_of_every_method(tables, method):
     """A line per step, iteration or stage; the reason where there is no evidence; the method's own figures."""
     result = solve("--method", method, "--verbose", *FAST.get(method, []))
@@ -134,10 +137,11 @@ def test_tables_and_progress_of_every_method(tables, method):
         "tokens sampled",
     ):
         assert part in result.stdout
-    assert ("log evidence" in result.stdout) == (method in ("smc", "importance", "tempered-smc"))
-    assert ("gives no evidence" in result.stdout) == (method not in ("smc", "importance", "tempered-smc"))
-    for name, part in (("tempered-smc", "powers 0.3 1"), ("tempered-smc", "moved "), ("parallel-tempering", "swap rates ")):
+    assert ("log evidence" in result.stdout) == (method in WITH_EVIDENCE)
+    assert ("gives no evidence" in result.stdout) == (method not in WITH_EVIDENCE)
+    for name, part in (("tempered-smc", "powers 0.3 1"), ("parallel-tempering", "swap rates ")):
         assert (part in result.stdout) == (name == method) or part == "powers 0.3 1"
+    assert ("moved " in result.stdout) == (method in ("tempered-smc", "waste-free-smc"))
 
 
 @pytest.mark.parametrize(
@@ -320,15 +324,16 @@ def test_interrupted_in_the_middle_shows_the_partial_posterior(tables):
 
 
 LONG = {
-    **{name: ["--iterations", "100", "--warmup", "0"] for name, each in METHODS.items() if "iterations" in each.options},
+    **{name: ["--iterations", "100", "--warmup", "0"] for name, each in SOLVING.items() if each.option("iterations")},
     "tempered-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
+    "waste-free-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_every_method_shows_what_it_has(tables, method):
     """Interrupted at a call of the reward model (self-consistency: of the language model, since it asks no other)."""
-    fail_at = {"tempered-smc": 15}.get(method, 40 if method in LONG else 2)
+    fail_at = {"tempered-smc": 15, "waste-free-smc": 40}.get(method, 40 if method in LONG else 2)
     lm, prm = tabular_lm(), Prm(fail_at=None if method == "self-consistency" else fail_at)
     if method == "self-consistency":
         draw, calls = lm.sample_step, []
@@ -440,7 +445,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_every_method_on_the_demo_models(method):
     result = run("solve", example(1).text, "--json", "--method", method, *SMALL[method])
     assert result.exit_code == 0, result.output

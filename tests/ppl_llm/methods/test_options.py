@@ -6,10 +6,10 @@ import pytest
 
 from ppl_llm import TransformersLM, TransformersPRM, reasoning
 from ppl_llm.evaluation.aggregators import best_of_n
-from ppl_llm.evaluation.methods import get_method
 from ppl_llm.evaluation.votes import from_record
 from ppl_llm.evaluation.work import Unit, execute, plan
 from ppl_llm.inference.posterior.island_posterior import IslandPosterior
+from ppl_llm.methods import get_method
 from ppl_llm.programs.models import ReasoningModel
 from ppl_llm.tasks.load import load_problems
 
@@ -84,7 +84,7 @@ def test_different_options_are_different_units() -> None:
         ("smcc:islands=2", "unknown method 'smcc'; did you mean 'smc'"),
         ("smc:preset=as_papr", "unknown preset 'as_papr'; did you mean 'as_paper'"),
         ("smc:island=4", "did you mean 'islands'"),
-        ("smc:islands=0", "islands must be at least 1, got '0'"),
+        ("smc:islands=0", "islands must be an integer of at least 1, got 0"),
         ("smc:islands=two", "islands must be an integer, got 'two'"),
         ("smc:islands", "expected option=value after the colon, got 'islands'"),
         ("smc:islands=", "expected option=value"),
