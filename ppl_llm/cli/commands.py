@@ -219,28 +219,38 @@ def _require_demo_problem(text: str) -> None:
         )
 
 
-@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 4,5,6 --seed 7")
+@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 6 --problems 12 --seed 7")
 def demo(
-    particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
-    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "1,2,3,4,5,6",
+    problems: Annotated[int, typer.Option(help="Problems, solved as one batch.")] = 18,
+    particles: Annotated[int, typer.Option(help="Solutions of each problem, written side by side.")] = 16,
+    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "4,5,6",
     seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,
     prm: Annotated[str, typer.Option(help="Process reward model: demo or demo-weak.")] = "demo",
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
-    """Make up a problem per level and solve each by importance sampling and by SMC, side by side, with the models in this package."""
-    from .side_by_side import SideBySide, parse_levels
+    """Compare ways to answer: one solution, a majority vote, importance sampling and SMC, on problems that the models in this package were
+    not trained on.
+
+    One batch of a few problems under one seed shows what the methods do; it does not measure them. The output says whether a difference
+    is within noise. Ctrl-C shows what is there.
+    """
+    from .comparison import Comparison, parse_levels, problems_of
 
     settings = Settings(prm=prm, options={"particles": particles}, seed=seed, dtype=dtype)
     with reported(verbose):
         settings.check()
-        chosen = parse_levels(levels)
+        if problems < 1:
+            raise ValueError(f"--problems must be an integer of at least 1, got {problems}")
+        batch = problems_of(parse_levels(levels), problems, seed)
     with loading.quiet(verbose):
-        table = SideBySide(settings, _stdout(), Console(stderr=True))
+        comparison = Comparison(batch, particles, seed, Console(stderr=True))
         with reported(verbose):
             models = loading.load_lm(settings.lm, dtype=dtype), loading.load_prm(prm, dtype=dtype)
-            complete = table.run(*models, chosen)
-    table.print()
+            complete = comparison.run(*models)
+            if not comparison.rows:
+                raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
+    comparison.print(_stdout())
     if not complete:
         raise typer.Exit(INTERRUPTED)
 
