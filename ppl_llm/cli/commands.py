@@ -215,13 +215,13 @@ def _require_demo_problem(text: str) -> None:
     if not looks_like_demo(text):
         raise ValueError(
             "the demo language model knows only its own kind of problem, and this does not look like one. "
-            f"Try: ppl-llm solve '{example().text}' (--force goes on all the same, --lm takes another model)"
+            f"Try: ppl-llm solve '{example().text}' (--force solves it all the same, --lm takes another model)"
         )
 
 
 @app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 6 --problems 12 --seed 7")
 def demo(
-    problems: Annotated[int, typer.Option(help="Problems, solved as one batch.")] = 18,
+    problems: Annotated[int, typer.Option(help="Problems, solved as one batch.")] = 24,
     particles: Annotated[int, typer.Option(help="Solutions of each problem, written side by side.")] = 16,
     levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "4,5,6",
     seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,

@@ -105,7 +105,8 @@ class Comparison:
         posterior, partial = self._run(model, "importance")
         if posterior is not None:
             columns = list(zip(*posterior.value.answers(), strict=True))
-            right = [sum(answer == p.answer for answer in column) / len(column) for p, column in zip(self.problems, columns, strict=True)]
+            shares = zip(self.problems, columns, strict=True)
+            right = [sum(answer == problem.answer for answer in column) / len(column) for problem, column in shares]
             self._add(PASS_AT_1, right, posterior, partial)
             self._add_answers(VOTE, [majority(column) for column in columns], posterior, partial)
             self._add_answers(IMPORTANCE, model.choose(posterior), posterior, partial)
@@ -159,7 +160,8 @@ class Comparison:
             return self._answers[SMC][i] == gold, self._answers[VOTE][i] != gold, self.problems[i].level
 
         i = max(range(len(self.problems)), key=worth)
-        solution = solution_of(model, posterior.value.select_plate(1, i), posterior.weights[:, i].tolist(), self._answers[SMC][i])
+        context, weights = posterior.value.select_plate(1, i), posterior.weights[:, i].tolist()
+        solution = solution_of(model, context, weights, self._answers[SMC][i])
         return Shown(self.problems[i], {name: answers[i] for name, answers in self._answers.items()}, solution)
 
     def print(self, out: Console) -> None:
@@ -167,8 +169,8 @@ class Comparison:
         levels = sorted({problem.level for problem in self.problems})
         out.print(
             Text(
-                f"{len(self.problems)} held-out problems of level {', '.join(map(str, levels))} as one batch, {self.particles} solutions of "
-                f"each, seed {self.seed}",
+                f"{len(self.problems)} held-out problems of level {', '.join(map(str, levels))} as one batch, {self.particles} solutions "
+                f"of each, seed {self.seed}",
                 style="bold",
             ),
             soft_wrap=True,
@@ -225,9 +227,15 @@ class Comparison:
                 more, fewer = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
                 chance = sign_test(more, fewer)
                 verdict = "within the noise of so few problems" if chance > _NOISE else "more than chance explains"
-                lines.append(f"Only SMC solves {more}, only {other} {fewer}: {verdict} (sign test, p = {chance:.2g}).")
+                if more or fewer:
+                    split = f"SMC alone solves {more}, {other} alone {fewer}"
+                    lines.append(f"{split}: {verdict} (sign test, p = {chance:.2g}).")
+                else:
+                    lines.append(f"SMC and {other} solve the same problems.")
         if lines:
-            lines.append("One seed and small models made for these problems: docs/study.md has the measurements.")
+            lines.append(
+                "This is one seed and two small models made for such problems; the study in the documentation measures the methods."
+            )
         return lines
 
     def _print_solution(self, out: Console, shown: Shown) -> None:

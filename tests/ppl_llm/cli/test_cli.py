@@ -167,6 +167,24 @@ def test_options_reach_the_algorithm(tables, method, arguments, key, expected):
         assert str(report["settings"][option[2:].replace("-", "_")]) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("smc:particles=4:islands=2:resampler=ssp", ["--particles", "4", "--islands", "2", "--resampler", "ssp"]),
+        ("smc:preset=twisted:audit=true", ["--preset", "twisted", "--audit"]),
+        ("waste-free-smc:particles=6:chain_length=3:betas=0.3,1", ["--particles", "6", "--chain-length", "3", "--betas", "0.3,1"]),
+    ],
+)
+def test_options_in_the_name_are_those_of_the_flags(tables, name, flags):
+    named, apart = (without_times(solved(*arguments)) for arguments in (["--method", name], ["--method", name.partition(":")[0], *flags]))
+    assert named == apart
+
+
+def test_a_name_may_change_the_model(tables):
+    report = solved("--method", "smc:potential=odds:aggregation=prod")
+    assert (report["settings"]["potential"], report["best"]["aggregation"]) == ("odds", "prod")
+
+
 def test_ancestor_sampling(tables):
     report = solved("--method", "particle-gibbs", "--ancestor-sampling", *FAST["particle-gibbs"])
     assert report["settings"]["ancestor_sampling"] is True
@@ -495,41 +513,11 @@ def test_reward_model_whose_tokenizer_lacks_the_step_token(tmp_path):
     assert "<extra_0>" in result.stderr
 
 
-def test_demo_solves_side_by_side():
-    result = run("demo", "--levels", "1,2", "--particles", "4")
-    assert result.exit_code == 0, result.output
-    assert "by SMC" in result.stdout and "Next: ppl-llm solve" in result.stdout
-
-
-# the demo command on tables --------------------------------------------------------------------------------------------------------------
-
-
 class AnyProblem(TabularLM):
     """Takes problems in words."""
 
     def start(self, problem):
         return super().start("ab")
-
-
-def test_demo_table(tables):
-    lm = tabular_lm()
-    tables(AnyProblem(lm.logits, SYMBOLS, eos="$"), Prm())
-    result = run("demo", "--levels", "1,3")
-    assert result.exit_code == 0, result.output
-    assert re.search(r"right: \d of 2 by vote", result.stdout)
-
-    tables(AnyProblem(lm.logits, SYMBOLS, eos="$"), Prm(fail_at=2))
-    assert run("demo", "--levels", "1,3").exit_code == 130
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--levels", "1,9"], "no level 9"), (["--levels", "easy"], "'easy'"), (["--particles", "0"], "--particles must be")],
-)
-def test_demo_bad_input(arguments, message):
-    result = run("demo", *arguments)
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert message in result.stderr
 
 
 def test_version_and_examples_in_help():
