@@ -33,7 +33,7 @@ class WasteFreeSMC(TemperedSMC):
         x^{m,1} <- x^{A^m},  x^{m,j+1} ~ K_b(x^{m,j})           j = 1 .. k - 1
         w       <- mean of w,  x <- all x^{m,j}
 
-    A stage costs ``N - M`` moves. Its k states of a chain are dependent, yet each is a draw of the same law, so that evidence and
+    A stage costs ``N - M`` moves. The k states of a chain are dependent, yet each has the same distribution, so that evidence and
     expectations are unbiased for a given ladder as those of :class:`TemperedSMC` are; an adaptive ladder has a bias that vanishes with M.
 
     Example::

@@ -159,7 +159,7 @@ def solve(
         settings.check()
         for each in served:
             each.check()
-        honest = None if calibration is None else loading.load_calibration(calibration, prm)
+        scale = None if calibration is None else loading.load_calibration(calibration, prm)
         loading.check_device(device)
         if html is not None:
             page_file.check(html)
@@ -171,21 +171,21 @@ def solve(
 
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
-            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, honest, dtype)
+            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, scale, dtype)
             progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log)
             outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {settings.named.method.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
-        if honest is not None:
-            chosen["calibration"] = dataclasses.asdict(honest)
+        if scale is not None:
+            chosen["calibration"] = dataclasses.asdict(scale)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
         else:
             report.print(_stdout())
-    finally:  # whoever reads the tables may have stopped reading
+    finally:  # the reader of a pipe may be gone before the tables end
         if html is not None:
             with reported(verbose, log):
                 page_file.write(outcome.posterior, html, settings.named.method.name)

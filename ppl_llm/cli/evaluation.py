@@ -79,11 +79,11 @@ def evaluate(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
+    out: Annotated[Path, typer.Option(help="Folder of the records; the same command again resumes the run.")],
     methods: Annotated[
         str, typer.Option(help=_METHODS_HELP, autocompletion=completion.several(BUDGETED))
     ] = "smc,importance,self-consistency,best-of-n",
-    budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
+    budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
     task_option: Annotated[list[str] | None, typer.Option(help=_TASK_OPTION)] = None,
@@ -111,7 +111,7 @@ def evaluate(
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
-    Ctrl-C and even a kill lose at most the batch in work.
+    Ctrl-C or a kill loses at most the current batch; run the same command to resume.
     """
     from . import loading
 
@@ -146,7 +146,7 @@ def evaluate(
                 report=live,
             )
         except KeyboardInterrupt:
-            typer.secho(f"interrupted; the records in {out} are complete up to here, the same command goes on", fg="yellow", err=True)
+            typer.secho(f"interrupted; the records in {out} are complete up to here; run the same command to resume", fg="yellow", err=True)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             live.close()
@@ -218,7 +218,7 @@ def calibrate(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
-    """Fit the reward model's log-odds to right and wrong solutions, and show how honest they are before and after."""
+    """Fit the reward model's log-odds to right and wrong solutions, and show how well calibrated they are before and after."""
     with reported(verbose):
         from ..evaluation.calibrate import calibrate as fit
         from ..evaluation.calibrate import saved

@@ -238,7 +238,7 @@ def test_reads_standard_input(tables):
     assert solved(problem="-", stdin="ab\n")["problem"] == "ab"
 
 
-def test_best_solution_has_the_highest_weight_among_lanes_with_the_answer(tables):
+def test_best_solution_has_the_highest_weight_among_those_with_the_answer(tables):
     report = solved("--method", "importance", "--particles", "200")
     # Weights of importance sampling are products of scores; the best lane with answer 1 has the largest of them.
     product = torch.tensor(report["best"]["step_scores"]).prod().item()
