@@ -198,7 +198,8 @@ class Comparison:
             table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
         for level in levels:
             table.add_column(f"level {level}", justify="right", no_wrap=True)
-        table.add_column("tokens", justify="right", no_wrap=True)
+        longest = max(len(self._label(row)) for row in self.rows)
+        width = max(_BAR // 3, min(_BAR, out.width - longest - 20 - 9 * len(levels)))
         bar = "#" if out.options.ascii_only else "━"
         best = max((sum(row.right) for row in self.rows), default=0.0)
         for row in self.rows:
@@ -206,21 +207,25 @@ class Comparison:
             shares = [[r for r, p in zip(row.right, self.problems, strict=True) if p.level == level] for level in levels]
             share = sum(row.right) / len(row.right)
             table.add_row(
-                row.name + (" (interrupted)" if row.partial else ""),
+                self._label(row),
                 f"{sum(row.right):.1f}" if row.name == PASS_AT_1 else f"{sum(row.right):.0f}",
                 f"{share:.0%}",
-                Text(bar * round(_BAR * share), style=style or "dim"),
+                Text(bar * round(width * share), style=style or "dim"),
                 *(f"{sum(each) / len(each):.0%}" for each in shares),
-                f"{row.tokens:,}",
             )
         return table
+
+    @staticmethod
+    def _label(row: Row) -> str:
+        return row.name + (" (interrupted)" if row.partial else "")
 
     def _caveats(self) -> list[str]:
         """How much the difference between the methods means."""
         by_name = {row.name: row for row in self.rows if not row.partial}
         lines = []
         if {PASS_AT_1, VOTE, IMPORTANCE} <= by_name.keys():
-            lines.append("The first three rows judge the same independent solutions; SMC resamples its own after every step.")
+            tokens = f"{by_name[VOTE].tokens:,}" + (f" and {by_name[SMC].tokens:,}" if SMC in by_name else "")
+            lines.append(f"The first three rows judge the same independent solutions; SMC resamples its own as it goes ({tokens} tokens).")
         for other in (VOTE, IMPORTANCE):
             if SMC in by_name and other in by_name:
                 pairs = list(zip(by_name[SMC].right, by_name[other].right, strict=True))

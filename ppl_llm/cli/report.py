@@ -163,6 +163,8 @@ def steps_table(solution: Solution) -> Table:
 def solution_of(model: ReasoningModel, context: Context, weights: list[float], answer: Answer) -> Solution:
     """The solution of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
 
+    Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
+
     :param Context context: the solutions to one problem, ``[N]``.
     :param list weights: of each.
     :param answer: that was chosen; ``None`` where no solution has one.
@@ -173,12 +175,12 @@ def solution_of(model: ReasoningModel, context: Context, weights: list[float], a
 
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
-    scores = prefix.tolist()
+    real = (context.reasons != StopReason.FINISHED).cpu()
+    scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
     candidates = [n for n, given in enumerate(context.answers()) if given == answer]
     by_score = model.preset.vote == "argmax"
-    n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], scores[i]))
-    real = (context.reasons[n] != StopReason.FINISHED).cpu()
-    return Solution(context[n].steps, log_odds[n][real].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
+    n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
+    return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
 
 
 def _heading(console: Console, text: str, style: str = "bold") -> None:
