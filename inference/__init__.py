@@ -38,6 +38,7 @@ from .search.dvts import DVTS
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
+from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
     "DVTS",
@@ -79,6 +80,7 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "WasteFreeSMC",
     "Weights",
     "barrier",
     "count",

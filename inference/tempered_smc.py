@@ -20,6 +20,7 @@ from .handlers.temper_messenger import TemperMessenger
 from .mcmc.replicate import Kernel, replica_kernel
 from .mcmc.suffix_mh import SuffixMH
 from .particles.history import Step
+from .particles.pytree import take_one
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
@@ -181,16 +182,34 @@ class TemperedSMC:
 
     def move(self, particles: Trajectory, beta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Trajectory, Tensor]:
         """``x <- K_b(x)`` for all particles in one batch, and the fraction of moves that changed a particle."""
-        rate = torch.zeros_like(beta)
+        states, rate = self.chains(particles, self.num_particles, beta, args, kwargs)
+        return states[-1], rate
+
+    def chains(
+        self, starts: Trajectory, num_chains: int, beta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Trajectory], Tensor]:
+        """``x_{j+1} ~ K_b(x_j)``, ``num_moves`` times from each of the starts, in one batch.
+
+        :returns: the starts and the state after each move, all with the same sites, and the fraction of moves that changed a particle.
+        """
+        states, rate = [starts], torch.zeros_like(beta)
         if self.num_moves == 0:
-            return particles, rate
+            return states, rate
         tempered = TemperMessenger(likelihood=beta)(self.model)
-        kernel = replica_kernel(self.kernel, tempered, self.num_particles, self.max_plate_nesting)
+        kernel = replica_kernel(self.kernel, tempered, num_chains, self.max_plate_nesting)
         for _ in range(self.num_moves):
-            _, moved = kernel.step(particles, *args, **kwargs)
-            rate = rate + moved.differs(particles).to(rate).mean(0) / self.num_moves
-            particles = moved
-        return particles, rate
+            posterior, moved = kernel.step(states[-1], *args, **kwargs)
+            for name in states[-1].keys() - moved.keys():  # the run stopped before the site: every execution had ended
+                moved[name] = states[-1][name]
+            for name in moved.keys() - states[-1].keys():
+                # The executions so far had ended before the site, as the shortest of this run has, among which is the last of them.
+                assert posterior._lengths is not None
+                ended = take_one(posterior.sites[name], posterior._lengths.argmin(0, keepdim=True))
+                for state in states:
+                    state[name] = ended
+            rate = rate + moved.differs(states[-1]).to(rate).mean(0) / self.num_moves
+            states.append(moved)
+        return states, rate
 
     def _check_alive(self, weights: Weights, beta: Tensor, plate_dims: tuple[int, ...]) -> None:
         dead = weights.log_mean == -torch.inf

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SMCFailed,
         SuffixMH,
         TemperedSMC,
+        WasteFreeSMC,
         barrier,
     )
     from .lm.base import LanguageModel
@@ -96,6 +97,7 @@ _HOME = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "WasteFreeSMC": "inference",
     "argmax": "answers.voting",
     "barrier": "inference",
     "extract_answer": "answers.extraction",
@@ -149,6 +151,7 @@ __all__ = [
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",
+    "WasteFreeSMC",
     "argmax",
     "barrier",
     "extract_answer",

@@ -180,15 +180,18 @@ class Context:
     def reorder(self, index: Tensor) -> Context:
         """Sequence ``i`` becomes a copy of sequence ``index[i]``.
 
-        :param Tensor index: ``[N, *plates]``: ancestors along the leftmost batch dimension, one set for each plate index.
+        :param Tensor index: ``[K, *plates]``: ancestors along the leftmost batch dimension, one set for each plate index.
         """
         if len(self.batch_shape) < index.dim():
             return self  # not yet spread over particles: every sequence is the same
-        shape = torch.broadcast_shapes(self.batch_shape, index.shape)
-        source = torch.broadcast_to(index, shape)
-        return self.expand(shape)._map(
-            lambda t: t.gather(0, source.reshape(shape + (1,) * (t.dim() - len(shape))).expand_as(t).to(t.device))
-        )
+        plates = torch.broadcast_shapes(self.batch_shape[1:], index.shape[1:])
+        source = index.expand(-1, *plates)
+
+        def taken(tensor: Tensor) -> Tensor:
+            event = tensor.shape[1 + len(plates) :]
+            return tensor.gather(0, source.reshape(*source.shape, *(1 for _ in event)).expand(-1, *plates, *event).to(tensor.device))
+
+        return self.expand(torch.Size([self.batch_shape[0], *plates]))._map(taken)
 
     def select_plate(self, dim: int, i: int) -> Context:
         """Index ``i`` of the batch dimension ``dim``."""

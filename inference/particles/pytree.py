@@ -13,16 +13,17 @@ _SCALARS = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype
 
 
 def take(tensor: Tensor, index: Tensor) -> Tensor:
-    """``tensor [N, *batch, *event]`` with lane ``n`` replaced by lane ``index[n]``.
+    """Lanes ``index[k]`` of ``tensor [N, *batch, *event]`` as ``[K, *batch, *event]``.
 
-    :param Tensor index: ``[N, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
+    :param Tensor index: ``[K, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
     """
     ndim = index.dim()
     if index.numel() == index.shape[0]:
         return tensor.index_select(0, index.flatten())
-    batch = torch.broadcast_shapes(tensor.shape[:ndim], index.shape)
+    batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
-    return tensor.expand(*batch, *event).gather(0, index.reshape(*index.shape, *(1 for _ in event)).expand(*batch, *event))
+    lanes = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
+    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, lanes)
 
 
 def take_one(tensor: Tensor, index: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..demo import example, looks_like_demo
+from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from . import completion, evaluation, loading, page_file, remote
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .methods import KERNELS, METHODS, NOT_HERE
+from .method_options import given, with_method_options
 from .one_line_errors import OneLineErrors
 from .settings import Settings
 
@@ -36,22 +37,14 @@ app = typer.Typer(
 )
 
 _WIDTH = 120
-_METHOD_HELP = "How to infer: " + ", ".join(f"[bold]{name}[/]" for name in METHODS) + "; list tells more."
+_METHOD_HELP = (
+    "How to infer: " + ", ".join(f"[bold]{name}[/]" for name in SOLVING) + "; list tells more. Options may follow colons: smc:islands=4."
+)
 _PRESET_HELP = (
     "What to infer. [bold]exact[/]: p(solution) times the probability that every step is right. [bold]twisted[/]: times that of the worst "
     "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released. [bold]entropic[/]: those, flattened while "
     "few particles dominate."
 )
-
-
-def _option(name: str, text: str) -> str:
-    """Help of an option that only some methods take, with their defaults."""
-    defaults: dict[Any, list[str]] = {}
-    for method, each in METHODS.items():
-        if name in each.options:
-            defaults.setdefault(each.options[name], []).append(method)
-    takers = "; ".join(", ".join(methods) + (f": {default}" if default else "") for default, methods in defaults.items())
-    return f"{text} [dim]({takers})[/]"
 
 
 _SOLVE_EXAMPLES = (
@@ -93,6 +86,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
+@with_method_options(after="preset")
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
     lm: Annotated[
@@ -120,45 +114,17 @@ def solve(
         Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
     ] = None,
     method: Annotated[
-        str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP, autocompletion=completion.among(METHODS))
+        str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP, autocompletion=completion.among(SOLVING))
     ] = "smc",
-    particles: Annotated[int | None, typer.Option(help=_option("particles", "Solutions written side by side."))] = None,
-    preset: Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=completion.among(completion.PRESETS))] = "exact",
-    ess_threshold: Annotated[
-        float | None,
-        typer.Option(help="Resample where the effective sample size is at most this share of the particles; by default the preset's."),
+    preset: Annotated[
+        str | None, typer.Option(help=_PRESET_HELP, show_default="exact", autocompletion=completion.among(completion.PRESETS))
     ] = None,
-    resampler: Annotated[
-        str | None,
-        typer.Option(
-            help="systematic, stratified, residual, ssp or multinomial; by default the preset's.",
-            autocompletion=completion.among(completion.RESAMPLERS),
-        ),
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(help=_option("iterations", "Of a chain."))] = None,
-    warmup: Annotated[int | None, typer.Option(help=_option("warmup", "Iterations before those that count."))] = None,
-    ancestor_sampling: Annotated[
-        bool, typer.Option("--ancestor-sampling", help=_option("ancestor_sampling", "Give the kept solution other beginnings."))
-    ] = False,
-    references: Annotated[int | None, typer.Option(help=_option("references", "Solutions kept, each in a filter of its own."))] = None,
-    beam_width: Annotated[int | None, typer.Option(help=_option("beam_width", "Solutions kept at every step."))] = None,
-    subtrees: Annotated[int | None, typer.Option(help=_option("subtrees", "Independent searches."))] = None,
-    expand: Annotated[int | None, typer.Option(help=_option("expand", "Continuations of each kept solution."))] = None,
-    betas: Annotated[str | None, typer.Option(help=_option("betas", "Powers of the scores, such as 0,0.3,1, or adaptive."))] = None,
-    kernel: Annotated[
-        str | None, typer.Option(help=_option("kernel", "Moves of the tempered methods: " + " or ".join(KERNELS) + "."))
-    ] = None,
-    islands: Annotated[int | None, typer.Option(help=_option("islands", "Independent filters, pooled by their evidence."))] = None,
-    max_tokens_total: Annotated[int | None, typer.Option(help=_option("max_tokens_total", "Stop when so many tokens are written."))] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
-    audit: Annotated[
-        bool, typer.Option("--audit", help=_option("audit", "Replay the solutions and compare every log-probability."))
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a page to open in a browser: every solution at every step.", metavar="FILE")
@@ -166,6 +132,7 @@ def solve(
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
+    **options: Any,
 ) -> None:
     """Solve a problem and show the posterior over answers, the best solution with its scores, and the cost.
 
@@ -180,21 +147,7 @@ def solve(
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
-        particles=particles,
-        resampler=resampler,
-        ess_threshold=ess_threshold,
-        iterations=iterations,
-        warmup=warmup,
-        beam_width=beam_width,
-        expand=expand,
-        subtrees=subtrees,
-        betas=betas,
-        kernel=kernel,
-        ancestor_sampling=ancestor_sampling or None,
-        references=references,
-        islands=islands,
-        max_tokens_total=max_tokens_total,
-        audit=audit or None,
+        options=given(options),
         dtype=dtype,
     )
     log = JsonLog() if log_json else None
@@ -206,7 +159,7 @@ def solve(
         settings.check()
         for each in served:
             each.check()
-        honest = None if calibration is None else loading.load_calibration(calibration, prm)
+        scale = None if calibration is None else loading.load_calibration(calibration, prm)
         loading.check_device(device)
         if html is not None:
             page_file.check(html)
@@ -218,37 +171,38 @@ def solve(
 
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
-            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, honest, dtype)
-            progress = Progress(Console(stderr=True), settings.title, verbose, METHODS[method].unit, log)
+            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, scale, dtype)
+            progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log)
             outcome = sweep(settings, *models, text, progress)
             if outcome.posterior is None:
-                raise KeyboardInterrupt(f"before the first {METHODS[method].unit} was complete; there is nothing to show")
+                raise KeyboardInterrupt(f"before the first {settings.named.method.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
-        if honest is not None:
-            chosen["calibration"] = dataclasses.asdict(honest)
+        if scale is not None:
+            chosen["calibration"] = dataclasses.asdict(scale)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
         else:
             report.print(_stdout())
-    finally:  # whoever reads the tables may have stopped reading
+    finally:  # the reader of a pipe may be gone before the tables end
         if html is not None:
             with reported(verbose, log):
-                page_file.write(outcome.posterior, html, settings.method)
+                page_file.write(outcome.posterior, html, settings.named.method.name)
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
 def methods() -> None:
-    """List the inference methods of solve with a line each."""
+    """List the inference methods of solve and evaluate with a line each."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, method in METHODS.items():
         table.add_row(Text(name, style="bold"), Text(method.line))
     console = _stdout()
     console.print(table)
-    console.print(Text(NOT_HERE, style="dim"))
+    python = ", ".join(f"{algorithm} ({why})" for algorithm, why in IN_PYTHON_ONLY.items())
+    console.print(Text(f"In Python only: {python}.", style="dim"))
 
 
 def _stdout() -> Console:
@@ -261,32 +215,42 @@ def _require_demo_problem(text: str) -> None:
     if not looks_like_demo(text):
         raise ValueError(
             "the demo language model knows only its own kind of problem, and this does not look like one. "
-            f"Try: ppl-llm solve '{example().text}' (--force goes on all the same, --lm takes another model)"
+            f"Try: ppl-llm solve '{example().text}' (--force solves it all the same, --lm takes another model)"
         )
 
 
-@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 4,5,6 --seed 7")
+@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 6 --problems 12 --seed 7")
 def demo(
-    particles: Annotated[int, typer.Option(help="Solutions written side by side.")] = 16,
-    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "1,2,3,4,5,6",
+    problems: Annotated[int, typer.Option(help="Problems, solved as one batch.")] = 24,
+    particles: Annotated[int, typer.Option(help="Solutions of each problem, written side by side.")] = 16,
+    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "4,5,6",
     seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,
     prm: Annotated[str, typer.Option(help="Process reward model: demo or demo-weak.")] = "demo",
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
-    """Make up a problem per level and solve each by importance sampling and by SMC, side by side, with the models in this package."""
-    from .side_by_side import SideBySide, parse_levels
+    """Compare ways to answer: one solution, a majority vote, importance sampling and SMC, on problems that the models in this package were
+    not trained on.
 
-    settings = Settings(prm=prm, particles=particles, seed=seed, dtype=dtype)
+    One batch of a few problems under one seed shows what the methods do; it does not measure them. The output says whether a difference
+    is within noise. Ctrl-C shows what is there.
+    """
+    from .comparison import Comparison, parse_levels, problems_of
+
+    settings = Settings(prm=prm, options={"particles": particles}, seed=seed, dtype=dtype)
     with reported(verbose):
         settings.check()
-        chosen = parse_levels(levels)
+        if problems < 1:
+            raise ValueError(f"--problems must be an integer of at least 1, got {problems}")
+        batch = problems_of(parse_levels(levels), problems, seed)
     with loading.quiet(verbose):
-        table = SideBySide(settings, _stdout(), Console(stderr=True))
+        comparison = Comparison(batch, particles, seed, Console(stderr=True))
         with reported(verbose):
             models = loading.load_lm(settings.lm, dtype=dtype), loading.load_prm(prm, dtype=dtype)
-            complete = table.run(*models, chosen)
-    table.print()
+            complete = comparison.run(*models)
+            if not comparison.rows:
+                raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
+    comparison.print(_stdout())
     if not complete:
         raise typer.Exit(INTERRUPTED)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from os import scandir
 
+from ..methods.options import PRESET_NAMES
+
 LMS = ("demo",)
 PRMS = ("demo", "demo-weak")
-PRESETS = ("exact", "twisted", "as_paper", "its_hub", "entropic")
-RESAMPLERS = ("systematic", "stratified", "residual", "ssp", "multinomial")
+PRESETS = PRESET_NAMES
 
 
 def among(names: Iterable[str]) -> Callable[[str], list[str]]:

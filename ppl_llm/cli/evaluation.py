@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..methods import BUDGETED
 from . import completion
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -27,9 +29,7 @@ _EVALUATE_EXAMPLES = (
     "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
     "\n\nppl-llm evaluate reasoning-gym:chain_sum --task-option seed=3 --task-option min_terms=4 --limit 50 --out runs/sums"
 )
-_NAMES = (
-    "importance, self-consistency, best-of-n, weighted-best-of-n, smc, particle-gibbs, beam-search, dvts, tempered-smc, parallel-tempering"
-)
+_METHODS_HELP = f"Separated by commas, with options after colons, such as smc:islands=4: {', '.join(BUDGETED)}."
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
@@ -41,6 +41,11 @@ def parse_numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from error
+
+
+def split_methods(text: str) -> list[str]:
+    """Names separated by commas; those within the powers of ``betas=0.25,1`` are followed by a number and separate nothing."""
+    return [name.strip() for name in re.split(r",(?!\s*[\d.])", text)]
 
 
 _TASK_OPTION = (
@@ -74,11 +79,11 @@ def evaluate(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the records; the same command again goes on where it stopped.")],
+    out: Annotated[Path, typer.Option(help="Folder of the records; the same command again resumes the run.")],
     methods: Annotated[
-        str, typer.Option(help=f"Separated by commas: {_NAMES}.", autocompletion=completion.several(_NAMES.split(", ")))
+        str, typer.Option(help=_METHODS_HELP, autocompletion=completion.several(BUDGETED))
     ] = "smc,importance,self-consistency,best-of-n",
-    budgets: Annotated[str, typer.Option(help="Complete generations per problem, separated by commas.")] = "1,2,4,8,16",
+    budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
     task_option: Annotated[list[str] | None, typer.Option(help=_TASK_OPTION)] = None,
@@ -106,7 +111,7 @@ def evaluate(
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
-    Ctrl-C and even a kill lose at most the batch in work.
+    Ctrl-C or a kill loses at most the current batch; run the same command to resume.
     """
     from . import loading
 
@@ -132,7 +137,7 @@ def evaluate(
                 problems,
                 models,
                 out,
-                methods=[name.strip() for name in methods.split(",")],
+                methods=split_methods(methods),
                 budgets=parse_numbers("--budgets", budgets),
                 seeds=range(seeds),
                 group_size=group_size,
@@ -141,7 +146,7 @@ def evaluate(
                 report=live,
             )
         except KeyboardInterrupt:
-            typer.secho(f"interrupted; the records in {out} are complete up to here, the same command goes on", fg="yellow", err=True)
+            typer.secho(f"interrupted; the records in {out} are complete up to here; run the same command to resume", fg="yellow", err=True)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             live.close()
@@ -213,7 +218,7 @@ def calibrate(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
-    """Fit the reward model's log-odds to right and wrong solutions, and show how honest they are before and after."""
+    """Fit the reward model's log-odds to right and wrong solutions, and show how well calibrated they are before and after."""
     with reported(verbose):
         from ..evaluation.calibrate import calibrate as fit
         from ..evaluation.calibrate import saved

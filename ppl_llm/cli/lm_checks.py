@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..context import Context
     from ..lm.base import StepOptions, StepSample
 
-_LANES = 16
+_SAMPLES = 16
 _TOKENS = 24
 _PROBLEM = "A train leaves at noon and goes 60 miles an hour. A second one leaves at one o'clock and goes 80. When does it catch up?"
 _TOLERANCE = 0.05
@@ -54,7 +54,7 @@ class LMChecks:
 
         with CostMeter() as meter:
             pyro.set_rng_seed(seed)
-            return self.lm.sample_step(context, torch.Size([_LANES]), options), dict(meter.totals)
+            return self.lm.sample_step(context, torch.Size([_SAMPLES]), options), dict(meter.totals)
 
     def _loaded(self) -> None:
         lm = self.lm
@@ -76,7 +76,7 @@ class LMChecks:
         seconds = time.perf_counter() - began
         if self.remote:
             self.findings.add("token ids", True, "prompts and steps travel as token ids")
-        self.findings.add("speed", None, f"{cost['tokens_sampled'] / seconds:,.0f} tokens/s with {_LANES} lanes of {_TOKENS} tokens")
+        self.findings.add("speed", None, f"{cost['tokens_sampled'] / seconds:,.0f} tokens/s with {_SAMPLES} sequences of {_TOKENS} tokens")
         return sample
 
     def _seeds(self, context: Context, sample: StepSample) -> None:
@@ -88,10 +88,12 @@ class LMChecks:
         same = torch.equal(again.tokens, sample.tokens)
         varies = distinct > 1 or not torch.equal(other.tokens, sample.tokens)
         if varies:
-            self.findings.add("lanes", True, f"{distinct} of {_LANES} lanes differ")
+            self.findings.add("samples", True, f"{distinct} of {_SAMPLES} samples differ")
         else:
             hint = "the server may ignore seed or temperature" if self.remote else "the model may be certain of its answer"
-            self.findings.add("lanes", False, f"all {_LANES} lanes are equal, under two seeds", f"{hint}: try another problem or server")
+            self.findings.add(
+                "samples", False, f"all {_SAMPLES} samples are equal, under two seeds", f"{hint}: try another problem or server"
+            )
         remedy = "results will differ from run to run; vLLM and SGLang honour seed (SGLang with --enable-deterministic-inference)"
         self.findings.add(
             "seeds", same, "the same seed gives the same tokens" if same else "the same seed gives other tokens", "" if same else remedy
@@ -169,7 +171,7 @@ class LMChecks:
             context = self.lm.start(long)
             self._sample(context, self._options(max_tokens=2))
             _, cost = self._sample(context, self._options(max_tokens=2))
-            prompt = int(context.lengths) * _LANES
+            prompt = int(context.lengths) * _SAMPLES
             ran = cost.get("tokens_prefilled", 0)
             if self.remote and "lm_tokens_cached" not in cost:
                 self.findings.add("prefix cache", None, "the server does not tell", "vLLM does with --enable-prompt-tokens-details")
@@ -177,5 +179,5 @@ class LMChecks:
                 self.findings.add("prefix cache", True, f"{1 - ran / prompt:.0%} of a prompt of {int(context.lengths)} tokens was kept")
             else:
                 self.findings.add(
-                    "prefix cache", False, "prompts are read anew at every step", "vLLM: --enable-prefix-caching, and a small --block-size"
+                    "prefix cache", False, "prompts are read again at every step", "vLLM: --enable-prefix-caching, and a small --block-size"
                 )

@@ -25,7 +25,7 @@ class PlainText:
         return StopAutomaton([bytes([i]) for i in range(256)], stop)
 
     def context(self, problem: str, solutions: list[list[str]]) -> Context:
-        """A lane for each solution; all have the same number of steps."""
+        """A sequence for each solution; all have the same number of steps."""
         lm: Any = self
         context = Context.root(lm, (problem,), [list(problem.encode())], batched=False).expand((len(solutions),))
         for steps in zip(*solutions, strict=True):

@@ -14,6 +14,7 @@ from .details import Details, details
 
 if TYPE_CHECKING:
     from ..answers.voting import Answer
+    from ..context import Context
     from ..inference import ParticlePosterior
     from ..programs.models import ReasoningModel
 
@@ -26,7 +27,7 @@ _BAR = 24
 
 @dataclass(frozen=True)
 class Solution:
-    """One lane: its steps with the reward model's probability that each is right.
+    """One particle: its steps with the reward model's probability that each is right.
 
     :ivar float weight: its posterior weight.
     :ivar float score: aggregated score of the whole solution.
@@ -73,7 +74,7 @@ class Report:
             details=details(posterior),
             particles=posterior.num_particles,
             finished=int(posterior.value.done.sum()),
-            best=best_solution(model, posterior, answer),
+            best=solution_of(model, posterior.value, posterior.weights.tolist(), answer),
             cost=dict(posterior.cost),
             audit=None if audit is None else {"error": audit.error, "rounding": audit.rounding, "sites": audit.num_sites},
             settings=settings,
@@ -128,7 +129,7 @@ class Report:
             console.print(Text(line, style="dim"))
         best = self.best
         _heading(console, f"Best solution (weight {best.weight:.3f}, {best.aggregation} score {best.score:.3f})")
-        console.print(self._best_table())
+        console.print(steps_table(best))
         _heading(console, "Cost")
         console.print(Text(_cost_line(self.cost)))
         if self.audit is not None:
@@ -147,34 +148,39 @@ class Report:
             table.add_row(Text(f"{len(rest)} more", style="dim"), Text(f"{sum(p for _, p in rest):.3f}", style="dim"), "")
         return table
 
-    def _best_table(self) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("score", justify="right", vertical="top")
-        table.add_column("step")
-        for step, score in zip(self.best.steps, self.best.step_scores, strict=True):
-            style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
-            table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
-        return table
+
+def steps_table(solution: Solution) -> Table:
+    """The steps of a solution with their scores."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("score", justify="right", vertical="top")
+    table.add_column("step")
+    for step, score in zip(solution.steps, solution.step_scores, strict=True):
+        style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
+        table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
+    return table
 
 
-def best_solution(model: ReasoningModel, posterior: ParticlePosterior, answer: Answer) -> Solution:
-    """The lane of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
+def solution_of(model: ReasoningModel, context: Context, weights: list[float], answer: Answer) -> Solution:
+    """The solution of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
 
-    :param answer: that the preset chose; ``None`` where no lane has one.
+    Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
+
+    :param Context context: the solutions to one problem, ``[N]``.
+    :param list weights: of each.
+    :param answer: that was chosen; ``None`` where no solution has one.
     """
     import torch
 
     from ..context import StopReason
 
-    context = posterior.value
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
-    weights, scores = posterior.weights.tolist(), prefix.tolist()
-    lanes = [n for n, given in enumerate(context.answers()) if given == answer]
+    real = (context.reasons != StopReason.FINISHED).cpu()
+    scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
+    candidates = [n for n, given in enumerate(context.answers()) if given == answer]
     by_score = model.preset.vote == "argmax"
-    n = max(lanes, key=lambda lane: (scores[lane], weights[lane]) if by_score else (weights[lane], scores[lane]))
-    real = (context.reasons[n] != StopReason.FINISHED).cpu()
-    return Solution(context[n].steps, log_odds[n][real].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
+    n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
+    return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
 
 
 def _heading(console: Console, text: str, style: str = "bold") -> None:

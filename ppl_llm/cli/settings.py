@@ -3,94 +3,94 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .methods import METHODS, Callback, Run, get_method
+from ..methods import Call, ChosenMethod, parse_method
+from .method_options import method_options, takers
 
 if TYPE_CHECKING:
+    from ..methods.base import Callback, Run
     from ..programs.models import ReasoningModel
 
-_OPTIONS = {"num_particles": "--particles", "num_subtrees": "--subtrees", "num_references": "--references"} | {
-    name: f"--{name.replace('_', '-')}"
-    for name in ("max_steps", "max_tokens", "temperature", *{option for method in METHODS.values() for option in method.options})
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("max_steps", "max_tokens", "temperature")} | {
+    name: option.flag for option in method_options().values() for name in (option.name, option.parameter) if name
 }
-"""Options by the name of the parameter in the library's messages."""
+"""Flags by the name of the parameter in the library's messages."""
 
 MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of ``solve``. ``None`` leaves the choice to the method, the preset or the library."""
+    """The options of ``solve``. ``None`` leaves the choice to the method, the preset or the library.
+
+    :ivar str method: a name with options perhaps, ``smc:islands=4``.
+    :ivar dict options: of the method, given apart from its name.
+    """
 
     lm: str = "demo"
     prm: str = "demo"
     method: str = "smc"
-    preset: str = "exact"
+    preset: str | None = None
     max_steps: int = 40
     max_tokens: int | None = None
     temperature: float = 1.0
     seed: int = 0
-    particles: int | None = None
-    resampler: str | None = None
-    ess_threshold: float | None = None
-    iterations: int | None = None
-    warmup: int | None = None
-    beam_width: int | None = None
-    expand: int | None = None
-    subtrees: int | None = None
-    betas: str | None = None
-    kernel: str | None = None
-    ancestor_sampling: bool | None = None
-    references: int | None = None
-    islands: int | None = None
-    max_tokens_total: int | None = None
-    audit: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+
+    @property
+    def named(self) -> ChosenMethod:
+        """The method.
+
+        :raises ValueError: for a name or an option that does not exist.
+        """
+        return parse_method(self.method)
 
     @property
     def title(self) -> str:
         """The method with its numbers."""
-        return " ".join([self.method, *(f"{name.replace('_', ' ')} {n}" for name, n in self.chosen().items() if type(n) is int)])
+        chosen = {option.name: option.default for option in self.named.method.options} | self.given()
+        return " ".join([self.named.method.name, *(f"{name.replace('_', ' ')} {n}" for name, n in chosen.items() if type(n) is int)])
 
-    def chosen(self) -> dict[str, Any]:
-        """The method's options: what was given, else the method's defaults, which may be ``None``.
+    def given(self) -> dict[str, Any]:
+        """The method's options that were given, in its name or apart from it.
 
-        :raises ValueError: for an option that was given and that the method does not take.
+        :raises ValueError: for an option that the method does not take, or that is given both ways.
         """
-        method = get_method(self.method)
-        for option in {name: None for each in METHODS.values() for name in each.options}:
-            if getattr(self, option) is not None and option not in method.options:
-                takers = ", ".join(name for name, each in METHODS.items() if option in each.options)
-                raise ValueError(f"{_OPTIONS[option]} has no effect with --method {self.method}; it goes with {takers}")
-        given = {name: getattr(self, name) for name in method.options}
-        return {name: default if given[name] is None else given[name] for name, default in method.options.items()}
+        named = self.named
+        for name in self.options:
+            flag = method_options()[name].flag
+            if named.method.option(name) is None:
+                raise ValueError(f"{flag} has no effect with --method {named.method.name}; it goes with {', '.join(takers(name))}")
+            if name in named.options:
+                raise ValueError(f"{flag} and --method {self.method} both set {name}; give it once")
+        return {**named.options, **self.options}
 
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
-        :raises ValueError: for options out of range, in the library's words.
+        :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, get_method(self.method).start(model, self._effective(model), callback)
+        return model, self.named.method.start(model, self.given(), Call(callback))
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
         from ..programs.models import reasoning
 
-        get_method(self.method)
+        if self.preset is not None and "preset" in self.named.model_options:
+            raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
         given: dict[str, Any] = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
-        return reasoning(lm, prm, preset=self.preset, max_steps=self.max_steps, temperature=self.temperature, **given)
-
-    def _effective(self, model: ReasoningModel) -> dict[str, Any]:
-        """The method's options, with the preset's where nothing was given."""
-        preset = {"resampler": model.preset.resampler, "ess_threshold": model.preset.ess_threshold}
-        return {name: preset.get(name) if value is None else value for name, value in self.chosen().items()}
+        preset = self.preset or "exact"
+        model = reasoning(lm, prm, preset=preset, max_steps=self.max_steps, temperature=self.temperature, **given)
+        return self.named.adapted(model)
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.
 
-        :raises ValueError: for options out of range, naming the option.
+        :raises ValueError: for options out of range, naming the flag.
         """
         from ..lm.loading import parse_dtype
 
@@ -98,22 +98,26 @@ class Settings:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         try:
             parse_dtype(self.dtype)
+            for name, value in self.given().items():
+                method_options()[name].check(value)
             self.build(None, None)
         except ValueError as error:
             parameter = re.match(r"\w+", str(error))
-            option = _OPTIONS.get(parameter[0]) if parameter else None
-            raise ValueError(option + str(error)[parameter.end() :] if parameter and option else str(error)) from error
+            flag = _FLAGS.get(parameter[0]) if parameter else None
+            raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""
         model = self._model(None, None)
+        method = self.named.method
         return {
             "lm": self.lm,
             "prm": self.prm,
-            "method": self.method,
-            "preset": self.preset,
+            "method": method.name,
+            "preset": model.preset.name,
             **{"particles": None, "resampler": None, "ess_threshold": None},
-            **{name: value for name, value in self._effective(model).items() if name != "audit"},
+            **{name: value for name, value in method.settled(model, self.given()).items() if name != "audit"},
+            **{name: value for name, value in self.named.model_options.items() if name != "preset"},
             "max_steps": self.max_steps,
             "max_tokens": model.options.max_tokens,
             "temperature": self.temperature,

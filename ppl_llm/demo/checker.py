@@ -24,6 +24,11 @@ from .problems import (
 
 __all__ = ["check_steps", "looks_like_demo", "parse", "right_steps", "split_solution"]
 
+KNOWN_NUMBERS = 40
+"""The language model handles numbers up to here in problems of any length: of 30 and 60 such problems outside of their level's range a
+sample is right as often as within it or more often (2 operations: 0.70 against 0.68, 3: 0.43 against 0.31), while beyond 40 two
+operations fall to 0.32."""
+
 _NUMBER = r"(0|[1-9]\d{0,3})"  # as people write numbers: no sign, no leading zero
 
 
@@ -55,7 +60,8 @@ def parse(text: str) -> Problem:
     """Read a problem back from its text.
 
     :param str text: the text of a demo problem; white space around it is ignored.
-    :raises ValueError: if the text is not a problem that :func:`make_problem` could have drawn (wording, number of steps, size of numbers).
+    :raises ValueError: if the text is not a problem of the demo's kind: wording and number of steps of :func:`make_problem`, numbers in the
+        range of their level or up to ``KNOWN_NUMBERS``.
     """
     text = text.strip()
     question = next((question for question in QUESTIONS if text.endswith(f". {question}")), None)
@@ -79,18 +85,18 @@ def parse(text: str) -> Problem:
 
 
 def _require_in_range(start: int, operations: Sequence[Operation], size: Level) -> None:
-    value = start
+    value, largest = start, max(size.max_value, KNOWN_NUMBERS)
     for operation in operations:
         low, high = (2, MAX_FACTOR) if operation.symbol == "*" else (1, size.max_operand)
         value = operation(value)
-        if not low <= operation.operand <= high or not 0 <= value <= size.max_value:
+        if not low <= operation.operand <= high or not 0 <= value <= largest:
             raise ValueError(f"not a demo problem: {operation} leaves the range of its level")
-    if not 1 <= start <= size.max_value:
+    if not 1 <= start <= largest:
         raise ValueError(f"not a demo problem: start {start} is outside the range of its level")
 
 
 def looks_like_demo(text: str) -> bool:
-    """Whether the text is a problem of the kind that the demo models were trained on."""
+    """Whether the text is a problem of the kind that the demo models know, see :func:`parse`."""
     try:
         parse(text)
     except ValueError:

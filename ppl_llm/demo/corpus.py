@@ -138,7 +138,7 @@ def _wrong_digit(value: int, rng: random.Random) -> int:
 
 
 def corrupt(problem: Problem, rate: float, rng: random.Random) -> Labelled:
-    """A solution in which every step is spoilt with probability ``rate``; later steps go on from the number that was stated.
+    """A solution in which every step is spoilt with probability ``rate``; later steps continue from the number that was stated.
 
     The mistakes: a wrong digit in the result, another operation, another operand, a left operand copied from an earlier line, and in
     the last step a wrong number in the box. A mistake may by chance give a right step, hence the labels come from the checker.

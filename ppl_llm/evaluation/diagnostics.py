@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..methods import BUDGETED
 from .aggregators import Candidate, log_score
 from .drawing import figure, legend_beside, powers_of_two, style
 from .intervals import Interval, proportion
-from .methods import METHODS
 from .metrics import (
     PowerLaw,
     Table,
@@ -90,7 +90,7 @@ def posterior_statements(results: Results) -> list[Stated]:
 
 def with_posterior(results: Results) -> list[str]:
     """Methods whose answers carry a posterior probability."""
-    return [m for m in results.methods if m in METHODS and METHODS[m].vote in ("posterior", "preset")]
+    return [m for m in results.methods if m in BUDGETED and BUDGETED[m].votes_by_weight]
 
 
 def scored(pool: Sequence[Candidate], aggregation: str) -> bool:

@@ -14,10 +14,10 @@ import torch
 
 from ..context import DEFAULT_STOP, Context
 from ..lm.base import LanguageModel
+from ..methods import get_method
 from ..programs.models import ReasoningModel, reasoning
 from ..reward.base import RewardModel
 from .aggregators import Candidate, log_score
-from .methods import get_method, independent
 from .source import Models
 from .teacher_forced import teacher_forced
 from .votes import VOTES, candidates
@@ -57,7 +57,7 @@ class PPLHarnessLM(TemplateLM):
 
     :param lm: a language model, or a name as in :class:`~ppl_llm.evaluation.source.Models`.
     :param prm: a reward model, or a name.
-    :param str method: see :data:`ppl_llm.evaluation.methods.METHODS`.
+    :param str method: see :data:`ppl_llm.methods.BUDGETED`.
     :param int budget: completions per request.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
@@ -164,13 +164,15 @@ class PPLHarnessLM(TemplateLM):
         """Of each problem: the particles, the chosen one, and the answer."""
         pyro.set_rng_seed(int.from_bytes(hashlib.blake2b(f"{self.seed}/{self._batches}".encode(), digest_size=4).digest()))
         self._batches += 1
-        posterior = (self.method.run or independent)(model, problems, self.budget)
+        model = self.method.adapted(model)
+        posterior = self.method.start(model, problems, self.budget)
+        aggregation = self.method.aggregation(model, self.vote_aggregation)
         vote = self.method.vote_under(model.preset.vote)
         chosen = []
         for i in range(len(problems)):
             pool = candidates(model, posterior, i)
-            answer = VOTES[vote](pool, self.vote_aggregation)
-            chosen.append((posterior.value.select_plate(1, i), _best(pool, answer, vote, self.vote_aggregation), answer))
+            answer = VOTES[vote](pool, aggregation)
+            chosen.append((posterior.value.select_plate(1, i), _best(pool, answer, vote, aggregation), answer))
         return chosen
 
     def _text(self, particle: Context, answer: Any, until: Iterable[str], limit: int | None) -> str:

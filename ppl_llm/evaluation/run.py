@@ -68,7 +68,7 @@ def evaluate(
     :param problems: with an ``id``, ``text`` and gold ``answer``.
     :param Models models: what to run; loaded once in each process.
     :param out: the folder of the records.
-    :param methods: names, see :data:`ppl_llm.evaluation.methods.METHODS`.
+    :param methods: names, see :data:`ppl_llm.methods.BUDGETED`.
     :param budgets: completions per problem; a method leaves out those below its least.
     :param seeds: each a repetition of everything.
     :param int group_size: problems per batch.

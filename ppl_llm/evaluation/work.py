@@ -14,10 +14,10 @@ import pyro
 
 from ..inference import ParticlePosterior
 from ..inference.posterior.equivalence_classes import representatives
+from ..methods import BudgetedMethod, get_method
 from ..programs.models import ReasoningModel
 from ..tasks.base import Problem
 from .aggregators import Candidate, tally
-from .methods import Method, get_method
 from .records import Key
 from .votes import VOTES, as_record, candidates
 
@@ -65,7 +65,7 @@ def plan(num_groups: int, methods: Sequence[str], budgets: Sequence[int], seeds:
         small = [budget for budget in budgets if budget < method.least]
         if len(small) == len(budgets):
             raise ValueError(f"method {method.name!r} needs a budget of at least {method.least}, got {', '.join(map(str, budgets))}")
-    shared = tuple(method.name for method in known if method.run is None)
+    shared = tuple(method.name for method in known if method.shared)
     for seed in seeds:
         if shared:
             for group in range(num_groups):
@@ -73,7 +73,7 @@ def plan(num_groups: int, methods: Sequence[str], budgets: Sequence[int], seeds:
                 yield Unit(group, (SHARED, *(name for name in shared if name != SHARED)), tuple(sorted(set(budgets))), seed)
         for budget in sorted(set(budgets)):
             for method in known:
-                if method.run is not None and budget >= method.least:
+                if not method.shared and budget >= method.least:
                     for group in range(num_groups):
                         yield Unit(group, (method.name,), (budget,), seed)
 
@@ -108,15 +108,15 @@ def execute(
     for i, problem in enumerate(problems):
         pool = pooled(candidates(model, posterior, i, answer_scores and SHARED in unit.methods), problem.answer, equivalent)
         for budget in unit.budgets:
-            part = pool[:budget] if methods[0].run is None else pool
+            part = pool[:budget] if methods[0].shared else pool
             share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
             for method in methods:
                 record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
                 record["cost"] = {name: round(value * share, 4) for name, value in posterior.cost.items() if not name.endswith("seconds")}
                 record["seconds"] = round(seconds * share, 4)
-                if method.run is not None:
+                if not method.shared:
                     record |= _diagnostics(posterior, i)
-                if method.run is not None or (method.name == SHARED and budget == max(unit.budgets)):
+                if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     record["candidates"] = [as_record(c) for c in part]
                 records.append(record)
     return records
@@ -132,7 +132,7 @@ def pooled(pool: list[Candidate], gold: str | None, equivalent: Callable[[Hashab
 
 
 def _record(
-    unit: Unit, problem: Problem, method: Method, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
+    unit: Unit, problem: Problem, method: BudgetedMethod, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
 ) -> dict[str, Any]:
     answer = VOTES[method.vote_under(preset_vote)](part, aggregation)
     posterior = tally(part, lambda candidate: candidate.weight)

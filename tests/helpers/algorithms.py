@@ -21,6 +21,7 @@ from ppl_llm.inference import (
     SelfConsistency,
     SuffixMH,
     TemperedSMC,
+    WasteFreeSMC,
 )
 
 ALL = "*"
@@ -70,6 +71,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         replicas=800,
     ),
     "TemperedSMC, adaptive": Algorithm(lambda model, nesting: TemperedSMC(model, 64, max_plate_nesting=nesting), replicas=100, bias=0.02),
+    "WasteFreeSMC": Algorithm(
+        lambda model, nesting: WasteFreeSMC(model, 6, chain_length=3, betas=[0.2, 0.6, 1.0], max_plate_nesting=nesting)
+    ),
     "ParticleGibbs": chain(lambda model, nesting: ParticleGibbs(model, 6, max_plate_nesting=nesting)),
     "ParticleGibbs, systematic": chain(
         lambda model, nesting: ParticleGibbs(model, 6, resampler="systematic", ess_threshold=1.0, max_plate_nesting=nesting)

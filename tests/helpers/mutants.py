@@ -27,6 +27,7 @@ from ppl_llm.inference import (
     TemperedSMC,
     TemperMessenger,
     Trajectory,
+    WasteFreeSMC,
     Weights,
     multinomial,
     residual,
@@ -455,6 +456,29 @@ class FlippedBisection(TemperedSMC):
         return super().next_beta(stage, weights, -log_likelihood, beta)
 
 
+WASTE_FREE = "tests/inference/test_waste_free_smc.py::test_rejects_wrong_chains"
+
+
+@mutant("the first M of N ancestors", WASTE_FREE)
+class FirstAncestors(WasteFreeSMC):
+    """Starts cut from the front of a comb over all N, which comes in order: the last particles are never resampled."""
+
+    def draw_starts(self, log_weights: Tensor) -> Tensor:
+        u = torch.rand(self.resampler.num_uniforms(self.num_particles), *log_weights.shape[1:], dtype=torch.float64)
+        self.draw_offset(log_weights.shape[1:], log_weights.device)
+        return self.resampler(log_weights, u)[: self.num_chains]
+
+
+@mutant("chains keep the weights of their starts", WASTE_FREE)
+class WeightedStarts(WasteFreeSMC):
+    """All states of a chain weighted by its start, which was resampled by that weight already."""
+
+    def resample(self, weights: Weights, particles: Trajectory) -> Any:
+        step, _, starts = super().resample(weights, particles)
+        return step, Weights(weights.log_weights.gather(0, step.ancestors)), starts
+
+
+WRONG_CHAINS = [FirstAncestors, WeightedStarts]
 WRONG_STAGES = [IncrementsOnly, LastStageEvidence, FlippedLikelihood, StaleLikelihood, BehindKernel]
 WRONG_LADDERS = [IncrementalESS, FlippedBisection]
 

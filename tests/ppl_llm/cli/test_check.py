@@ -122,7 +122,7 @@ def test_a_server_with_everything(network: Any) -> None:
     network(fake=server)
     found = checked(URL, "--tokenizer", str(LM_DIR))
     assert found["kind"] == "lm" and "demo-lm" in found["model"]["detail"]
-    for name in ("token ids", "lanes", "seeds", "stop strings", "log-probabilities of sampled steps", "prefix cache"):
+    for name in ("token ids", "samples", "seeds", "stop strings", "log-probabilities of sampled steps", "prefix cache"):
         assert found[name]["ok"] is True, found[name]
     assert "raw" in found["meaning of log-probabilities"]["detail"]
 

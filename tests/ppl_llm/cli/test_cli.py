@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 import ppl_llm.cli.loading as loading
 from ppl_llm import TabularLM, TabularReward
 from ppl_llm.cli import app
-from ppl_llm.cli.methods import METHODS
 from ppl_llm.cli.report import plain
 from ppl_llm.demo import example, make_problem
+from ppl_llm.methods import METHODS, SOLVING
 
 SYMBOLS = ["a", "b", "go\n\n", "x", "\\boxed{1}", "\\boxed{2}", "$"]
 
@@ -88,12 +88,15 @@ FAST = {
     "pimh": ["--iterations", "3", "--particles", "4"],
     "suffix-mh": ["--iterations", "5", "--warmup", "1"],
     "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
+    "waste-free-smc": ["--particles", "4", "--chain-length", "2", "--betas", "0.3,1"],
     "parallel-tempering": ["--iterations", "4", "--warmup", "1"],
 }
 """Numbers that keep the tests short."""
 
+WITH_EVIDENCE = ("smc", "importance", "tempered-smc", "waste-free-smc")
+
 COMBINATIONS = [
-    *((method, "exact") for method in METHODS),
+    *((method, "exact") for method in SOLVING),
     *(
         (method, preset)
         for method in ("smc", "importance", "beam-search", "best-of-n")
@@ -116,10 +119,10 @@ def test_json_is_a_posterior(tables, method, preset):
     assert f"\\boxed{{{report['answer']}}}" in best["steps"][-1]
     assert report["cost"]["tokens_sampled"] > 0 and report["cost"]["seconds"] > 0
     assert report["unit"] == METHODS[method].unit
-    assert (report["log_evidence"] is None) == (report["no_evidence"] is not None) == (method not in ("smc", "importance", "tempered-smc"))
+    assert (report["log_evidence"] is None) == (report["no_evidence"] is not None) == (method not in WITH_EVIDENCE)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_tables_and_progress_of_every_method(tables, method):
     """A line per step, iteration or stage; the reason where there is no evidence; the method's own figures."""
     result = solve("--method", method, "--verbose", *FAST.get(method, []))
@@ -134,10 +137,11 @@ def test_tables_and_progress_of_every_method(tables, method):
         "tokens sampled",
     ):
         assert part in result.stdout
-    assert ("log evidence" in result.stdout) == (method in ("smc", "importance", "tempered-smc"))
-    assert ("gives no evidence" in result.stdout) == (method not in ("smc", "importance", "tempered-smc"))
-    for name, part in (("tempered-smc", "powers 0.3 1"), ("tempered-smc", "moved "), ("parallel-tempering", "swap rates ")):
+    assert ("log evidence" in result.stdout) == (method in WITH_EVIDENCE)
+    assert ("gives no evidence" in result.stdout) == (method not in WITH_EVIDENCE)
+    for name, part in (("tempered-smc", "powers 0.3 1"), ("parallel-tempering", "swap rates ")):
         assert (part in result.stdout) == (name == method) or part == "powers 0.3 1"
+    assert ("moved " in result.stdout) == (method in ("tempered-smc", "waste-free-smc"))
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,24 @@ def test_options_reach_the_algorithm(tables, method, arguments, key, expected):
     assert (len(report[key]) if isinstance(report[key], list) else report[key]) == expected
     for option, value in zip(arguments[::2], arguments[1::2], strict=True):
         assert str(report["settings"][option[2:].replace("-", "_")]) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("smc:particles=4:islands=2:resampler=ssp", ["--particles", "4", "--islands", "2", "--resampler", "ssp"]),
+        ("smc:preset=twisted:audit=true", ["--preset", "twisted", "--audit"]),
+        ("waste-free-smc:particles=6:chain_length=3:betas=0.3,1", ["--particles", "6", "--chain-length", "3", "--betas", "0.3,1"]),
+    ],
+)
+def test_options_in_the_name_are_those_of_the_flags(tables, name, flags):
+    named, apart = (without_times(solved(*arguments)) for arguments in (["--method", name], ["--method", name.partition(":")[0], *flags]))
+    assert named == apart
+
+
+def test_a_name_may_change_the_model(tables):
+    report = solved("--method", "smc:potential=odds:aggregation=prod")
+    assert (report["settings"]["potential"], report["best"]["aggregation"]) == ("odds", "prod")
 
 
 def test_ancestor_sampling(tables):
@@ -216,7 +238,7 @@ def test_reads_standard_input(tables):
     assert solved(problem="-", stdin="ab\n")["problem"] == "ab"
 
 
-def test_best_solution_has_the_highest_weight_among_lanes_with_the_answer(tables):
+def test_best_solution_has_the_highest_weight_among_those_with_the_answer(tables):
     report = solved("--method", "importance", "--particles", "200")
     # Weights of importance sampling are products of scores; the best lane with answer 1 has the largest of them.
     product = torch.tensor(report["best"]["step_scores"]).prod().item()
@@ -320,15 +342,16 @@ def test_interrupted_in_the_middle_shows_the_partial_posterior(tables):
 
 
 LONG = {
-    **{name: ["--iterations", "100", "--warmup", "0"] for name, each in METHODS.items() if "iterations" in each.options},
+    **{name: ["--iterations", "100", "--warmup", "0"] for name, each in SOLVING.items() if each.option("iterations")},
     "tempered-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
+    "waste-free-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_every_method_shows_what_it_has(tables, method):
     """Interrupted at a call of the reward model (self-consistency: of the language model, since it asks no other)."""
-    fail_at = {"tempered-smc": 15}.get(method, 40 if method in LONG else 2)
+    fail_at = {"tempered-smc": 15, "waste-free-smc": 40}.get(method, 40 if method in LONG else 2)
     lm, prm = tabular_lm(), Prm(fail_at=None if method == "self-consistency" else fail_at)
     if method == "self-consistency":
         draw, calls = lm.sample_step, []
@@ -440,7 +463,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOLVING)
 def test_every_method_on_the_demo_models(method):
     result = run("solve", example(1).text, "--json", "--method", method, *SMALL[method])
     assert result.exit_code == 0, result.output
@@ -490,41 +513,11 @@ def test_reward_model_whose_tokenizer_lacks_the_step_token(tmp_path):
     assert "<extra_0>" in result.stderr
 
 
-def test_demo_solves_side_by_side():
-    result = run("demo", "--levels", "1,2", "--particles", "4")
-    assert result.exit_code == 0, result.output
-    assert "by SMC" in result.stdout and "Next: ppl-llm solve" in result.stdout
-
-
-# the demo command on tables --------------------------------------------------------------------------------------------------------------
-
-
 class AnyProblem(TabularLM):
     """Takes problems in words."""
 
     def start(self, problem):
         return super().start("ab")
-
-
-def test_demo_table(tables):
-    lm = tabular_lm()
-    tables(AnyProblem(lm.logits, SYMBOLS, eos="$"), Prm())
-    result = run("demo", "--levels", "1,3")
-    assert result.exit_code == 0, result.output
-    assert re.search(r"right: \d of 2 by vote", result.stdout)
-
-    tables(AnyProblem(lm.logits, SYMBOLS, eos="$"), Prm(fail_at=2))
-    assert run("demo", "--levels", "1,3").exit_code == 130
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--levels", "1,9"], "no level 9"), (["--levels", "easy"], "'easy'"), (["--particles", "0"], "--particles must be")],
-)
-def test_demo_bad_input(arguments, message):
-    result = run("demo", *arguments)
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert message in result.stderr
 
 
 def test_version_and_examples_in_help():

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from ppl_llm.cli import app, completion
 from ppl_llm.cli.one_line_errors import described
 from ppl_llm.demo import example
-from ppl_llm.evaluation.methods import METHODS as EVALUATED
 from ppl_llm.inference.resampling import RESAMPLERS
+from ppl_llm.methods import BUDGETED
+from ppl_llm.methods.options import RESAMPLER_NAMES
 from ppl_llm.programs.presets import PRESETS
 
 PROBLEM = example(1).text
@@ -31,6 +32,15 @@ MISTAKES = [
     (["solve", "--prm", "no/such-model", PROBLEM], "no/such-model", "directory"),
     (["solve", "--device", "cuda:99", PROBLEM], "cuda:99", "cpu"),
     (["solve", "two plus two?"], "demo", "--lm"),
+    (["solve", "--method", "smc:island=4", PROBLEM], "island", "islands"),
+    (["solve", "--method", "smc:islands=0", PROBLEM], "got 0", "at least 1"),
+    (["solve", "--method", "smc:islands=2", "--islands", "3", PROBLEM], "--islands", "give it once"),
+    (["solve", "--method", "smc:preset=exact", "--preset", "twisted", PROBLEM], "preset", "give it once"),
+    (["solve", "--method", "particle-gibbs:preset=as_paper", PROBLEM], "as_paper", "exact"),
+    (["solve", "--method", "weighted-best-of-n", PROBLEM], "weighted-best-of-n", "importance"),
+    (["solve", "--method", "waste-free-smc", "--particles", "10", PROBLEM], "got 10 and 4", "num_particles=8"),
+    (["evaluate", "demo", "--methods", "smc:particles=4", "--out", "x"], "particles", "budget"),
+    (["evaluate", "demo", "--methods", "tempered-smc:betas=adaptive", "--out", "x"], "betas", "0.25,1"),
     (["solve", ""], "empty", "standard input"),
     (["solve"], "problem", "--help"),
     (["evaluate", "demo"], "--out", "--help"),
@@ -80,7 +90,7 @@ def test_no_arguments_show_the_help():
         ("ppl-llm solve --met", ["--method"]),
         ("ppl-llm solve --method te", ["tempered-smc"]),
         ("ppl-llm solve --preset i", ["its_hub"]),
-        ("ppl-llm evaluate demo --methods smc,be", ["smc,best-of-n", "smc,beam-search"]),
+        ("ppl-llm evaluate demo --methods smc,be", ["smc,beam-search", "smc,best-of-n"]),
         ("ppl-llm solve --prm demo", ["demo", "demo-weak"]),
     ],
 )
@@ -95,9 +105,9 @@ def test_the_shell_completes_options_and_their_values(words, offered, monkeypatc
 
 def test_what_is_completed_is_what_there_is():
     assert set(completion.PRESETS) == set(PRESETS)
-    assert set(completion.RESAMPLERS) == set(RESAMPLERS)
-    offered = completion.several(EVALUATED)
-    assert set(offered("")) == set(EVALUATED)
+    assert set(RESAMPLER_NAMES) == set(RESAMPLERS)
+    offered = completion.several(BUDGETED)
+    assert set(offered("")) == set(BUDGETED)
     assert "smc,smc" not in offered("smc,")
 
 

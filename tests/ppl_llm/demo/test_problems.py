@@ -68,6 +68,15 @@ def test_other_texts_do_not_look_like_demo(text):
         check_steps(text, [])
 
 
+@pytest.mark.parametrize(("start", "accepted"), [(26, True), (37, True), (38, False), (41, False)])
+def test_numbers_beyond_the_level_are_accepted_where_the_model_knows_them(start, accepted):
+    """Two operations are level 1, whose own numbers end at 20; 38 + 3 = 41 is too large on the way."""
+    text = f"Begin with {start}. First: increase it by 3. Second: take away 5. What number do you get?"
+    assert looks_like_demo(text) == accepted
+    if accepted:
+        assert parse(text).answer == str(start - 2)
+
+
 def test_sixteen_digit_numbers_and_many_steps_are_refused():
     assert not looks_like_demo("Start with 1234567890123456. First: add 5. Second: add 1. What is the final number?")
     assert not looks_like_demo("Start with 1. " + "First: add 1. " * 20 + "What is the final number?")

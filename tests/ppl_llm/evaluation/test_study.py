@@ -24,10 +24,10 @@ from benchmarks.study.tables import repeat
 from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning
 from ppl_llm.demo.corpus import corrupt
 from ppl_llm.demo.problems import held_out
-from ppl_llm.evaluation.methods import METHODS
 from ppl_llm.evaluation.metrics import auroc
 from ppl_llm.evaluation.records import read_records
 from ppl_llm.inference import ParticlePosterior, SuffixMH, TemperedSMC
+from ppl_llm.methods import METHODS
 from ppl_llm.tasks.load import load_problems
 
 PROBLEMS = [problem.text for problem in load_problems("demo", limit=6)]

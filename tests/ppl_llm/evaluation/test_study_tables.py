@@ -17,8 +17,8 @@ from benchmarks.study.document import refreshed
 from benchmarks.study.outcomes import Outcomes
 from benchmarks.study.settings import MAP, SETTINGS, STRONG, WEAK
 from benchmarks.study.tables import TABLES, joined, repeat, solution_auroc
-from ppl_llm.evaluation.methods import get_method
 from ppl_llm.evaluation.records import CONFIGURATION
+from ppl_llm.methods import get_method
 
 DOCUMENT, PATH = DOCUMENTS[0], FOLDER / SAVED
 

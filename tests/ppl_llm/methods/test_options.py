@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pyro
 import pytest
 
 from ppl_llm import TransformersLM, TransformersPRM, reasoning
 from ppl_llm.evaluation.aggregators import best_of_n
-from ppl_llm.evaluation.methods import get_method
 from ppl_llm.evaluation.votes import from_record
 from ppl_llm.evaluation.work import Unit, execute, plan
 from ppl_llm.inference.posterior.island_posterior import IslandPosterior
+from ppl_llm.methods import BUDGETED, get_method, independent
 from ppl_llm.programs.models import ReasoningModel
 from ppl_llm.tasks.load import load_problems
 
@@ -73,6 +74,40 @@ def test_least_budgets() -> None:
     assert len(list(plan(1, ["smc:islands=4"], [2, 4, 8], [0]))) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "budget", "sizes"),
+    [
+        ("smc:islands=4", 16, {"particles": 4}),
+        ("particle-gibbs", 16, {"particles": 4, "iterations": 3}),
+        ("pimh:sweeps=2", 16, {"particles": 8, "iterations": 1}),
+        ("suffix-mh", 9, {"iterations": 12, "warmup": 4}),
+        ("tempered-smc", 16, {"particles": 8}),
+        ("tempered-smc:betas=0.1,0.5,1:kernel=particle-gibbs", 30, {"particles": 3}),
+        ("waste-free-smc", 16, {"particles": 8}),
+        ("waste-free-smc:chain_length=2:betas=1", 16, {"particles": 12}),
+        ("parallel-tempering", 15, {"iterations": 6, "warmup": 2}),
+        ("beam-search:expand=2", 16, {"beam_width": 8}),
+        ("dvts", 16, {"subtrees": 4}),
+    ],
+)
+def test_what_a_budget_means(name: str, budget: int, sizes: dict[str, int]) -> None:
+    """By hand: a move writes half a solution (suffix-mh) or three (particle-gibbs); the first filter of a chain counts."""
+    method = get_method(name)
+    sized = method.sized(budget)
+    assert {option: sized[option] for option in sizes} == sizes
+    assert all(size >= 1 for option, size in method.sized(method.least).items() if option in sizes and option != "warmup")
+
+
+@pytest.mark.parametrize("name", sorted(set(BUDGETED) - {"self-consistency", "best-of-n", "weighted-best-of-n", "importance"}))
+def test_a_budget_is_kept(model: ReasoningModel, name: str) -> None:
+    """Tokens sampled, against those of as many independent solutions: equal but for chance, and for what is rounded down."""
+    budget = max(8, get_method(name).least)
+    pyro.set_rng_seed(0)
+    expected = independent(model, TEXTS, 8 * budget).cost["tokens_sampled"] / 8
+    spent = get_method(name).start(model, TEXTS, budget).cost["tokens_sampled"]
+    assert 0.4 * expected < spent < 1.5 * expected
+
+
 def test_different_options_are_different_units() -> None:
     seeds = {Unit(0, (f"smc:islands={n}",), (8,), 0).rng_seed for n in (1, 2, 4)}
     assert len(seeds) == 3
@@ -84,7 +119,7 @@ def test_different_options_are_different_units() -> None:
         ("smcc:islands=2", "unknown method 'smcc'; did you mean 'smc'"),
         ("smc:preset=as_papr", "unknown preset 'as_papr'; did you mean 'as_paper'"),
         ("smc:island=4", "did you mean 'islands'"),
-        ("smc:islands=0", "islands must be at least 1, got '0'"),
+        ("smc:islands=0", "islands must be an integer of at least 1, got 0"),
         ("smc:islands=two", "islands must be an integer, got 'two'"),
         ("smc:islands", "expected option=value after the colon, got 'islands'"),
         ("smc:islands=", "expected option=value"),

@@ -1,0 +1,134 @@
+"""What a method is: an algorithm, its options, how ``solve`` builds it, and what a budget of completions means for ``evaluate``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .options import KERNELS, Option
+
+if TYPE_CHECKING:
+    from ..inference import ParticlePosterior
+    from ..programs.models import ReasoningModel
+
+Options = Mapping[str, Any]
+Callback = Callable[["ParticlePosterior"], None]
+Run = Callable[[Any], "ParticlePosterior"]
+"""From a problem, or a list of them, to the posterior."""
+
+
+class Call(NamedTuple):
+    """How an algorithm is called, whatever it is.
+
+    :ivar callback: called with the posterior so far after each step, iteration or stage.
+    :ivar int max_plate_nesting: 0 for a problem, 1 for a list of them.
+    """
+
+    callback: Callback | None = None
+    max_plate_nesting: int = 0
+
+
+Build = Callable[[Any, "ReasoningModel", Options, Call], Run]
+"""From the algorithm's class, a model and options to a run."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a method spends a budget of B complete solutions per problem.
+
+    :ivar str line: in words, for tables.
+    :ivar str vote: how the answer is chosen from the candidates, see ``VOTES`` in :mod:`ppl_llm.evaluation.votes`; ``preset`` leaves it
+        to the preset.
+    :ivar sizes: from B and the options that do not depend on it to those that do.
+    :ivar least: from the options to the smallest B.
+    :ivar tuple free: the method's options that a name may set under a budget; the others follow from B.
+    :ivar tuple extra: options that there are only under a budget.
+    :ivar dict defaults: of the method's options, in place of those of ``solve``.
+    :ivar bool shared: a vote over independent samples, which all such methods share.
+    """
+
+    line: str
+    vote: str
+    sizes: Callable[[int, Options], dict[str, Any]] = lambda budget, options: {"particles": budget}
+    least: Callable[[Options], int] = lambda options: 1
+    free: tuple[str, ...] = ()
+    extra: tuple[Option, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm of :mod:`ppl_llm.inference` as the command line and evaluations run it.
+
+    :ivar str name: on the command line.
+    :ivar str algorithm: name of the class.
+    :ivar str line: what it does, in a line.
+    :ivar tuple options: that ``solve`` offers, with the method's defaults.
+    :ivar build: makes a run; ``None`` for a vote that only evaluations have.
+    :ivar str unit: what it reports after: ``step``, or ``iteration`` of a chain, or ``stage`` of a ladder.
+    :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
+    """
+
+    name: str
+    algorithm: str
+    line: str
+    options: tuple[Option, ...]
+    build: Build | None
+    unit: str = "step"
+    budget: Budget | None = None
+
+    @property
+    def votes_by_weight(self) -> bool:
+        """Whether answers under a budget come with a posterior probability."""
+        return self.budget is not None and self.budget.vote in ("posterior", "preset")
+
+    def option(self, name: str) -> Option | None:
+        """The option of this name, if it takes one."""
+        return next((option for option in self.options if option.name == name), None)
+
+    def settled(self, model: ReasoningModel, given: Options) -> dict[str, Any]:
+        """All options: what was given, else the method's defaults, else the preset's."""
+        preset = {"resampler": model.preset.resampler, "ess_threshold": model.preset.ess_threshold}
+        chosen = {option.name: given.get(option.name) for option in self.options}
+        chosen = {o.name: o.default if chosen[o.name] is None else chosen[o.name] for o in self.options}
+        return {name: preset.get(name) if value is None else value for name, value in chosen.items()}
+
+    def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
+        """The algorithm around a model, ready to run.
+
+        :param dict given: options in place of the defaults.
+        :raises ValueError: for options out of range, in the library's words; for a preset that is no model of a single solution under an
+            algorithm that needs one.
+        """
+        assert self.build is not None, self.name
+        if self.unit != "step" and model.preset.finished != "neutral":
+            raise ValueError(
+                f"--preset {model.preset.name} weighs a solution by when the last of its population finishes, and {self.algorithm} needs "
+                "weights of its own for each; choose --preset exact or twisted, or --method smc"
+            )
+        return self.build(library(self.algorithm), model, self.settled(model, given), call or Call())
+
+
+def library(name: str) -> Any:
+    """A name of ``ppl_llm.inference``, imported on first use: the command line must not wait for torch to show its help."""
+    return getattr(importlib.import_module("ppl_llm.inference"), name)
+
+
+def moves(name: str) -> Any:
+    """The kernel of this name, see ``KERNELS``."""
+    kernel, arguments = KERNELS[name]
+    return partial(library(kernel), **arguments)
+
+
+def scheme(o: Options) -> dict[str, Any]:
+    """The resampling keywords."""
+    return {"resampler": o["resampler"], "ess_threshold": o["ess_threshold"]}
+
+
+def chain(kernel: Any, o: Options, call: Call) -> Run:
+    """A kernel run for ``iterations`` after ``warmup``."""
+    return lambda problem: kernel.run(o["iterations"], problem, warmup_steps=o["warmup"], callback=call.callback)

@@ -1,0 +1,119 @@
+"""Options of the methods, each spelled once: for the flags of ``solve`` and for names with options such as ``smc:islands=4``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+PRESET_NAMES = ("exact", "twisted", "as_paper", "its_hub", "entropic")
+RESAMPLER_NAMES = ("systematic", "stratified", "residual", "ssp", "multinomial")
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {"suffix-mh": ("SuffixMH", {}), "particle-gibbs": ("ParticleGibbs", {"num_particles": 4})}
+"""Kernels that move whole solutions: the algorithm's name and its arguments."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method.
+
+    :ivar str name: after a colon; the flag of ``solve`` has dashes for its underscores.
+    :ivar type kind: ``int``, ``float``, ``str`` or ``bool``.
+    :ivar str help: a sentence.
+    :ivar default: of a method; ``None`` leaves it to the preset, or means none.
+    :ivar float least: smallest value.
+    :ivar float most: largest value.
+    :ivar tuple choices: names to choose from; empty where any text will do.
+    :ivar str parameter: what the library calls it in its messages, where that is another name.
+    """
+
+    name: str
+    kind: type
+    help: str
+    default: Any = None
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    parameter: str = ""
+
+    @property
+    def flag(self) -> str:
+        """As an option of the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    def by_default(self, default: Any) -> Option:
+        """The same option with another default."""
+        return replace(self, default=default)
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for.
+
+        :raises ValueError: naming the option, the value and what it must be.
+        """
+        if self.kind is bool:
+            if text not in ("true", "false"):
+                raise ValueError(f"{self.name} must be true or false, got {text!r}")
+            return text == "true"
+        try:
+            value = self.kind(text)
+        except ValueError as error:
+            raise ValueError(f"{self.name} must be {'an integer' if self.kind is int else 'a number'}, got {text!r}") from error
+        self.check(value)
+        return value
+
+    def check(self, value: Any) -> None:
+        """
+        :raises ValueError: for a value out of range.
+        """
+        if self.choices and value not in self.choices:
+            from ..inference.util.validation import unknown_name
+
+            raise unknown_name(self.name, value, self.choices)
+        if self.kind is int and self.least is not None and value < self.least:
+            raise ValueError(f"{self.name} must be an integer of at least {self.least}, got {value}")
+        if self.kind is float and self.least is not None and self.most is not None and not self.least <= value <= self.most:
+            raise ValueError(f"{self.name} must lie in [{self.least:g}, {self.most:g}], got {value}")
+
+
+# What the methods take
+PARTICLES = Option("particles", int, "Solutions written side by side.", 16, least=1, parameter="num_particles")
+RESAMPLER = Option("resampler", str, ", ".join(RESAMPLER_NAMES) + "; by default the preset's.", choices=RESAMPLER_NAMES)
+ESS_THRESHOLD = Option(
+    "ess_threshold",
+    float,
+    "Resample where the effective sample size is at most this share of the particles; by default the preset's.",
+    least=0.0,
+    most=1.0,
+)
+ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1)
+MAX_TOKENS_TOTAL = Option("max_tokens_total", int, "Stop when so many tokens are written.", least=1)
+AUDIT = Option("audit", bool, "Replay the solutions and compare every log-probability.", False)
+ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
+WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
+SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
+ANCESTOR_SAMPLING = Option("ancestor_sampling", bool, "Draw other beginnings for the solution that is kept.", False)
+REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references")
+BETAS = Option("betas", str, "Powers of the scores, such as 0,0.3,1, or adaptive.", "adaptive")
+KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNELS) + ".", "suffix-mh", choices=tuple(KERNELS))
+CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
+BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
+SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
+EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
+
+# What a name may change in the model, see ppl_llm.reasoning
+PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)
+POTENTIAL = Option("potential", str, "Factor of a step.")
+AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
+SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
+MODEL_OPTIONS: dict[str, Option] = {option.name: option for option in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE)}
+
+
+def parse_betas(text: str) -> Any:
+    """``adaptive``, or powers such as ``0,0.3,1``.
+
+    :raises ValueError: for anything else.
+    """
+    if text == "adaptive":
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"betas must be numbers separated by commas, such as 0,0.3,1, or adaptive, got {text!r}") from error

@@ -1,0 +1,221 @@
+"""The methods by name, and names with options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .base import Call, Method, Options, library
+from .chains import PARALLEL_TEMPERING, PARTICLE_GIBBS, PIMH, SUFFIX_MH
+from .filters import IMPORTANCE, SMC
+from .options import MODEL_OPTIONS, Option
+from .searches import BEAM_SEARCH, DVTS
+from .tempered import TEMPERED_SMC, WASTE_FREE_SMC
+from .votes import BEST_OF_N, SELF_CONSISTENCY, WEIGHTED_BEST_OF_N
+
+if TYPE_CHECKING:
+    from ..inference import ParticlePosterior
+    from ..programs.models import ReasoningModel
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        SMC,
+        IMPORTANCE,
+        PARTICLE_GIBBS,
+        PIMH,
+        SUFFIX_MH,
+        PARALLEL_TEMPERING,
+        TEMPERED_SMC,
+        WASTE_FREE_SMC,
+        BEAM_SEARCH,
+        DVTS,
+        BEST_OF_N,
+        SELF_CONSISTENCY,
+        WEIGHTED_BEST_OF_N,
+    )
+}
+
+SOLVING = {name: method for name, method in METHODS.items() if method.build is not None}
+"""The methods of ``solve``."""
+
+BUDGETED = {name: method for name, method in METHODS.items() if method.budget is not None}
+"""The methods of ``evaluate``."""
+
+IN_PYTHON_ONLY: dict[str, str] = {
+    "Enumeration": "exact, for models that can be listed",
+    "PMMH": "for models with unknown parameters",
+}
+"""Algorithms that have no use for a language model named on the command line, and why."""
+
+
+@dataclass(frozen=True)
+class ChosenMethod:
+    """A method with the options that a name such as ``smc:preset=as_paper:islands=4`` sets.
+
+    :ivar str name: the whole name.
+    :ivar Method method: what it begins with.
+    :ivar dict options: of the method.
+    :ivar dict model_options: of the model, see :func:`ppl_llm.reasoning`.
+    """
+
+    name: str
+    method: Method
+    options: Options
+    model_options: Options
+
+    def adapted(self, model: ReasoningModel) -> ReasoningModel:
+        """The model with the options of the name in place of its own.
+
+        :raises ValueError: for options that do not go together.
+        """
+        from ..programs.models import reasoning
+
+        changes = dict(self.model_options)
+        if not changes:
+            return model
+        kept = {"score_temperature": model.score_temperature} if "preset" not in changes else {}
+        preset = changes.pop("preset", model.preset)
+        options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
+        return reasoning(model.lm, model.prm, preset, **options)
+
+
+@dataclass(frozen=True)
+class BudgetedMethod(ChosenMethod):
+    """A method as an evaluation runs it: at a budget of B complete solutions per problem."""
+
+    @property
+    def _free(self) -> dict[str, Any]:
+        """All options that do not follow from the budget."""
+        budget = self.method.budget
+        assert budget is not None
+        defaults = {option.name: option.default for option in (*self.method.options, *budget.extra)}
+        return {**defaults, **budget.defaults, **self.options}
+
+    @property
+    def least(self) -> int:
+        """Smallest budget."""
+        assert self.method.budget is not None
+        return self.method.budget.least(self._free)
+
+    @property
+    def shared(self) -> bool:
+        """Whether it votes over the samples that all such methods share."""
+        assert self.method.budget is not None
+        return self.method.budget.shared
+
+    def start(self, model: ReasoningModel, problems: list[Any], budget: int) -> ParticlePosterior:
+        """The posterior at a budget, with a plate of problems; :func:`independent` samples for a vote.
+
+        :param ReasoningModel model: as :meth:`adapted`.
+        """
+        if self.shared:
+            return independent(model, problems, budget)
+        return self.method.start(model, self.sized(budget), Call(max_plate_nesting=1))(problems)
+
+    def sized(self, budget: int) -> dict[str, Any]:
+        """All options at a budget."""
+        assert self.method.budget is not None
+        return {**self._free, **self.method.budget.sizes(budget, self._free)}
+
+    def aggregation(self, model: ReasoningModel, default: str) -> str:
+        """Score of a solution from those of its steps, for votes: the default unless the name changes the model's.
+
+        :param ReasoningModel model: as :meth:`adapted`.
+        """
+        if not any(name in self.model_options for name in ("preset", "aggregation")):
+            return default
+        return "prod" if model.preset.potential == "likelihood" else model.aggregation
+
+    def vote_under(self, preset_vote: str) -> str:
+        """The name of the vote; ``preset`` leaves it to the preset's, see :class:`~ppl_llm.Preset`."""
+        assert self.method.budget is not None
+        if self.method.budget.vote != "preset":
+            return self.method.budget.vote
+        return "best-of-n" if preset_vote == "argmax" else "posterior"
+
+
+def independent(model: ReasoningModel, problems: list[Any], budget: int) -> ParticlePosterior:
+    """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
+    from ..lm.autoregressive import AutoregressiveLM
+
+    local = isinstance(model.lm, AutoregressiveLM)
+    posterior: ParticlePosterior = library("Importance")(model, budget, record_log_probs=local, max_plate_nesting=1).run(problems)
+    return posterior
+
+
+def get_method(name: str) -> BudgetedMethod:
+    """A method of ``evaluate`` by name, with options after colons: ``smc:preset=as_paper``, ``smc:resampler=multinomial:islands=4``,
+    ``particle-gibbs:sweeps=8``, ``dvts:expand=8``.
+
+    :raises ValueError: for an unknown name, with the nearest known one, or for options that it does not take under a budget.
+    """
+    base, *items = name.split(":")
+    method = _look_up(base, BUDGETED)
+    budget = method.budget
+    assert budget is not None
+    known = {option.name: option for option in (*method.options, *budget.extra) if option.name in budget.free or option in budget.extra}
+    settable = {} if budget.shared else {**known, **MODEL_OPTIONS}
+    for key in (item.partition("=")[0] for item in items):
+        if method.option(key) is not None and key not in known and not budget.shared:
+            raise ValueError(f"method {name!r}: {key} follows from the budget here; options: {', '.join(settable)}")
+    chosen = BudgetedMethod(name, method, *_split(_parse(name, items, settable)))
+    if items:
+        _check(chosen, chosen.sized(chosen.least))
+    return chosen
+
+
+def parse_method(name: str) -> ChosenMethod:
+    """A method of ``solve`` by name, with options after colons: ``smc:particles=32:resampler=ssp``.
+
+    :raises ValueError: for an unknown name, with the nearest known one, or for options that it does not take.
+    """
+    base, *items = name.split(":")
+    if base in METHODS and base not in SOLVING:
+        raise ValueError(f"method {base!r} is a vote that only evaluate has; take {METHODS[base].algorithm.lower()}")
+    method = _look_up(base, SOLVING)
+    return ChosenMethod(name, method, *_split(_parse(name, items, {**{o.name: o for o in method.options}, **MODEL_OPTIONS})))
+
+
+def _look_up(base: str, methods: Mapping[str, Method]) -> Method:
+    if base not in methods:
+        from ..inference.util.validation import unknown_name
+
+        raise unknown_name("method", base, methods)
+    return methods[base]
+
+
+def _parse(name: str, items: list[str], known: Mapping[str, Option]) -> dict[str, Any]:
+    base = name.partition(":")[0]
+    options: dict[str, Any] = {}
+    for item in items:
+        key, _, text = item.partition("=")
+        if not text:
+            raise ValueError(f"method {name!r}: expected option=value after the colon, got {item!r}")
+        if key not in known:
+            from ..inference.util.validation import unknown_name
+
+            raise unknown_name(f"{base} option", key, known) if known else ValueError(f"method {base!r} takes no options")
+        if key in options:
+            raise ValueError(f"method {name!r}: {key} is given twice")
+        try:
+            options[key] = known[key].parse(text)
+        except ValueError as error:
+            raise ValueError(f"method {name!r}: {error}") from error
+    return options
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of the method and those of the model."""
+    own = {name: value for name, value in options.items() if name not in MODEL_OPTIONS}
+    return own, {name: value for name, value in options.items() if name in MODEL_OPTIONS}
+
+
+def _check(chosen: ChosenMethod, options: Options) -> None:
+    """What the library has to say, before a model is loaded."""
+    from ..programs.models import reasoning
+
+    model = chosen.adapted(reasoning(None, None))  # type: ignore[arg-type]
+    if chosen.method.build is not None:
+        chosen.method.start(model, options)

@@ -1,0 +1,44 @@
+"""Votes over independent solutions: they choose and have no posterior."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .base import Budget, Call, Method, Options, Run
+from .options import PARTICLES
+
+if TYPE_CHECKING:
+    from ..programs.models import ReasoningModel
+
+
+def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    run: Run = search(model, o["particles"], **call._asdict()).run
+    return run
+
+
+BEST_OF_N = Method(
+    "best-of-n",
+    "BestOfN",
+    "independent solutions, the one with the best score; no posterior",
+    (PARTICLES,),
+    _vote,
+    budget=Budget("B samples, the best score", "best-of-n", shared=True),
+)
+
+SELF_CONSISTENCY = Method(
+    "self-consistency",
+    "SelfConsistency",
+    "majority of independent solutions, without scores",
+    (PARTICLES,),
+    _vote,
+    budget=Budget("B samples, the most frequent answer", "majority", shared=True),
+)
+
+WEIGHTED_BEST_OF_N = Method(
+    "weighted-best-of-n",
+    "Importance",
+    "independent solutions, each votes with its score (evaluate only; solve: importance)",
+    (),
+    None,
+    budget=Budget("B samples, each votes with its score", "weighted", shared=True),
+)
