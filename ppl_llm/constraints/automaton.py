@@ -104,7 +104,8 @@ class TokenSet(Constraint):
         allowed = ~inside if self.allowed is None else inside
         table = torch.stack([torch.where(allowed, 0, 1), torch.ones(vocabulary.size, dtype=torch.long)])
         masks, accepting = packed(table == 0), torch.tensor([True, False])
-        start = torch.zeros(len(tokens), dtype=torch.long, device=vocabulary.device)
-        states = AutomatonStates(*(each.to(vocabulary.device) for each in (table, masks, accepting)), start)
+        device = vocabulary.device
+        start = torch.zeros(len(tokens), dtype=torch.long, device=device)
+        states = AutomatonStates(table.to(device), masks.to(device), accepting.to(device), start)
         read(states, tokens)
         return states

@@ -101,7 +101,11 @@ class Constraint(ABC):
     """A language: which texts may be written, token by token. ``a & b`` is the language of texts that are in both.
 
     Constraints are values that never change; sequences' states are read from their tokens.
+
+    :ivar bool asks: see :class:`ConstraintStates`.
     """
+
+    asks = False
 
     @abstractmethod
     def states(self, vocabulary: Vocabulary, tokens: Tensor) -> ConstraintStates:

@@ -17,6 +17,7 @@ class Product(Constraint):
         if not constraints:
             raise ValueError("a Product needs at least one constraint")
         self.constraints = constraints
+        self.asks = any(constraint.asks for constraint in constraints)
 
     def __repr__(self) -> str:
         return f"Product({', '.join(map(repr, self.constraints))})"
@@ -64,7 +65,7 @@ class PerStep(Constraint):
     """
 
     def __init__(self, constraint: Constraint) -> None:
-        self.constraint = constraint
+        self.constraint, self.asks = constraint, constraint.asks
 
     def __repr__(self) -> str:
         return f"PerStep({self.constraint!r})"

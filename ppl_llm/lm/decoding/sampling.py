@@ -18,8 +18,8 @@ _ONE_LEVEL = 1024
 
 
 def warp(logits: Tensor, options: StepOptions) -> Tensor:
-    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32."""
-    logits = logits.float()
+    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32, or float64 as given."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if options.temperature != 1.0:
         logits = logits / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
