@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .automaton import Automaton, TokenSet
     from .base import Constraint, ConstraintStates, Vocabulary
     from .choices import Choices
+    from .grammar import JsonSchema, Lark, Regex
     from .product import PerStep, Product
 
 _MODULES = {
@@ -15,8 +16,11 @@ _MODULES = {
     "Choices": "choices",
     "Constraint": "base",
     "ConstraintStates": "base",
+    "JsonSchema": "grammar",
+    "Lark": "grammar",
     "PerStep": "product",
     "Product": "product",
+    "Regex": "grammar",
     "TokenSet": "automaton",
     "Vocabulary": "base",
 }
@@ -26,8 +30,11 @@ __all__ = [
     "Choices",
     "Constraint",
     "ConstraintStates",
+    "JsonSchema",
+    "Lark",
     "PerStep",
     "Product",
+    "Regex",
     "TokenSet",
     "Vocabulary",
 ]

@@ -12,8 +12,8 @@ from ppl_llm import PAD
 from ppl_llm.constraints import Constraint, ConstraintStates, Vocabulary
 from ppl_llm.constraints.base import unpacked
 
-TOKENS = [b"a", b"b", b"ab", b"1", b"{", b"}", b'"', b":", b"", b"a1", b"", b"\xc3", b"\xa9", b" "]
-"""Merged tokens, two halves of a character, a special token and the end of the text (id 10)."""
+TOKENS = [b"a", b"b", b"ab", b"1", b"{", b"}", b'"', b":", b"", b"a1", b"", b"\xc3", b"\xa9", b" ", b"a"]
+"""Merged tokens, two halves of a character, a token twice, a special token and the end of the text (id 10)."""
 END = 10
 SMALL = Vocabulary(TOKENS, (END,), torch.device("cpu"))
 
