@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .base import Constraint, ConstraintStates, Vocabulary
     from .choices import Choices
     from .grammar import JsonSchema, Lark, Regex
+    from .predicate import Predicate
     from .product import PerStep, Product
 
 _MODULES = {
@@ -19,6 +20,7 @@ _MODULES = {
     "JsonSchema": "grammar",
     "Lark": "grammar",
     "PerStep": "product",
+    "Predicate": "predicate",
     "Product": "product",
     "Regex": "grammar",
     "TokenSet": "automaton",
@@ -33,6 +35,7 @@ __all__ = [
     "JsonSchema",
     "Lark",
     "PerStep",
+    "Predicate",
     "Product",
     "Regex",
     "TokenSet",

@@ -73,7 +73,7 @@ class AutoregressiveLM(ABC):
     def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
         if options.constraint is not None:
             tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
-            return StepSample(tokens, log_probs)
+            return StepSample(tokens, None if options.constraint.asks else log_probs)
         task = self._sample(context, batch_shape, options, self._sampler.sample)
         return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.view(batch_shape))
 

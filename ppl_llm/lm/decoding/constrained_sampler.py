@@ -10,6 +10,7 @@ from torch import Tensor
 from ...constraints.base import Constraint, ConstraintStates, Vocabulary, unpacked
 from ...context import PAD, Context
 from .decoder import DecoderSource, StepTask
+from .rejection import adaptive_rejection, inverse_cdf_draw, log_or_dead
 from .sampling import inverse_cdf, warp
 
 
@@ -61,6 +62,27 @@ def restricted_draw(logits: Tensor, allowed: Tensor, u: Tensor) -> RestrictedDra
     log_probs = log_probs.double()
     log_masses = logits.gather(-1, tokens[:, None])[:, 0].double() - everything - log_probs
     return RestrictedDraw(tokens, log_probs, torch.where(dead, -torch.inf, log_masses))
+
+
+def asked_draw(logits: Tensor, allowed: Tensor, u: Tensor, states: ConstraintStates, eos_ids: tuple[int, ...]) -> RestrictedDraw:
+    """As :func:`restricted_draw`, where the constraint is asked of each token that is drawn, and the masses are unbiased estimates."""
+    kept = logits.masked_fill(~allowed, -torch.inf)
+    top, everything = kept.amax(-1, keepdim=True), logits.logsumexp(-1).double()
+    within = torch.where(top[:, 0] > -torch.inf, kept.logsumexp(-1).double() - everything, -torch.inf)
+    masses = torch.where(top > -torch.inf, (kept - top).exp(), 0.0).double()
+    tokens, estimates = [], []
+    for row, point in enumerate(u.tolist()):
+
+        def accepts(token: int, row: int = row) -> bool:
+            return token in eos_ids or states.accepts(row, token)
+
+        token, estimate = adaptive_rejection(masses[row], accepts, inverse_cdf_draw(point))
+        tokens.append(token)
+        estimates.append(log_or_dead(estimate))
+    drawn = torch.tensor(tokens, device=logits.device)
+    log_masses = within + torch.tensor(estimates, dtype=torch.float64, device=logits.device)
+    log_p = logits.gather(-1, drawn[:, None])[:, 0].double() - everything
+    return RestrictedDraw(drawn, log_p - log_masses, log_masses)
 
 
 def generated(context: Context, sequences: Tensor) -> Tensor:
@@ -120,4 +142,7 @@ class ConstrainedSampler:
                 states, watch, last = states.select(rows), watch[rows], token[rows]
 
     def _draw(self, logits: Tensor, states: ConstraintStates, u: Tensor) -> RestrictedDraw:
-        return restricted_draw(logits, unpacked(allowed_masks(states, self._vocabulary), logits.shape[-1]), u)
+        allowed = unpacked(allowed_masks(states, self._vocabulary), logits.shape[-1])
+        if states.asks:
+            return asked_draw(logits, allowed, u, states, self._vocabulary.eos_ids)
+        return restricted_draw(logits, allowed, u)
