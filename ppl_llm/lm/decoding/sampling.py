@@ -44,7 +44,11 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
     :param bool overwrite: destroy the logits, which saves a copy of them.
     """
     top = logits.amax(-1, keepdim=True)
-    mass = (logits.sub_(top) if overwrite else logits - top).exp_()
+    return inverse_cdf_of_masses((logits.sub_(top) if overwrite else logits - top).exp_(), u)
+
+
+def inverse_cdf_of_masses(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`inverse_cdf`, from masses ``[A, V]`` that need not be normalised."""
     size = mass.shape[-1]
     if size <= _ONE_LEVEL:
         cdf = mass.cumsum(-1, dtype=torch.float64)
