@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from .base import Constraint, ConstraintStates, Vocabulary
 _KEPT = 4096
 """Texts whose state is kept for their continuation; a state that is not is read again."""
 
-_EVERY_SPELLING = '%llguidance {"no_forcing": true}\n'
+_EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 """Where the next bytes are certain, llguidance allows only the tokens that its tokenizer would write them with. A language model's mass
 lies on all ways to write a text, and the language is one of texts."""
 
@@ -44,10 +45,12 @@ class Grammar(Constraint):
     """
 
     def __init__(self, grammar: str) -> None:
-        self._grammar = _EVERY_SPELLING + grammar
+        self._grammar = grammar + _EVERY_SPELLING
         wrong, messages = _llguidance(type(self).__name__).LLMatcher.validate_grammar_with_warnings(self._grammar)
         if wrong:
-            raise ValueError(f"{self!r} cannot be compiled: {' '.join(messages[0].split())}")
+            # The lines of the grammar follow, numbered.
+            reason = re.split(r"\n *\d+ \|", messages[0])[0]
+            raise ValueError(f"{self!r} cannot be compiled: {' '.join(reason.split())}")
         self._known: weakref.WeakKeyDictionary[Vocabulary, _Matchers] = weakref.WeakKeyDictionary()
 
     def states(self, vocabulary: Vocabulary, tokens: Tensor) -> GrammarStates:
