@@ -129,7 +129,7 @@ class SMC:
 
         An exception in the middle, Ctrl-C included, carries the posterior of the last barrier as ``partial_posterior``.
 
-        :raises SMCFailed: if all particles of a population have weight zero.
+        :raises SMCFailed: if all particles of all populations have weight zero; where some live, the others are ``posterior.dead``.
         :raises AuditError: if the audit was asked for and fails.
         """
         return _Run(self, None, args, kwargs).run()
