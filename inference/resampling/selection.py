@@ -47,7 +47,7 @@ def checked_selection(selection: Selection, weights: Weights, state: Any, step: 
         where = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(
             f"selection {name} gave particle {where[0] if len(where) == 1 else where} of positive weight the log-weight "
-            f"{float(log_v[where]):.3g} at barrier {step}: it must be finite wherever the weight is positive. Give particles that are to be "
-            "left out a small weight instead; their residual weights make up for it"
+            f"{float(log_v[where]):.3g} at barrier {step}: it must be finite wherever the weight is positive. Give particles that are "
+            "to be left out a small weight instead; their residual weights make up for it"
         )
     return Weights(log_v if weights.alive else torch.where(weights.dead, 0.0, log_v))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ppl_llm.inference import ParticleMessenger, SMCFailed, Weights
+from ppl_llm import StepProposal
+from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
+from ppl_llm.inference.resampling import Residual
+from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, scaled_weights
 from tests.helpers.mutants import mutant
 
 # Populations that die
@@ -36,3 +42,82 @@ class CountedSurvivors(ParticleMessenger):
 
 
 WRONG_DEATHS: dict[str, type[ParticleMessenger]] = {"fatal": FatalDeath, "survivors": CountedSurvivors}
+
+
+# Proposals of another support
+@mutant("proposals of another support", "tests/ppl_llm/programs/test_step_proposal.py::test_rejects_proposals_of_another_support")
+class UncheckedSupport(StepProposal):
+    """Steps that end where the proposing model's context is full, which the model would have continued (StepProposal, once)."""
+
+    def _check_support(self, *args: Any) -> None:
+        pass
+
+
+WRONG_SUPPORTS: dict[str, type[StepProposal]] = {"unchecked": UncheckedSupport}
+
+
+# Marginals and pools
+MARGINALS = "tests/inference/posterior/test_marginals.py"
+
+
+@mutant("tensors counted by identity", f"{MARGINALS}::test_rejects_marginals_by_identity")
+class ByIdentity(DiscreteMarginal):
+    """Values as they come: N tensors are N values (DiscreteMarginal, once)."""
+
+    def __init__(self, pairs: Iterable[tuple[Hashable, float]]) -> None:
+        mass: dict[Hashable, float] = {}
+        for value, weight in pairs:
+            mass[value] = mass.get(value, 0.0) + weight
+        self.probs = mass
+
+
+@mutant("evidence of parts that have none", f"{MARGINALS}::test_rejects_the_evidence_of_parts_that_have_none")
+class MeanOfAnything(PooledPosterior):
+    """The mean weight of whatever was pooled (PooledPosterior, once)."""
+
+    @property
+    def log_evidence(self) -> Tensor:
+        return self.particles.weights.log_mean[self.particles.public]
+
+
+WRONG_MARGINALS: dict[str, type[DiscreteMarginal]] = {"identity": ByIdentity}
+WRONG_POOLS: dict[str, type[PooledPosterior]] = {"mean of anything": MeanOfAnything}
+
+
+# Resampling
+@mutant(
+    "a selection that loses particles",
+    "tests/inference/resampling/test_entropic_annealing.py::test_rejects_selections_that_lose_particles",
+)
+class UncheckedSelection(ParticleMessenger):
+    """V = 0 for particles of positive weight: they are never drawn, and nothing makes up for them (ParticleMessenger, once)."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        selection = self.options.selection
+        assert selection is not None
+
+        def unchecked(weights: Weights, state: Any, step: int) -> Tensor:
+            return selection(weights, state, step).nan_to_num(neginf=-1e6)
+
+        unchecked.keeps_target = selection.keeps_target  # type: ignore[attr-defined]
+        self.options = replace(self.options, selection=unchecked)
+        try:
+            return super().resample(state, ess)
+        finally:
+            self.options = replace(self.options, selection=selection)
+
+
+@mutant("certain copies without tolerance", "tests/inference/resampling/test_resampling.py::test_rejects_copies_lost_to_rounding")
+class RoundedDown(Residual):
+    """``floor(N W)`` as it is computed: 0 for 49 * (1 / 49) (Residual, once)."""
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        expected = scaled_weights(log_weights)
+        certain = expected.floor()
+        drawn = invert_cdf(expected - certain, u)
+        slots = torch.arange(len(certain))
+        return torch.where(slots < certain.sum(), ancestors_from_counts(certain), drawn)
+
+
+WRONG_SELECTIONS: dict[str, type[ParticleMessenger]] = {"unchecked": UncheckedSelection}
+WRONG_RESIDUALS: dict[str, type[Residual]] = {"rounded down": RoundedDown}
