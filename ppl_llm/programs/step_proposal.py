@@ -70,8 +70,8 @@ class StepProposal:
         if p is not q and key not in self._same_stops:
             if not torch.equal(p.stop_automaton(o.stop).table.cpu(), q.stop_automaton(o.stop).table.cpu()):
                 raise ValueError(
-                    f"site {name!r}: the proposing language model writes its tokens as other text, so its steps do not end at {o.stops} where "
-                    "the model's do; propose with a model that has the same tokenizer"
+                    f"site {name!r}: the proposing language model writes its tokens as other text, so its steps do not end at {o.stops} "
+                    "where the model's do; propose with a model that has the same tokenizer"
                 )
             self._same_stops.add(key)
         rooms = [(c.lm.max_length - c.lengths).clamp(max=o.max_tokens) for c in (prior.context, context)]

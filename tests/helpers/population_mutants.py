@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_llm import StepProposal
 from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
+from ppl_llm.inference.handlers.audit_messenger import AuditMessenger
 from ppl_llm.inference.resampling import Residual
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, scaled_weights
 from tests.helpers.mutants import mutant
@@ -121,3 +122,29 @@ class RoundedDown(Residual):
 
 WRONG_SELECTIONS: dict[str, type[ParticleMessenger]] = {"unchecked": UncheckedSelection}
 WRONG_RESIDUALS: dict[str, type[Residual]] = {"rounded down": RoundedDown}
+
+
+# Audits
+AUDITS = "tests/inference/handlers/test_audit.py::test_rejects_weaker_audits"
+
+
+@mutant("an audit of log-probabilities alone", AUDITS)
+class LogProbsOnly(AuditMessenger):
+    """What the model returns is not compared (the audit of this package, once)."""
+
+    def compare_result(self, value: Any) -> None:
+        pass
+
+    def _compare_deterministic(self, name: str, value: Any) -> None:
+        pass
+
+
+@mutant("an audit without permutations", AUDITS)
+class Unpermuted(AuditMessenger):
+    """Particles stay where they are: of a run that never resampled everything passes (the audit of this package, once)."""
+
+    def after(self, num_barriers: int) -> Tensor:
+        return super().after(0)
+
+
+WRONG_AUDITS: dict[str, type[AuditMessenger]] = {"log-probabilities only": LogProbsOnly, "unpermuted": Unpermuted}

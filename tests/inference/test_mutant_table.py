@@ -44,7 +44,7 @@ NAMED = {
         "reference always in the first slot",
     ],
     "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
-    "stale state": ["stale locals"],
+    "stale state": ["stale locals", "an audit of log-probabilities alone", "an audit without permutations"],
     "tempering": [
         "increments instead of weights",
         "evidence of the last stage",
