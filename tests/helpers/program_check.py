@@ -7,7 +7,6 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,36 +28,11 @@ from tests.helpers.program_code import build
 from tests.helpers.program_enumerated import MAX_COLUMNS, enumerated_error
 from tests.helpers.program_gaussian_oracle import expected_power, oracle_of
 from tests.helpers.program_oracle import Answer, Statistic
+from tests.helpers.program_report import Failure, Report
 from tests.helpers.program_scores import mean_scores, worst, z_scores
 from tests.helpers.program_values import stacked, variables
 
 FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
-
-
-@dataclass
-class Failure:
-    """A cell that is wrong."""
-
-    cell: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.cell}: {self.what}"
-
-
-@dataclass
-class Report:
-    """What became of a program's cells.
-
-    :ivar int checked: cells with a result or a refusal that was compared.
-    :ivar list passed_over: cells that were not run, for want of power or since a fault of today is known.
-    """
-
-    failures: list[Failure] = field(default_factory=list)
-    checked: int = 0
-    tests: int = 0
-    passed_over: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Checker:
