@@ -172,8 +172,8 @@ def test_every_mutant_is_a_case_of_the_fuzz_or_leaves_laws_alone() -> None:
     ],
 )
 def test_finds_wrong_engines_soon(name: str) -> None:
-    """Each is found by 6 programs or fewer; ``--mutants`` tells for all."""
-    assert programs_needed(name, cases()[name], 0, 12) is not None
+    """Today each is found by 6 programs or fewer; ``--mutants`` tells for all."""
+    assert programs_needed(name, cases()[name], 0, 40) is not None
 
 
 def test_a_failure_shrinks_to_what_it_needs() -> None:
