@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from tests.helpers import mutants, program_ast, program_gaussian_oracle, program_oracle
 from tests.helpers.algorithms import ALGORITHMS, SEARCHES
 from tests.helpers.program_ast import AnyProgram, Program
-from tests.helpers.program_cells import CELLS, ENUMERATED
+from tests.helpers.program_cells import CELLS
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
 from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
@@ -49,17 +49,15 @@ OF_CELLS = {
 
 
 def spread_over_features() -> list[int]:
-    """Indices of programs of which each, as long as one is lacking, brings a feature that fewer than three before it have."""
-    chosen: list[int] = []
+    """Indices of programs, one after the other that with the rarest features of which fewer than three programs are chosen yet."""
+    pool = {index: random_program(SEED, index)[0].features for index in range(400)}
+    frequency = Counter(feature for features in pool.values() for feature in features)
     seen: Counter[str] = Counter()
-    for index in range(1000):
-        features = random_program(SEED, index)[0].features
-        lacking = {feature for feature in DEFAULT - OF_CELLS if seen[feature] < 3}
-        if features & lacking or not lacking:
-            chosen.append(index)
-            seen.update(features)
-        if len(chosen) == PROGRAMS:
-            break
+    chosen: list[int] = []
+    while len(chosen) < PROGRAMS:
+        best = max(pool, key=lambda index: (sum(1 / frequency[f] for f in pool[index] if seen[f] < 3), -index))
+        chosen.append(best)
+        seen.update(pool.pop(best))
     return chosen
 
 
@@ -68,13 +66,16 @@ FIXED = spread_over_features()
 
 @cache
 def allotted() -> dict[int, list[str]]:
-    """Cells of each program: of those that apply to it, the ones that the fewest programs before it have."""
-    taken = Counter(dict.fromkeys(CELLS, 0))
-    cells = {}
+    """Cells of each program: of those that apply to it, the ones that the fewest programs before it have, and can have."""
+    possible: dict[int, list[str]] = {}
     for index in FIXED:
         checker = checker_of(index)
-        possible = [name for name, cell in CELLS.items() if checker.wanted(name, cell) is not None]
-        cells[index] = sorted(possible, key=lambda name: (taken[name], CELLS[name].kind != ENUMERATED))[:CELLS_EACH]
+        possible[index] = [name for name, cell in CELLS.items() if checker.wanted(name, cell) is not None]
+    programs_of = Counter(name for names in possible.values() for name in names)
+    taken: Counter[str] = Counter()
+    cells = {}
+    for index, names in possible.items():
+        cells[index] = sorted(names, key=lambda name: (taken[name], programs_of[name]))[:CELLS_EACH]
         taken.update(cells[index])
     return cells
 
