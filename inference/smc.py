@@ -65,12 +65,12 @@ class SMC:
     :param int max_plate_nesting: number of nested plates in the model; those that every site lies in are independent problems, each
         with its own weights, ESS and ancestors.
     :param int islands: K independent filters of N particles in one batch, pooled by their evidence: the result is an
-        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N lanes.
+        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N particles.
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
     :param bool record_log_probs: keep every site's log-probability, also of latent sites, in ``site_log_probs`` (``audit`` does so, too).
-    :param bool resample_finished: resample also where the state says that every lane is done.
+    :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.

@@ -16,12 +16,12 @@ class Request(Protocol):
     """Work that a program waits for.
 
     :ivar Service service: does it, together with that of other requests of the same service.
-    :ivar int lanes: how much of a batch it takes up at present.
+    :ivar int sequences: how much of a batch it takes up at present.
     :ivar bool finished: whether it is done, or has failed.
     :ivar error: why it failed.
     """
 
-    lanes: int
+    sequences: int
     finished: bool
     error: BaseException | None
 

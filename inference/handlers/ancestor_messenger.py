@@ -24,7 +24,7 @@ class AncestorMessenger(ReferenceMessenger):
 
     a Gibbs step on the index alone, after which resampling around particle ``b`` goes on as always; this is exact for every conditional
     scheme and every rule when to resample. The densities of the spliced trajectories come from one more execution of the model with the
-    N lanes in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
+    N particles in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
 
     :param program: runs the model, ``lambda: model(*args, **kwargs)``; it must be a function of the values of its sites alone.
     """

@@ -14,7 +14,7 @@ from ..particles.plates import PLATE
 from ..particles.site_util import is_one
 
 # What ``plate`` does for these is nothing once they have its batch shape: torch has broadcast their parameters. Another distribution may
-# leave that to ``expand``, and draw one value for all lanes until it is called.
+# leave that to ``expand``, and draw one value for all particles until it is called.
 _SPREAD_OUT = frozenset(
     (
         dist.Bernoulli,

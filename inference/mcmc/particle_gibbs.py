@@ -40,7 +40,7 @@ class ParticleGibbs(TrajectoryKernel):
     that future after every particle's past.
 
     With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
-    their ``K N`` lanes are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
+    their ``K N`` particles are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
     invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
 
     :param model: as for :class:`SMC`.
@@ -106,7 +106,7 @@ class ParticleGibbs(TrajectoryKernel):
         return AncestorMessenger(self.options, reference=reference, program=lambda: self._program(*args, **kwargs))
 
     def _side_by_side(self, posterior: ParticlePosterior) -> ParticlePosterior:
-        """``K N`` lanes of K filters, every filter with the same total weight."""
+        """``K N`` particles of K filters, every filter with the same total weight."""
         if self.num_references == 1:
             return posterior
         parts = [ParticlePosterior(posterior.particles.of_leftmost(k)) for k in range(self.num_references)]

@@ -23,7 +23,7 @@ _CURRENT, _PROPOSED = 0, 1
 
 
 class SuffixMessenger(ReferenceMessenger):
-    """Two lanes: the present trajectory, and one that leaves it at a step of its own for each population.
+    """Two particles: the present trajectory, and one that leaves it at a step of its own for each population.
 
     :param Tensor cut: ``[*plates]``, the first step that is drawn anew.
     """
@@ -109,6 +109,6 @@ class SuffixMH(TrajectoryKernel):
             before, after = (int(tensor[now != length][0]) for tensor in torch.broadcast_tensors(length, now))
             raise ValueError(
                 f"a trajectory of {before} steps took {after} when it was run again: the model stops early, but barrier() does not see "
-                "which lanes are done. Pass barrier() an object with reorder(index) and a done tensor, such as a Context, or always make "
-                "the same number of rounds"
+                "which particles are done. Pass barrier() an object with reorder(index) and a done tensor, such as a Context, or always "
+                "take the same number of steps"
             )

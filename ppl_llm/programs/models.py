@@ -123,9 +123,9 @@ class ReasoningModel:
         return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
 
 
-def _population(ctx: Context, any_lane: Callable[..., Tensor]) -> Tensor:
+def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
     """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
-    return any_lane(0, keepdim=True) if ctx.batch_shape else any_lane()
+    return any_particle(0, keepdim=True) if ctx.batch_shape else any_particle()
 
 
 def reasoning(

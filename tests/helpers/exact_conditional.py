@@ -90,11 +90,12 @@ def grid(sizes: list[int]) -> Tensor:
 
 
 def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Tensor, rotations: Tensor | None) -> type[ReferenceMessenger]:
-    """A messenger whose free lanes take the enumerated values; the reference's lane is left to the real engine.
+    """A messenger whose free particles take the enumerated values; the reference's particle is left to the real engine.
 
-    :param Tensor free: ``[T, N - 1, columns]`` values of the free lanes.
+    :param Tensor free: ``[T, N - 1, columns]`` values of the free particles.
     :param Tensor indices: ``[barriers, columns]`` outcomes of ancestor sampling.
-    :param Tensor rotations: ``[barriers, columns]`` numbers that the first lane gets; ``None`` if the scheme's law does not depend on it.
+    :param Tensor rotations: ``[barriers, columns]`` numbers that the first particle gets; ``None`` if the scheme's law does not depend on
+        it.
     """
     columns = free.shape[-1]
     n = free.shape[1] + 1
@@ -109,14 +110,14 @@ def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Te
             if not isinstance(msg["fn"], AbsorbingCategorical):
                 return
             t = int(msg["name"].split("_")[1])
-            lanes = torch.arange(n)[:, None]
+            particles = torch.arange(n)[:, None]
             slot = self.slot.expand(columns)
-            place = (lanes - (lanes > slot).long()).clamp(max=max(n - 2, 0))
+            place = (particles - (particles > slot).long()).clamp(max=max(n - 2, 0))
             values = free[t].gather(0, place) if n > 1 else torch.zeros(1, columns, dtype=torch.long)
             msg["value"] = torch.where(msg["fn"].active, values, PAD)
             drawn_from = msg["infer"].get("proposal", msg["fn"])
             log_p = torch.where(msg["fn"].active, drawn_from.log_prob(msg["value"]), -math.log(msg["fn"].probs.shape[-1]))
-            path.log_prob = path.log_prob + torch.where(lanes != slot, log_p, 0.0).sum(0)
+            path.log_prob = path.log_prob + torch.where(particles != slot, log_p, 0.0).sum(0)
             super()._pyro_sample(msg)
 
         def draw_reference(self, weights: Weights) -> Tensor:

@@ -69,7 +69,7 @@ class Script(Messenger):
         value = torch.where(fn.active, self.drawn[t], PAD)
         if self.cut is None:
             free, log_p = fn.active, fn.log_prob(value)
-        else:  # lanes are the present and the proposed executions; the latter is drawn from the cut on
+        else:  # particles are the present and the proposed executions; the latter is drawn from the cut on
             value = value.expand(2, *self.drawn[t].shape)
             free = fn.active.expand_as(value)[1] & (t >= self.cut)
             log_p = fn.log_prob(value)[1]
@@ -106,10 +106,10 @@ class ScriptedSuffixMH(SuffixMH):
         script.add(torch.where(cut < steps, -steps.double().log(), -math.inf))
         script.cut, script.uniforms = cut, (cut + 0.5) / steps
         posterior = super().sweep(reference, *args, **kwargs)
-        lane = script.take(f"accept {name}") if moves else still
-        script.add(posterior.particles.weights.normalized.gather(0, lane[None])[0].log())
+        particle = script.take(f"accept {name}") if moves else still
+        script.add(posterior.particles.weights.normalized.gather(0, particle[None])[0].log())
         script.log_prob = script.log_prob if moves else before
-        posterior.draw = lambda: posterior.take(lane)
+        posterior.draw = lambda: posterior.take(particle)
         return posterior
 
 
@@ -228,7 +228,7 @@ def tempered_laws(model: Chain, betas: list[float]) -> Tensor:
 
 
 def path_index(model: Chain, sites: dict[str, Tensor]) -> Tensor:
-    """Which of ``model.paths()`` each lane is."""
+    """Which of ``model.paths()`` each particle is."""
     place = (model.num_symbols + 1) ** torch.arange(model.length)
     table = torch.full((int(place[-1]) * (model.num_symbols + 1),), -1)
     table[((torch.tensor(list(model.paths())) + 1) * place).sum(-1)] = torch.arange(len(model.paths()))

@@ -305,7 +305,7 @@ def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
 
 
 @mutant("stale locals", f"{EXACT_SMC}::test_the_audit_rejects_stale_state_that_the_evidence_does_not_show")
-def forget_lane_state(model: Chain) -> Chain:
+def forget_particle_state(model: Chain) -> Chain:
     """A model that does not thread its state through the barrier (pyro #2138): only the symbol is permuted."""
     from ppl_llm.inference import barrier
 
@@ -377,7 +377,7 @@ class CopiedReference(ReferenceMessenger):
 
 @mutant("reference always in the first slot", _REFERENCES)
 class FirstSlot(ReferenceMessenger):
-    """A scheme that treats lanes differently around a reference that always starts in the same one."""
+    """A scheme that treats particles differently around a reference that always starts in the same one."""
 
     def draw_rotation(self) -> Tensor:
         return torch.zeros_like(super().draw_rotation())

@@ -54,14 +54,14 @@ def assert_equal(found: Sequence[ParticlePosterior], expected: Sequence[Particle
         assert torch.equal(one.log_weights, other.log_weights)
 
 
-@pytest.mark.parametrize(("max_lanes", "max_programs"), [(256, None), (1, None), (2, None), (256, 2)])
-def test_each_result_is_that_of_the_program_alone(max_lanes: int, max_programs: int | None):
+@pytest.mark.parametrize(("max_sequences", "max_programs"), [(256, None), (1, None), (2, None), (256, 2)])
+def test_each_result_is_that_of_the_program_alone(max_sequences: int, max_programs: int | None):
     service = Counting()
     programs = [walk(service, 3 + number % 3, number) for number in range(7)]
     expected = alone(programs, range(7))
-    found = run_concurrently(programs, seeds=range(7), max_lanes=max_lanes, max_programs=max_programs)
+    found = run_concurrently(programs, seeds=range(7), max_sequences=max_sequences, max_programs=max_programs)
     assert_equal(found, expected)
-    assert max(service.batches) == min(max_lanes, max_programs or 7)
+    assert max(service.batches) == min(max_sequences, max_programs or 7)
     assert _PYRO_STACK == [] and _DIM_ALLOCATOR._stack == []
 
 
@@ -110,10 +110,10 @@ def test_seeds_come_from_torchs_generator():
 def test_places_are_filled_again_as_soon_as_they_are_free():
     service = Counting()
 
-    def program(lanes: int, rounds: int) -> Callable[[], None]:
-        return lambda: wait(service, lanes, rounds)
+    def program(sequences: int, rounds: int) -> Callable[[], None]:
+        return lambda: wait(service, sequences, rounds)
 
-    run_concurrently([program(2, 3), program(2, 1), program(3, 2), program(9, 1), program(1, 1)], max_lanes=5)
+    run_concurrently([program(2, 3), program(2, 1), program(3, 2), program(9, 1), program(1, 1)], max_sequences=5)
     # 2 + 2, then 2 and the third, which fits then; the one of 9 has to be alone, and nobody overtakes it.
     assert service.batches == [4, 5, 5, 9, 1]
 
@@ -243,7 +243,7 @@ def test_gradients_are_on_where_the_caller_has_them_on():
 
 def test_arguments():
     for options, message in (
-        ({"max_lanes": 0}, "max_lanes must be an integer of at least 1, got 0"),
+        ({"max_sequences": 0}, "max_sequences must be an integer of at least 1, got 0"),
         ({"max_programs": 0}, "max_programs must be an integer of at least 1, got 0"),
         ({"seeds": [1, 2]}, "seeds must hold one seed for each of the 1 programs, got 2"),
         ({"seeds": [-1]}, r"seeds must be integers in 0 \.\. 4294967295, got -1"),

@@ -228,7 +228,7 @@ def test_suffixes_outside_a_foreign_support_are_impossible() -> None:
 
 # Several references
 def test_references_side_by_side() -> None:
-    """K filters of N lanes in one batch; each stays in law, and all K N lanes are pooled with proper answers."""
+    """K filters of N particles in one batch; each stays in law, and all K N particles are pooled with proper answers."""
     pyro.set_rng_seed(6)
     kernel = ParticleGibbs(solve, 4, ancestor_sampling=True, num_references=3)
     posterior = kernel.run(5, "a")

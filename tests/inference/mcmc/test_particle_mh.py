@@ -36,7 +36,7 @@ exactly = settings(max_examples=4)
 
 
 def columns_of(posterior: ParticlePosterior, index: Tensor, keep: Any = lambda value: True) -> ParticlePosterior:
-    """The populations ``index`` of the plate; sites that every lane reached done are left out where ``keep`` says so."""
+    """The populations ``index`` of the plate; sites that every particle reached done are left out where ``keep`` says so."""
     particles = posterior.particles
     return ParticlePosterior(
         WeightedParticles(
@@ -104,7 +104,7 @@ def test_pimh_keeps_the_extended_law(scheme: str, data: Chain) -> None:
 
 @pytest.mark.parametrize("kind", [Stopping, Silent])
 def test_pimh_joins_filters_of_different_lengths(kind: type[Stopping]) -> None:
-    """Populations accept on their own; a filter lacks the sites that all its lanes reached done."""
+    """Populations accept on their own; a filter lacks the sites that all its particles reached done."""
     model = three_symbols(2, True, kind=kind)
     assert max(pimh_errors(model, "systematic")) < EXACT
 

@@ -218,7 +218,7 @@ def test_pyro_drives_it_from_given_values() -> None:
 
 
 def test_a_model_that_stops_early_must_tell() -> None:
-    """Otherwise the number of steps depends on the other lane, and with it the ratio of lengths."""
+    """Otherwise the number of steps depends on the other particle, and with it the ratio of lengths."""
     pyro.set_rng_seed(4)
     silent = three_symbols(3, True, kind=Silent)
     with pytest.raises(ValueError, match=r"a trajectory of \d steps took \d when it was run again: the model stops early, but barrier"):

@@ -49,8 +49,8 @@ def threshold(degrees: int) -> float:
 
 def best_paths(posterior: SearchPosterior) -> dict[Path, int]:
     counts: dict[Path, int] = {}
-    for problem, lane in enumerate(posterior.weights.argmax(0).tolist()):
-        path = posterior.lane((lane, problem)).path()
+    for problem, particle in enumerate(posterior.weights.argmax(0).tolist()):
+        path = posterior.particle((particle, problem)).path()
         counts[path] = counts.get(path, 0) + 1
     return counts
 
@@ -68,17 +68,17 @@ def test_law_of_best_of_n(n: int) -> None:
 
 
 def test_best_of_n_rejects_wrong_groups() -> None:
-    """Lanes and problems exchanged (search-and-learn #28): the best of n lanes, but of different problems' scores."""
+    """Particles and problems exchanged (search-and-learn #28): the best of n particles, but of different problems' scores."""
     model = tree(4, 3)
     posterior, _ = searched(BestOfN(model, 6, max_plate_nesting=1), model, problems=3000)
     assert posterior.scores is not None
-    mixed = posterior.scores.flatten().view(3000, 6).T  # as if the lanes of a problem were neighbours
+    mixed = posterior.scores.flatten().view(3000, 6).T  # as if the particles of a problem were neighbours
     posterior = posterior.reweighted(Weights(torch.where(mixed == mixed.amax(0), 0.0, -math.inf)))
     statistic, degrees = chi_square(best_paths(posterior), law_of_the_best(model, 6))
     assert statistic > 5 * threshold(degrees)
 
 
-def test_best_of_n_takes_the_first_of_ties_and_keeps_all_lanes() -> None:
+def test_best_of_n_takes_the_first_of_ties_and_keeps_all_particles() -> None:
     model = tree(4, 3)
     posterior, draws = searched(BestOfN(model, 5, max_plate_nesting=1), model)
     assert posterior.scores is not None and posterior.scores.shape == (5, SEEDS)
@@ -88,7 +88,7 @@ def test_best_of_n_takes_the_first_of_ties_and_keeps_all_lanes() -> None:
         scores = [model.score(path) for path in paths]
         assert posterior.scores[:, problem].tolist() == scores
         assert posterior.weights[:, problem].tolist() == [float(i == scores.index(max(scores))) for i in range(5)]
-        assert [posterior.lane((i, problem)).path() for i in range(5)] == paths
+        assert [posterior.particle((i, problem)).path() for i in range(5)] == paths
         ties += scores.count(max(scores)) > 1
     assert ties > 20
 
@@ -104,7 +104,7 @@ def test_law_of_the_majority() -> None:
         law[winner] += math.prod(float(model.probs[s]) for s in outcome)
     posterior, _ = searched(SelfConsistency(model, n, max_plate_nesting=1), model, problems=problems)
     counts = dict.fromkeys(range(SYMBOLS), 0)
-    for marginal in posterior.marginal(lambda lane: lane.path()[0]):
+    for marginal in posterior.marginal(lambda particle: particle.path()[0]):
         counts[marginal.mode] += 1
     statistic, degrees = chi_square(counts, law)
     assert degrees == 3 and statistic < threshold(degrees)
@@ -112,6 +112,6 @@ def test_law_of_the_majority() -> None:
     assert chi_square({s: round(problems * float(p)) for s, p in enumerate(model.probs)}, law)[0] > threshold(3)
     pyro.set_rng_seed(0)
     weighted = dict.fromkeys(range(SYMBOLS), 0)
-    for marginal in Importance(model, n, max_plate_nesting=1).run(problems).marginal(lambda lane: lane.path()[0]):
+    for marginal in Importance(model, n, max_plate_nesting=1).run(problems).marginal(lambda particle: particle.path()[0]):
         weighted[marginal.mode] += 1
     assert chi_square(weighted, law)[0] > 2 * threshold(3)

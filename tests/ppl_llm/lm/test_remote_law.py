@@ -84,14 +84,14 @@ class SeedPerRequest(OpenAILM):
         return super()._write(prompts, room, seeds, options)
 
 
-def chi_square(lm: OpenAILM, num_lanes: int = 600) -> tuple[float, int]:
+def chi_square(lm: OpenAILM, num_sequences: int = 600) -> tuple[float, int]:
     """Statistic and degrees of freedom of sampled steps against the exact law, rare steps pooled."""
     context = local().start("b")
     support = local().enumerate_steps(context, OPTIONS)
-    expected = num_lanes * local().step_log_prob(context, support, OPTIONS).exp()
-    found = Counter(map(tuple, lm.sample_step(lm.start("b"), torch.Size([num_lanes]), OPTIONS).tokens.tolist()))
+    expected = num_sequences * local().step_log_prob(context, support, OPTIONS).exp()
+    found = Counter(map(tuple, lm.sample_step(lm.start("b"), torch.Size([num_sequences]), OPTIONS).tokens.tolist()))
     observed = torch.tensor([float(found[tuple(step)]) for step in support.tolist()])
-    assert observed.sum() == num_lanes
+    assert observed.sum() == num_sequences
     common = expected >= 10
     observed = torch.cat([observed[common], observed[~common].sum()[None]])
     expected = torch.cat([expected[common], expected[~common].sum()[None]])

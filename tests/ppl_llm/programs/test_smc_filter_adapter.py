@@ -77,7 +77,7 @@ def test_answers_are_a_marginal() -> None:
         assert theirs[answer] == pytest.approx(ours[answer], abs=0.06)  # 4.9 deviations of 1500 draws
 
 
-def test_lanes_follow_their_ancestors() -> None:
+def test_particles_follow_their_ancestors() -> None:
     """A particle's context and its integer are permuted alike: copies have the same text."""
     pyro.set_rng_seed(3)
     adapter, smc = filtered(50, ess_threshold=1.0)
