@@ -74,7 +74,7 @@ class Enumeration:
 
 
 class _Branch(Exception):
-    """A jump out of the model at the first site without a value."""
+    """Leaves the model at the first site without a value."""
 
     def __init__(self, name: str, fn: Any) -> None:
         super().__init__(name)

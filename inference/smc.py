@@ -149,10 +149,10 @@ class SMC:
         return self._slices(None, args, kwargs)
 
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """Go on to the end from a file of :meth:`ParticlePosterior.save`.
+        """Continue to the end from a file of :meth:`ParticlePosterior.save`.
 
         On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
-        brings the state of torch's random number generators. Reward models that keep no notes on contexts score earlier steps again.
+        brings the state of torch's random number generators. Reward models without cache entries on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.
@@ -213,8 +213,8 @@ class _Run(PauseMessenger):
     It is itself the handler that hears of barriers. A handler apart from it would refer to it and be referred to, and such a circle keeps
     every particle and the language model's caches in memory until Python looks for circles.
 
-    :param Checkpoint start: where to go on; ``None`` for the beginning. One that was read from a file brings the state of the random number
-        generators, others go on with the present one.
+    :param Checkpoint start: where to continue; ``None`` for the beginning. One that was read from a file brings the state of the random
+        number generators, others continue with the present one.
     :param bool one_step: stop at the next barrier.
     """
 
@@ -291,6 +291,6 @@ class _Run(PauseMessenger):
         return dict(totals)
 
     def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
-        """Say what the posterior cost, and how to go on from it."""
+        """Say what the posterior cost, and how to continue from it."""
         joint.complete, joint.cost = complete, self._cost()
         joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)

@@ -27,7 +27,7 @@ def run_concurrently(
 
     Sequences of one filter that wait for the slowest one leave their places to sequences of other filters: the batch stays full, and the
     models are used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous
-    batching), or between any two looks of the host at its device, which works on while programs whose step has ended go on.
+    batching), or between any two looks of the host at its device, which keeps decoding while programs whose step has ended continue.
 
     Example::
 
@@ -42,7 +42,7 @@ def run_concurrently(
     :param int max_programs: programs under way at a time. Another one is started whenever there are places in the batch, so that the caches
         of several times ``max_sequences`` sequences are in use; this bounds them.
     :param seeds: one for each program; by default drawn from torch's generator.
-    :param bool return_exceptions: put exceptions into the list of results, and go on. Otherwise the first one stops all programs and is
+    :param bool return_exceptions: put exceptions into the list of results, and continue. Otherwise the first one stops all programs and is
         raised; it carries ``partial_posteriors``, for each program its result, the posterior of its last barrier, or ``None``. Ctrl-C does
         so in any case.
     :returns: what each program returned, in their order.

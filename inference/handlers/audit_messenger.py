@@ -23,7 +23,7 @@ _ATOL, _RTOL = 1e-3, 1e-4
 class AuditMessenger(Messenger):
     """Replays a model on the values of a posterior's lineages and compares the log-probability of every site and particle.
 
-    A model that forgets to thread a value through the barrier goes on with the values of dead particles after resampling. The evidence
+    A model that forgets to thread a value through the barrier keeps using the values of dead particles after resampling. The evidence
     estimate does not show this; the audit does.
 
     :param dict values: ``[N, *plates, *event]`` per latent site, along the lineages.

@@ -59,9 +59,9 @@ class ReferenceMessenger(ParticleMessenger):
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """A ~ r(.|V) given that the reference survives.
 
-        The reference starts in the first particle, while a scheme may treat particles differently (stratified resampling does: the law of
-        another particle's offspring depends on where the reference is). The invariant law has it anywhere with equal probability, so the
-        particles are numbered from a random one on; this leaves the scheme unbiased.
+        The reference starts in the first particle, while a scheme may treat particles differently (stratified resampling does: the
+        distribution of another particle's offspring depends on where the reference is). The invariant distribution has it anywhere with
+        equal probability, so the particles are numbered from a random one on; this leaves the scheme unbiased.
         """
         log_weights, n = selection.log_weights, self.options.num_particles
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(n))

@@ -61,7 +61,7 @@ class SearchMessenger(CandidateMessenger):
 
     @abstractmethod
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-        """Note candidates, and say how the search goes on.
+        """Record candidates, and say which particles continue.
 
         :param Tensor log_weights: ``[N, *plates]``.
         :param Tensor done: ``[N, *plates]``.
@@ -90,7 +90,7 @@ class SearchMessenger(CandidateMessenger):
         return reorder(state, ancestors) if bool(moved.any()) else state
 
     def end(self, value: Any) -> Candidates:
-        """The search's result, after the model has returned ``value``. Nothing is selected after the last round."""
+        """The search's result, after the model has returned ``value``. Nothing is selected after the last step."""
         if self._met_site or not self.system.records:
             self.select(self.system.weights.log_weights, self._finished(value))
         return self.finalists()

@@ -134,4 +134,4 @@ class SuffixLogProb(Messenger):
 
 
 class _Settled(Exception):
-    """A jump out of the model where the rest of it changes nothing."""
+    """Leaves the model once the rest of it cannot change the result."""

@@ -1,4 +1,4 @@
-"""Metropolis-Hastings that writes the end of a trajectory anew."""
+"""Metropolis-Hastings that draws the end of a trajectory again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CURRENT, _PROPOSED = 0, 1
 class SuffixMessenger(ReferenceMessenger):
     """Two particles: the present trajectory, and one that leaves it at a step of its own for each population.
 
-    :param Tensor cut: ``[*plates]``, the first step that is drawn anew.
+    :param Tensor cut: ``[*plates]``, the first step that is drawn again.
     """
 
     def __init__(self, max_plate_nesting: int, *, reference: Mapping[str, Tensor], cut: Tensor, proposals: Proposals | None = None) -> None:
@@ -43,7 +43,7 @@ class SuffixMessenger(ReferenceMessenger):
 
 
 class SuffixMH(TrajectoryKernel):
-    """Keep a random number of steps, draw the rest anew from the proposals, accept or reject.
+    """Keep a random number of steps, draw the rest from the proposals, accept or reject.
 
     For trajectories x and x' of ``|x|`` and ``|x'|`` steps that share the first k, k uniform on 0 .. ``|x|`` - 1::
 

@@ -1,4 +1,4 @@
-"""What it takes to go on with a particle filter from a barrier."""
+"""State of a particle filter at a barrier, from which it can continue."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class ParticleSystem:
         self.numbers = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
 
     def meet(self, msg: Any) -> None:
-        """Take note of the plates and the segment of a site, before its density is added."""
+        """Record the plates and the segment of a site, before its density is added."""
         if msg["cond_indep_stack"] is not self._stack:  # the particle plate gives the same tuple where it is alone
             self._meet_plates(msg)
         if self._counted < self.segment:

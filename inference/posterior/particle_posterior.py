@@ -103,7 +103,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return len(self.particles.records)
 
     def save(self, path: str | Path, *, caches: bool = True) -> None:
-        """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
+        """Write what :meth:`SMC.resume` needs to continue from here; an existing file is replaced as a whole.
 
         :param bool caches: also write what the model's state keeps to save work (keys and values of language models), without which a
             resumed run is the same up to rounding only, and does that work again.

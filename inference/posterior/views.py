@@ -1,4 +1,4 @@
-"""Ways to look at a posterior; each is imported on first use, and so are the packages it needs."""
+"""Views of a posterior; each is imported on first use, as are the packages it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What searches share: arguments, cost, and what is left of a run that was interrupted."""
+"""What searches share: arguments, cost, and the partial posterior of an interrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches that select particles on the way, and return some that are no longer there in the end."""
+"""Searches that select particles at barriers and may return candidates that were set aside earlier."""
 
 from __future__ import annotations
 

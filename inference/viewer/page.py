@@ -1,4 +1,4 @@
-"""A posterior as one HTML file to look into: no network, no library, nothing that runs but the script of this package."""
+"""A posterior as one HTML file without network access, libraries or scripts other than this package's."""
 
 from __future__ import annotations
 
