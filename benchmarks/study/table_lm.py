@@ -1,4 +1,4 @@
-"""The demo language model with a table of all next-token laws it was ever asked for."""
+"""The demo language model with a table of all next-token distributions it was ever asked for."""
 
 from __future__ import annotations
 

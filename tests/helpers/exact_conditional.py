@@ -94,8 +94,8 @@ def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Te
 
     :param Tensor free: ``[T, N - 1, columns]`` values of the free particles.
     :param Tensor indices: ``[barriers, columns]`` outcomes of ancestor sampling.
-    :param Tensor rotations: ``[barriers, columns]`` numbers that the first particle gets; ``None`` if the scheme's law does not depend on
-        it.
+    :param Tensor rotations: ``[barriers, columns]`` numbers that the first particle gets; ``None`` if the scheme's distribution does not
+        depend on it.
     """
     columns = free.shape[-1]
     n = free.shape[1] + 1
@@ -162,7 +162,7 @@ def conditional_outcomes(
     v, length = model.num_symbols, model.length
     barriers = length if model.last_barrier else length - 1
     cells = num_cells(scheme, n)
-    turns = n if scheme == "stratified" else 1  # the law of the others is the same for every rotation
+    turns = n if scheme == "stratified" else 1  # the distribution of the others is the same for every rotation
     sizes = [len(references)] + [v] * (length * (n - 1)) + cells * barriers + [n if ancestors else 1] * barriers + [turns] * barriers
     chosen = grid(sizes)
     columns = chosen.shape[1]
@@ -202,7 +202,7 @@ def codes(values: list[Tensor], num_symbols: int) -> Tensor:
     return sum(((value + 1) * (num_symbols + 1) ** t for t, value in enumerate(values)), torch.zeros((), dtype=torch.long))
 
 
-def law(model: Chain) -> tuple[Tensor, Tensor]:
+def invariant_distribution(model: Chain) -> tuple[Tensor, Tensor]:
     """Trajectories ``[R, T]`` of positive probability, and their posterior probabilities."""
     paths = {path: mass for path, mass in model.paths().items() if mass > 0}
     pi = torch.tensor(list(paths.values()), dtype=torch.float64)
@@ -217,7 +217,7 @@ def invariance_error(
     :param bool own_sites_only: run each length of reference on its own, without the sites that it reaches done.
     """
     v, length = model.num_symbols, model.length
-    references, pi = law(model)
+    references, pi = invariant_distribution(model)
     ended = (references != PAD).sum(1)
     groups = [ended == steps for steps in ended.unique()] if own_sites_only else [torch.ones_like(ended, dtype=torch.bool)]
     table = torch.zeros((v + 1) ** length, dtype=torch.float64)

@@ -218,13 +218,13 @@ def enumerate_swaps(
     return script.probs(), which, dict(after)
 
 
-def tempered_laws(model: Chain, betas: list[float]) -> Tensor:
+def tempered_distributions(model: Chain, betas: list[float]) -> Tensor:
     """``[K, paths]``: the target of each power, over ``model.paths()``."""
     prior = replace(model, potentials=[torch.ones_like(g) for g in model.potentials]).paths()
     p = torch.tensor(list(prior.values()), dtype=torch.float64)
     likelihood = torch.tensor(list(model.paths().values()), dtype=torch.float64) / p
-    laws = p * likelihood ** torch.tensor(betas, dtype=torch.float64)[:, None]
-    return laws / laws.sum(-1, keepdim=True)
+    distributions = p * likelihood ** torch.tensor(betas, dtype=torch.float64)[:, None]
+    return distributions / distributions.sum(-1, keepdim=True)
 
 
 def path_index(model: Chain, sites: dict[str, Tensor]) -> Tensor:
@@ -235,9 +235,9 @@ def path_index(model: Chain, sites: dict[str, Tensor]) -> Tensor:
     return table[sum((sites[f"x_{t}"] + 1) * place[t] for t in range(model.length))]
 
 
-def joint_law(laws: Tensor, states: Tensor) -> Tensor:
-    """``[columns]``: the product over replicas of the laws ``[K, S]`` at the states ``[K, columns]``."""
-    return laws.gather(1, states).prod(0)
+def joint_distribution(distributions: Tensor, states: Tensor) -> Tensor:
+    """``[columns]``: the product over replicas of the distributions ``[K, S]`` at the states ``[K, columns]``."""
+    return distributions.gather(1, states).prod(0)
 
 
 def joint_index(states: Tensor, size: int) -> Tensor:

@@ -572,7 +572,7 @@ _PMMH = "tests/inference/mcmc/test_particle_mh.py::test_rejects_wrong_pmmh"
 
 @mutant("PIMH accepts always", _PIMH)
 class AcceptsAlways(PIMH):
-    """The next filter whatever its evidence: the law of an average filter, which is biased for few particles."""
+    """The next filter whatever its evidence: the distribution of an average filter, which is biased for few particles."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         return torch.ones_like(proposed.log_density)

@@ -175,7 +175,7 @@ def bound(df: int, log_alpha: float = 14.0) -> float:
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
 def test_power_posterior_of_a_language_model(alpha: float) -> None:
-    """8000 exact draws stay in law under two sweeps; without the ratio of lengths they do not (false alarm 1e-6)."""
+    """8000 exact draws keep their distribution under two sweeps; without the ratio of lengths they lose it (false alarm 1e-6)."""
     pyro.set_rng_seed(0)
     chi2, df = power_posterior_chi2(power_kernel(alpha), alpha, 8000, 2)
     assert df > 5 and chi2 < bound(df)

@@ -17,7 +17,7 @@ from tests.inference.viewer.models import run, solutions, three_problems, walk, 
 
 
 def check(posterior: Any) -> None:
-    """Laws that tie the records of different barriers to each other and to the result, all of them exact."""
+    """Identities that tie the records of different barriers to each other and to the result, all of them exact."""
     history: History = posterior.history
     n, before = posterior.num_particles, None
     for t, step in enumerate(history.records):

@@ -1,4 +1,4 @@
-"""The study's shortcuts leave laws alone, its synthetic reward models err as they say, and its runs can be interrupted."""
+"""The study's shortcuts leave distributions alone, its synthetic reward models err as they say, and its runs can be interrupted."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def rewards() -> dict[str, RewardModel]:
 
 
 @pytest.mark.parametrize("name", list(rewards()))
-def test_laws_of_reward_models(name: str):
+def test_properties_of_reward_models(name: str):
     """Shape, dtype, repeated scores of finished sequences, and no dependence on what was cached, on other sequences or on the way there."""
     reward, fresh, lm = rewards()[name], rewards()[name], tabular()
     assert isinstance(reward, RewardModel)

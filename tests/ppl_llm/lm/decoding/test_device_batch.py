@@ -285,9 +285,9 @@ def test_no_memory_to_take_sequences_back(monkeypatch: pytest.MonkeyPatch):
 def test_few_batches_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device_batch, "_MOST", 2)
     lm = looping(tape)
-    laws = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
-    run_concurrently([lambda law=law: steps(lm, "7 * 6", 3, law, number=1)() for law in laws])
-    run_concurrently([steps(lm, "7 * 6", 3, laws[-1], number=1)])
+    distributions = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
+    run_concurrently([lambda distribution=distribution: steps(lm, "7 * 6", 3, distribution, number=1)() for distribution in distributions])
+    run_concurrently([steps(lm, "7 * 6", 3, distributions[-1], number=1)])
     assert len(lm._sampler.batches) == 2
 
 
