@@ -130,12 +130,12 @@ class Bench:
         own = own_products(self.prm.model.model, run, self.clock)
         self.rows[-1]["note"] = f"its matrix products alone {1e3 * own:.3g} ms"
 
-        def anew() -> None:
+        def from_scratch() -> None:
             self.prm.release_caches()
             self.prm.step_log_odds(Context.root(self.lm, context.problems, [self.prompt(64)], False).expand((sequences,)).extend(whole))
 
         whole = self.random_step(self.context - 64, 0)
-        self.note(what, "from nothing", self.clock(anew), bound)
+        self.note(what, "from nothing", self.clock(from_scratch), bound)
 
     def random_step(self, tokens: int, seed: int) -> Tensor:
         """``[sequences, tokens]``: words, and the end of a step."""

@@ -16,7 +16,7 @@ from typing import Any
 import pyro
 import torch
 from common import Spread, in_turns, make_model, make_tokenizer, ratios, record, root, single_thread, table, words
-from stock_loops import continuous_batching, generate_and_realign, generate_anew
+from stock_loops import continuous_batching, generate_and_realign, generate_from_scratch
 
 from ppl_llm import SMC, Context, LLMStep, barrier
 from ppl_llm.lm import autoregressive as decoding
@@ -48,7 +48,7 @@ def smc_loop(lm: TransformersLM, prompt: list[int], sequences: int, steps: int, 
 
 WAYS: dict[str, tuple[str, Callable[..., int]]] = {
     "realign": ("generate, cache kept and realigned", generate_and_realign),
-    "anew": ("generate on whole texts", generate_anew),
+    "from scratch": ("generate on whole texts", generate_from_scratch),
     "batching": ("continuous batching", continuous_batching),
 }
 

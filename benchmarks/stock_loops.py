@@ -1,4 +1,4 @@
-"""A particle filter's loop written with what transformers offers: three ways to sample a ragged step, resample, and go on.
+"""A particle filter's loop written with what transformers offers: three ways to sample ragged steps and resample.
 
 Every loop takes steps of at most ``width`` tokens that end with one of the tokens ``0 .. stops - 1``, draws ancestors uniformly, and gives
 the number of useful tokens, those up to and including the end of each sequence's step.
@@ -61,7 +61,7 @@ def generate_and_realign(model: Qwen2ForCausalLM, prompt: list[int], sequences: 
 
 
 @torch.inference_mode()
-def generate_anew(model: Qwen2ForCausalLM, prompt: list[int], sequences: int, steps: int, width: int, stops: int) -> int:
+def generate_from_scratch(model: Qwen2ForCausalLM, prompt: list[int], sequences: int, steps: int, width: int, stops: int) -> int:
     """``generate`` on the left-padded whole texts at every step."""
     texts, total = [prompt] * sequences, 0
     for _ in range(steps):

@@ -65,7 +65,7 @@ class Program:
     def finished(self) -> bool:
         return self._thread.ident is not None and not self._thread.is_alive()
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         """Let it run until it waits for the next request or ends; for its owner.
 
         Ctrl-C takes effect when it has come so far; a second one at once.

@@ -101,7 +101,7 @@ class _Turns:
                 return len(self._served) > before
 
     def _let_run(self, program: Program) -> None:
-        program.go_on()
+        program.proceed()
         if program.error is not None and (not self._return_exceptions or isinstance(program.error, KeyboardInterrupt)):
             raise program.error
         if not program.finished:
@@ -120,7 +120,7 @@ class _Turns:
         for program in self._programs:
             while program.request is not None:
                 program.stop = reason
-                program.go_on()
+                program.proceed()
 
 
 def _request(program: Program) -> Request:

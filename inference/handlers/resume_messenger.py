@@ -66,7 +66,7 @@ class ResumeMessenger(Messenger):
             state = reorder(state, record.ancestors)
         if self.barriers == len(self.records) and not self.start.complete:
             state = self.start.state(state)
-            self._go_on(state)
+            self._proceed(state)
         msg["value"], msg["done"], msg["stop"] = state, True, True
 
     def finish(self, value: Any) -> None:
@@ -77,9 +77,9 @@ class ResumeMessenger(Messenger):
         if self.active:
             if self.barriers < len(self.records) or not self.start.complete:
                 raise self._differs(f"it now ends after {self.barriers} barriers")
-            self._go_on(value)
+            self._proceed(value)
 
-    def _go_on(self, value: Any) -> None:
+    def _proceed(self, value: Any) -> None:
         self.messenger.system.restore(self.start.snapshot._replace(value=value))
         set_rng_state(self.rng)
         self.uncounted.end()

@@ -358,7 +358,7 @@ class FullReferenceWeight(AncestorMessenger):
 
 @mutant("offspring of the reference replays it", _REFERENCES)
 class CopiedReference(ReferenceMessenger):
-    """Every descendant of the reference's particle goes on along the reference: copied where it should branch (Turing.jl#2855)."""
+    """Every descendant of the reference's particle continues along the reference: copied where it should branch (Turing.jl#2855)."""
 
     def __enter__(self) -> CopiedReference:
         self.copies: Tensor | None = None
@@ -620,7 +620,7 @@ class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[mis
 
 @mutant("PMMH keeps no evidence estimate", _PMMH)
 class FreshEvidence(PMMH):
-    """The present parameters' evidence estimated anew for each comparison (the noisy chain, biased for few particles)."""
+    """The present parameters' evidence estimated again for each comparison (the noisy chain, biased for few particles)."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         again = self.filter(present.unconstrained, (present.log_density.numel(),), {})

@@ -74,8 +74,8 @@ class Tree:
 
     :ivar Tensor probs: ``[SYMBOLS]``.
     :ivar list factors: ``length`` tensors ``[(SYMBOLS + 1) ** (t + 1)]``, by the code of the prefix.
-    :ivar forced: the symbols of round t, ``[particles, problems]``, in place of draws.
-    :ivar list draws: the symbols of each round of each run, as they were drawn.
+    :ivar forced: the symbols of step t, ``[particles, problems]``, in place of draws.
+    :ivar list draws: the symbols of each step of each run, as they were drawn.
     """
 
     probs: Tensor
@@ -142,7 +142,7 @@ def tree(seed: int, length: int = 4, impossible: bool = False, **kwargs: Any) ->
 
 
 Draw = Callable[[int, int], int]
-"""The symbol that particle i drew in round t."""
+"""The symbol that particle i drew in step t."""
 
 
 @dataclass
@@ -209,7 +209,7 @@ def candidates(posterior: SearchPosterior, problem: int) -> list[Found]:
 
 
 def searched(search: Any, model: Tree, seed: int = 0, problems: int = SEEDS) -> tuple[SearchPosterior, list[Tensor]]:
-    """The posterior, and what was drawn in each round."""
+    """The posterior, and what was drawn in each step."""
     pyro.set_rng_seed(seed)
     model.draws.clear()
     posterior = search.run(problems)
@@ -226,9 +226,9 @@ def disagreement(search: Any, model: Tree, published: Any, seed: int = 0, proble
     return sum(map(differs, range(problems))) / problems
 
 
-def scripted(rounds: list[list[int]], factors: dict[Path, float], **kwargs: Any) -> Tree:
+def scripted(steps: list[list[int]], factors: dict[Path, float], **kwargs: Any) -> Tree:
     """A tree with given draws of one problem, and log-factors of the named prefixes (0 elsewhere)."""
-    model = tree(0, len(rounds), forced=lambda t: torch.tensor(rounds[t])[:, None], **kwargs)
+    model = tree(0, len(steps), forced=lambda t: torch.tensor(steps[t])[:, None], **kwargs)
     for t, table in enumerate(model.factors):
         table.zero_()
         for path, value in factors.items():

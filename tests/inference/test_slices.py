@@ -130,16 +130,16 @@ class SurvivingLineages(ResumeMessenger):
 class ForgottenDone(ResumeMessenger):
     """Does not know any more which particles were done."""
 
-    def _go_on(self, value: Any) -> None:
-        super()._go_on(value)
+    def _proceed(self, value: Any) -> None:
+        super()._proceed(value)
         self.messenger.system.done = None
 
 
 class ForgottenLikelihood(ResumeMessenger):
-    """Goes on without the log-likelihood so far."""
+    """Continues without the log-likelihood so far."""
 
-    def _go_on(self, value: Any) -> None:
-        super()._go_on(value)
+    def _proceed(self, value: Any) -> None:
+        super()._proceed(value)
         self.messenger.system.log_likelihood = torch.zeros_like(self.messenger.system.log_likelihood)
 
 
@@ -152,7 +152,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_rejects_wrong_ways_to_go_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_wrong_ways_to_continue(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_llm.inference.smc.ResumeMessenger", WRONG[case])
     with pytest.raises((AssertionError, ValueError)):
         test_slices_give_what_a_run_gives(case)
@@ -192,7 +192,7 @@ def test_no_distribution_is_asked_twice() -> None:
     def model(steps: int) -> Tensor:
         z = torch.zeros(())
         for t in range(steps):
-            count(rounds=1)
+            count(steps=1)
             z = pyro.sample(f"z_{t}", Counting(z, 1.0))
             pyro.sample(f"y_{t}", Counting(z, 1.0), obs=torch.tensor(0.3))
             z = barrier(z)
@@ -201,4 +201,4 @@ def test_no_distribution_is_asked_twice() -> None:
     Counting.work.clear()
     *_, last = SMC(model, 8, ess_threshold=1.0).iterate(10)
     assert Counting.work == {"draws": 10, "scores": 10}
-    assert last.cost["rounds"] == 10  # what is gone through again is not counted
+    assert last.cost["steps"] == 10  # replayed steps are not counted

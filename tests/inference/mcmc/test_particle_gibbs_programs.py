@@ -210,7 +210,7 @@ def test_continuous_states_against_the_smoother() -> None:
 
 
 def test_suffixes_outside_a_foreign_support_are_impossible() -> None:
-    """A site whose support depends on the past: Uniform(z, z + 1) can rarely go on from another z."""
+    """A site whose support depends on the past: Uniform(z, z + 1) can rarely continue from another z."""
     pyro.set_rng_seed(5)
 
     def steps() -> Tensor:

@@ -206,7 +206,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_a_file_of_a_machine_with_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the way is not the file, but the generators that the run would go on with."""
+    """What is in the way is not the file, but the generators that the run would continue with."""
     model, args, options = CASES["two sites"]
     smc = SMC(model, 8, **options)
     [first, *_] = smc.iterate(*args)

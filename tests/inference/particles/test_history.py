@@ -34,7 +34,7 @@ def check(posterior: Any) -> None:
             own = torch.arange(n).view(-1, *(1,) * (before.ancestors.dim() - 1)).expand_as(before.ancestors)
             assert torch.equal(torch.where(before.resampled, own, before.ancestors), own), t
             assert before.done is None or bool((step.done | ~before.done.gather(0, before.ancestors)).all()), (
-                "a particle that was done goes on"
+                "a particle that was done continues"
             )
         before = step
     last = history.records[-1]

@@ -17,7 +17,7 @@ from tests.helpers.searches import SYMBOLS, Path, candidates, results, scripted,
 
 
 def test_dvts_by_hand() -> None:
-    """Two subtrees of three candidates. The first stops in round 2, the second goes on to the end."""
+    """Two subtrees of three candidates. The first stops in step 2, the second continues to the end."""
     model = scripted(
         [[1, 2, 3, 0, 1, 1], [0, 1, 0, 3, 2, 0], [1, 1, 1, 2, 3, 0]],
         {(1,): -1.0, (2,): -0.5, (3,): -2.0, (0,): -3.0, (2, 0): -0.25, (2, 1): -0.75, (1, 3): -1.0, (1, 2): -4.0, (1, 0): -2.0,
@@ -50,8 +50,8 @@ def test_beam_search_by_hand() -> None:
          (2, 1, 0): -0.5, (2, 2, 0): -0.25, (2, 1, 2): -0.125},
     )  # fmt: skip
     posterior, _ = searched(BeamSearch(model, 2, 2, max_plate_nesting=1), model, problems=1)
-    # Round 2: particles 2, 3, 2, 3 draw 1, 0, 2, 3: 30 finishes; 21 (-3), 22 (-3), 33 (-5): the first two are kept.
-    # Round 3: particles 21, 22, 21, 22 draw 0, 1, 2, 0.
+    # Step 2: particles 2, 3, 2, 3 draw 1, 0, 2, 3: 30 finishes; 21 (-3), 22 (-3), 33 (-5): the first two are kept.
+    # Step 3: particles 21, 22, 21, 22 draw 0, 1, 2, 0.
     assert results(posterior) == [("0", -5.0, True), ("30", -1.0, True), ("210", -3.5, True), ("220", -3.25, True)]
     assert posterior.lengths[:, 0].tolist() == [1, 2, 3, 3]
     assert posterior.ancestors[:2, :, 0].tolist() == [[2, 3, 2, 3], [0, 2, 0, 2]]
@@ -95,7 +95,7 @@ def test_distinct_continuations_make_it_classical_beam_search(width: int) -> Non
 
 
 def test_finished_candidates_outlive_a_dead_beam() -> None:
-    """After round 1 every unfinished particle dies: the finished ones are the result, repeated."""
+    """After step 1 every unfinished particle dies: the finished ones are the result, repeated."""
     model = scripted([[0, 1, 2, 0], [1, 1, 1, 1]], {(0,): -1.0, (1, 1): -math.inf, (2, 1): -math.inf})
     posterior, _ = searched(BeamSearch(model, 2, 2, max_plate_nesting=1), model, problems=1)
     assert results(posterior) == [("0", -1.0, True)] * 4

@@ -58,7 +58,7 @@ def forget() -> None:
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    """SIGKILL while the run goes on and saves its states; this process goes on from the last file, bit for bit."""
+    """SIGKILL while the run saves its states; this process resumes from the last file, bit for bit."""
     path = tmp_path / "state"
     pyro.set_rng_seed(0)
     whole = smc().run(PROBLEM)

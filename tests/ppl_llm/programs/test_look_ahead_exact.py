@@ -48,7 +48,7 @@ def program(lm: TabularLM, potential: str = "difference") -> Any:
 
 def enumerate_filter(mutate: Callable[[LookAhead], Any], temperature: float = 1.7, power: float = 1.0) -> tuple[Tensor, ParticlePosterior]:
     """Probability of every outcome, and the posterior with a column for each: 3^6 draws of steps x 2^2 cells of the resampler."""
-    draws = 2 * STEPS - 1  # a step and a look-ahead in each round, but none in the last
+    draws = 2 * STEPS - 1  # a step and a look-ahead at each barrier, but no look-ahead in the last
     sizes = [V] * (draws * PARTICLES) + [PARTICLES] * STEPS
     grid = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).T.contiguous()
     columns = grid.shape[1]

@@ -99,7 +99,7 @@ def test_properties_of_reward_models(name: str):
     for t in range(4):
         step = LLMStep(context, ";", WIDTH).expand((5, 2)).sample()
         context = context.extend(step, stop=";")
-        if t != 1:  # two new steps at once in the next round
+        if t != 1:  # two new steps at once at the next barrier
             z = reward.step_log_odds(context)
             assert z.shape == (5, 2, t + 1) and z.dtype == torch.float32
             assert torch.equal(z, reward.step_log_odds(context))

@@ -76,7 +76,7 @@ def expected(recipe: Recipe, context: Context, whole: Callable[[str], str] | Non
 
 
 def run_filter(prm: TransformersPRM, check: Callable[[Context], None], seed: int, problems: Any = PROBLEMS[0], steps: int = 4) -> None:
-    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, rounds without scoring."""
+    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, steps without scoring."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     context = language_model().start(problems).expand((5,))
