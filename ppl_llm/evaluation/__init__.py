@@ -1,13 +1,40 @@
 """Accuracy against budget: records that survive anything, votes recomputed from them, and figures of merit."""
 
-from .aggregators import Candidate
-from .budget_ratio import BudgetRatio
-from .intervals import Interval, bootstrap, proportion
-from .metrics import pass_at_k
-from .records import Key, RecordStore, read_records
-from .results import Results
-from .run import evaluate
-from .source import Models
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .aggregators import Candidate, best_of_majority_at_k, majority, weighted_majority
+    from .budget_ratio import BudgetRatio
+    from .harness import PPLHarnessLM
+    from .intervals import Interval, bootstrap, proportion
+    from .metrics import pass_at_k
+    from .records import Key, RecordStore, read_records
+    from .results import Results
+    from .run import evaluate
+    from .self_certainty import borda_vote
+    from .source import Models
+
+_MODULES = {
+    "BudgetRatio": "budget_ratio",
+    "Candidate": "aggregators",
+    "Interval": "intervals",
+    "Key": "records",
+    "Models": "source",
+    "PPLHarnessLM": "harness",
+    "RecordStore": "records",
+    "Results": "results",
+    "best_of_majority_at_k": "aggregators",
+    "bootstrap": "intervals",
+    "borda_vote": "self_certainty",
+    "evaluate": "run",
+    "majority": "aggregators",
+    "pass_at_k": "metrics",
+    "proportion": "intervals",
+    "read_records": "records",
+    "weighted_majority": "aggregators",
+}
 
 __all__ = [
     "BudgetRatio",
@@ -15,11 +42,19 @@ __all__ = [
     "Interval",
     "Key",
     "Models",
+    "PPLHarnessLM",
     "RecordStore",
     "Results",
+    "best_of_majority_at_k",
     "bootstrap",
+    "borda_vote",
     "evaluate",
+    "majority",
     "pass_at_k",
     "proportion",
     "read_records",
+    "weighted_majority",
 ]
+
+
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
