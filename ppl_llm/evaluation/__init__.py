@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .aggregators import Candidate, best_of_majority_at_k, majority, weighted_majority
+    from .aggregators import Candidate, best_of_majority_at_k, log_score, majority, weighted_majority
     from .budget_ratio import BudgetRatio
     from .harness import PPLHarnessLM
     from .intervals import Interval, bootstrap, proportion
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .run import evaluate
     from .self_certainty import borda_vote
     from .source import Models
+    from .tables import accuracy_rows, as_text, difference_rows
 
 _MODULES = {
     "BudgetRatio": "budget_ratio",
@@ -25,10 +26,14 @@ _MODULES = {
     "PPLHarnessLM": "harness",
     "RecordStore": "records",
     "Results": "results",
+    "accuracy_rows": "tables",
+    "as_text": "tables",
     "best_of_majority_at_k": "aggregators",
     "bootstrap": "intervals",
     "borda_vote": "self_certainty",
+    "difference_rows": "tables",
     "evaluate": "run",
+    "log_score": "aggregators",
     "majority": "aggregators",
     "pass_at_k": "metrics",
     "proportion": "intervals",
@@ -45,10 +50,14 @@ __all__ = [
     "PPLHarnessLM",
     "RecordStore",
     "Results",
+    "accuracy_rows",
+    "as_text",
     "best_of_majority_at_k",
     "bootstrap",
     "borda_vote",
+    "difference_rows",
     "evaluate",
+    "log_score",
     "majority",
     "pass_at_k",
     "proportion",
