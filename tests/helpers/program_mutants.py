@@ -16,7 +16,7 @@ from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CHAIN, MANY, Cell
 
-NOT_OF_LAWS = {
+NOT_OF_DISTRIBUTIONS = {
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
     "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
@@ -32,7 +32,7 @@ NOT_OF_LAWS = {
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
 }
-"""Mutants that leave laws and expectations of the algorithms as they are, and why."""
+"""Mutants that leave distributions and expectations of the algorithms as they are, and why."""
 
 
 @dataclass(frozen=True)
@@ -188,4 +188,4 @@ def found_by(case: Case, check: Callable[[Cell, AnyProgram | None], bool], progr
         return check(case.cell, changed)
 
 
-__all__ = ["NOT_OF_LAWS", "Case", "Draw", "cases", "found_by", "partial"]
+__all__ = ["NOT_OF_DISTRIBUTIONS", "Case", "Draw", "cases", "found_by", "partial"]
