@@ -34,7 +34,7 @@ _ATOL, _RTOL = 1e-3, 1e-4
 """What different batches of the same float32 forward pass may differ by; a stale state differs by nats."""
 
 _CAUSES = (
-    "The model uses a value that it does not thread through barrier(): after resampling that value belongs to another lane. Or it "
+    "The model uses a value that it does not thread through barrier(): after resampling that value belongs to another particle. Or it "
     "draws random numbers outside of its sites, changes tensors in place, or keeps something from one run to the next."
 )
 
@@ -65,7 +65,7 @@ class Audited(NamedTuple):
 class AuditMessenger(Messenger):
     """Replays a model on the values of a posterior's lineages and compares what it computes, see the top of this file.
 
-    A model that forgets to thread a value through the barrier goes on with the values of dead lanes after resampling. The evidence
+    A model that forgets to thread a value through the barrier keeps using the values of dead particles after resampling. The evidence
     estimate does not show this; the audit does.
 
     :param Audited swept: of the sweep.
@@ -139,7 +139,7 @@ class AuditMessenger(Messenger):
         if wrong.any():
             where = tuple(wrong.nonzero()[0].tolist())
             raise AuditError(
-                f"site {name!r}, lane {where[0] if len(where) == 1 else where}: the sweep accumulated a log-probability of "
+                f"site {name!r}, particle {where[0] if len(where) == 1 else where}: the sweep accumulated a log-probability of "
                 f"{accumulated[where]:.6g}, the replay of its lineage gives {replayed[where]:.6g}. {_CAUSES}"
             )
         self.error = max(self.error, float(excess.max()))

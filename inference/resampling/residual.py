@@ -28,9 +28,9 @@ class Residual:
         return num_particles + 1
 
     def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The reference goes on in one of its certain copies, or in one of the drawn slots, in proportion to its expected copies.
+        """The reference continues in one of its certain copies, or in one of the drawn slots, in proportion to its expected copies.
 
-        One of weight zero, as the start of a chain may be, goes on in any slot.
+        One of weight zero, as the start of a chain may be, continues in any slot.
         """
         certain, remainders = copies_and_rest(log_weights)
         where = reference[..., None]

@@ -180,7 +180,7 @@ CHAINS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_chains_leave_dead_starts(name: str) -> None:
-    """400 chains, of which many start dead: what is dead has no weight, and after 25 steps all have the exact law (z-test)."""
+    """400 chains, of which many start dead: what is dead has no weight, and after 25 steps all have the exact distribution (z-test)."""
     pyro.set_rng_seed(2)
     kernel = CHAINS[name](replicate(scaled_ways if name == "PMMH" else two_ways, 400, 0))
     first: list[Tensor] = []
