@@ -55,7 +55,6 @@ FAULTS = {
     "proposals of masked sites": "A6",
     "enumeration of masked sites": "A7",
     "subsample of problems": "A8",
-    "populations that may die": "A9",
     "block": "A12",
     "deterministic site": "A13",
     "replay of scaled sites": "weighed by p^(s - 1), or refused for its shape",
