@@ -203,8 +203,8 @@ class TemperedSMC:
                 moved[name] = states[-1][name]
             for name in moved.keys() - states[-1].keys():
                 # The executions so far had ended before the site, as the shortest of this run has, among which is the last of them.
-                assert posterior._lengths is not None
-                ended = take_one(posterior.sites[name], posterior._lengths.argmin(0, keepdim=True))
+                assert posterior.particles.lengths is not None
+                ended = take_one(posterior.sites[name], posterior.particles.lengths.argmin(0, keepdim=True))
                 for state in states:
                     state[name] = ended
             rate = rate + moved.differs(states[-1]).to(rate).mean(0) / self.num_moves
