@@ -27,7 +27,7 @@ class PMMH(ParticleMH):
         log A = log p(theta') - log p(theta) + log Z(theta') - log Z(theta) + log |dT(u')| - log |dT(u)|
 
     Since the estimate is unbiased, the chain has the exact posterior of parameters and trajectories, whatever N. The walk moves all
-    parameters at once. All particles of the filter that an iteration ends with are kept.
+    parameters at once. The result keeps all particles of the filter that each iteration ends with.
 
     Example, a calibration temperature of a reward model::
 

@@ -30,7 +30,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     kernel may run any number of chains at a time. Only as a kernel of ``pyro.infer.MCMC``, whose protocol has no other place, it holds the
     arguments and the record of that one run.
 
-    A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
+    A subclass implements :meth:`sweep`, which draws the next trajectory, independently for each plate index, so that a plate of
     replicas (:func:`~ppl_llm.inference.mcmc.replicate.replicate`) makes any kernel move a population in one batch.
 
     :param model: as for :class:`SMC`.

@@ -88,7 +88,7 @@ class BeamSearch(TreeSearch):
 
     ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
     copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
-    finished, or with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the particles of the
+    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with the particles of the
     last step.
 
     The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)

@@ -67,7 +67,7 @@ class DVTS(TreeSearch):
     """Diverse verifier tree search: independent greedy searches.
 
     Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and continues with the best (ties: the first). It stops
-    when its best candidate has finished, or with the model. The result are the last candidates of all subtrees, subtree by subtree:
+    when its best candidate has finished, or with the model. The result holds the last candidates of all subtrees, subtree by subtree:
     ``num_subtrees * expand`` particles, weighted by their scores. Where a subtree has stopped, siblings that are not finished have weight
     zero (the released code [1] lets half-written solutions vote), and their particles repeat the best candidate.
 
