@@ -60,7 +60,7 @@ class ParallelTempering(TrajectoryKernel):
     :param model: as for :class:`SMC`. Wrap it with ``TemperMessenger(prior=alpha)`` for power posteriors.
     :param betas: K >= 2 powers, increasing or decreasing, the largest of which is 1.
     :param kernel: as for :class:`TemperedSMC`.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has replicas of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own replicas.
     :raises ValueError: for other betas, or a kernel whose state is more than a trajectory.
 
     References

@@ -26,7 +26,7 @@ class PIMH(ParticleMH):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range.
 
     References

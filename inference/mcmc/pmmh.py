@@ -49,7 +49,7 @@ class PMMH(ParticleMH):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals of the other sites.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range; when run, for a name that is no continuous latent site before the first barrier.
 
     References

@@ -35,7 +35,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
 
     :param model: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     """
 
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
@@ -122,7 +122,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state of its own."""
+        """Begin a run: from ``initial_params`` if they were set since the last run, else from its own first state."""
         given = None if self._running else self._initial_params
         start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs

@@ -99,7 +99,7 @@ class BeamSearch(TreeSearch):
     :param int beam_width: particles kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
     :param int expand: continuations drawn of each kept particle.
     :param bool sort_completed: return the best finished candidates instead of the first.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own beams.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.

@@ -76,7 +76,7 @@ class DVTS(TreeSearch):
     :param model: as for :class:`SMC`.
     :param int num_subtrees: independent searches.
     :param int expand: candidates for each step.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has subtrees of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own subtrees.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.
