@@ -27,7 +27,7 @@ def sweep(
 ) -> ParticlePosterior:
     """Run ``model(*args, **kwargs)`` once with all particles and give the posterior.
 
-    It is its own program, wherever it runs: handlers and plates around it do not act on it.
+    It is a separate program wherever it runs: handlers and plates around it do not act on it.
 
     :param outside: a handler around the particle filter; handles every barrier after the filter.
     :param resume: goes through the beginning of the sweep as it was in an earlier one.

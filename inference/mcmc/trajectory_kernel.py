@@ -122,7 +122,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run: from ``initial_params`` if they were set since the last run, else from its own first state."""
+        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state that it draws."""
         given = None if self._running else self._initial_params
         start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs
