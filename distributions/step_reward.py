@@ -15,6 +15,7 @@ from ..context import Context, StopReason
 from ..inference.util.validation import unknown_name
 from ..reward.base import RewardModel
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
+from .rounding import TOLERATED, rounding_unit
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
 AGGREGATIONS = ("last", "prod", "min", "mean")
@@ -148,6 +149,11 @@ class StepReward(TorchDistribution):
         # In float64, so that the product telescopes.
         scaled = running(z.to(torch.float64), real, self.choices.aggregation) / self.choices.temperature
         return steering_log_factor(self.potential, scaled, self.context.done | self.last_step)
+
+    def rounding(self, value: Tensor) -> float:
+        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the reward model."""
+        terms = self.context.num_steps if self.choices.potential == "sum" else 2
+        return TOLERATED * rounding_unit(self.prm) * terms / self.choices.temperature
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         if self.potential != "likelihood":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .cost import CostMeter
+from .handlers.audit_messenger import Audited
 from .handlers.audit_messenger import audit as replay_audit
 from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
@@ -68,7 +69,8 @@ class SMC:
         :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N particles.
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
-    :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
+    :param bool audit: replay the genealogy afterwards and compare every log-probability and what the model returned, see
+        :class:`AuditMessenger`.
     :param bool record_log_probs: keep every site's log-probability, also of latent sites, in ``site_log_probs`` (``audit`` does so, too).
     :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
@@ -129,7 +131,7 @@ class SMC:
 
         An exception in the middle, Ctrl-C included, carries the posterior of the last barrier as ``partial_posterior``.
 
-        :raises SMCFailed: if all particles of a population have weight zero.
+        :raises SMCFailed: if all particles of all populations have weight zero; where some live, the others are ``posterior.dead``.
         :raises AuditError: if the audit was asked for and fails.
         """
         return _Run(self, None, args, kwargs).run()
@@ -241,7 +243,7 @@ class _Run(PauseMessenger):
                 joint = sweep(self.model, self.messenger, self.args, self.kwargs, outside=self, resume=resume)
                 if self.smc.audit:
                     n, nesting = joint.num_particles, joint.particles.nesting
-                    joint.audit = replay_audit(self.model, joint.sites, joint.site_log_probs, n, nesting, self.args, self.kwargs)
+                    joint.audit = replay_audit(self.model, Audited.of(joint), n, nesting, self.args, self.kwargs)
                 self._describe(joint, self.messenger.system.snapshot(joint.value), rng_state(), complete=True)
                 return joint if self.smc.islands == 1 else IslandPosterior(joint)
             except Paused:

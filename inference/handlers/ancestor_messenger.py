@@ -52,7 +52,7 @@ class AncestorMessenger(ReferenceMessenger):
 
     def draw_reference(self, weights: Weights) -> Tensor:
         """One index ``[*plates]`` by weight."""
-        return invert_cdf(scaled_weights(weights.log_weights), self.draw_uniforms(1).movedim(0, -1))[..., 0]
+        return invert_cdf(scaled_weights(weights.to_draw_by), self.draw_uniforms(1).movedim(0, -1))[..., 0]
 
     def suffix_log_density(self, slot: Tensor, chosen: Tensor) -> Tensor:
         """``[N, *plates]``: log gamma(x_{1:t}^i, x*_{t+1:T}) - log gamma(x_{1:t}^i) for every particle i."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..errors import SMCFailed
 from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
 from .reference_messenger import ReferenceMessenger
@@ -25,7 +23,6 @@ class ParameterMessenger(ParticleMessenger):
     :param tuple parameters: names of continuous latent sites before the first barrier.
     :param dict unconstrained: ``{name: [*plates, *event]}`` values in unconstrained space; a parameter without one is drawn from its prior
         (by a conditional filter: taken from the reference).
-    :param bool lenient: let some populations die, as long as others live.
     :ivar dict unconstrained: of all parameters, once the filter has run.
     :raises ValueError: for a parameter that is no continuous latent site before the first barrier.
     """
@@ -36,11 +33,10 @@ class ParameterMessenger(ParticleMessenger):
         *,
         parameters: tuple[str, ...] = (),
         unconstrained: Mapping[str, Tensor] | None = None,
-        lenient: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(options, **kwargs)
-        self.parameters, self.lenient = parameters, lenient
+        self.parameters = parameters
         self.given = dict(unconstrained or {})
 
     def __enter__(self) -> ParameterMessenger:
@@ -103,13 +99,6 @@ class ParameterMessenger(ParticleMessenger):
         if missing:
             met = ", ".join(repr(site.name) for site in self.system.sites if site.value is not None) or "none"
             raise ValueError(f"parameter {missing[0]!r} is no latent site before the first barrier; the latent sites there are {met}")
-
-    def check_alive(self) -> None:
-        try:
-            super().check_alive()
-        except SMCFailed:
-            if not self.lenient or bool((self.system.weights.log_mean == -torch.inf).all()):
-                raise
 
 
 class ParameterReferenceMessenger(ParameterMessenger, ReferenceMessenger):

@@ -63,7 +63,7 @@ class ReferenceMessenger(ParticleMessenger):
         distribution of another particle's offspring depends on where the reference is). The invariant distribution has it anywhere with
         equal probability, so the particles are numbered from a random one on; this leaves the scheme unbiased.
         """
-        log_weights, n = selection.log_weights, self.options.num_particles
+        log_weights, n = selection.to_draw_by, self.options.num_particles
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(n))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
         rotation = self.draw_rotation()

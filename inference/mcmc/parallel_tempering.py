@@ -93,7 +93,7 @@ class ParallelTempering(TrajectoryKernel):
     @torch.no_grad()
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         assert moved.log_likelihood is not None
         acceptance = self.acceptance(moved.log_likelihood)
         accepted = torch.rand(acceptance.shape, dtype=acceptance.dtype, device=acceptance.device) < acceptance

@@ -85,7 +85,7 @@ class ParticleGibbs(TrajectoryKernel):
     @torch.no_grad()
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
-        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw()
+        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw(dead=True)
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
@@ -96,7 +96,7 @@ class ParticleGibbs(TrajectoryKernel):
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: all particles (of all K filters as one population), and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(None)
         return self._side_by_side(posterior), moved
 

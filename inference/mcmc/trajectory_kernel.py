@@ -63,7 +63,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: the weighted trajectories to keep, and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(self.acceptance_probability(posterior))
         return posterior, moved
 
@@ -75,7 +75,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     def start(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first state: a draw from the prior, perhaps of posterior density zero."""
         messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
-        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw()
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw(dead=True)
 
     def run(
         self,

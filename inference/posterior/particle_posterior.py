@@ -124,6 +124,13 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return self.particles.weights.normalized[self.particles.public]
 
     @property
+    def dead(self) -> Tensor:
+        """``[*P]``: populations whose every particle has weight zero. Their evidence is estimated as zero (``log_evidence`` is -inf), their
+        weights and ESS are 0, and their :meth:`answers` are empty; they count in every mean of evidences, which is what makes it unbiased.
+        """
+        return self.particles.weights.dead[self.particles.public]
+
+    @property
     def log_evidence(self) -> Tensor:
         """``[*P]``: log of the unbiased estimate of the evidence."""
         return self.particles.weights.log_mean[self.particles.public]
@@ -189,10 +196,30 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
         return self.particles.log_likelihood[self.particles.public]
 
-    def draw(self) -> Trajectory:
-        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
-        log_w = self.particles.weights.log_weights
-        return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
+    def draw(self, *, dead: bool = False) -> Trajectory:
+        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``.
+
+        :param bool dead: give the last particle of a dead population, a trajectory of density zero from which a chain may start.
+        :raises ValueError: for a dead population unless ``dead``.
+        """
+        weights = self.particles.weights
+        if not weights.alive and not dead:
+            self.require_alive()
+        drawn = dist.Categorical(logits=weights.to_draw_by.movedim(0, -1)).sample()
+        return self.take(drawn if weights.alive else torch.where(weights.dead, self.num_particles - 1, drawn))
+
+    def require_alive(self) -> None:
+        """
+        :raises ValueError: if a population is dead, naming it: there is nothing to draw from.
+        """
+        if not bool(self.dead.any()):
+            return
+        index = self.dead.nonzero()[0].tolist()
+        where = f" of problem {index[0] if len(index) == 1 else tuple(index)}" if index else ""
+        raise ValueError(
+            f"every particle{where} has weight zero, so there is nothing to draw: select the populations that live by ~posterior.dead, "
+            "or run the algorithm with more particles"
+        )
 
     def take(self, particles: Tensor) -> Trajectory:
         """The trajectories of given particles.
@@ -259,11 +286,17 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         - ``ess``: effective sample size before each barrier (of a chain of each iteration, of a ladder of each stage; see :attr:`unit`);
         - ``resampled``: for each of them, whether any population was resampled;
         - ``complete``: whether the model came to its end;
+        - ``dead``: whether every particle has weight zero;
         - ``log_evidence``, or ``no_evidence``: why there is none.
 
         Others add what their algorithm tells of itself; see there.
         """
-        found: dict[str, Any] = {"num_particles": self.num_particles, **self._by_unit(), "complete": self.complete}
+        found: dict[str, Any] = {
+            "num_particles": self.num_particles,
+            **self._by_unit(),
+            "complete": self.complete,
+            "dead": self.dead.tolist(),
+        }
         try:
             found["log_evidence"] = self.log_evidence.tolist()
         except ValueError as error:

@@ -63,7 +63,7 @@ class Search(ABC):
 
         An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
 
-        :raises SMCFailed: if all particles of a population have score minus infinity.
+        :raises SMCFailed: if all particles of all populations have score minus infinity.
         :raises AuditError: if an audit was asked for and fails.
         """
         start = time.perf_counter()

@@ -56,7 +56,7 @@ class BeamMessenger(SearchMessenger):
         return self._first(Candidates.joined([self._completed(), self.active]))
 
     def finished(self) -> Candidates | None:
-        if self.has_completed is None or not bool(self.has_completed.all()):
+        if self.has_completed is None or self.over is None or not bool((self.has_completed | self.over).all()):
             return None
         return self._first(self._completed())
 
@@ -67,9 +67,14 @@ class BeamMessenger(SearchMessenger):
         return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
 
     def _first(self, pool: Candidates) -> Candidates:
-        """The first ``N`` that are eligible, repeated where there are fewer."""
+        """The first ``N`` that are eligible, repeated where there are fewer; of a dead population the last ``N``, without weight."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        return pool.take(eligible_first.gather(0, self.system.numbers % pool.eligible.sum(0)))
+        count, own = pool.eligible.sum(0), self.system.numbers
+        first = eligible_first.gather(0, own % count.clamp(min=1))
+        found = pool.take(torch.where(count > 0, first, len(pool.eligible) - len(own) + own))
+        return found._replace(
+            log_weights=torch.where(count > 0, found.log_weights, -torch.inf), scores=torch.where(count > 0, found.scores, -torch.inf)
+        )
 
     def check_alive(self) -> None:
         """A population that has completed a particle may lose all others."""

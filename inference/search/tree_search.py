@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ..handlers.audit_messenger import audit
+from ..handlers.audit_messenger import Audited, audit
 from ..handlers.replay_messenger import ReplayMessenger
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..handlers.sweep import sweep
@@ -44,7 +44,8 @@ class TreeSearch(Search):
         result = self.replayed(messenger, chosen, args, kwargs)
         if self.audit:
             n, nesting, log_probs = self.options.num_particles, self.options.max_plate_nesting, messenger.known_log_probs(chosen)
-            result.audit = audit(self.model, result.sites, log_probs, n, nesting, args, kwargs)
+            swept = Audited.of(result, log_probs, same_barriers=False)
+            result.audit = audit(self.model, swept, n, nesting, args, kwargs)
         return result
 
     def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:

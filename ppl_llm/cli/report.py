@@ -167,7 +167,7 @@ def solution_of(model: ReasoningModel, context: Context, weights: list[float], a
 
     :param Context context: the solutions to one problem, ``[N]``.
     :param list weights: of each.
-    :param answer: that was chosen; ``None`` where no solution has one.
+    :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
     """
     import torch
 
@@ -177,7 +177,7 @@ def solution_of(model: ReasoningModel, context: Context, weights: list[float], a
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
     real = (context.reasons != StopReason.FINISHED).cpu()
     scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
-    candidates = [n for n, given in enumerate(context.answers()) if given == answer]
+    candidates = [n for n, given in enumerate(context.answers()) if given == answer] or list(range(len(weights)))
     by_score = model.preset.vote == "argmax"
     n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
     return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
