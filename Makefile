@@ -29,14 +29,14 @@ test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not docs"
 
 # Notebooks, command lines of the pages, and the site.
-test-# Random Pyro programs under every algorithm; the same command continues an interrupted run.
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs
+
+# Random Pyro programs under every algorithm; the same command continues an interrupted run.
 PROGRAMS ?= 1000
 fuzz: $(STAMP)
 	mkdir -p build
 	$(BIN)/python -m tests.inference.random_programs --programs $(PROGRAMS) --workers $(WORKERS) --resume build/fuzz-$(PROGRAMS).jsonl
-
-docs: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

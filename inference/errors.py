@@ -20,4 +20,4 @@ class SMCFailed(ValueError):
 
 
 class AuditError(AssertionError):
-    """The replayed genealogy does not have the log-probabilities that the sweep accumulated."""
+    """Log-probabilities of the replayed genealogy differ from those that the sweep accumulated."""

@@ -32,7 +32,7 @@ _HALVINGS = 60
 
 
 class TemperedSMC:
-    """A population of whole executions carried from the prior to the posterior by raising the likelihood's power from 0 to 1.
+    """Moves a population of whole executions from the prior to the posterior by raising the power of the likelihood from 0 to 1.
 
     The targets on the way are ``pi_b(x)``, in proportion to ``p(x) p(y | x)^b``. Each stage raises b: the weights are multiplied by
     ``p(y | x)^(b' - b)``, populations of low effective sample size are resampled, and every particle is moved by a kernel that leaves

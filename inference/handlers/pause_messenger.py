@@ -19,7 +19,7 @@ class Paused(BaseException):
 class PauseMessenger(Messenger):
     """Records at each barrier what a later sweep needs to continue from it.
 
-    Enter it outside the particle filter, which has then dealt with a barrier before this handler hears of it.
+    Enter it outside the particle filter, which then handles a barrier before this handler does.
 
     :param dict subsamples: indices that plates drew in the part of the model that is only gone through again.
     :ivar dict rng: state of the random number generators at the last barrier.

@@ -15,7 +15,7 @@ Proposals = Mapping[str, Proposal] | Callable[[Any], Any]
 
 
 class ProposalMessenger(Messenger):
-    """Has latent sites drawn from proposals q instead of the prior p; the particle filter weighs them with ``log p - log q``.
+    """Draws latent sites from proposals q instead of the prior p; the particle filter adds ``log p - log q`` to the weights.
 
     Enter it between :class:`~ppl_llm.inference.ParticleMessenger` and the particle plate, so that it sees the broadcast prior.
 

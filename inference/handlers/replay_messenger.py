@@ -20,7 +20,7 @@ class KnownValue(NamedTuple):
 
 
 class ReplayMessenger(ParticleMessenger):
-    """Every particle follows a trajectory of its own; nothing is scored.
+    """Every particle follows its own trajectory; nothing is scored.
 
     A particle without a value at a site is done there, and a done particle has one value only: drawing it costs nothing.
 

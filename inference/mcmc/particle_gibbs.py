@@ -39,7 +39,7 @@ class ParticleGibbs(TrajectoryKernel):
     breaks this: at each resampling the past of the reference's future is drawn again (see :class:`AncestorMessenger`), at the price of
     scoring that future after every particle's past.
 
-    With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
+    With ``num_references = K`` the state is K trajectories, each in its own conditional filter; the K filters run in one batch and
     their ``K N`` particles are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
     invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
 
@@ -50,7 +50,7 @@ class ParticleGibbs(TrajectoryKernel):
     :param bool ancestor_sampling: draw new ancestors of the reference.
     :param int num_references: K.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range.
 
     References

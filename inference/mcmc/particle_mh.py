@@ -50,7 +50,7 @@ class ParticleMH(TrajectoryKernel):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     """
 
     extended_state: ClassVar[bool] = True

@@ -23,7 +23,7 @@ _CURRENT, _PROPOSED = 0, 1
 
 
 class SuffixMessenger(ReferenceMessenger):
-    """Two particles: the present trajectory, and one that leaves it at a step of its own for each population.
+    """Two particles: the present trajectory, and one that leaves it at a step drawn for each population.
 
     :param Tensor cut: ``[*plates]``, the first step that is drawn again.
     """

@@ -16,7 +16,7 @@ from .weights import Weights
 
 
 class ParticleSystem:
-    """Weights, sites and barriers so far, and the plates that hold populations of their own. Each run makes one.
+    """Weights, sites and barriers so far, and the plates that hold their own populations. Each run makes one.
 
     :param int num_particles: N.
     :param int max_plate_nesting: number of plates of the model.

@@ -110,7 +110,7 @@ def _refuse_ambiguous(state: Any, index: Tensor, path: str) -> None:
 
 
 def particles_done(state: Any) -> Tensor | None:
-    """``[N, *plates]``: particles that are done, for states with objects that carry ``done``; ``None`` if nobody tells."""
+    """``[N, *plates]``: particles that are done, for states with objects that carry ``done``; ``None`` if no object has it."""
     if callable(getattr(state, "reorder", None)):
         done = getattr(state, "done", None)
         return done if isinstance(done, Tensor) and done.dim() > 0 else None

@@ -39,7 +39,7 @@ class ChainRecord:
 class Trajectory(dict[str, Tensor]):
     """One execution of a model per population: its latent sites, and what an algorithm keeps beside them.
 
-    A site that an execution lacks is one that it reached done: a model gives such a site one value only.
+    An execution that was done before a site lacks it; such a site has only one possible value.
 
     :param values: ``{name: [*plates, *event]}``.
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.

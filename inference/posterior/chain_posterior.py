@@ -21,7 +21,7 @@ class PooledPosterior(ParticlePosterior):
 
     :param list parts: posteriors with the same plates.
     :param list log_weights: ``[N_i, *plates]`` for each part, on a common scale.
-    :ivar list parts: the posteriors. :attr:`sites` has those that all of them have.
+    :ivar list parts: the posteriors. :attr:`sites` has the sites that all of them have.
     :cvar str part_name: what a part is.
     :cvar str parts_at: the attribute to take parts from.
     :cvar bool unbiased: whether the mean weight of a part estimates the evidence.

@@ -30,9 +30,9 @@ from .views import PosteriorViews
 class ParticlePosterior(PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
-    N particles, P the model's independent plates (often none), T barriers. Everything along particles is along *surviving* lineages:
-    particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where
-    the model has no independent plates.
+    N particles, P the model's independent plates (often none), T barriers. Attributes with a particle dimension follow *surviving*
+    lineages: particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's
+    ``EmpiricalMarginal`` where the model has no independent plates.
 
     :param WeightedParticles particles: what is known of them.
     :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.

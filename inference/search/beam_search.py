@@ -93,7 +93,7 @@ class BeamSearch(TreeSearch):
 
     ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
     copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
-    finished, or with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the particles of the
+    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with the particles of the
     last step.
 
     The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)
@@ -104,7 +104,7 @@ class BeamSearch(TreeSearch):
     :param int beam_width: particles kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
     :param int expand: continuations drawn of each kept particle.
     :param bool sort_completed: return the best finished candidates instead of the first.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own beams.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.

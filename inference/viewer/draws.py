@@ -14,7 +14,7 @@ from ..resampling import systematic
 from .viewable import Viewable
 
 _STATS = {"length": "length", "observed_log_prob": "log_likelihood"}
-"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a group of its own, pointwise."""
+"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a separate group, pointwise."""
 
 
 def inference_data(posterior: Viewable, resample: bool) -> Any:

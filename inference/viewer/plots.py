@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DEAD, _OTHER, _BAND = "#c9d1d9", "#8a94a0", "#eef1f4"
 _NAMED = 8
-"""Answers with a colour of their own."""
+"""Answers with their own colour."""
 _WIDEST = 20
 """Largest node, in multiples of one of average weight."""
 _LONGEST = 24

@@ -1,4 +1,4 @@
-"""The populations of a posterior, each with a genealogy of its own."""
+"""The populations of a posterior, each with its own genealogy."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Details(NamedTuple):
     :ivar bool estimates: whether the weights estimate the model's posterior; those of a search are votes.
     :ivar list ess: effective sample size; the least of several islands.
     :ivar dict values: what else there is, for programs.
-    :ivar list lines: the same for people.
+    :ivar list lines: the same as text.
     """
 
     log_evidence: float | None

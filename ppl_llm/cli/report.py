@@ -1,4 +1,4 @@
-"""The outcome of a run, for people and for programs."""
+"""The outcome of a run, as a table and as JSON."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .presets import Preset, get_preset
 
 
 class ReasoningModel:
-    """The Pyro model of a problem solved step by step; call it, or hand it to any inference algorithm. Made by :func:`reasoning`."""
+    """The Pyro model of a problem solved step by step; call it, or pass it to any inference algorithm. :func:`reasoning` makes it."""
 
     def __init__(
         self,

@@ -22,8 +22,8 @@ class StepProposal:
         SMC(model, 16, proposals=StepProposal(prompt=lambda problem: problem + " Check every step.")).run(problem)
 
     A proposal is never truncated (``top_p``, ``top_k``), whatever the model's steps are: it must be able to write all that they can. The
-    weights p / q make up for a difference exactly, at a price: what q rarely writes and p often does has a large weight, so q should be the
-    broader one.
+    weights p / q correct for the difference exactly, at a price: steps that are rare under q and common under p get large weights, so q
+    should be the broader one.
 
     A proposed step must end where the model's own would: both models need the same texts of tokens and, in a context that is nearly full,
     the same room.
