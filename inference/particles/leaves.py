@@ -33,6 +33,10 @@ class Leaf(NamedTuple):
 
 def _equal(a: Any, b: Any, atol: float, rtol: float) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.dim() == 0 or b.dim() == 0 or a.dim() == b.dim():  # a value for all particles may come back as one for each of them
+            sizes = zip(a.shape, b.shape, strict=False)
+            if all(n == m or 1 in (n, m) for n, m in sizes):
+                a, b = torch.broadcast_tensors(a, b.to(a.device))
         if a.shape != b.shape:
             return False
         if a.is_floating_point() or b.is_floating_point():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -76,7 +76,7 @@ class Report:
             finished=int(posterior.value.done.sum()),
             best=solution_of(model, posterior.value, posterior.weights.tolist(), answer),
             cost=dict(posterior.cost),
-            audit=None if audit is None else {"error": audit.error, "rounding": audit.rounding, "sites": audit.num_sites},
+            audit=None if audit is None else asdict(audit),
             settings=settings,
         )
 
@@ -133,7 +133,8 @@ class Report:
         _heading(console, "Cost")
         console.print(Text(_cost_line(self.cost)))
         if self.audit is not None:
-            console.print(Text(f"audit passed: {self.audit['sites']} sites replayed, error {self.audit['error']:.3g}"))
+            compared = "{num_sites} sites and {num_leaves} values of the result replayed, error {error:.3g}".format(**self.audit)
+            console.print(Text(f"audit passed: {compared}"))
 
     def _answers_table(self, bar: str) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))

@@ -56,7 +56,8 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
 
 
 def as_record(candidate: Candidate) -> dict[str, Any]:
-    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same."""
+    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same. JSON has no infinity: the log-odds
+    of what a reward excludes are -1e300."""
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
         "whole_log_odds": (candidate.whole_log_odds, ".9g"),
@@ -65,12 +66,16 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
     return {
         "answer": candidate.answer,
         "weight": float(f"{candidate.weight:.6g}"),
-        "log_odds": [float(f"{z:.9g}") for z in candidate.step_log_odds],
+        "log_odds": [_finite(z, ".9g") for z in candidate.step_log_odds],
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
-        **{name: float(format(value, digits)) for name, (value, digits) in known.items() if value is not None},
+        **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
+
+
+def _finite(value: float, digits: str) -> float:
+    return float(format(min(max(value, -1e300), 1e300), digits))
 
 
 def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:

@@ -7,16 +7,19 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor
 
 from ppl_llm import Context, LLMStep, StepReward
 from ppl_llm.inference import SMC, AuditError, AuditReport, barrier
+from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers import reasoning
 from tests.helpers.buggy_models import BUGGY, START, STEPS, TRANSITION, latent, nothing, observe
 from tests.helpers.models import MODELS
 from tests.helpers.population_mutants import WRONG_AUDITS
+from tests.helpers.tiny_models import causal_lm, tokenizer
 
 N = 8
 THRESHOLDS = {"resampled": 1.0, "never resampled": 0.0}
@@ -76,6 +79,18 @@ def test_a_single_particle_has_nothing_to_permute() -> None:
     pyro.set_rng_seed(0)
     report = SMC(every_kind_of_state, 1, audit=True).run().audit
     assert report is not None and report.error == 0.0 and report.num_permuted == 0
+
+
+def test_a_replayed_value_passes() -> None:
+    """What ``poutine.replay`` gives is one value for all particles, and returned as such."""
+    known = poutine.Trace()
+    known.add_node("w", name="w", type="sample", is_observed=False, infer={}, value=torch.tensor(1.0))
+
+    def program() -> dict[str, Tensor]:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        return {"w": pyro.sample("w", dist.Bernoulli(torch.full_like(z, 0.5))), "z": barrier(z)}
+
+    assert audited(poutine.replay(program, trace=known), 1.0).error == 0.0
 
 
 @pytest.mark.parametrize("how", THRESHOLDS)
@@ -216,3 +231,25 @@ def test_steps_and_rewards_tell_their_rounding() -> None:
         assert StepReward(reasoning.PRM, ctx).rounding(torch.tensor(1.0)) < 1e-4
     finally:
         del reasoning.LM.model  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_networks_of_every_number_format_pass(dtype: torch.dtype) -> None:
+    """A healthy model in bfloat16: two evaluations of a step differ by more than float32 explains, and are told from stale state."""
+    lm = TransformersLM(causal_lm().to(dtype), tokenizer(), max_length=64)
+
+    def program(threads: bool = True) -> Context:
+        ctx = lm.start("12 + 30")
+        for t in range(3):
+            step = pyro.sample(f"step_{t}", LLMStep(ctx, max_tokens=6))
+            ctx = ctx.extend(step)
+            pyro.factor(f"long_{t}", -0.5 * (ctx.lengths - ctx.step_starts[..., -1]).float())
+            passed = barrier(ctx)
+            ctx = passed if threads else ctx
+        return ctx
+
+    for threshold in (0.0, 1.0):
+        report = audited(program, threshold)
+        assert report.error == 0.0
+        with pytest.raises(AuditError, match="does not thread through barrier"):
+            audited(lambda: program(False), threshold)
