@@ -15,6 +15,7 @@ from ..errors import AuditError
 from ..posterior.audit_report import AuditReport
 from ..util.process_state import isolated
 from .particle_plate import particle_plate
+from .randomness_messenger import RandomnessMessenger
 
 _ATOL, _RTOL = 1e-3, 1e-4
 """What different batches of the same float32 forward pass may differ by; a stale state differs by nats."""
@@ -48,7 +49,7 @@ class AuditMessenger(Messenger):
             raise AuditError(
                 f"site {msg['name']!r} is met in the replay but was not in the sweep: the model's control flow depends on stale state"
             )
-        msg["value"] = self.values[msg["name"]]
+        msg["value"] = self.values[msg["name"]].clone()
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["infer"].get("_deterministic", False):
@@ -97,6 +98,7 @@ def audit(
     :raises AuditError: if a log-probability differs.
     """
     auditor = AuditMessenger(values, log_probs)
-    with isolated(), auditor, particle_plate(num_particles, max_plate_nesting):
+    with isolated(), auditor, particle_plate(num_particles, max_plate_nesting), RandomnessMessenger() as randomness:
         model(*args, **kwargs)
+        randomness.finish()
     return auditor.report()

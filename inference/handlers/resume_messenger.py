@@ -46,14 +46,12 @@ class ResumeMessenger(Messenger):
         if not self.active:
             return
         if site_is_subsample(msg):
-            if msg["name"] in self.start.subsamples:
-                msg["value"] = self.start.subsamples[msg["name"]]
             return
         msg["stop"] = True  # the particle filter has seen this site
         if not msg["is_observed"]:
             if msg["name"] not in self.values:
                 raise self._differs(f"it now has a site {msg['name']!r}, which was not there")
-            msg["value"] = self.values[msg["name"]]
+            msg["value"] = self.values[msg["name"]].clone()
 
     def _pyro_barrier(self, msg: Any) -> None:
         if not self.active:

@@ -18,6 +18,9 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
     :param Tensor index: ``[K, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
     """
     ndim = index.dim()
+    if tensor.shape[0] > 1 and tensor.stride(0) == 0:  # every lane is the same memory
+        batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
+        return tensor[:1].expand(index.shape[0], *batch, *tensor.shape[ndim:])
     if index.numel() == index.shape[0]:
         return tensor.index_select(0, index.flatten())
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
@@ -68,6 +71,11 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
         f"barrier leaf {path} is of type {type(state).__name__}, which the particle filter cannot permute; "
         "pass tensors, containers of them, or objects with a reorder(index) method"
     )
+
+
+def copied(state: Any) -> Any:
+    """A state with tensors of its own."""
+    return _mapped(state, lambda item: item, torch.clone)
 
 
 def lanes_done(state: Any) -> Tensor | None:
