@@ -59,24 +59,21 @@ class ParticlePlate(pyro.plate):
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
+            name = msg["name"]
             if site_is_subsample(msg):
                 self._hold(msg)
+            elif name in self._met:
+                raise ValueError(
+                    f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{_stem(name)}_{{t}}'"
+                )
             else:
-                self._meet(msg["name"])
+                self._met.add(name)
         inner = msg["cond_indep_stack"]
         stack = (self._frame, *inner) if inner else self._alone
         if is_one(msg["scale"]) and (msg["type"] == "barrier" or _is_spread_over(stack, msg["fn"])):
             msg["cond_indep_stack"] = stack
         else:
             super()._process_message(msg)
-
-    def _meet(self, name: str) -> None:
-        """
-        :raises ValueError: at the second sample site of a name.
-        """
-        if name in self._met:
-            raise ValueError(f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{_stem(name)}_{{t}}'")
-        self._met.add(name)
 
     def _hold(self, msg: Any) -> None:
         """A plate gets the indices that it drew before in this run."""

@@ -12,13 +12,14 @@ from ..particles.checkpoint import Checkpoint
 from ..particles.pytree import reorder
 from ..util.process_state import set_rng_state
 from .particle_messenger import ParticleMessenger
+from .randomness_messenger import generators, require_same
 
 
 class ResumeMessenger(Messenger):
     """Runs a model up to the barrier of a checkpoint as an earlier sweep did, then lets the particle filter go on.
 
     Every lane gets the values that it had then, every barrier permutes as it did then, so that all that the model computes is what it was,
-    whatever it does with it. No distribution draws or scores, nothing is counted, and the particle filter hears of none of it: it is set to
+    whatever it does with it, unless it draws random numbers outside of its sites, which is refused. No distribution draws or scores, nothing is counted, and the particle filter hears of none of it: it is set to
     the checkpoint's weights at the end. Enter it between the particle filter and the particle plate.
 
     :param ParticleMessenger messenger: the particle filter.
@@ -34,6 +35,7 @@ class ResumeMessenger(Messenger):
 
     def __enter__(self) -> ResumeMessenger:
         self.active, self.barriers = True, 0
+        self.generators = generators()
         self.uncounted = Uncounted().__enter__()
         super().__enter__()
         return self
@@ -78,6 +80,7 @@ class ResumeMessenger(Messenger):
             self._go_on(value)
 
     def _go_on(self, value: Any) -> None:
+        require_same("the start of the model", self.generators, f"its barrier {len(self.records)}", generators())
         self.messenger.system.restore(self.start.snapshot._replace(value=value))
         set_rng_state(self.rng)
         self.uncounted.end()

@@ -29,8 +29,8 @@ def sweep(
 ) -> ParticlePosterior:
     """Run ``model(*args, **kwargs)`` once with all particles and give the posterior.
 
-    It is a program of its own, wherever it runs: handlers and plates around it do not act on it. Where the run will execute the model along
-    known values, the first pass of each kind is checked for random numbers outside of sites, and so is every resumed one.
+    It is a program of its own, wherever it runs: handlers and plates around it do not act on it. Where the run executes the model along known
+    values, the first pass of each kind is checked for random numbers outside of sites.
 
     :param outside: a handler around the particle filter; hears of every barrier after the filter has dealt with it.
     :param resume: goes through the beginning of the sweep as it was in an earlier one.
@@ -40,8 +40,7 @@ def sweep(
     proposed = ProposalMessenger(options.proposals) if options.proposals is not None else None
     plate = particle_plate(options.num_particles, options.max_plate_nesting)
     scope = current_scope()
-    checks = resume is not None or (scope.replays and type(messenger) not in scope.checked)
-    randomness = RandomnessMessenger() if checks else None
+    randomness = RandomnessMessenger() if scope.replays and type(messenger) not in scope.checked else None
     with ExitStack() as stack:
         for handler in (isolated(), run_scope(scope), outside, messenger, proposed, resume, plate, randomness):
             if handler is not None:

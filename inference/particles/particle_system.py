@@ -164,9 +164,9 @@ class ParticleSystem:
 
     def record(self, msg: Any, log_prob: Tensor | None) -> None:
         """Keep a site's value with the number of barriers before it."""
-        value = None
-        if not msg["is_observed"] or is_deterministic(msg):
-            shape = self._shape_of_note(msg) if is_deterministic(msg) else msg["fn"].shape()
+        value, note = None, is_deterministic(msg)
+        if note or not msg["is_observed"]:
+            shape = self._shape_of_note(msg) if note else msg["fn"].shape()
             value = msg["value"].clone()  # what the model holds it may change in place
             value = value if value.shape == shape else value.expand(shape)
         score = score_of(msg["fn"], log_prob) if msg["is_observed"] else None
@@ -206,7 +206,7 @@ class ParticleSystem:
         """
         if self.plates is None:
             raise ValueError("the model has no sample site; there is nothing to infer")
-        if self._subsampled & self.plates:
+        if self._subsampled and self._subsampled & self.plates:
             name = min(frame.name for frame in self._subsampled & self.plates)
             raise ValueError(
                 f"plate {name!r} has a subsample_size, but its elements share nothing, so that each is a population of its own and its "

@@ -75,6 +75,8 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
 
 def copied(state: Any) -> Any:
     """A state with tensors of its own."""
+    if isinstance(state, Tensor):
+        return state.clone()
     return _mapped(state, lambda item: item, torch.clone)
 
 
