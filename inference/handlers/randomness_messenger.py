@@ -64,9 +64,9 @@ def require_same(start: str, before: list[Any], end: str, now: list[Any]) -> Non
     """
     if len(before) != len(now) or not all(map(_same, before, now)):
         raise ValueError(
-            f"random numbers were drawn outside of visible sites, between {start} and {end}. This algorithm runs the model again along known "
-            "values and would meet other numbers there: make them a sample site that no poutine.block hides, or use SMC or Importance, which "
-            "integrate them out"
+            f"random numbers were drawn outside of visible sites, between {start} and {end}. This algorithm runs the model again along "
+            "known values and would meet other numbers there: make them a sample site that no poutine.block hides, or use SMC or "
+            "Importance, which integrate them out"
         )
 
 

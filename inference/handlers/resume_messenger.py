@@ -19,8 +19,9 @@ class ResumeMessenger(Messenger):
     """Runs a model up to the barrier of a checkpoint as an earlier sweep did, then lets the particle filter go on.
 
     Every lane gets the values that it had then, every barrier permutes as it did then, so that all that the model computes is what it was,
-    whatever it does with it, unless it draws random numbers outside of its sites, which is refused. No distribution draws or scores, nothing is counted, and the particle filter hears of none of it: it is set to
-    the checkpoint's weights at the end. Enter it between the particle filter and the particle plate.
+    whatever it does with it, unless it draws random numbers outside of its sites, which is refused. No distribution draws or scores,
+    nothing is counted, and the particle filter hears of none of it: it is set to the checkpoint's weights at the end. Enter it between the
+    particle filter and the particle plate.
 
     :param ParticleMessenger messenger: the particle filter.
     :param Checkpoint start: where to go on.
