@@ -18,11 +18,13 @@ from ppl_llm.inference import (
     PMMH,
     RESAMPLERS,
     SMC,
+    BestOfN,
     EntropicAnnealing,
     Enumeration,
     Importance,
     ParallelTempering,
     ParticleGibbs,
+    SelfConsistency,
     SuffixMH,
     TemperedSMC,
 )
@@ -190,7 +192,7 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
     """What an algorithm must do on a program; ``None`` where it is not run."""
     if cell.proposes and not program.proposals:
         return None
-    words = refusals(program, name, cell)
+    words = refusals(program, cell)
     if name == "PMMH":  # of the parameter of another model
         return Expected(False, ("'factor'", *words))
     if isinstance(program, GaussianProgram):
@@ -201,12 +203,18 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
         return Expected(False, ("z_0", "theta", "plate")) if cell.kind == EXACT else AGREES
     if cell.parameter or (cell.kind == ENUMERATED and not fits(program, cell.particles, cell.scheme)):
         return None
-    if words == ("random numbers",) and name == "SMC in slices":  # what comes after the last barrier is run once
+    if words == ("random numbers",) and cell.run is last_slice:  # what comes after the last barrier is run once
         return Expected(True, words)
     return Expected(False, words) if words else AGREES
 
 
-def refusals(program: AnyProgram, name: str, cell: Cell) -> tuple[str, ...]:
+def runs_once(cell: Cell) -> bool:
+    """Whether an algorithm runs the model once, so that it integrates out what it does not see."""
+    built = cell.build(lambda: None, 1, None)
+    return isinstance(built, SMC | BestOfN | SelfConsistency) and not getattr(built, "audit", False) and cell.run is not last_slice
+
+
+def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     """Words of the errors with one of which a program must be refused."""
     if isinstance(program, GaussianProgram):
         return ()
@@ -219,8 +227,7 @@ def refusals(program: AnyProgram, name: str, cell: Cell) -> tuple[str, ...]:
         words += ["plate 'problems' has a subsample_size"]
     if "shared factor after resampling" in program.features and cell.kind != EXACT:
         words += ["'late'"]
-    runs_once = name.startswith(("SMC", "Importance", "BestOfN", "SelfConsistency")) and name not in ("SMC, audited", "SMC in slices")
-    if not runs_once and any(s.hidden for s in program.draws):
+    if any(s.hidden for s in program.draws) and not runs_once(cell):
         words += ["random numbers"]
     return tuple(words)
 

@@ -14,13 +14,25 @@ from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
 from tests.helpers import mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
-from tests.helpers.program_cells import CHAIN, MANY, Cell
+from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
 NOT_OF_LAWS = {
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
     "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
     "bisection upside down": "the ladder's powers lie elsewhere; the estimates have the same expectations",
+    **dict.fromkeys(
+        (
+            "one messenger for all runs",
+            "swaps take turns by the kernel's count",
+            "step sizes adapt the kernel",
+            "the first start of all chains",
+            "a nested run among the handlers of the outer one",
+        ),
+        "every cell is one run of an algorithm object of its own",
+    ),
+    "values recorded as the model holds them": "programs do not write in place",
+    "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
 """Mutants that leave laws and expectations of the algorithms as they are, and why."""
 
@@ -99,6 +111,12 @@ def stage(wrong: Any) -> Case:
     )
 
 
+def meaning(key: str, cell: str) -> Case:
+    """A cell as it is, in an engine where a site means something else."""
+    wrong, target, *_ = mutants.WRONG_SEMANTICS[key]
+    return Case(CELLS[cell], partial(patch, target, wrong))
+
+
 def last_variable_only(program: AnyProgram) -> AnyProgram | None:
     """A program that passes one variable through its barriers and uses others as they were."""
     if not isinstance(program, Program) or program.ends:
@@ -163,6 +181,18 @@ def cases() -> dict[str, Case]:
         found[name] = kernel(wrong[name], 3)
     for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):
         found[name] = kernel(wrong[name], 3, ["theta"], parameter="theta", step_size=1.0)
+    for name, key, cell in (
+        ("sites met twice", "names", "SuffixMH"),
+        ("splices without the prior of masked values", "splices", "ParticleGibbs, multinomial at 1.0, ancestor sampling"),
+        ("enumeration without the prior of masked values", "enumeration", "Enumeration"),
+        ("proposals of masked sites", "proposals", "SMC with proposals"),
+        ("subsampled problems as populations", "problems", "Importance"),
+        ("hidden random numbers under chains", "hidden", "SuffixMH"),
+        ("hidden random numbers under tempering", "hidden, tempered", "TemperedSMC"),
+        ("an event of each particle's note for every particle", "notes", "Importance"),
+        ("given values enumerated", "given", "Enumeration"),
+    ):
+        found[name] = meaning(key, cell)
     return found
 
 
