@@ -245,6 +245,10 @@ class Context:
             raise TypeError("this context holds a single sequence and has no len()")
         return self.batch_shape[0]
 
+    def compared(self) -> dict[str, Tensor]:
+        """What tells contexts apart, for the audit."""
+        return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
+
     def cache_state(self) -> dict[str, Any]:
         """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
         return stored_entries(self.cache_entries)

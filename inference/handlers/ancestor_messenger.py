@@ -19,13 +19,13 @@ from .suffix_log_prob import Splice, SuffixLogProb
 class AncestorMessenger(ReferenceMessenger):
     """Conditional SMC with ancestor sampling (Lindsten, Jordan & Schön, 2014), for models of any memory.
 
-    Where a population is about to be resampled at barrier t, the particle whose past the reference's future continues is drawn anew::
+    Where a population is about to be resampled at barrier t, the particle whose past the reference's future continues is drawn again::
 
         P(b) ~ w_t^b gamma(x_{1:t}^b, x*_{t+1:T}) / gamma(x_{1:t}^b)
 
-    a Gibbs step on the index alone, after which resampling around particle ``b`` goes on as always; this is exact for every conditional
+    a Gibbs step on the index alone, after which resampling around particle ``b`` proceeds as always; this is exact for every conditional
     scheme and every rule when to resample. The densities of the spliced trajectories come from one more execution of the model with the
-    N lanes in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
+    N particles in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
 
     :param program: runs the model, ``lambda: model(*args, **kwargs)``; it must be a function of the values of its sites alone.
     """
@@ -58,7 +58,7 @@ class AncestorMessenger(ReferenceMessenger):
 
     def draw_reference(self, weights: Weights) -> Tensor:
         """One index ``[*plates]`` by weight."""
-        return invert_cdf(scaled_weights(weights.log_weights), self.draw_uniforms(1).movedim(0, -1))[..., 0]
+        return invert_cdf(scaled_weights(weights.to_draw_by), self.draw_uniforms(1).movedim(0, -1))[..., 0]
 
     def suffix_log_density(self, slot: Tensor, chosen: Tensor) -> Tensor:
         """``[N, *plates]``: log gamma(x_{1:t}^i, x*_{t+1:T}) - log gamma(x_{1:t}^i) for every particle i."""

@@ -1,15 +1,13 @@
-"""Particle filters whose lanes share the values of some continuous sites."""
+"""Particle filters whose particles share the values of some continuous sites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..errors import SMCFailed
 from ..particles.site_util import draw, read_site
 from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
@@ -17,7 +15,7 @@ from .reference_messenger import ReferenceMessenger
 
 
 class ParameterMessenger(ParticleMessenger):
-    """A particle filter given parameters: all N lanes of a population have the same values there.
+    """A particle filter given parameters: all N particles of a population have the same values there.
 
     Its mean weight estimates ``p(theta) p(y | theta) |d theta / d u|`` with u the parameters in unconstrained space, so that it is their
     density, up to a constant, as particle Metropolis-Hastings needs it. Without parameters it is an ordinary filter.
@@ -26,7 +24,6 @@ class ParameterMessenger(ParticleMessenger):
     :param tuple parameters: names of continuous latent sites before the first barrier.
     :param dict unconstrained: ``{name: [*plates, *event]}`` values in unconstrained space; a parameter without one is drawn from its prior
         (by a conditional filter: taken from the reference).
-    :param bool lenient: let some populations die, as long as others live.
     :ivar dict unconstrained: of all parameters, once the filter has run.
     :raises ValueError: for a parameter that is no continuous latent site before the first barrier.
     """
@@ -37,11 +34,10 @@ class ParameterMessenger(ParticleMessenger):
         *,
         parameters: tuple[str, ...] = (),
         unconstrained: Mapping[str, Tensor] | None = None,
-        lenient: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(options, **kwargs)
-        self.parameters, self.lenient = parameters, lenient
+        self.parameters = parameters
         self.given = dict(unconstrained or {})
 
     def __enter__(self) -> ParameterMessenger:
@@ -56,7 +52,7 @@ class ParameterMessenger(ParticleMessenger):
         super()._pyro_sample(msg)
 
     def propose(self, msg: Any) -> None:
-        """``theta = T(u)``, the same in all lanes."""
+        """``theta = T(u)``, the same in all particles."""
         if msg["name"] not in self.parameters:
             super().propose(msg)
             return
@@ -73,7 +69,7 @@ class ParameterMessenger(ParticleMessenger):
         else:
             super().propose(msg)
             drawn = draw(msg) if msg["value"] is None else msg["value"].expand(shape)
-            value = drawn[:1].expand(shape)  # a reference starts in the first lane
+            value = drawn[:1].expand(shape)  # a reference starts in the first particle
             u = transform.inv(value)
         log_jacobian = transform.log_abs_det_jacobian(u, value)
         self._log_jacobian[name] = log_jacobian.reshape(*log_jacobian.shape[: 1 + self.options.max_plate_nesting], -1).sum(-1)
@@ -105,13 +101,6 @@ class ParameterMessenger(ParticleMessenger):
         if missing:
             met = ", ".join(repr(site.name) for site in self.system.sites if site.value is not None) or "none"
             raise ValueError(f"parameter {missing[0]!r} is no latent site before the first barrier; the latent sites there are {met}")
-
-    def check_alive(self) -> None:
-        try:
-            super().check_alive()
-        except SMCFailed:
-            if not self.lenient or bool((self.system.weights.log_mean == -torch.inf).all()):
-                raise
 
 
 class ParameterReferenceMessenger(ParameterMessenger, ReferenceMessenger):

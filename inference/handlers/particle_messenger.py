@@ -30,6 +30,7 @@ from ..particles.site_util import draw, give, is_deterministic, is_given, is_one
 from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling.selection import checked_selection
 from .filter_options import FilterOptions
 
 
@@ -119,11 +120,13 @@ class ParticleMessenger(Messenger):
         system, selection, w = self.system, self.options.selection, self.system.weights
         system.record_barrier(state, ess)
         chosen, done = self.ess_triggers(ess), system.records[-1].done
+        if not w.alive:
+            chosen = chosen & ~w.dead
         if not self.options.resample_finished and done is not None:
             chosen = chosen & ~done.all(0)
         if not bool(chosen if chosen.numel() == 1 else chosen.any()):
             return state
-        v = w if selection is None else Weights(selection(w, state, len(system.records) - 1))
+        v = w if selection is None else checked_selection(selection, w, state, len(system.records) - 1, chosen)
         ancestors = torch.where(chosen, self.draw_ancestors(chosen, v), system.numbers)
         keeps_residual = selection is not None and selection.keeps_target
         w = w.divided_by(v, ancestors, chosen) if keeps_residual else w.set_to_mean(chosen)
@@ -137,7 +140,7 @@ class ParticleMessenger(Messenger):
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """Ancestors ``[N, *plates]`` of all populations in proportion to ``selection``, of which those in ``chosen [*plates]`` are used."""
         u = self.draw_uniforms(self.options.resampler.num_uniforms(self.options.num_particles))
-        return self.options.resampler(selection.log_weights, u)
+        return self.options.resampler(selection.to_draw_by, u)
 
     def draw_uniforms(self, count: int) -> Tensor:
         """``[count, *plates]``."""
@@ -146,13 +149,13 @@ class ParticleMessenger(Messenger):
 
     def check_alive(self) -> None:
         """
-        :raises SMCFailed: if a population is dead, naming the site that killed it.
+        :raises SMCFailed: if all populations are dead, naming the site that killed the last of them.
         :raises ValueError: for a nan weight, naming the site.
         """
         system = self.system
         pending, system.unchecked = system.unchecked, []
         if pending and not pending[-1][1].alive:
-            raise_for_dead(pending, sorted(frame.dim for frame in system.plates or ()), system.num_particles)
+            raise_for_dead(pending)
 
     # results ------------------------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from ..particles.run_scope import current_scope, inside_model
 from ..particles.site_util import is_one
 
 # What ``plate`` does for these is nothing once they have its batch shape: torch has broadcast their parameters. Another distribution may
-# leave that to ``expand``, and draw one value for all lanes until it is called.
+# leave that to ``expand``, and draw one value for all particles until it is called.
 _SPREAD_OUT = frozenset(
     (
         dist.Bernoulli,
@@ -37,7 +37,7 @@ _SPREAD_OUT = frozenset(
 
 
 class ParticlePlate(pyro.plate):
-    """``pyro.plate("_particles", N, dim=dim)``, around one execution of a model: quick where there is nothing to do.
+    """``pyro.plate("_particles", N, dim=dim)``, around one execution of a model, without its cost where there is nothing to do.
 
     Sites are known by their names, so each is met once. Plates with ``subsample_size`` draw indices once for a run, whatever its number of
     executions. At a site of a common distribution that has its batch shape already ``pyro.plate`` takes some 15 microseconds to find out

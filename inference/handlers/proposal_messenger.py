@@ -17,7 +17,7 @@ Proposals = Mapping[str, Proposal] | Callable[[Any], Any]
 
 
 class ProposalMessenger(Messenger):
-    """Has latent sites drawn from proposals q instead of the prior p; the particle filter weighs them with ``log p - log q``.
+    """Draws latent sites from proposals q instead of the prior p; the particle filter adds ``log p - log q`` to the weights.
 
     Enter it between :class:`~ppl_llm.inference.ParticleMessenger` and the particle plate, so that it sees the broadcast prior.
 
@@ -44,5 +44,5 @@ class ProposalMessenger(Messenger):
                 f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, "
                 f"the prior {tuple(msg['fn'].event_shape)}"
             )
-        # The particle filter draws the value, and only for the lanes that need one.
+        # The particle filter draws the value, and only for the particles that need one.
         msg["infer"] = {**msg["infer"], "proposal": proposal.expand(msg["fn"].batch_shape)}

@@ -29,10 +29,10 @@ def sweep(
 ) -> ParticlePosterior:
     """Run ``model(*args, **kwargs)`` once with all particles and give the posterior.
 
-    It is a program of its own, wherever it runs: handlers and plates around it do not act on it. Where the run executes the model along
+    It is a separate program wherever it runs: handlers and plates around it do not act on it. Where the run executes the model along
     known values, the first pass of each kind is checked for random numbers outside of sites.
 
-    :param outside: a handler around the particle filter; hears of every barrier after the filter has dealt with it.
+    :param outside: a handler around the particle filter; handles every barrier after the filter.
     :param resume: goes through the beginning of the sweep as it was in an earlier one.
     """
     options = messenger.options

@@ -32,12 +32,12 @@ class TrajectoryKernel(MCMCKernel, ABC):
     kernel may run any number of chains at a time. Only as a kernel of ``pyro.infer.MCMC``, whose protocol has no other place, it holds the
     arguments and the record of that one run.
 
-    A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
+    A subclass implements :meth:`sweep`, which draws the next trajectory, independently for each plate index, so that a plate of
     replicas (:func:`~ppl_llm.inference.mcmc.replicate.replicate`) makes any kernel move a population in one batch.
 
     :param model: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     """
 
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
@@ -80,7 +80,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """What :meth:`step` does, in the scope of the chain's run."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(self.acceptance_probability(posterior))
         return posterior, moved
 
@@ -91,7 +91,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from the prior, perhaps of posterior density zero."""
         messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
-        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw()
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw(dead=True)
 
     def run(
         self,
@@ -138,7 +138,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state of its own."""
+        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state that it draws."""
         given = None if self._running else self._initial_params
         start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs

@@ -1,4 +1,4 @@
-"""Which plates of a model hold populations of their own, and what each of them gets of a site."""
+"""Which plates of a model hold their own populations, and what each of them gets of a site."""
 
 from __future__ import annotations
 

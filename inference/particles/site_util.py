@@ -169,11 +169,10 @@ def is_deterministic(msg: Any) -> bool:
     return bool(msg["infer"].get("_deterministic", False))
 
 
-def raise_for_dead(factors: list[tuple[str, Weights]], plate_dims: list[int], num_particles: int) -> None:
+def raise_for_dead(factors: list[tuple[str, Weights]]) -> None:
     """
     :param list factors: sites in order, each with the weights after it.
-    :param list plate_dims: dimensions of the independent plates, ascending.
-    :raises SMCFailed: if a population is dead, naming the site that killed it.
+    :raises SMCFailed: if all populations are dead, naming the site that killed the last of them.
     :raises ValueError: for a nan or infinite weight, naming the site.
     """
     for site, weights in factors:
@@ -182,6 +181,5 @@ def raise_for_dead(factors: list[tuple[str, Weights]], plate_dims: list[int], nu
             raise ValueError(f"site {site!r} gave a nan log-probability; check the parameters of its distribution (e.g. nan log-odds)")
         if (log_mean == torch.inf).any():
             raise ValueError(f"site {site!r} gave an infinite log-weight; a factor must be below +inf")
-        if (log_mean == -torch.inf).any():
-            problem = (log_mean == -torch.inf).nonzero()[0].tolist()
-            raise SMCFailed(site, tuple(problem[dim] for dim in plate_dims), num_particles)
+        if (log_mean == -torch.inf).all():
+            raise SMCFailed(site, weights.num_particles, log_mean.numel())

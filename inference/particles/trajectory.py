@@ -42,7 +42,7 @@ class ChainRecord:
 class Trajectory(dict[str, Tensor]):
     """One execution of a model per population: its latent sites, and what an algorithm keeps beside them.
 
-    A site that an execution lacks is one that it reached done: a model gives such a site one value only.
+    An execution that was done before a site lacks it; such a site has only one possible value.
 
     :param values: ``{name: [*plates, *event]}``.
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
@@ -68,8 +68,15 @@ class Trajectory(dict[str, Tensor]):
     def reorder(self, index: Tensor) -> Trajectory:
         """Trajectories of several populations in another order.
 
-        :param Tensor index: ``[K, *plates]``: population ``k`` gets the trajectory of population ``index[k]`` of the leftmost plate.
+        :param Tensor index: ``[K, *plates]``, or ``[K]`` for all plates alike: population ``k`` gets the trajectory of population
+            ``index[k]`` of the leftmost plate.
+        :raises ValueError: for an index of other plates.
         """
+        if self.length is not None:
+            own = self.length.shape
+            index = index.reshape(*index.shape, *(1 for _ in own[index.dim() :]))
+            if index.dim() != len(own) or any(i not in (1, size) and size != 1 for i, size in zip(index.shape[1:], own[1:], strict=True)):
+                raise ValueError(f"index has shape {tuple(index.shape)}, the trajectories' populations have {tuple(own)}")
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else take(tensor, index)

@@ -46,7 +46,7 @@ class MathEquivalence:
     are both ``18`` and differ. Votes therefore compare with one representative of each class
     (:func:`~ppl_llm.inference.representatives`). No text makes it raise an error.
 
-    Works in threads. Comparisons run in a process of their own and are given up after ``timeout``; answers that cannot be compared in time
+    Works in threads. Comparisons run in their own process and are given up after ``timeout``; answers that cannot be compared in time
     are different. Answers that are written alike, numbers with or without units, words, times, choice letters and numbers in a base are
     decided at once, and every result is remembered.
 

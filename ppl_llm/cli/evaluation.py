@@ -258,7 +258,7 @@ def _print(tables: Sequence[tuple[str, list[list[str]]]]) -> None:
 
 
 class Live:
-    """A line on stderr: how far, how long to go, how accurate so far."""
+    """A progress line on stderr: batches done, time left, accuracy so far."""
 
     def __init__(self, console: Console, log: JsonLog | None = None) -> None:
         self.console, self.log, self.began = console, log, time.perf_counter()

@@ -1,4 +1,4 @@
-"""The outcome of a run, for people and for programs."""
+"""The outcome of a run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 8
 """Answers shown in the table; JSON has all."""
-_ROUNDS = 24
+_ESS_SHOWN = 24
 """Steps, iterations or stages of which the effective sample size is shown; JSON has all."""
 _BAR = 24
 
@@ -123,8 +123,8 @@ class Report:
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
         console.print(Text(f"{evidence}, {finished}, {resampled}"))
         if told.estimates:
-            more = f" .. {len(told.ess) - _ROUNDS} more" if len(told.ess) > _ROUNDS else ""
-            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ROUNDS]) + more, style="dim"))
+            more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""
+            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ESS_SHOWN]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
             console.print(Text(line, style="dim"))
         best = self.best
@@ -167,7 +167,7 @@ def solution_of(model: ReasoningModel, context: Context, weights: list[float], a
 
     :param Context context: the solutions to one problem, ``[N]``.
     :param list weights: of each.
-    :param answer: that was chosen; ``None`` where no solution has one.
+    :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
     """
     import torch
 
@@ -177,7 +177,7 @@ def solution_of(model: ReasoningModel, context: Context, weights: list[float], a
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
     real = (context.reasons != StopReason.FINISHED).cpu()
     scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
-    candidates = [n for n, given in enumerate(context.answers()) if given == answer]
+    candidates = [n for n, given in enumerate(context.answers()) if given == answer] or list(range(len(weights)))
     by_score = model.preset.vote == "argmax"
     n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
     return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)

@@ -96,8 +96,8 @@ def majority(candidates: Sequence[Candidate]) -> Answer:
 
 
 def posterior_majority(candidates: Sequence[Candidate]) -> Answer:
-    """The answer of the largest posterior weight."""
-    return best(tally(candidates, lambda candidate: candidate.weight))
+    """The answer of the largest posterior weight; ``None`` where every candidate with an answer has weight zero."""
+    return best(tally([candidate for candidate in candidates if candidate.weight > 0], lambda candidate: candidate.weight))
 
 
 def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:

@@ -62,7 +62,7 @@ def evaluate(
 ) -> Progress:
     """Run every method at every budget on every problem; what ``out`` already holds is not done again.
 
-    Problems are worked on in fixed groups that share a batch, each with seeds of its own, so that an interrupted evaluation ends with the
+    Problems are worked on in fixed groups that share a batch, each with its own seeds, so that an interrupted evaluation ends with the
     same records as an uninterrupted one. More methods, budgets or seeds may be added later.
 
     :param problems: with an ``id``, ``text`` and gold ``answer``.

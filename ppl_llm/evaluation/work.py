@@ -146,7 +146,8 @@ def _record(
         "correct": problem.is_right(answer),
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
-        "answers": {str(a): round(mass / total, 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        **({"dead": True} if total == 0 else {}),  # no candidate satisfies what is observed
         "right_samples": sum(problem.is_right(c.answer) for c in part),
         "num_samples": len(part),
         # What a vote that is recomputed from the records may choose is among these.

@@ -64,7 +64,7 @@ class CacheLookup:
         self.engine.pool.trim()
 
     def spread(self) -> Tensor:
-        """Give each requested sequence a row of its own, by copies of those that are repeated: ``[A]`` these rows."""
+        """Give each requested sequence its own row, by copies of those that are repeated: ``[A]`` these rows."""
         row_of = torch.where(self.repeated, self.num_rows - 1 + self.repeated.cumsum(0), self.row_of)
         copies = self.repeated.nonzero()[:, 0]
         source = self.row_of[copies]

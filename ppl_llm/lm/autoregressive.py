@@ -128,7 +128,7 @@ class AutoregressiveLM(ABC):
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
                     each = figure(warp(logits, options).log_softmax(-1), given)
-                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
 

@@ -33,7 +33,7 @@ class OpenAILM:
     **Prompts** travel as token ids, and so do the steps that come back; ``mode="text"`` is for servers that know only text, see
     :class:`~ppl_llm.remote.text_mode.TextMode` for what is lost. The tokenizer is loaded here.
 
-    **Randomness.** Each sequence has a seed of its own, drawn from torch's generator before any sequence drops out, so that
+    **Randomness.** Each sequence has its own seed, drawn from torch's generator before any sequence drops out, so that
     ``pyro.set_rng_seed`` reproduces a run on the same server, and a request that is repeated after a failure gives the same step. A
     request of this API has one seed for all of its prompts, which would give sequences common random numbers, so a step of N sequences is N
     requests sent at once. ``seeded=False`` sends all sequences in one request without a seed, which servers answer faster: sequences are

@@ -134,3 +134,5 @@ PARALLEL_TEMPERING = Method(
         defaults={"betas": "0,0.25,1"},
     ),
 )
+
+FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PARALLEL_TEMPERING)

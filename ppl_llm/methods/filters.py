@@ -45,3 +45,5 @@ IMPORTANCE = Method(
     _importance,
     budget=Budget("B samples, weighted by the model's factors", "posterior", shared=True),
 )
+
+FAMILY = (SMC, IMPORTANCE)

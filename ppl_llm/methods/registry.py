@@ -6,35 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import chains, filters, searches, tempered, votes
 from .base import Call, Method, Options, library
-from .chains import PARALLEL_TEMPERING, PARTICLE_GIBBS, PIMH, SUFFIX_MH
-from .filters import IMPORTANCE, SMC
 from .options import MODEL_OPTIONS, Option
-from .searches import BEAM_SEARCH, DVTS
-from .tempered import TEMPERED_SMC, WASTE_FREE_SMC
-from .votes import BEST_OF_N, SELF_CONSISTENCY, WEIGHTED_BEST_OF_N
 
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
     from ..programs.models import ReasoningModel
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        SMC,
-        IMPORTANCE,
-        PARTICLE_GIBBS,
-        PIMH,
-        SUFFIX_MH,
-        PARALLEL_TEMPERING,
-        TEMPERED_SMC,
-        WASTE_FREE_SMC,
-        BEAM_SEARCH,
-        DVTS,
-        BEST_OF_N,
-        SELF_CONSISTENCY,
-        WEIGHTED_BEST_OF_N,
-    )
+    method.name: method for family in (filters.FAMILY, chains.FAMILY, tempered.FAMILY, searches.FAMILY, votes.FAMILY) for method in family
 }
 
 SOLVING = {name: method for name, method in METHODS.items() if method.build is not None}

@@ -50,3 +50,5 @@ DVTS = Method(
         free=("expand",),
     ),
 )
+
+FAMILY = (BEAM_SEARCH, DVTS)

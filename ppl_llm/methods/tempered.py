@@ -86,3 +86,5 @@ WASTE_FREE_SMC = Method(
         defaults=_LADDER,
     ),
 )
+
+FAMILY = (TEMPERED_SMC, WASTE_FREE_SMC)

@@ -42,3 +42,5 @@ WEIGHTED_BEST_OF_N = Method(
     None,
     budget=Budget("B samples, each votes with its score", "weighted", shared=True),
 )
+
+FAMILY = (BEST_OF_N, SELF_CONSISTENCY, WEIGHTED_BEST_OF_N)

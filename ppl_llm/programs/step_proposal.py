@@ -22,13 +22,17 @@ class StepProposal:
         SMC(model, 16, proposals=StepProposal(prompt=lambda problem: problem + " Check every step.")).run(problem)
 
     A proposal is never truncated (``top_p``, ``top_k``), whatever the model's steps are: it must be able to write all that they can. The
-    weights p / q make up for a difference exactly, at a price: what q rarely writes and p often does has a large weight, so q should be the
-    broader one.
+    weights p / q correct for the difference exactly, at a price: steps that are rare under q and common under p get large weights, so q
+    should be the broader one.
+
+    A proposed step must end where the model's own would: both models need the same texts of tokens and, in a context that is nearly full,
+    the same room.
 
     :param LanguageModel lm: another language model with the same tokens.
     :param float temperature: of the proposed steps; the model's own by default.
     :param prompt: from a problem to what the proposing model is given in its place. Caches are not kept from step to step then.
-    :raises ValueError: if nothing is different, or for a language model with other tokens.
+    :raises ValueError: if nothing is different; when run, for a language model with other tokens, or one whose context is full earlier or
+        later than the model's.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class StepProposal:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         self.lm, self.temperature, self.prompt = lm, temperature, prompt
         self._roots: dict[tuple[LanguageModel, tuple[str, ...]], Context] = {}
+        self._same_stops: set[tuple[LanguageModel, LanguageModel, tuple[str, ...]]] = set()
 
     def __call__(self, site: Any) -> LLMStep | None:
         prior = site["fn"]
@@ -51,7 +56,33 @@ class StepProposal:
             return None
         o = prior.options
         temperature = o.temperature if self.temperature is None else self.temperature
-        return LLMStep(self.context(prior.context), o.stop, o.max_tokens, temperature)
+        context = self.context(prior.context)
+        self._check_support(site["name"], prior, context)
+        return LLMStep(context, o.stop, o.max_tokens, temperature)
+
+    def _check_support(self, name: str, prior: LLMStep, context: Context) -> None:
+        """Whether a step ends for the proposing model where it does for the model: else p / q is not defined where only one of them can.
+
+        :raises ValueError: for other stops, or another room.
+        """
+        p, q, o = language_model(prior.context), language_model(context), prior.options
+        key = (p, q, tuple(o.stops))
+        if p is not q and key not in self._same_stops:
+            if not torch.equal(p.stop_automaton(o.stop).table.cpu(), q.stop_automaton(o.stop).table.cpu()):
+                raise ValueError(
+                    f"site {name!r}: the proposing language model writes its tokens as other text, so its steps do not end at {o.stops} "
+                    "where the model's do; propose with a model that has the same tokenizer"
+                )
+            self._same_stops.add(key)
+        rooms = [(c.lm.max_length - c.lengths).clamp(max=o.max_tokens) for c in (prior.context, context)]
+        other = (rooms[0] != rooms[1].to(rooms[0].device)) & ~prior.context.done
+        if bool(other.any()):
+            room, proposed = (int(each[other.to(each.device)][0]) for each in rooms)
+            raise ValueError(
+                f"site {name!r}: the model's context has room for {room} more tokens, the proposing model's for {proposed}, so their steps "
+                f"would end in different places (max_tokens is {o.max_tokens}). Give both models the same max_length, for another prompt "
+                "that of the model and as much more as the prompt is longer, or let executions end earlier: fewer steps, or finish"
+            )
 
     def context(self, context: Context) -> Context:
         """What the proposing model reads in place of ``context``."""

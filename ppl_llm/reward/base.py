@@ -11,7 +11,7 @@ from ..context import Context
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores every step of a context. Scores are log-odds in float32 read from logits, never probabilities turned into log-odds."""
+    """Scores every step of a context. Scores are log-odds in float32, computed from logits and never from probabilities."""
 
     def step_log_odds(self, context: Context) -> Tensor:
         """Log-odds that each step is right.

@@ -17,7 +17,7 @@ from .base import RewardModel
 class CombinedReward(ABC):
     """Base of rewards made of others (a :class:`~ppl_llm.reward.base.RewardModel`).
 
-    It keeps nothing itself. Each part keeps its scores with the context under a key of its own, so that a part may be used in several
+    It keeps nothing itself. Each part keeps its scores with the context under its own key, so that a part may be used in several
     combinations and alone.
 
     :param rewards: the parts, at least one.

@@ -3,7 +3,7 @@
 Estimates are tested by z-tests over independent replicas in one batch. A cell that looks wrong (|z| > 4.9) is run again with other random
 numbers and eight times the replicas, and is wrong if it still looks so (|z| > 5.5). A right cell passes for wrong with probability 1e-6
 times 4e-8 a test in the normal approximation: with 3e7 tests in a run of 10 000 programs, 1e-6 for the run. Chains start from exact draws,
-so that their law after any number of iterations is known, and nothing waits for a chain to converge.
+so that their distribution after any number of iterations is known, and nothing waits for a chain to converge.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def tempering(betas: list[float], kernel: Any) -> Cell:
 
 
 def from_matrix() -> dict[str, Cell]:
-    """The columns of test_matrix.py; their chains start from the exact law."""
+    """The columns of test_matrix.py; their chains start from the exact distribution."""
     found = {}
     for name, algorithm in ALGORITHMS.items():
         kind = WEIGHTED if algorithm.evidence else CHAIN

@@ -78,7 +78,7 @@ def _search(cdf: Tensor, target: Tensor) -> Tensor:
 
 
 def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:
-    """Answer decode requests, each with a forward pass of its own."""
+    """Answer decode requests, each with its own forward pass."""
     for decoder, tokens, alive, _, _ in requests:
         if tokens is not None:
             decoder.advance(tokens, alive)

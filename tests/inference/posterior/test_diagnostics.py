@@ -19,6 +19,7 @@ ADDED: dict[str, set[str]] = {
     "TemperedSMC": {"betas", "move_rates"},
     "TemperedSMC of ParticleGibbs": {"betas", "move_rates"},
     "TemperedSMC, adaptive": {"betas", "move_rates"},
+    "WasteFreeSMC": {"betas", "move_rates"},
     "ParticleGibbs": CHAIN,
     "ParticleGibbs, systematic": CHAIN,
     "ParticleGibbs, ancestor sampling": CHAIN,
@@ -32,7 +33,7 @@ ADDED: dict[str, set[str]] = {
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }
-EVERY = {"num_particles", "ess", "resampled", "complete"}
+EVERY = {"num_particles", "ess", "resampled", "complete", "dead"}
 
 
 def run(name: str, plates: bool) -> ParticlePosterior:

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-import ppl_llm.remote.client as client_module
 from ppl_llm import TransformersLM, TransformersPRM
 from ppl_llm.cli import app
 from ppl_llm.demo import LM_DIR, PRM_DIR, example
@@ -55,7 +54,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(**servers: FakeServer) -> None:
         hosts = Hosts(**servers)
         real = httpx.AsyncClient
-        monkeypatch.setattr(client_module.httpx, "AsyncClient", lambda **options: real(**{**options, "transport": hosts}))
+        monkeypatch.setattr(httpx, "AsyncClient", lambda **options: real(**{**options, "transport": hosts}))
 
     return put
 
