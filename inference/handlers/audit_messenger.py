@@ -107,7 +107,7 @@ class AuditMessenger(Messenger):
             raise AuditError(
                 f"site {msg['name']!r} is met in the replay but was not in the sweep: the model's control flow depends on stale state"
             )
-        msg["value"] = self.moved(self.swept.values[msg["name"]]).clone()
+        msg["value"] = self.moved(self.swept.values[msg["name"]])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):

@@ -18,15 +18,20 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
     :param Tensor index: ``[K, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
     """
     ndim = index.dim()
-    if tensor.shape[0] > 1 and tensor.stride(0) == 0:  # every lane is the same memory
-        batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
-        return tensor[:1].expand(index.shape[0], *batch, *tensor.shape[ndim:])
     if index.numel() == index.shape[0]:
         return tensor.index_select(0, index.flatten())
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
     particles = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
     return tensor.expand(tensor.shape[0], *batch, *event).gather(0, particles)
+
+
+def view(tensor: Tensor, index: Tensor) -> Tensor:
+    """As :func:`take`, for tensors that nobody writes to: what all particles share takes no memory for each."""
+    if tensor.shape[0] == 1 or tensor.stride(0) != 0:
+        return take(tensor, index)
+    batch = torch.broadcast_shapes(tensor.shape[1 : index.dim()], index.shape[1:])
+    return tensor[:1].expand(index.shape[0], *batch, *tensor.shape[index.dim() :])
 
 
 def take_one(tensor: Tensor, index: Tensor) -> Tensor:
