@@ -20,7 +20,7 @@ from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
 from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
-from ..posterior.chain_posterior import ChainPosterior
+from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.validation import check_count, check_model
 
@@ -120,6 +120,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
                 state.chain = replace(state.chain, warmup_steps=warmup_steps)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
+                    posterior.no_evidence = CHAIN
                     warm = [posterior]
                     if i >= warmup_steps:
                         kept.append(posterior)
