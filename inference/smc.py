@@ -22,6 +22,7 @@ from .handlers.resume_messenger import ResumeMessenger
 from .handlers.sweep import sweep
 from .mcmc.replicate import replicate
 from .particles.checkpoint import Checkpoint
+from .particles.run_scope import RunScope, run_scope
 from .particles.snapshot import Snapshot
 from .posterior.island_posterior import IslandPosterior
 from .posterior.particle_posterior import ParticlePosterior
@@ -223,7 +224,8 @@ class _Run(PauseMessenger):
     def __init__(
         self, smc: SMC, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_step: bool = False
     ) -> None:
-        super().__init__(start.subsamples if start is not None else {})
+        super().__init__()
+        self.scope = RunScope(dict(start.subsamples) if start is not None else {})
         self.smc, self.start, self.args, self.kwargs, self.one_step = smc, start, args, kwargs, one_step
         self.model = smc.model if smc.islands == 1 else replicate(smc.model, smc.islands, smc.options.max_plate_nesting)
         self.messenger = smc.messenger()
@@ -238,7 +240,7 @@ class _Run(PauseMessenger):
         if self.start is not None:
             self.rng = self.start.rng if self.start.caches is not None else rng_state()
             resume = ResumeMessenger(self.messenger, self.start, self.rng)
-        with self.meter:
+        with self.meter, run_scope(self.scope):
             try:
                 joint = sweep(self.model, self.messenger, self.args, self.kwargs, outside=self, resume=resume)
                 if self.smc.audit:
@@ -295,4 +297,5 @@ class _Run(PauseMessenger):
     def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
         """Say what the posterior cost, and how to continue from it."""
         joint.complete, joint.cost = complete, self._cost()
-        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)
+        subsamples, cost = dict(self.scope.subsamples), dict(joint.cost)
+        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, subsamples, cost, complete)

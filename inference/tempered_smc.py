@@ -21,6 +21,7 @@ from .mcmc.replicate import Kernel, replica_kernel
 from .mcmc.suffix_mh import SuffixMH
 from .particles.history import ResamplingRecord
 from .particles.pytree import take_one
+from .particles.run_scope import RunScope, run_scope
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
@@ -106,7 +107,7 @@ class TemperedSMC:
         """
         start = time.perf_counter()
         partial: TemperedPosterior | None = None
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 for posterior in self._stages(args, kwargs):
                     partial = posterior

@@ -29,6 +29,7 @@ from ..posterior.audit_report import AuditReport
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.process_state import isolated
 from .particle_plate import particle_plate
+from .randomness_messenger import RandomnessMessenger
 
 _ATOL, _RTOL = 1e-3, 1e-4
 """What different batches of the same float32 forward pass may differ by; a stale state differs by nats."""
@@ -218,7 +219,8 @@ def audit(
     # Neighbouring populations move differently, and none stays where it is.
     numbers = torch.arange(plates.numel()).view(plates)
     auditor = AuditMessenger(swept, num_particles, 1 + numbers % max(num_particles - 1, 1) if num_particles > 1 else numbers * 0)
-    with isolated(), auditor, particle_plate(num_particles, max_plate_nesting):
+    with isolated(), auditor, particle_plate(num_particles, max_plate_nesting), RandomnessMessenger() as randomness:
         value = model(*args, **kwargs)
+        randomness.finish()
         auditor.compare_result(value)
     return auditor.report()

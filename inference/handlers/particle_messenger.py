@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
-from ..particles.site_util import is_deterministic, is_one, raise_for_dead, scaled
+from ..particles.site_util import draw, give, is_deterministic, is_given, is_one, raise_for_dead, read_site, scaled
 from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
@@ -61,12 +61,15 @@ class ParticleMessenger(Messenger):
         if msg["is_observed"] or site_is_subsample(msg):
             return
         self.system.begin_segment()
-        self.propose(msg)
+        if msg["done"]:
+            give(msg)
+        else:
+            self.propose(msg)
 
     def propose(self, msg: Any) -> None:
-        """``x ~ q``; from the prior Pyro draws by itself."""
+        """``x ~ q``, and ``x ~ p`` where the site is masked; from the prior Pyro draws by itself."""
         if msg["value"] is None and "proposal" in msg["infer"]:
-            msg["value"] = msg["infer"]["proposal"].sample()
+            msg["value"] = draw(msg)
 
     # reweight -----------------------------------------------------------------------------------------------------------------------
 
@@ -87,15 +90,19 @@ class ParticleMessenger(Messenger):
         return not is_deterministic(msg) and (self.options.record_log_probs or not prior_proposal)
 
     def reweight(self, msg: Any, log_prob: Tensor) -> None:
-        """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing."""
+        """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing, nor does a value that is given or masked."""
         system, name, scale = self.system, msg["name"], msg["scale"]
         if msg["is_observed"]:
             increment, untempered = log_prob if is_one(scale) else scaled(log_prob, scale), msg["infer"].get("untempered_scale")
             system.add(name, increment, observed=increment if untempered is None else scaled(log_prob, untempered))
+        elif is_given(msg):
+            return
         elif "proposal" in msg["infer"]:
-            log_q = scale_and_mask(msg["infer"]["proposal"].log_prob(msg["value"]), 1.0, msg["mask"])
-            system.add(name, log_prob * scale - log_q)
+            log_q = msg["infer"]["proposal"].log_prob(msg["value"])
+            mask = read_site(msg).mask_of_events(name)
+            system.add(name, log_prob * scale - (log_q if mask is None else torch.where(mask, log_q, 0.0)))
         elif not is_one(scale):
+            read_site(msg)  # refuses masks that cannot be told from the distribution
             system.add(name, log_prob * (scale - 1.0))
 
     # resample -----------------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class ParallelTempering(TrajectoryKernel):
         self._powers = torch.tensor(self.betas, dtype=torch.float64).view(-1, *(1,) * max_plate_nesting)
         self.kernel = replica_kernel(kernel, TemperMessenger(likelihood=self._powers)(model), len(self.betas), max_plate_nesting)
 
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first state of every replica."""
         return self.kernel.start(*args, **kwargs)
 
@@ -90,8 +90,7 @@ class ParallelTempering(TrajectoryKernel):
         """
         return self.kernel.sweep(reference, *args, **kwargs)
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         posterior = self.sweep(state, *args, **kwargs)
         moved = posterior.draw(dead=True)
         assert moved.log_likelihood is not None

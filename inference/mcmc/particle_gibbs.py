@@ -82,8 +82,7 @@ class ParticleGibbs(TrajectoryKernel):
         self.extended_state = num_references > 1  # type: ignore[misc]
         self._program = model if num_references == 1 else replicate(model, num_references, max_plate_nesting)
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
         return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw(dead=True)
 
@@ -92,8 +91,7 @@ class ParticleGibbs(TrajectoryKernel):
         """One filter conditioned on a reference; with K references K filters, in a plate on the left of the model's own."""
         return sweep(self._program, self._messenger(reference, args, kwargs), args, kwargs)
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: all particles (of all K filters as one population), and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
         moved = posterior.draw(dead=True)

@@ -72,8 +72,7 @@ class ParticleMH(TrajectoryKernel):
         self.parameters = parameters
         self.options = FilterOptions(num_particles, max_plate_nesting, get_resampler(resampler), ess_threshold, proposals)
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first filter, its parameters drawn from their prior.
 
         :raises SMCFailed: if all particles of all populations have weight zero.
@@ -85,8 +84,7 @@ class ParticleMH(TrajectoryKernel):
         """The particles of the filter after one iteration."""
         return self._renew(reference, args, kwargs)[0].posterior
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         after, acceptance = self._renew(state, args, kwargs)
         moved = self._state(after)
         moved.chain = self.adapted(state.chain.after(acceptance), acceptance)

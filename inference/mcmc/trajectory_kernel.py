@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
+from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
@@ -62,6 +64,21 @@ class TrajectoryKernel(MCMCKernel, ABC):
     @torch.no_grad()
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: the weighted trajectories to keep, and the next state."""
+        with joined_scope(state.chain.scope) as scope:
+            posterior, moved = self.transition(state, *args, **kwargs)
+        moved.chain = replace(moved.chain, scope=scope)
+        return posterior, moved
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A first state, see :meth:`first_state`."""
+        with joined_scope(None) as scope:
+            state = self.first_state(*args, **kwargs)
+        state.chain = replace(state.chain, scope=scope)
+        return state
+
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """What :meth:`step` does, in the scope of the chain's run."""
         posterior = self.sweep(state, *args, **kwargs)
         moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(self.acceptance_probability(posterior))
@@ -71,9 +88,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
         """``[*plates]``: with which probability an iteration moved; ``None`` for a kernel that accepts always."""
         return None
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
-        """A first state: a draw from the prior, perhaps of posterior density zero."""
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A draw from the prior, perhaps of posterior density zero."""
         messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
         return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw(dead=True)
 
@@ -98,10 +114,10 @@ class TrajectoryKernel(MCMCKernel, ABC):
         kept: list[ParticlePosterior] = []
         warm: list[ParticlePosterior] = []  # the last iteration
         start = time.perf_counter()
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 state = self.start(*args, **kwargs)
-                state.chain = ChainRecord(warmup_steps)
+                state.chain = replace(state.chain, warmup_steps=warmup_steps)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
                     posterior.no_evidence = CHAIN
@@ -127,7 +143,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
         given = None if self._running else self._initial_params
         start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs
-        self._chain = ChainRecord(warmup_steps)
+        self._chain = ChainRecord(warmup_steps, scope=start.chain.scope)
         self._initial_params, self._running = start, True
 
     @property

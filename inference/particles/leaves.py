@@ -78,4 +78,4 @@ def leaves(value: Any, places: Tensor | None, path: str = "value") -> list[Leaf]
 
 def copied(value: Any) -> Any:
     """The value with tensors of its own; objects that permute themselves are values that nobody changes."""
-    return map_leaves(value, lambda item: item, Tensor.clone)
+    return value.clone() if isinstance(value, Tensor) else map_leaves(value, lambda item: item, Tensor.clone)

@@ -33,6 +33,13 @@ def plates_of(msg: Any, max_plate_nesting: int) -> frozenset[Frame]:
     return frozenset(Frame(frame.name, frame.dim) for frame in stack if frame.name != PLATE)
 
 
+def subsampled_plates(msg: Any) -> set[Frame]:
+    """The plates around a site of which only a subsample is there."""
+    return {
+        Frame(frame.name, frame.dim) for frame in msg["cond_indep_stack"] if frame.vectorized and frame.full_size not in (None, frame.size)
+    }
+
+
 def dependent_dims(plates: frozenset[Frame], max_plate_nesting: int) -> list[int]:
     """Batch dimensions that are not independent plates."""
     independent = {frame.dim for frame in plates}

@@ -26,6 +26,14 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.expand(tensor.shape[0], *batch, *event).gather(0, particles)
 
 
+def view(tensor: Tensor, index: Tensor) -> Tensor:
+    """As :func:`take`, for tensors that nobody writes to: what all particles share takes no memory for each."""
+    if tensor.shape[0] == 1 or tensor.stride(0) != 0:
+        return take(tensor, index)
+    batch = torch.broadcast_shapes(tensor.shape[1 : index.dim()], index.shape[1:])
+    return tensor[:1].expand(index.shape[0], *batch, *tensor.shape[index.dim() :])
+
+
 def take_one(tensor: Tensor, index: Tensor) -> Tensor:
     """The particle ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
     ndim = index.dim()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .pytree import permute, take
+from .run_scope import RunScope
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class ChainRecord:
     :ivar Tensor acceptance_rate: mean acceptance probability since the warm-up, during it since the start; ``None`` before the first step,
         and for kernels that accept always.
     :ivar float step_size_scale: what an adaptation multiplies step sizes by.
+    :ivar RunScope scope: what all executions of the model have in common.
     """
 
     warmup_steps: int = 0
     num_steps: int = 0
     acceptance_rate: Tensor | None = None
     step_size_scale: float = 1.0
+    scope: RunScope | None = None
 
     def after(self, acceptance: Tensor | None) -> ChainRecord:
         """After one more step, which was accepted with probability ``acceptance``; ``None`` for a kernel that accepts always."""

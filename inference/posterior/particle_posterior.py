@@ -15,7 +15,7 @@ from torch import Tensor
 from ..particles.checkpoint import Checkpoint
 from ..particles.history import History
 from ..particles.pytree import particle as particle_of
-from ..particles.pytree import pick, take, take_one
+from ..particles.pytree import pick, take, take_one, view
 from ..particles.snapshot import Snapshot
 from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
@@ -167,7 +167,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def sites(self) -> dict[str, Tensor]:
         """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
+        return {site.name: view(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:

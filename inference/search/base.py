@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -14,6 +14,7 @@ from ..cost import CostMeter
 from ..handlers.candidate_messenger import CandidateMessenger
 from ..handlers.filter_options import FilterOptions
 from ..handlers.sweep import sweep
+from ..particles.run_scope import RunScope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.validation import check_model
@@ -27,7 +28,10 @@ class Search(ABC):
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
     :param bool audit: keep the log-probabilities that an audit compares.
     :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
+    :cvar bool replays: whether the model is run again along the candidates.
     """
+
+    replays: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class Search(ABC):
         start = time.perf_counter()
         messenger = self.messenger()
         report = None if self.callback is None else _Report(messenger, self.callback)
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=self.replays)):
             try:
                 result = self.conclude(messenger, sweep(self.model, messenger, args, kwargs, outside=report), args, kwargs)
             except BaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from ..handlers.audit_messenger import Audited, audit
 from ..handlers.replay_messenger import ReplayMessenger
@@ -25,6 +25,8 @@ class TreeSearch(Search):
     :param bool audit: replay the result once more and compare every log-probability, see :class:`AuditMessenger`.
     :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
+
+    replays: ClassVar[bool] = True
 
     def __init__(
         self,

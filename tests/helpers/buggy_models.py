@@ -254,7 +254,7 @@ def cache_by_step() -> Callable[[], Any]:
     return program
 
 
-@buggy("random numbers outside of sites", "log-probabilities, which the replay draws differently")
+@buggy("random numbers outside of sites", "the generators, whose states change between sites: the audit refuses the model")
 def random_numbers_outside() -> Callable[[], Any]:
     def program() -> Tensor:
         z = nothing()

@@ -106,7 +106,7 @@ class Checker:
 
     def wanted(self, name: str, cell: Cell) -> Expected | None:
         """What the cell must do, if it is run and can be judged."""
-        wanted = expected(self.program, name, cell, self.features)
+        wanted = expected(self.program, name, cell)
         if wanted is None or not self.survives(cell, wanted.exact) or (wanted.exact and not self.sees(cell)):
             return None
         return wanted

@@ -14,7 +14,7 @@ from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
 from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
-from tests.helpers.program_cells import CHAIN, MANY, Cell
+from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
 NOT_OF_DISTRIBUTIONS = {
     "tensors counted by identity": "a view of a right posterior",
@@ -38,6 +38,8 @@ NOT_OF_DISTRIBUTIONS = {
         ),
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
+    "values recorded as the model holds them": "programs do not write in place",
+    "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
 """Mutants that leave distributions and expectations of the algorithms as they are, and why."""
 
@@ -117,6 +119,12 @@ def stage(wrong: Any, **options: Any) -> Case:
     return Case(Cell(build, replicas=1500, particles=6))
 
 
+def meaning(key: str, cell: str) -> Case:
+    """A cell as it is, in an engine where a site means something else."""
+    wrong, target, *_ = mutants.WRONG_SEMANTICS[key]
+    return Case(CELLS[cell], partial(patch, target, wrong))
+
+
 def last_variable_only(program: AnyProgram) -> AnyProgram | None:
     """A program that passes one variable through its barriers and uses others as they were."""
     if not isinstance(program, Program) or program.ends:
@@ -185,6 +193,18 @@ def cases() -> dict[str, Case]:
         found[name] = kernel(wrong[name], 3)
     for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):
         found[name] = kernel(wrong[name], 3, ["theta"], parameter="theta", step_size=1.0)
+    for name, key, cell in (
+        ("sites met twice", "names", "SuffixMH"),
+        ("splices without the prior of masked values", "splices", "ParticleGibbs, multinomial at 1.0, ancestor sampling"),
+        ("enumeration without the prior of masked values", "enumeration", "Enumeration"),
+        ("proposals of masked sites", "proposals", "SMC with proposals"),
+        ("subsampled problems as populations", "problems", "Importance"),
+        ("hidden random numbers under chains", "hidden", "SuffixMH"),
+        ("hidden random numbers under tempering", "hidden, tempered", "TemperedSMC"),
+        ("an event of each particle's note for every particle", "notes", "Importance"),
+        ("given values enumerated", "given", "Enumeration"),
+    ):
+        found[name] = meaning(key, cell)
     return found
 
 
