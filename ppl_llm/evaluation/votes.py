@@ -56,8 +56,10 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
 
 
 def as_record(candidate: Candidate) -> dict[str, Any]:
-    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same. JSON has no infinity: the log-odds
-    of what a reward excludes are -1e300."""
+    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same.
+
+    JSON has no infinity: the log-odds of what a reward excludes are -1e300.
+    """
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
         "whole_log_odds": (candidate.whole_log_odds, ".9g"),
