@@ -46,10 +46,7 @@ FEATURES = frozenset(
     }
 )
 
-FAULTS = {
-    "populations that may die": "A9",
-    "state object without batch_shape": "islands: the error of a failed run is lost in an AttributeError",
-}
+FAULTS: dict[str, str] = {}
 """Features that meet a fault of today's code, by its number or in words; a line is deleted when its fault is fixed."""
 
 DEFAULT = FEATURES - FAULTS.keys()
