@@ -25,7 +25,7 @@ from tests.helpers.program_ast import (
 )
 from tests.helpers.program_cells import CELLS, CHAIN, ENUMERATED, EXACT, SEARCH, WEIGHTED, Cell, Expected, expected, may_kill
 from tests.helpers.program_code import build
-from tests.helpers.program_enumerated import MAX_COLUMNS, enumerated_error
+from tests.helpers.program_enumerated import enumerated_error
 from tests.helpers.program_gaussian_oracle import expected_power, oracle_of
 from tests.helpers.program_oracle import Answer, Statistic
 from tests.helpers.program_report import Failure, Report
@@ -47,8 +47,8 @@ class Checker:
     :param float effort: multiplies the replicas.
     """
 
-    def __init__(self, program: AnyProgram, seed: str, features: frozenset[str], effort: float = 1.0) -> None:
-        self.program, self.seed, self.features, self.effort = program, seed, features, effort
+    def __init__(self, program: AnyProgram, seed: str, effort: float = 1.0) -> None:
+        self.program, self.seed, self.effort = program, seed, effort
         self.model, self.proposals = build(program)
         self.oracles: dict[float, Any] = {1.0: oracle_of(program)}
         self.answer: Answer = self.oracles[1.0].answer()
@@ -65,11 +65,6 @@ class Checker:
     def uneven(self, proposed: bool) -> float:
         squares = expected_power(self.program, 2.0, proposed)
         return max(square / z**2 if z > 1e-150 else math.inf for square, z in zip(squares, self.answer.evidence, strict=True))
-
-    @cached_property
-    def alive(self) -> dict[bool, float]:
-        """Smallest probability of a weight above zero, without and with proposals."""
-        return {proposed: min(1.0, *expected_power(self.program, 1e-9, proposed)) for proposed in (False, True)}
 
     def run(self, names: list[str] | None = None, cells: Mapping[str, Cell] = CELLS) -> Report:
         report = Report()
@@ -124,7 +119,7 @@ class Checker:
     def wanted(self, name: str, cell: Cell) -> Expected | None:
         """What the cell must do, if it is run and can be judged."""
         wanted = expected(self.program, name, cell)
-        if wanted is None or not self.survives(cell, wanted.exact) or (wanted.exact and not self.sees(cell)):
+        if wanted is None or (wanted.exact and not self.sees(cell)):
             return None
         return wanted
 
@@ -139,15 +134,6 @@ class Checker:
             return ""
         wanted = f"; a refusal must have one of {words}" if words else ""
         return f"{type(error).__name__}: {str(error)[:300]}{wanted}"
-
-    def survives(self, cell: Cell, exact: bool) -> bool:
-        """Whether no population of the cell dies, or such are allowed; chains from exact draws do not."""
-        if not self.kills or (exact and cell.kind == CHAIN) or cell.kind == EXACT or "populations that may die" in self.features:
-            return True
-        if cell.kind == SEARCH:
-            return False
-        count = MAX_COLUMNS if cell.kind == ENUMERATED else cell.replicas * len(self.answer.evidence)
-        return count * (1 - self.alive[cell.proposes]) ** cell.particles < 1e-9
 
     def sees(self, cell: Cell) -> bool:
         """Whether Monte Carlo of this size can judge the cell: importance sampling would know the evidence to 10 %."""

@@ -41,8 +41,6 @@ FEATURES = frozenset(
         "gaussian parameter",
         "gaussian shared parameter",
         "gaussian positive parameter",
-        # of cells: what is run on a program, not what is in it
-        "populations that may die",
     }
 )
 

@@ -44,7 +44,7 @@ def run_program(
     """
     start = time.process_time()
     program, choices = random_program(seed, index, features)
-    checker = Checker(program, f"{seed}/{index}", features, effort)
+    checker = Checker(program, f"{seed}/{index}", effort)
     report = checker.run(some_cells(checker, names or list(CELLS), count))
     failures = [{"cell": failure.cell, "what": failure.what} for failure in report.failures]
     result = {
@@ -77,11 +77,11 @@ def shrunk(choices: list[int], seed: int, index: int, features: frozenset[str], 
     """The smallest program found on which a cell fails, as code, with what is wrong."""
 
     def what(program: AnyProgram) -> str | None:
-        return Checker(program, f"{seed}/{index}", features, effort).check(cell, CELLS[cell])
+        return Checker(program, f"{seed}/{index}", effort).check(cell, CELLS[cell])
 
     kind = kind_of(what(random_program(seed, index, features)[0]))
     program = shrink(choices, features, lambda smaller: kind_of(what(smaller)) == kind)
-    answer = Checker(program, f"{seed}/{index}", features, effort).answer
+    answer = Checker(program, f"{seed}/{index}", effort).answer
     exact = [f"# exact evidence: {', '.join(f'{z:.6g}' for z in answer.evidence)}"]
     exact += [
         f"# exact P({statistic}): {', '.join(f'{p:.6g}' for each in means for p in each)}" for statistic, means in answer.means.items()
@@ -169,7 +169,7 @@ def rejects(case: Case, name: str, program: AnyProgram, seed: str) -> bool:
     """Whether the fuzz rejects a wrong engine on a program."""
 
     def check(cell: Cell, changed: AnyProgram | None) -> bool:
-        checker = Checker(program, seed, DEFAULT)
+        checker = Checker(program, seed)
         if changed is not None:
             checker.model, _ = build(changed)
         return bool(checker.check(name, cell))
