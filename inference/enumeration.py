@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .cost import CostMeter
 from .handlers.particle_plate import particle_plate
 from .handlers.randomness_messenger import RandomnessMessenger
 from .particles.history import Site
@@ -45,6 +47,13 @@ class Enumeration:
 
         :raises ValueError: see above.
         """
+        start = time.perf_counter()
+        with CostMeter() as meter:
+            posterior = self._enumerated(args, kwargs)
+        posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+        return posterior
+
+    def _enumerated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticlePosterior:
         values: dict[str, Tensor] = {}
         num_paths = 1
         with run_scope(RunScope()):

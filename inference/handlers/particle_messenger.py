@@ -102,6 +102,7 @@ class ParticleMessenger(Messenger):
             mask = read_site(msg).mask_of_events(name)
             system.add(name, log_prob * scale - (log_q if mask is None else torch.where(mask, log_q, 0.0)))
         elif not is_one(scale):
+            read_site(msg)  # refuses masks that cannot be told from the distribution
             system.add(name, log_prob * (scale - 1.0))
 
     # resample -----------------------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
-from ..particles.run_scope import joined_scope
+from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
-from ..posterior.chain_posterior import ChainPosterior
+from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.validation import check_count, check_model
 
@@ -115,12 +115,13 @@ class TrajectoryKernel(MCMCKernel, ABC):
         kept: list[ParticlePosterior] = []
         warm: list[ParticlePosterior] = []  # the last iteration
         start = time.perf_counter()
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 state = self.start(*args, **kwargs)
                 state.chain = replace(state.chain, warmup_steps=warmup_steps)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
+                    posterior.no_evidence = CHAIN
                     warm = [posterior]
                     if i >= warmup_steps:
                         kept.append(posterior)

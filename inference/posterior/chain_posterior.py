@@ -72,10 +72,13 @@ def _joined(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) == len(tensors) else None
 
 
+CHAIN = "a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model"
+
+
 class ChainPosterior(PooledPosterior):
     """All particles of all iterations of a particle chain; every iteration has the same total weight.
 
-    There is no evidence estimate: a conditional filter's is not unbiased.
+    There is no evidence estimate, neither of the chain nor of an iteration: that of a conditional or an accepted filter is not unbiased.
 
     :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
     :ivar Tensor acceptance_rate: ``[*P]`` mean acceptance probability of the iterations; ``None`` for a kernel that accepts always.
@@ -128,7 +131,7 @@ class ChainPosterior(PooledPosterior):
 
     @property
     def log_evidence(self) -> Tensor:
-        raise ValueError("a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model")
+        raise ValueError(CHAIN)
 
     def __repr__(self) -> str:
         return f"ChainPosterior({len(self.iterations)} iterations, {self.num_particles} particles in all)"

@@ -42,11 +42,13 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
         ``unbiased`` tells whether the mean weight of a part estimates the evidence.
     :ivar list iterations: of a Markov chain.
+    :ivar str no_evidence: why :attr:`log_evidence` is refused; ``None`` where the mean weight estimates the evidence.
+    :cvar bool estimates_posterior: whether weights estimate the model's posterior; those of a search are votes.
     :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True
-    gives_evidence: ClassVar[bool] = True
+    estimates_posterior: ClassVar[bool] = True
     unit: ClassVar[str] = "step"
     parts: Sequence[ParticlePosterior] = ()
     iterations: Sequence[ParticlePosterior] = ()
@@ -54,6 +56,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     parts_at: ClassVar[str] = "parts"
     unbiased: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
+    no_evidence: str | None = None
 
     def __init__(self, particles: WeightedParticles) -> None:
         weights, lengths, log_likelihood = particles.weights, particles.lengths, particles.log_likelihood
@@ -132,27 +135,33 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
 
     @property
     def log_evidence(self) -> Tensor:
-        """``[*P]``: log of the unbiased estimate of the evidence."""
+        """``[*P]``: log of the unbiased estimate of the evidence.
+
+        :raises ValueError: if the algorithm gives none, with the reason.
+        """
+        if self.no_evidence is not None:
+            raise ValueError(self.no_evidence)
         return self.particles.weights.log_mean[self.particles.public]
 
     @property
     def ess(self) -> Tensor:
         """``[T, *P]``: effective sample size at each barrier, before resampling."""
-        return self._stacked([step.ess[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.ess[self.particles.public] for step in self.particles.records], self.log_weights[0])
 
     @property
     def ancestors(self) -> Tensor:
         """``[T, N, *P]``: parent of each particle at each barrier; the particle itself where it was not resampled."""
-        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records], self.log_weights.long())
 
     @property
     def resampled(self) -> Tensor:
         """``[T, *P]``: whether each barrier resampled."""
-        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records], self.log_weights[0].bool())
 
     @staticmethod
-    def _stacked(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors) if tensors else torch.zeros(0)
+    def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
+        """:param Tensor like: shape and number format of each, where there is none."""
+        return torch.stack(tensors) if tensors else torch.zeros_like(like[None][:0])
 
     @cached_property
     def sites(self) -> dict[str, Tensor]:
@@ -187,14 +196,17 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     @property
     def lengths(self) -> Tensor:
         """``[N, *P]``: steps that each particle took, i.e. segments between barriers with a latent site, until it was done."""
-        assert self.particles.lengths is not None, "lengths are kept by sweeps only"
-        return self.particles.lengths[self.particles.public]
+        return self._known("lengths", self.particles.lengths)
 
     @property
     def log_likelihood(self) -> Tensor:
         """``[N, *P]`` float64: log-probability of the observed sites of each particle, not tempered."""
-        assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
-        return self.particles.log_likelihood[self.particles.public]
+        return self._known("log_likelihood", self.particles.log_likelihood)
+
+    def _known(self, name: str, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            raise ValueError(f"this {type(self).__name__} does not know {name}, which only algorithms that run and score particles do")
+        return tensor[self.particles.public]
 
     def draw(self, *, dead: bool = False) -> Trajectory:
         """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``.
@@ -309,10 +321,14 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
 
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])
-        evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
+        try:
+            log_evidence = self.log_evidence
+            evidence = f"log evidence {log_evidence.item():.4g}" if not plates else f"log evidence {plates}, mean {log_evidence.mean():.4g}"
+        except ValueError:
+            evidence = "no evidence"
         now = self.particles.weights.ess[self.particles.public]
         ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
         return (
             f"ParticlePosterior({self.num_particles} particles, {len(self.particles.records)} barriers, "
-            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, log evidence {evidence}, ESS {ess})"
+            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, {evidence}, ESS {ess})"
         )

@@ -162,7 +162,7 @@ def answers(
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_xlabel("posterior probability" if posterior.gives_evidence else "share of the vote")
+    ax.set_xlabel("posterior probability" if posterior.estimates_posterior else "share of the vote")
     ax.grid(False)
     return _figure_of(ax)
 

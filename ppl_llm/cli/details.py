@@ -60,7 +60,7 @@ def details(posterior: ParticlePosterior) -> Details:
     if not complete:
         values["complete"] = False
         lines.append("stopped before every solution was finished")
-    return Details(log_evidence, reason, posterior.unit, posterior.gives_evidence, ess, resampled, values, lines)
+    return Details(log_evidence, reason, posterior.unit, posterior.estimates_posterior, ess, resampled, values, lines)
 
 
 def _numbers(values: list[float]) -> str:

@@ -151,6 +151,16 @@ def masked_observation() -> Tensor:
     return z
 
 
+def partly_observed() -> Tensor:
+    """Particles that go on observe 1; the others draw a value of their own."""
+    z = pyro.sample("z_0", dist.Categorical(table(FIRST)))
+    pyro.factor("f_0", table(EARLY)[z].log())
+    z = barrier(z)
+    x = pyro.sample("x", dist.Categorical(table(SECOND)[z]), obs=torch.ones_like(z), obs_mask=z == 1)
+    pyro.factor("f_1", torch.where(z == 1, 0.0, table(LATE)[z, x].log()))
+    return x  # type: ignore[no-any-return]
+
+
 def scaled() -> Tensor:
     with poutine.scale(scale=0.5):
         z = pyro.sample("z_0", dist.Categorical(table(FIRST)))
@@ -281,6 +291,13 @@ IDIOMS: dict[str, Idiom] = {
     ),
     "masked observation": Idiom(
         masked_observation, lambda: [(FIRST[a] * EARLY[a] * (LATE[1][1] * 0.3 if a else 1.0), {"z_0": a}) for a in (0, 1)]
+    ),
+    "`obs_mask`": Idiom(
+        partly_observed,
+        lambda: [
+            (FIRST[a] * EARLY[a] * SECOND[a][b] * (SECOND[a][1] if a else LATE[a][b]), {"z_0": a, "x_unobserved": b})
+            for a, b in itertools.product((0, 1), repeat=2)
+        ],
     ),
     "`poutine.scale`": Idiom(scaled, lambda: [(FIRST[a] ** 0.5 * EARLY[a] ** 2, {"z_0": a}) for a in (0, 1)]),
     "`TemperMessenger(prior=a)`": Idiom(TemperMessenger(prior=0.5)(walk(by_fn_mask)), lambda: walk_paths(scale=0.5, early=0.5)),

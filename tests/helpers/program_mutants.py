@@ -11,12 +11,19 @@ from typing import Any
 from unittest.mock import patch
 
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
-from tests.helpers import mutants
+from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
 NOT_OF_DISTRIBUTIONS = {
+    "tensors counted by identity": "a view of a right posterior",
+    "evidence of parts that have none": "searches have no target",
+    "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    "a selection that loses particles": "no cell has a selection of that kind",
+    "proposals of another support": "of language models",
+    "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
     "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
@@ -141,6 +148,8 @@ def cases() -> dict[str, Case]:
     for name in ("subtract max", "no reset", "reset to one", "shared ancestors", "summed plates"):
         found[name] = messenger(wrong[name])
     found["weights overwritten"] = messenger(wrong["weights overwritten"], 0.3)
+    for name in ("a dead population ends the run", "a dead population counts by its survivors"):
+        found[name] = messenger(wrong[name])
     for name in ("q over p", "forgotten proposal", "prior counted twice"):
         found[name] = messenger(wrong[name], proposes=True)
     found["stale locals"] = Case(Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, max_plate_nesting=n)), change=last_variable_only)

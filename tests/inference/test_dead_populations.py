@@ -226,7 +226,7 @@ def test_a_dead_problem_leaves_the_others(name: str) -> None:
         _ = marginal[7].mode
     with pytest.raises(ValueError, match="every particle of problem 7 has weight zero, so there is nothing to draw"):
         found.draw()
-    if found.gives_evidence:
+    if found.estimates_posterior:
         assert torch.equal(found.log_evidence == -math.inf, expected)
     assert "nan" not in repr(found)
 
@@ -261,7 +261,7 @@ def test_a_failure_carries_the_last_barrier() -> None:
     with pytest.raises(SMCFailed, match="all 5 particles have weight zero after site 'never': none") as caught:
         SMC(model, 5).run()
     partial_posterior = caught.value.partial_posterior  # type: ignore[attr-defined]
-    assert partial_posterior.step == 1 and not partial_posterior.dead
+    assert partial_posterior.num_barriers == 1 and not partial_posterior.dead
 
 
 def test_nan_and_infinite_weights_are_errors_whatever_is_dead() -> None:
