@@ -3,6 +3,9 @@ first barrier)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class SMCFailed(ValueError):
     """Every particle of every population has weight zero. Where some populations live, the others are ``posterior.dead``.
@@ -21,3 +24,17 @@ class SMCFailed(ValueError):
 
 class AuditError(AssertionError):
     """Log-probabilities of the replayed genealogy differ from those that the sweep accumulated."""
+
+
+def attach_partial(error: BaseException, build: Callable[[], Any]) -> None:
+    """Give an error of a run what was computed before it. The error of the run is never lost: where the result cannot be built, say since
+    a state has no ``concatenate``, ``partial_posterior`` is ``None`` and a note says why.
+
+    :param build: makes the ``partial_posterior``.
+    """
+    try:
+        partial = build()
+    except Exception as failure:
+        partial = None
+        error.add_note(f"partial_posterior is None, because building it gave {type(failure).__name__}: {failure}")
+    error.partial_posterior = partial  # type: ignore[attr-defined]

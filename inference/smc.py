@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .cost import CostMeter
+from .errors import attach_partial
 from .handlers.audit_messenger import Audited
 from .handlers.audit_messenger import audit as replay_audit
 from .handlers.filter_options import FilterOptions
@@ -253,7 +254,7 @@ class _Run(PauseMessenger):
                 assert posterior is not None
                 return posterior
             except BaseException as error:
-                error.partial_posterior = self.partial()  # type: ignore[attr-defined]
+                attach_partial(error, self.partial)
                 raise
 
     def partial(self) -> ParticlePosterior | None:

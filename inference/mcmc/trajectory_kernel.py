@@ -13,6 +13,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ..cost import CostMeter
+from ..errors import attach_partial
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
@@ -128,7 +129,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
                         callback(posterior)
             except BaseException as error:
                 cost = {**meter.totals, "seconds": time.perf_counter() - start}
-                error.partial_posterior = self.pooled(kept or warm, state.chain, cost) if warm else None  # type: ignore[attr-defined]
+                attach_partial(error, lambda: self.pooled(kept or warm, state.chain, cost) if warm else None)
                 raise
         return self.pooled(kept, state.chain, {**meter.totals, "seconds": time.perf_counter() - start})
 

@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from ..cost import CostMeter
+from ..errors import attach_partial
 from ..handlers.candidate_messenger import CandidateMessenger
 from ..handlers.filter_options import FilterOptions
 from ..handlers.sweep import sweep
@@ -77,10 +78,9 @@ class Search(ABC):
             try:
                 result = self.conclude(messenger, sweep(self.model, messenger, args, kwargs, outside=report), args, kwargs)
             except BaseException as error:
-                partial = self.salvage(messenger, args, kwargs)
-                error.partial_posterior = partial  # type: ignore[attr-defined]
-                if partial is not None:
-                    partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                attach_partial(error, lambda: self.salvage(messenger, args, kwargs))
+                if error.partial_posterior is not None:  # type: ignore[attr-defined]
+                    error.partial_posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}  # type: ignore[attr-defined]
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
         return result

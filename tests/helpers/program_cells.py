@@ -2,8 +2,9 @@
 
 Estimates are tested by z-tests over independent replicas in one batch. A cell that looks wrong (|z| > 4.9) is run again with other random
 numbers and eight times the replicas, and is wrong if it still looks so (|z| > 5.5). A right cell passes for wrong with probability 1e-6
-times 4e-8 a test in the normal approximation: with 3e7 tests in a run of 10 000 programs, 1e-6 for the run. Chains start from exact draws,
-so that their distribution after any number of iterations is known, and nothing waits for a chain to converge.
+times 4e-8 a test in the normal approximation: with 3e6 tests in a run of 10 000 programs, 1e-7 for the run. Chains start from exact draws,
+so that their distribution after any number of iterations is known, and nothing waits for a chain to converge; they are looked at with a
+quarter of the replicas first, and at the first test only where that raises suspicion (|z| > 2.5).
 """
 
 from __future__ import annotations
