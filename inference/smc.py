@@ -226,12 +226,11 @@ class _Run(PauseMessenger):
         self, smc: SMC, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_step: bool = False
     ) -> None:
         super().__init__()
-        self.scope = RunScope(dict(start.subsamples) if start is not None else {})
+        self.scope = RunScope({} if start is None else dict(start.subsamples))
         self.smc, self.start, self.args, self.kwargs, self.one_step = smc, start, args, kwargs, one_step
         self.model = smc.model if smc.islands == 1 else replicate(smc.model, smc.islands, smc.options.max_plate_nesting)
         self.messenger = smc.messenger()
-        self.meter = CostMeter()
-        self.began = time.perf_counter()
+        self.meter, self.began = CostMeter(), time.perf_counter()
         self.latest: ParticlePosterior | None = None  # of the last barrier, once it was asked for
 
     @torch.no_grad()
@@ -298,5 +297,5 @@ class _Run(PauseMessenger):
     def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
         """Say what the posterior cost, and how to continue from it."""
         joint.complete, joint.cost = complete, self._cost()
-        subsamples, cost = dict(self.scope.subsamples), dict(joint.cost)
-        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, subsamples, cost, complete)
+        known = dict(self.scope.subsamples), dict(joint.cost)
+        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, *known, complete)

@@ -64,7 +64,7 @@ class ParticlePlate(pyro.plate):
                 self._hold(msg)
             elif name in self._met:
                 raise ValueError(
-                    f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{_stem(name)}_{{t}}'"
+                    f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{_base_name(name)}_{{t}}'"
                 )
             else:
                 self._met.add(name)
@@ -84,7 +84,7 @@ class ParticlePlate(pyro.plate):
             msg["value"] = self._subsamples[name].clone()
 
 
-def _stem(name: str) -> str:
+def _base_name(name: str) -> str:
     """A site's name without a number at its end."""
     return name.rstrip("0123456789").rstrip("_") or name
 

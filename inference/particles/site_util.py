@@ -116,21 +116,21 @@ def _both(inner: Tensor | None, outer: Tensor | bool | None, num_event_dims: int
     return outer if inner is None else inner & outer.to(inner.device)
 
 
-def draw_where(fn: Any, lanes: Tensor) -> Tensor:
-    """A sample of which only ``lanes [*batch]`` are used; a distribution may offer ``sample_where(lanes)`` to spare the others' work."""
-    value: Tensor = fn.sample_where(lanes) if callable(getattr(fn, "sample_where", None)) else fn.sample()
+def draw_where(fn: Any, particles: Tensor) -> Tensor:
+    """A sample of which only ``particles [*batch]`` are used; a distribution with ``sample_where(particles)`` draws only those."""
+    value: Tensor = fn.sample_where(particles) if callable(getattr(fn, "sample_where", None)) else fn.sample()
     return value
 
 
-def select(lanes: Tensor, value: Tensor, other: Tensor, event_dim: int) -> Tensor:
-    """``value`` where ``lanes [*batch]``, ``other`` elsewhere."""
-    return torch.where(lanes.reshape(*lanes.shape, *(1,) * event_dim), value, other.to(value))
+def select(particles: Tensor, value: Tensor, other: Tensor, event_dim: int) -> Tensor:
+    """``value`` where ``particles [*batch]``, ``other`` elsewhere."""
+    return torch.where(particles.reshape(*particles.shape, *(1,) * event_dim), value, other.to(value))
 
 
-def draw(msg: Any, lanes: Tensor | None = None) -> Tensor:
+def draw(msg: Any, particles: Tensor | None = None) -> Tensor:
     """A value ``[*batch, *event]`` of a latent site: from its proposal where it has one and is not masked, from its prior elsewhere.
 
-    :param Tensor lanes: ``[*batch]``, where the value is used; everywhere without it.
+    :param Tensor particles: ``[*batch]``, where the value is used; everywhere without it.
     """
     proposal = msg["infer"].get("proposal")
     parts = read_site(msg)
@@ -139,9 +139,9 @@ def draw(msg: Any, lanes: Tensor | None = None) -> Tensor:
     if mask is not None:
         mask = mask.expand(parts.fn.batch_shape)
         if not bool(mask.all()):
-            wanted = torch.ones_like(mask) if lanes is None else lanes
+            wanted = torch.ones_like(mask) if particles is None else particles
             return select(mask, draw_where(fn, mask & wanted), draw_where(parts.fn, ~mask & wanted), len(parts.fn.event_shape))
-    return fn.sample() if lanes is None else draw_where(fn, lanes)
+    return fn.sample() if particles is None else draw_where(fn, particles)
 
 
 def give(msg: Any) -> None:

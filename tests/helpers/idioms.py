@@ -61,7 +61,7 @@ def table(rows: Any) -> Tensor:
 
 
 def walk(masked: Callable[[Any, Tensor, str], Tensor]) -> Callable[[], Tensor]:
-    """Two steps; ``masked(fn, going, name)`` is the second latent site, which only particles that go on should have."""
+    """Two steps; ``masked(fn, going, name)`` is the second latent site, which only particles that have not ended should have."""
 
     def program() -> Tensor:
         z = pyro.sample("z_0", dist.Categorical(table(FIRST)))
@@ -152,7 +152,7 @@ def masked_observation() -> Tensor:
 
 
 def partly_observed() -> Tensor:
-    """Particles that go on observe 1; the others draw a value of their own."""
+    """Particles that have not ended observe 1; the others draw a value of their own."""
     z = pyro.sample("z_0", dist.Categorical(table(FIRST)))
     pyro.factor("f_0", table(EARLY)[z].log())
     z = barrier(z)

@@ -762,7 +762,7 @@ def note_of_pairs(system: Any, msg: Any) -> torch.Size:
 
 @mutant("given values enumerated", IDIOMS_TEST)
 def drawn_given(msg: Any) -> None:
-    """A value that poutine.replay gives is scored as if it had been drawn with another law."""
+    """A value that poutine.replay gives is scored as if it had been drawn from another distribution."""
     give(msg)
     del msg["infer"]["given"]
 

@@ -94,7 +94,7 @@ def wrong(idiom: Idiom, kind: str, name: str) -> str:
         posterior = run(idiom, kind, ALGORITHMS[kind][name])
         if words:
             return f"was not refused: {words}"
-        compare = {ENUMERATION: enumerates, SEARCHES: votes}.get(kind, evidence if has_evidence(posterior) else law)
+        compare = {ENUMERATION: enumerates, SEARCHES: votes}.get(kind, evidence if has_evidence(posterior) else distribution)
         return compare(idiom, posterior)
     except Exception as error:  # a wrong engine may break anything
         refused = isinstance(error, ValueError) and words and re.search(words, str(error))
@@ -128,7 +128,7 @@ def evidence(idiom: Idiom, posterior: Any) -> str:
     return compared(estimates)
 
 
-def law(idiom: Idiom, posterior: Any) -> str:
+def distribution(idiom: Idiom, posterior: Any) -> str:
     """Of the chains after so many iterations."""
     means = idiom.means()
     return compared({site: (mean, means[site]) for site, mean in named(posterior, means).items()})
