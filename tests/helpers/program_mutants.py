@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+from torch import Tensor
+
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
 from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
@@ -77,14 +79,19 @@ class Conditional:
     __name__ = "wrong"
 
     def __init__(self, wrong: Any, uniforms: Callable[[int], int]) -> None:
-        self.conditional, self.num_conditional_uniforms, self.num_uniforms = wrong.conditional, uniforms, uniforms
+        self.conditional, self.num_conditional_uniforms = wrong.conditional, uniforms
+        self.num_uniforms = RESAMPLERS["multinomial"].num_uniforms
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        """Where there is no reference, nothing is wrong."""
+        return RESAMPLERS["multinomial"](log_weights, u)
 
 
 def conditional(wrong: Any, uniforms: Callable[[int], int], particles: int) -> Case:
     scheme = Conditional(wrong(), uniforms)
     return Case(
         Cell(
-            lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),  # type: ignore[arg-type]
+            lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),
             CHAIN,
             MANY,
             particles,

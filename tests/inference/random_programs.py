@@ -172,7 +172,9 @@ def rejects(case: Case, name: str, program: AnyProgram, seed: str) -> bool:
         checker = Checker(program, seed)
         if changed is not None:
             checker.model, _ = build(changed)
-        return bool(checker.check(name, cell))
+        what = checker.check(name, cell) or ""
+        assert not what.startswith(("TypeError", "AttributeError", "NameError")), f"the case {name!r} does not run: {what}"
+        return bool(what)
 
     return found_by(case, check, program)
 
