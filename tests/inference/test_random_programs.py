@@ -46,7 +46,7 @@ def spread_over_features() -> list[int]:
     seen: Counter[str] = Counter()
     chosen: list[int] = []
     while len(chosen) < PROGRAMS:
-        best = max(pool, key=lambda index: (sum(1 / frequency[f] for f in pool[index] if seen[f] < 3), -index))
+        best = max(pool, key=lambda index: (math.fsum(1 / frequency[f] for f in pool[index] if seen[f] < 3), -index))
         chosen.append(best)
         seen.update(pool.pop(best))
     return chosen
