@@ -122,6 +122,12 @@ def solve(
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
+    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
@@ -149,6 +155,9 @@ def solve(
         seed=seed,
         options=given(options),
         dtype=dtype,
+        json_schema=json_schema,
+        regex=regex,
+        choices=choices,
     )
     log = JsonLog() if log_json else None
     served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)

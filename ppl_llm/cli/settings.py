@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..methods import Call, ChosenMethod, parse_method
+from ..methods import METHODS, Call, ChosenMethod, parse_method
 from .method_options import method_options, takers
 
 if TYPE_CHECKING:
+    from ..constraints import Constraint
     from ..methods.base import Callback, Run
     from ..programs.models import ReasoningModel
+    from ..programs.step_proposal import StepProposal
 
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("max_steps", "max_tokens", "temperature")} | {
     name: option.flag for option in method_options().values() for name in (option.name, option.parameter) if name
@@ -28,6 +32,8 @@ class Settings:
 
     :ivar str method: a name with options perhaps, ``smc:islands=4``.
     :ivar dict options: of the method, given apart from its name.
+    :ivar Path json_schema: a file with the schema that the solution is a value of; and ``regex``, which it matches as a whole; and
+        ``choices``, separated by commas.
     """
 
     lm: str = "demo"
@@ -40,6 +46,37 @@ class Settings:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    json_schema: Path | None = None
+    regex: str | None = None
+    choices: str | None = None
+
+    @cached_property
+    def constraint(self) -> Constraint | None:
+        """What the solutions' texts must be, all of what was given at once.
+
+        :raises ValueError: for a schema or an expression that cannot be compiled, a method that weighs no proposals, or a missing package.
+        :raises OSError: for a schema that cannot be read.
+        """
+        given: list[Constraint] = []
+        if (self.json_schema, self.regex, self.choices) == (None, None, None):
+            return None
+        from ..constraints import Choices, JsonSchema, Product, Regex
+
+        if not self.named.method.proposes:
+            able = ", ".join(name for name, method in METHODS.items() if method.proposes)
+            raise ValueError(
+                f"--json-schema, --regex and --choices have no effect with --method {self.named.method.name}; they go with {able}"
+            )
+        try:
+            if self.json_schema is not None:
+                given.append(JsonSchema(self.json_schema.read_text(encoding="utf-8")))
+            if self.regex is not None:
+                given.append(Regex(self.regex))
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        if self.choices is not None:
+            given.append(Choices(self.choices.split(",")))
+        return given[0] if len(given) == 1 else Product(*given)
 
     @property
     def named(self) -> ChosenMethod:
@@ -75,7 +112,14 @@ class Settings:
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback))
+        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals()))
+
+    def _proposals(self) -> StepProposal | None:
+        if self.constraint is None:
+            return None
+        from ..programs.step_proposal import StepProposal
+
+        return StepProposal(constraint=self.constraint)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
         from ..programs.models import reasoning
@@ -123,4 +167,5 @@ class Settings:
             "temperature": self.temperature,
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
+            **({} if self.constraint is None else {"constraint": repr(self.constraint)}),
         }

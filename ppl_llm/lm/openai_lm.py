@@ -141,6 +141,7 @@ class OpenAILM:
     @torch.no_grad()
     def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
         """Draw one step for each sequence that is not done, all at once. Fails if the server does, or ends steps where it should not."""
+        _refuse_constraint(options)
         context = context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
         seeds = self._seeds(total)
@@ -214,6 +215,7 @@ class OpenAILM:
 
         :raises ValueError: at another temperature than 1, with ``top_p`` or ``top_k``, in text mode, or if the server cannot do it.
         """
+        _refuse_constraint(options)
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         context = context.expand(batch_shape)
         if tokens.shape[-1] != options.max_tokens:
@@ -246,3 +248,12 @@ def _sequences(context: Context, active: Tensor) -> list[list[int]]:
     """Token ids of flat sequences."""
     rows = context.tokens.reshape(-1, context.tokens.shape[-1])[active].tolist()
     return [row[:length] for row, length in zip(rows, context.lengths.flatten()[active].tolist(), strict=True)]
+
+
+def _refuse_constraint(options: StepOptions) -> None:
+    """:raises ValueError: if there is one."""
+    if options.constraint is not None:
+        raise ValueError(
+            f"a server does not tell which part of its mass a constraint allows, got constraint={options.constraint!r}; "
+            "load the model as a TransformersLM"
+        )

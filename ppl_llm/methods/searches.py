@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["beam_width"], o["expand"], **call._asdict()).run
+    run: Run = search(model, o["beam_width"], o["expand"], **call.keywords()).run
     return run
 
 
 def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["subtrees"], o["expand"], **call._asdict()).run
+    run: Run = search(model, o["subtrees"], o["expand"], **call.keywords()).run
     return run
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], **call._asdict()).run
+    run: Run = search(model, o["particles"], **call.keywords()).run
     return run
 
 

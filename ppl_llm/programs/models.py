@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..answers.voting import Answer, argmax, weighted_majority
+from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, Context, StopReason
 from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
@@ -69,7 +70,7 @@ class ReasoningModel:
     def step(self, ctx: Context, t: int) -> Context:
         """Sites ``step_t`` and ``accept_t``: the context with one more step."""
         o = self.options
-        step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
+        step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
         ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
         pyro.sample(f"accept_{t}", self._factor(ctx, last_step=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
         return ctx
@@ -146,6 +147,7 @@ def reasoning(
     finish: str | None = None,
     early_exit: bool = True,
     tokens_per_step: int | None = None,
+    constraint: Constraint | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -172,6 +174,8 @@ def reasoning(
     :param bool early_exit: stop when every particle is done. ``False`` always makes ``max_steps`` steps, the last ones empty and free, for
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
+    :param Constraint constraint: on the solution; p is the language model renormalised at each token over what may follow. For the language
+        model given that the solution is in a language, run the model with ``proposals=StepProposal(constraint=...)`` instead.
     :raises ValueError: for an unknown preset or options out of range.
     """
     chosen = get_preset(preset)
@@ -188,7 +192,7 @@ def reasoning(
         prm,
         chosen,
         max_steps,
-        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k),
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k, constraint),
         aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,

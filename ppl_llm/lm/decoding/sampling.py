@@ -18,8 +18,8 @@ _ONE_LEVEL = 1024
 
 
 def warp(logits: Tensor, options: StepOptions) -> Tensor:
-    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32."""
-    logits = logits.float()
+    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32, or float64 as given."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if options.temperature != 1.0:
         logits = logits / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
@@ -44,7 +44,11 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
     :param bool overwrite: destroy the logits, which saves a copy of them.
     """
     top = logits.amax(-1, keepdim=True)
-    mass = (logits.sub_(top) if overwrite else logits - top).exp_()
+    return inverse_cdf_of_masses((logits.sub_(top) if overwrite else logits - top).exp_(), u)
+
+
+def inverse_cdf_of_masses(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`inverse_cdf`, from masses ``[A, V]`` that need not be normalised."""
     size = mass.shape[-1]
     if size <= _ONE_LEVEL:
         cdf = mass.cumsum(-1, dtype=torch.float64)
