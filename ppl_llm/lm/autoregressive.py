@@ -14,7 +14,7 @@ from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
 from .base import StepOptions, StepSample
 from .decoding.decoder import LogitsSource, Sampler, StepTask
-from .decoding.sampling import warp
+from .decoding.sampling import chosen_log_probs, warp
 from .stopping import StopAutomaton
 
 
@@ -77,7 +77,7 @@ class AutoregressiveLM(ABC):
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
             uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
             tokens=torch.full((total, width), PAD, device=device),
-            log_probs=torch.zeros(total, device=device),
+            log_probs=torch.zeros(total, dtype=torch.float64, device=device),
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
@@ -86,19 +86,19 @@ class AutoregressiveLM(ABC):
                 self._sampler.sample(task._replace(active=some))
         original.cache_entries.update(context.cache_entries)
         count(tokens_sampled=int((task.tokens != PAD).sum()))
-        return StepSample(task.tokens.view(*batch_shape, width), task.log_probs.view(batch_shape))
+        return StepSample(task.tokens.view(*batch_shape, width), task.log_probs.float().view(batch_shape))
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        def chosen(log_probs: Tensor, given: Tensor) -> Tensor:
-            return log_probs.gather(-1, given.clamp(min=0)[..., None])[..., 0]
+        def chosen(logits: Tensor, given: Tensor) -> Tensor:
+            return chosen_log_probs(logits, given.clamp(min=0))
 
         return self._over_step(context, tokens, options, chosen, -torch.inf)
 
     def step_entropy(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         """Sum of the entropies ``[*batch_shape]`` of the distributions of each token of a step; nan for what is no step."""
 
-        def entropy(log_probs: Tensor, given: Tensor) -> Tensor:
-            return torch.special.entr(log_probs.exp()).sum(-1)
+        def entropy(logits: Tensor, given: Tensor) -> Tensor:
+            return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
 
@@ -109,7 +109,7 @@ class AutoregressiveLM(ABC):
         """Sums ``[*batch_shape]`` of a figure of each token of a step: 0 on finished sequences, ``impossible`` where sampling gives no
         such step.
 
-        :param figure: ``[a, M]`` from normalised log-probabilities ``[a, M, V]`` of the warped distribution and the tokens ``[a, M]``.
+        :param figure: ``[a, M]`` in float64, from warped logits ``[a, M, V]`` and the tokens ``[a, M]``.
         """
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         original, context = context, context.expand(batch_shape)
@@ -127,8 +127,8 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = figure(warp(logits, options).log_softmax(-1), given)
-                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+                    each = figure(warp(logits, options), given)
+                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
 

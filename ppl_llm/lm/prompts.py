@@ -52,7 +52,18 @@ class PromptBuilder:
         if not isinstance(problem, str):
             raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
         plain = problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}"
-        return text, list(self.tokenizer(plain)["input_ids"])
+        return text, self._open_ended(plain)
+
+    @property
+    def appends_end(self) -> bool:
+        """Whether the tokenizer writes an end of text behind whatever it is given; prompts go without."""
+        return self._open_ended("1") != list(self.tokenizer("1")["input_ids"])
+
+    def _open_ended(self, text: str) -> list[int]:
+        """Token ids of a text without the end of text that a tokenizer's post-processor may append."""
+        ids, bare = (list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False))
+        appended = ids[-1:] == [self.tokenizer.eos_token_id] != bare[-1:]
+        return ids[:-1] if appended else ids
 
     def _render(self, chat: list[Message]) -> str:
         from jinja2 import TemplateError
@@ -60,15 +71,22 @@ class PromptBuilder:
         goes_on = chat[-1]["role"] == "assistant"
         options = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on, **self.template_options}
         try:
-            return str(self.tokenizer.apply_chat_template(chat, **options))
+            return _untrimmed(str(self.tokenizer.apply_chat_template(chat, **options)), chat)
         except TemplateError as error:
             merged = _without_system_turn(chat)
             if merged is None:
                 raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
             try:
-                return str(self.tokenizer.apply_chat_template(merged, **options))
+                return _untrimmed(str(self.tokenizer.apply_chat_template(merged, **options)), merged)
             except TemplateError:
                 raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
+
+
+def _untrimmed(rendered: str, chat: list[Message]) -> str:
+    """The prompt with the white space at the end of an answer that has begun, which templates such as Llama 3's cut off."""
+    begun = chat[-1]["content"] if chat[-1]["role"] == "assistant" else ""
+    lost = begun[len(begun.rstrip()) :]
+    return rendered if rendered.endswith(begun) or not rendered.endswith(begun.rstrip()) else rendered + lost
 
 
 def _without_system_turn(chat: list[Message]) -> list[Message] | None:

@@ -67,8 +67,8 @@ class TransformersLM(AutoregressiveLM):
         device_loop: bool | None = None,
     ) -> None:
         self.model = model.eval()
-        self._prompt = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
-        self.tokenizer = self._prompt.tokenizer
+        self.prompts = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
+        self.tokenizer = self.prompts.tokenizer
         limit, name = context_limit(model.config.get_text_config())
         if max_length is not None and not 1 < max_length <= limit:
             raise ValueError(f"max_length must lie in 2 .. {limit} ({name}), got {max_length!r}")
@@ -177,7 +177,7 @@ class TransformersLM(AutoregressiveLM):
         problems = list(problem) if batched else [problem]
         if not problems:
             raise ValueError("start() got an empty list; give at least one problem")
-        texts, prompts = zip(*(self._prompt(each) for each in problems), strict=True)
+        texts, prompts = zip(*map(self.prompts, problems), strict=True)
         longest = max(map(len, prompts))
         if longest >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
