@@ -72,10 +72,12 @@ def _found_kind(name: str, model: str | None) -> str:
             return _served_kind(name, model)
     if name.startswith("demo"):
         return "lm" if name == "demo" else "prm"
-    from ..lm.loading import load_tokenizer, locate
+    from ..lm.loading import is_gguf, load_tokenizer, locate
     from ..reward.prm.families import detect_family, read_config
 
     source = locate(name, "lm")
+    if is_gguf(source):
+        return "lm"
     config = read_config(source)
     try:
         detect_family(source, config, load_tokenizer(source))

@@ -132,15 +132,16 @@ class TransformersLM(AutoregressiveLM):
         device_loop: bool | None = None,
         **kwargs: Any,
     ) -> TransformersLM:
-        """Load a directory, a model of the Hugging Face Hub, or ``"demo"``, the small model inside this package.
+        """Load a directory, a model of the Hugging Face Hub, a GGUF file, or ``"demo"``, the small model inside this package.
 
-        Only safetensors are read and no code of the model's directory is run.
+        Only safetensors and GGUF files are read and no code of the model's directory is run. The weights of a GGUF file are dequantised
+        to ``dtype``, float32 by default; its tokenizer and chat template are used.
 
         :param device_map: where to put the model, see transformers; e.g. ``"cuda"``, or ``"auto"`` to shard it over all devices.
         :param dtype: e.g. ``torch.bfloat16``; by default that of the checkpoint.
         :param quantization_config: of transformers, e.g. a ``BitsAndBytesConfig``; a checkpoint that is quantised already needs none.
         :param kwargs: passed to transformers' ``from_pretrained``.
-        :raises OSError: if there is no such model, or not in safetensors format.
+        :raises OSError: if there is no such model, or neither in safetensors nor in GGUF format, or the extra ``gguf`` is missing.
         :raises ValueError: if the weights are incomplete or the architecture is not supported.
         """
         from transformers import AutoModelForCausalLM
