@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from ..context import Context, StopReason
 from ..inference.util.validation import unknown_name
-from ..reward.base import RewardModel
+from ..reward.base import RewardModel, step_scores
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
@@ -81,7 +81,7 @@ class StepReward(TorchDistribution):
     :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
-    :param bool last_round: whether no step comes after this one, for ``max`` and ``sum``.
+    :param bool last_round: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.
     :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
 
     References
@@ -129,7 +129,7 @@ class StepReward(TorchDistribution):
         return torch.ones_like(self.context.done) if self.choices.finished == "repeat" else self.context.advanced
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = self.prm.step_log_odds(self.context)
+        z = step_scores(self.prm, self.context, self.last_round)
         self.score = torch.where(self.context.advanced, z[..., -1].sigmoid(), torch.nan)
         if self.potential == "likelihood":
             log_factor = torch.where(value.to(z.device) > 0, logsigmoid(z[..., -1]), logsigmoid(-z[..., -1]))

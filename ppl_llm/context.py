@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .answers.extraction import extract_answer
+from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
 
 PAD = -1
@@ -34,7 +34,7 @@ class StopReason(IntEnum):
     LENGTH = 3
     """``max_tokens`` was reached; the sequence continues."""
     CONTEXT_FULL = 4
-    """The model's context is full; the sequence is finished."""
+    """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
     PATTERN = 5
     """The step's text matched ``finish``; the sequence is finished."""
 
@@ -78,6 +78,8 @@ class Context:
     :ivar Tensor ends: ``[*batch_shape, T]``, length of the sequence after each step; a finished sequence repeats its length.
     :ivar Tensor reasons: ``[*batch_shape, T]``, a :class:`StopReason` for each step.
     :ivar Tensor done: ``[*batch_shape]``, sequences that have finished.
+    :ivar int max_completion: tokens after the prompt at most; ``None`` for as many as the model's context holds.
+    :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
     """
 
     lm: ContextLM
@@ -90,6 +92,8 @@ class Context:
     reasons: Tensor
     done: Tensor
     cache_entries: dict[Hashable, CacheEntry] = field(default_factory=dict)
+    max_completion: int | None = None
+    answer_forms: tuple[str, ...] = tuple(FORMS)
 
     @classmethod
     def root(cls, lm: ContextLM, problems: tuple[str, ...], prompts: list[list[int]], batched: bool) -> Context:
@@ -120,6 +124,12 @@ class Context:
     def batch_shape(self) -> torch.Size:
         """Shape of the batch of sequences; ``()`` for a single one."""
         return self.lengths.shape
+
+    @property
+    def limit(self) -> Tensor:
+        """``[*batch_shape]``: longest length of each sequence, its prompt included."""
+        longest = torch.full_like(self.prompt_lengths, self.lm.max_length)
+        return longest if self.max_completion is None else torch.minimum(longest, self.prompt_lengths + self.max_completion)
 
     @property
     def num_steps(self) -> int:
@@ -173,7 +183,7 @@ class Context:
         reason = torch.where(counts == step.shape[-1], StopReason.LENGTH, StopReason.DELIMITER)
         delimited = base.lm.stop_automaton(stop).accepts(step)
         reason = torch.where(delimited, StopReason.DELIMITER, reason)
-        reason = torch.where(ended >= base.lm.max_length, StopReason.CONTEXT_FULL, reason)
+        reason = torch.where(ended >= base.limit, StopReason.CONTEXT_FULL, reason)
         reason = torch.where(torch.isin(last, base.lm.eos_ids), StopReason.END_OF_TEXT, reason)
         return torch.where(base.done | (counts == 0), StopReason.FINISHED, reason)
 
@@ -294,7 +304,7 @@ class Context:
 
     def answers(self) -> Any:
         """The answer extracted from each sequence's text, ``None`` where there is none; nested lists over the batch shape."""
-        return self._nested(lambda sequence: extract_answer(sequence.text))
+        return self._nested(lambda sequence: extract_answer(sequence.text, self.answer_forms))
 
     def __repr__(self) -> str:
         shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"

@@ -48,13 +48,23 @@ class Progress:
     :param bool verbose: print a line per step where there is no terminal.
     :param str unit: what the algorithm calls back after: ``step``, ``iteration`` or ``stage``.
     :param JsonLog log: where the steps go as events instead.
+    :param int max_tokens: of a solution; half of them without an answer are worth a note.
     """
 
-    def __init__(self, console: Console, title: str, verbose: bool = False, unit: str = "step", log: JsonLog | None = None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        verbose: bool = False,
+        unit: str = "step",
+        log: JsonLog | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         from ..inference import CostMeter
 
         self.console, self.title, self.unit, self.count, self.log = console, title, unit, 0, log
         self.lines = verbose and not console.is_terminal and log is None
+        self.max_tokens, self.rambling = max_tokens, False
         self.rows: deque[Row] = deque(maxlen=_ROWS)
         self._meter = CostMeter()
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal and log is None else None
@@ -82,6 +92,7 @@ class Progress:
         else:
             told = details(posterior)
             ess, resampled = told.ess[-1], told.resampled[-1]
+        self._watch(posterior)
         self.rows.append(Row(self.unit, self.count, ess, posterior.num_particles, resampled, done, rate))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -89,6 +100,26 @@ class Progress:
             self.log.event("step", **self.rows[-1]._asdict())
         if self.lines:
             self.console.print(str(self.rows[-1]), markup=False, highlight=False, soft_wrap=True)
+
+    def _watch(self, posterior: ParticlePosterior) -> None:
+        """Say once that solutions ramble: half of the tokens are spent, and most of them have no answer."""
+        if self.max_tokens is None or self.rambling:
+            return
+        context = posterior.value
+        written = (context.lengths - context.prompt_lengths).flatten()
+        if not bool((written >= self.max_tokens / 2).any()):
+            return
+        without = sum(answer is None for answer in context.answers())
+        if 2 * without > posterior.num_particles:
+            self.rambling = True
+            note = (
+                f"{without} of {posterior.num_particles} solutions have no answer after half of their {self.max_tokens} tokens: ask for "
+                "\\boxed{...} in the problem or with --system-prompt, lower --temperature, or see --answer-fallback last-number"
+            )
+            if self.log is not None:
+                self.log.event("note", message=note)
+            else:
+                self.console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))

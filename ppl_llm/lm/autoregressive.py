@@ -73,7 +73,7 @@ class AutoregressiveLM(ABC):
             options=options,
             automaton=self.stop_automaton(options.stop),
             eos_ids=self.eos_ids,
-            room=(self.max_length - context.lengths).flatten().clamp(max=width),
+            room=(context.limit - context.lengths).flatten().clamp(max=width),
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
             uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
             tokens=torch.full((total, width), PAD, device=device),
@@ -137,7 +137,7 @@ class AutoregressiveLM(ABC):
         if steps.shape[-1] != options.max_tokens:
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {steps.shape[-1]}")
         automaton = self.stop_automaton(options.stop)
-        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         state = torch.zeros(steps.shape[0], dtype=torch.int32, device=steps.device)
         open_ = torch.ones(steps.shape[0], dtype=torch.bool, device=steps.device)
         valid = open_.clone()

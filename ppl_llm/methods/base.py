@@ -71,6 +71,7 @@ class Method:
     :ivar build: makes a run; ``None`` for a vote that only evaluations have.
     :ivar str unit: what it reports after: ``step``, or ``iteration`` of a chain, or ``stage`` of a ladder.
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
+    :ivar bool scored: whether it asks a reward; one that does not needs none.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Method:
     build: Build | None
     unit: str = "step"
     budget: Budget | None = None
+    scored: bool = True
 
     @property
     def votes_by_weight(self) -> bool:

@@ -25,7 +25,9 @@ class AnswerReward(ABC):
     - ``0.0``: even odds. The factor is 1 under the potential ``odds``, whose log-factor is the log-odds themselves. The neutral element of
       :class:`~ppl_llm.SumReward`.
     - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
-      finishes; one that is cut off before keeps it, where ``inf`` would count it as right.
+      finishes; one that is cut off before keeps it, where ``inf`` leaves the judgement to the end.
+
+    In the last round, after which no step comes, an answer that has not come to its end gets -inf: it ranks below every other.
 
     With ``partial`` unfinished answers are judged like finished ones, at every step.
 
@@ -52,6 +54,14 @@ class AnswerReward(ABC):
         if known.shape[-1] == context.num_steps:
             return known
         return self._cache.put(context, self._extended(context, known), type(self).__name__)
+
+    def concluded_log_odds(self, context: Context) -> Tensor:
+        """:meth:`step_log_odds` where no step will follow: an answer without an end that is not judged is certainly wrong."""
+        scores = self.step_log_odds(context)
+        if self.partial:
+            return scores
+        cut = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
+        return torch.cat([scores[..., :-1], cut[..., None]], -1)
 
     def _extended(self, context: Context, known: Tensor) -> Tensor:
         """The scores of all steps, those after ``known [*batch, S]`` judged."""

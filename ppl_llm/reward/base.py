@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,3 +20,14 @@ class RewardModel(Protocol):
         :raises ValueError: if a log-odds is nan, naming the sequence.
         """
         ...
+
+
+def step_scores(reward: RewardModel, context: Context, last_round: bool = False) -> Tensor:
+    """Log-odds of all steps ``[*batch, T]``.
+
+    :param bool last_round: whether no step comes after the last one: a reward of whole answers then has no score to wait for, and gives
+        an answer that has not come to its end -inf. Other rewards are as always.
+    """
+    concluded: Any = getattr(reward, "concluded_log_odds", None)
+    scores: Tensor = concluded(context) if last_round and concluded is not None else reward.step_log_odds(context)
+    return scores

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context
-from .base import RewardModel
+from .base import RewardModel, step_scores
 
 
 class CombinedReward(ABC):
@@ -39,7 +39,15 @@ class CombinedReward(ABC):
 
     def step_log_odds(self, context: Context) -> Tensor:
         """:raises ValueError: if parts contradict each other with certainty, one saying inf and another -inf."""
-        parts = [(weight, reward.step_log_odds(context)) for weight, reward in zip(self.weights, self.rewards, strict=True) if weight > 0]
+        return self._scores(context, last_round=False)
+
+    def concluded_log_odds(self, context: Context) -> Tensor:
+        """:meth:`step_log_odds` where no step will follow, see :func:`~ppl_llm.reward.base.step_scores`."""
+        return self._scores(context, last_round=True)
+
+    def _scores(self, context: Context, last_round: bool) -> Tensor:
+        pairs = zip(self.weights, self.rewards, strict=True)
+        parts = [(weight, step_scores(reward, context, last_round)) for weight, reward in pairs if weight > 0]
         if not parts:
             return torch.zeros(*context.batch_shape, context.num_steps, device=context.tokens.device)
         return self._combined(parts)
