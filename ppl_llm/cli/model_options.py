@@ -76,7 +76,7 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
             "self-certainty or verifier"
         )
     longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
-    if longest is not None and limit is not None and longest >= limit:
+    if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
         yield (
             f"solutions may have {longest} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
             "set --max-tokens-completion"

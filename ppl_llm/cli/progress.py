@@ -113,7 +113,8 @@ class Progress:
         if 2 * without > posterior.num_particles:
             self.rambling = True
             note = (
-                f"{without} of {posterior.num_particles} solutions have no answer after half of their {self.max_tokens} tokens: ask for "
+                f"{without} of {posterior.num_particles} solutions have no answer after up to {int(written.max())} of {self.max_tokens} "
+                "tokens: ask for "
                 "\\boxed{...} in the problem or with --system-prompt, lower --temperature, or see --answer-fallback last-number"
             )
             if self.log is not None:

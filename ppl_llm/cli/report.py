@@ -29,13 +29,14 @@ _BAR = 24
 class Solution:
     """One particle: its steps with the reward model's probability that each is right.
 
+    :ivar list step_scores: ``None`` for a step without text, which has none.
     :ivar float weight: its posterior weight.
     :ivar float score: aggregated score of the whole solution; ``None`` without a reward, and no ``step_scores`` either.
     :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min`` or ``mean``.
     """
 
     steps: list[str]
-    step_scores: list[float]
+    step_scores: list[float | None]
     weight: float
     score: float | None
     aggregation: str
@@ -183,6 +184,8 @@ def steps_table(solution: Solution) -> Table:
     table.add_column("score", justify="right", vertical="top")
     table.add_column("step")
     for step, score in zip(solution.steps, solution.step_scores, strict=True):
+        if score is None:
+            continue
         style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
         table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
     return table
@@ -203,6 +206,7 @@ def solution_of(
     import torch
 
     from ..context import StopReason
+    from ..reward.base import scored_steps
 
     def chosen(given: Answer) -> bool:
         return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))
@@ -213,11 +217,12 @@ def solution_of(
         return Solution(context[n].steps, [], weights[n], None, model.aggregation)
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
-    real = (context.reasons != StopReason.FINISHED).cpu()
+    taken, real = (context.reasons != StopReason.FINISHED).cpu(), scored_steps(model.prm, context).cpu()
     scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
     by_score = model.preset.vote == "argmax"
     n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
-    return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
+    of_steps = [float(z.sigmoid()) if own else None for z, own in zip(log_odds[n][taken[n]], real[n][taken[n]], strict=True)]
+    return Solution(context[n].steps, of_steps, weights[n], float(prefix[n].sigmoid()), model.aggregation)
 
 
 def _heading(console: Console, text: str, style: str = "bold") -> None:

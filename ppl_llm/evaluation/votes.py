@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..answers.voting import Answer
-from ..context import Context, StopReason
+from ..context import Context
 from ..inference import ParticlePosterior
 from ..programs.models import ReasoningModel
-from ..reward.base import step_scores
+from ..reward.base import scored_steps, step_scores
 from .aggregators import Candidate, best_of_n, majority, posterior_majority, weighted_majority
 
 _CERTAIN = 1e9
@@ -39,7 +40,7 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
     weights = posterior.weights[:, problem].tolist()
     scores = None if model.prm is None else step_scores(model.prm, context, context.num_steps >= model.max_steps).cpu()
     whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(weights)  # type: ignore[union-attr]
-    real = (context.reasons != StopReason.FINISHED).cpu()
+    real = None if model.prm is None else scored_steps(model.prm, context).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
     done = context.done.tolist()
     known = [log_p[:, problem] for name, log_p in posterior.site_log_probs.items() if name in posterior.sites]
@@ -48,7 +49,7 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
         Candidate(
             answer=answer,
             weight=weights[n],
-            step_log_odds=() if scores is None else tuple(scores[n][real[n]].clamp(-_CERTAIN, _CERTAIN).tolist()),
+            step_log_odds=() if scores is None or real is None else _scores(scores[n][real[n]]),
             tokens=tokens[n],
             log_prob=log_probs[n],
             finished=done[n],
@@ -58,6 +59,11 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
+
+
+def _scores(log_odds: Tensor) -> tuple[float, ...]:
+    """Of the steps of a solution, in finite numbers; one without any text is certainly wrong."""
+    return tuple(log_odds.clamp(-_CERTAIN, _CERTAIN).tolist()) or (-_CERTAIN,)
 
 
 def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:

@@ -123,10 +123,10 @@ class OpenAILM:
         :raises ValueError: if a problem is empty or its prompt fills the model's context.
         """
         batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
-        texts, prompts = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
+        texts, prompts, prefills = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
         if (longest := max(map(len, prompts))) >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
-        return Context.root(self, texts, list(prompts), batched)
+        return Context.root(self, texts, list(prompts), batched, prefills)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """
+    :ivar str problem: its text, for reward models: the last user turn.
+    :ivar list ids: the prompt's token ids.
+    :ivar str prefill: the answer that the prompt has begun, where the last turn is the assistant's.
+    """
+
+    problem: str
+    ids: list[int]
+    prefill: str = ""
 
 
 class PromptBuilder:
@@ -34,8 +46,8 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.template_options = dict(template_options or {})
 
-    def __call__(self, problem: str | list[Message]) -> tuple[str, list[int]]:
-        """A problem's text and the token ids of its prompt.
+    def __call__(self, problem: str | list[Message]) -> Prompt:
+        """The prompt of a problem.
 
         :param problem: a string or a list of chat messages ``{"role": ..., "content": ...}``. Messages are used as they are, without
             ``system_prompt``; if the last one is the assistant's, the model continues it.
@@ -48,11 +60,12 @@ class PromptBuilder:
         if self.tokenizer.chat_template is not None:
             if isinstance(problem, str) and self.system_prompt is not None:
                 chat = [{"role": "system", "content": self.system_prompt}, *chat]
-            return text, list(self.tokenizer(self._render(chat), add_special_tokens=False)["input_ids"])
+            begun = chat[-1]["content"] if chat[-1]["role"] == "assistant" else ""
+            return Prompt(text, list(self.tokenizer(self._render(chat), add_special_tokens=False)["input_ids"]), begun)
         if not isinstance(problem, str):
             raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
         plain = problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}"
-        return text, self._open_ended(plain)
+        return Prompt(text, self._open_ended(plain))
 
     @property
     def appends_end(self) -> bool:

@@ -178,11 +178,11 @@ class TransformersLM(AutoregressiveLM):
         problems = list(problem) if batched else [problem]
         if not problems:
             raise ValueError("start() got an empty list; give at least one problem")
-        texts, prompts = zip(*map(self.prompts, problems), strict=True)
+        texts, prompts, prefills = zip(*map(self.prompts, problems), strict=True)
         longest = max(map(len, prompts))
         if longest >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
-        return Context.root(self, texts, list(prompts), batched)
+        return Context.root(self, texts, list(prompts), batched, prefills)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..answers.extraction import FALLBACKS, FORMS
 from ..answers.voting import Answer, argmax, weighted_majority
-from ..context import DEFAULT_STOP, Context, StopReason
+from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from ..inference import Equivalent, barrier
@@ -20,7 +20,7 @@ from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, step_scores
+from ..reward.base import RewardModel, scored_steps, step_scores
 from .presets import Preset, get_preset
 
 
@@ -110,7 +110,7 @@ class ReasoningModel:
 
     def prefix_scores(self, context: Context) -> Tensor:
         """``[*batch]``: log-odds of the aggregated score of each particle, by which ``argmax`` chooses."""
-        real = context.reasons != StopReason.FINISHED
+        real = scored_steps(self._reward, context)
         scores = step_scores(self._reward, context, last_round=context.num_steps >= self.max_steps)
         return prefix_log_odds(scores, real, self.aggregation)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..context import Context
 from ..inference.cost import count
 from .score_cache import ScoreCache, finished_at, repeat_last
+from .step_texts import answer_text
 
 
 class AnswerReward(ABC):
@@ -72,14 +73,15 @@ class AnswerReward(ABC):
         tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
         problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(flat, -1).tolist()
         places: list[tuple[int, int]] = [(sequence, step) for sequence, step in judged.nonzero().tolist()]
-        text_of: dict[tuple[int, ...], str] = {}
+        text_of: dict[tuple[int, tuple[int, ...]], str] = {}
         asked: dict[tuple[str, str], int] = {}
         which = []
         for sequence, step in places:
             ids = tuple(tokens[sequence][prompts[sequence] : ends[sequence][step]])
-            if ids not in text_of:
-                text_of[ids] = context.lm.decode(list(ids))
-            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[ids]), len(asked)))
+            key = problems[sequence], ids
+            if key not in text_of:
+                text_of[key] = answer_text(context, sequence, list(ids))
+            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[key]), len(asked)))
         new = torch.full(judged.shape, self.pending, device=device)
         if places:
             count(prm_calls=len(places))

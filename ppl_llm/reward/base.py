@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..context import Context
+from ..context import Context, StopReason
 
 
 @runtime_checkable
@@ -31,3 +31,13 @@ def step_scores(reward: RewardModel, context: Context, last_round: bool = False)
     concluded: Any = getattr(reward, "concluded_log_odds", None)
     scores: Tensor = concluded(context) if last_round and concluded is not None else reward.step_log_odds(context)
     return scores
+
+
+def scored_steps(reward: RewardModel, context: Context) -> Tensor:
+    """Which steps a reward scores, ``[*batch, T]``: as a rule those that were taken; a process reward model reads no step without text.
+
+    A step that is not scored has the score before it, and no factor of its own.
+    """
+    own: Any = getattr(reward, "scored_steps", None)
+    taken = context.reasons != StopReason.FINISHED
+    return taken if own is None else taken & own(context).to(taken.device)
