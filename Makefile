@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The models are tiny: threads that wait for one another cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-docs test-all lint format docs study clean
+.PHONY: demo test test-docs test-real test-all lint format docs study clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ test: lint
 # Notebooks, command lines of the pages, and the site.
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs
+
+# Published models, in the folder that PPL_LLM_REAL_MODELS names; without it they are skipped.
+test-real: $(STAMP)
+	$(BIN)/python -m pytest -m real tests/real
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -215,6 +215,9 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote.")],
     other: Annotated[Path | None, typer.Argument(help="Another one, to compare the first with.", show_default=False)] = None,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List solutions without an answer, and wrong ones, by their last lines.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Tables on the terminal, and figures in one HTML file that opens without a network.
@@ -226,6 +229,12 @@ def report(
         from ..evaluation.report import tables, write
         from ..evaluation.results import Results
 
+        if failures:
+            from ..evaluation.failures import failures as listed
+
+            if other is not None:
+                raise ValueError("--failures goes with one run")
+            return _print(listed(Results.read(folder)))
         try:
             if other is None:
                 results = Results.read(folder)
