@@ -65,7 +65,10 @@ def row(context: Context, sequence: int) -> list[int]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [StepOptions(max_tokens=24), StepOptions(max_tokens=24, temperature=0.7, top_p=0.9, top_k=50)])
 def test_log_probabilities_are_those_of_plain_forward_passes(name: str, options: StepOptions) -> None:
-    """Ragged steps of four sequences with a reorder in between: sampled and given, over 24 tokens within 4e-5 of a pass without a cache."""
+    """Ragged steps of four sequences with a reorder in between: sampled and given, over 24 tokens within 1e-4 of a pass without a cache.
+
+    4.8e-5 was measured, of -60; a wrong key, position or token makes a tenth and more.
+    """
     lm = loaded(name)
     pyro.set_rng_seed(0)
     context = lm.start(QUESTION).expand((4,))
@@ -76,8 +79,8 @@ def test_log_probabilities_are_those_of_plain_forward_passes(name: str, options:
         for sequence in range(4):
             begin, end = int(context.lengths[sequence]), int(grown.lengths[sequence])
             exact = float(plain_log_probs(lm, row(grown, sequence), options)[begin - 1 : end - 1].sum())
-            assert float(given[sequence]) == pytest.approx(exact, abs=4e-5), (t, sequence)
-            assert sampled is not None and float(sampled[sequence]) == pytest.approx(exact, abs=4e-5), (t, sequence)
+            assert float(given[sequence]) == pytest.approx(exact, abs=1e-4), (t, sequence)
+            assert sampled is not None and float(sampled[sequence]) == pytest.approx(exact, abs=1e-4), (t, sequence)
         context = grown.reorder(torch.tensor([1, 1, 3, 0]))
 
 
