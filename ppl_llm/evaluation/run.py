@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..methods import get_method
 from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
@@ -81,6 +82,12 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
+    scored = [name for name in methods if get_method(name).method.scored]
+    if models.reward == "none" and scored:
+        raise ValueError(
+            f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
+            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
+        )
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]

@@ -76,7 +76,10 @@ class LookAhead:
         """The look-ahead of a reasoning model.
 
         :param float temperature: of the steps to come; the model's own by default.
+        :raises ValueError: for a model without a reward.
         """
+        if model.prm is None:
+            raise ValueError("a look-ahead asks the reward model, and this model has none")
         options = model.options if temperature is None else replace(model.options, temperature=temperature)
         return cls(
             model.lm,

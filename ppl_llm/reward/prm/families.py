@@ -97,6 +97,9 @@ class PRMFamily:
         return TokenPairPRM(model, form.good_id, form.bad_id)  # type: ignore[attr-defined]
 
 
+OVERLONG = ("zero", "last")
+"""Scores of steps beyond the end of a reward model's context: weight zero, or the score before it."""
+
 _QWEN = (151936, 152064)
 
 FAMILIES: dict[str, PRMFamily] = {
