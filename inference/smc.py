@@ -141,12 +141,11 @@ class SMC:
     def iterate(self, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
         """The sweep of :meth:`run` in slices, with the same results: yields the posterior after each barrier, and at last the final one.
 
-        The caller may stop at any time, and save a state. No handler of this package is active between slices.
-
-        A slice runs the model from its start, with the values of the slices before: language and reward models do no work again, but the
-        Python code of the model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one
-        latent and one observed site, 0.4 s for 160 (``benchmarks/sweep.py``). What a model computes outside of its sites is computed
-        again in each slice, and must depend on its arguments and sites only.
+        The caller may stop at any time, and save a state. No handler of this package is active between slices. A slice runs the model
+        from its start, with the values of the slices before: language and reward models do no work again, but the Python code of the
+        model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one latent and one observed
+        site, 0.4 s for 160 (``benchmarks/sweep.py``). What it computes outside of its sites is computed again in each slice, and must
+        depend on its arguments and sites only.
 
         :raises ValueError: if the model does not run again as it did.
         """
@@ -213,7 +212,6 @@ class SMC:
 
 class _Run(PauseMessenger):
     """One pass over the model: all of it, or from one barrier to the next. Everything that changes meanwhile belongs to it.
-
     It is itself the handler that hears of barriers. A handler apart from it would refer to it and be referred to, and such a circle keeps
     every particle and the language model's caches in memory until Python looks for circles.
 
