@@ -35,6 +35,7 @@ from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
 from .search.beam_search import BeamSearch
 from .search.dvts import DVTS
+from .search.rebase import REBASE
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
@@ -44,6 +45,7 @@ __all__ = [
     "DVTS",
     "PIMH",
     "PMMH",
+    "REBASE",
     "RESAMPLERS",
     "SMC",
     "AuditError",

@@ -3,6 +3,7 @@
 from .base import Search
 from .beam_search import BeamSearch
 from .dvts import DVTS
+from .rebase import REBASE
 from .votes import BestOfN, SelfConsistency
 
-__all__ = ["DVTS", "BeamSearch", "BestOfN", "Search", "SelfConsistency"]
+__all__ = ["DVTS", "REBASE", "BeamSearch", "BestOfN", "Search", "SelfConsistency"]

@@ -96,6 +96,9 @@ KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNEL
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
 SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
+ALLOCATION_TEMPERATURE = Option(
+    "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
+)
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
 
 # What a name may change in the model, see ppl_llm.reasoning

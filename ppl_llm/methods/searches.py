@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import BEAM_WIDTH, EXPAND, SUBTREES
+from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, EXPAND, PARTICLES, SUBTREES
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -18,6 +18,11 @@ def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> 
 
 def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     run: Run = search(model, o["subtrees"], o["expand"], **call._asdict()).run
+    return run
+
+
+def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call._asdict()).run
     return run
 
 
@@ -51,4 +56,13 @@ DVTS = Method(
     ),
 )
 
-FAMILY = (BEAM_SEARCH, DVTS)
+REBASE = Method(
+    "rebase",
+    "REBASE",
+    "continues good beginnings in numbers that grow with their scores; no posterior",
+    (PARTICLES, ALLOCATION_TEMPERATURE),
+    _rebase,
+    budget=Budget("B particles", "weighted", free=("allocation_temperature",)),
+)
+
+FAMILY = (BEAM_SEARCH, DVTS, REBASE)

@@ -11,6 +11,7 @@ from ppl_llm.inference import (
     DVTS,
     PIMH,
     PMMH,
+    REBASE,
     SMC,
     BeamSearch,
     BestOfN,
@@ -96,6 +97,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppl_llm.inference import (
     PIMH,
     PMMH,
+    REBASE,
     SMC,
     EntropicAnnealing,
     ParallelTempering,
@@ -38,6 +39,7 @@ from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger
 from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixLogProb
 from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -691,3 +693,54 @@ def only_blocked() -> AbstractContextManager[Any]:
 
 
 SHARED_KERNELS: dict[str, type[ParallelTempering] | type[PMMH]] = {"turns": SharedTurns, "adaptation": SharedAdaptation}
+
+
+# Searches that share out their particles
+_REBASE = "tests/inference/search/test_rebase.py::test_rejects_wrong_widths"
+
+
+class _LogScoresMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths((log_weights + 100.0).log(), active, left)  # a softmax does not see what is added
+
+
+class _FirstOfTiesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths(log_weights.flip(0), active.flip(0), left).flip(0)
+
+
+class _AllPlacesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        expected = left * torch.where(active, log_weights.exp() / self.temperature, -torch.inf).softmax(0)
+        widths = expected.ceil().long()  # each by itself: more than there are places
+        return torch.minimum(widths, (left - (widths.cumsum(0) - widths)).clamp(min=0))
+
+
+def _with_widths(made: type[RebaseMessenger]) -> type[REBASE]:
+    class Wrong(REBASE):
+        def messenger(self) -> RebaseMessenger:
+            return made(self.options, self.temperature)
+
+    return Wrong
+
+
+@mutant("widths by log-scores", _REBASE)
+class WidthsByLogScores(_with_widths(_LogScoresMessenger)):  # type: ignore[misc]
+    """A softmax over log-odds or log-probabilities, which the temperature is not meant for."""
+
+
+@mutant("widths: first of ties", _REBASE)
+class FirstOfTies(_with_widths(_FirstOfTiesMessenger)):  # type: ignore[misc]
+    """A stable descending sort; the released code sorts upwards and turns the list round."""
+
+
+@mutant("widths rounded one by one", _REBASE)
+class RoundedOneByOne(_with_widths(_AllPlacesMessenger)):  # type: ignore[misc]
+    """Each width rounded up by itself, in the order of the particles, until there are no places."""
+
+
+WRONG_WIDTHS: dict[str, type[REBASE]] = {
+    "log-scores": WidthsByLogScores,
+    "first of ties": FirstOfTies,
+    "rounded one by one": RoundedOneByOne,
+}

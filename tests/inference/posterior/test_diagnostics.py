@@ -19,6 +19,7 @@ ADDED: dict[str, set[str]] = {
     "TemperedSMC": {"betas", "move_rates"},
     "TemperedSMC of ParticleGibbs": {"betas", "move_rates"},
     "TemperedSMC, adaptive": {"betas", "move_rates"},
+    "WasteFreeSMC": {"betas", "move_rates"},
     "ParticleGibbs": CHAIN,
     "ParticleGibbs, systematic": CHAIN,
     "ParticleGibbs, ancestor sampling": CHAIN,
@@ -29,6 +30,7 @@ ADDED: dict[str, set[str]] = {
     "ParallelTempering": CHAIN | {"betas", "swap_rates"},
     "BeamSearch": {"method", "scores"},
     "DVTS": {"method", "scores"},
+    "REBASE": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }

@@ -13,6 +13,7 @@ import torch
 from ppl_llm.inference import (
     DVTS,
     PIMH,
+    REBASE,
     SMC,
     BeamSearch,
     BestOfN,
@@ -47,6 +48,7 @@ POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
 SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
+    (REBASE, {"num_particles": 12}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]
