@@ -81,7 +81,7 @@ class StepReward(TorchDistribution):
     :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
-    :param bool last_round: whether no step comes after this one, for ``max`` and ``sum``.
+    :param bool last_step: whether this is the last step, for ``max`` and ``sum``.
     :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
 
     References
@@ -106,13 +106,13 @@ class StepReward(TorchDistribution):
         aggregation: str = "last",
         finished: str = "neutral",
         score: str = "log_prob",
-        last_round: bool = False,
+        last_step: bool = False,
     ) -> None:
         choices = RewardChoices(potential, temperature, aggregation, finished, score)
-        self._init(prm, context, choices, last_round, context.batch_shape)
+        self._init(prm, context, choices, last_step, context.batch_shape)
 
-    def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_round: bool, batch_shape: torch.Size) -> None:
-        self.prm, self.context, self.choices, self.last_round = prm, context, choices, last_round
+    def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_step: bool, batch_shape: torch.Size) -> None:
+        self.prm, self.context, self.choices, self.last_step = prm, context, choices, last_step
         super().__init__(batch_shape, torch.Size(), validate_args=False)
 
     @property
@@ -121,7 +121,7 @@ class StepReward(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StepReward:
         new = type(self).__new__(type(self))
-        new._init(self.prm, self.context, self.choices, self.last_round, torch.Size(batch_shape))
+        new._init(self.prm, self.context, self.choices, self.last_step, torch.Size(batch_shape))
         return new
 
     @property
@@ -147,7 +147,7 @@ class StepReward(TorchDistribution):
         running = running_log_odds if self.choices.score == "log_odds" else running_log_score
         # In float64, so that the product telescopes.
         scaled = running(z.to(torch.float64), real, self.choices.aggregation) / self.choices.temperature
-        return steering_log_factor(self.potential, scaled, self.context.done | self.last_round)
+        return steering_log_factor(self.potential, scaled, self.context.done | self.last_step)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         if self.potential != "likelihood":

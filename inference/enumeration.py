@@ -24,8 +24,8 @@ from .util.validation import check_count
 class Enumeration:
     """The exact posterior and evidence of a model whose latent sites can be enumerated: the oracle for every other algorithm.
 
-    The paths of the program grow breadth first, one execution of the model per latent site with all paths so far as lanes. The result is
-    an ordinary :class:`ParticlePosterior` with one particle per path of positive prior probability, whose weights are exact.
+    The paths of the program grow breadth first, one execution of the model per latent site with all paths so far as particles. The result
+    is an ordinary :class:`ParticlePosterior` with one particle per path of positive prior probability, whose weights are exact.
 
     :param model: as for :class:`SMC`; every latent site's distribution must have ``enumerate_support``, and no plates.
     :param int max_paths: more paths than this are an error.
@@ -46,8 +46,8 @@ class Enumeration:
         values: dict[str, Tensor] = {}
         num_paths = 1
         while True:
-            lanes = _PathMessenger(values, num_paths)
-            with isolated(), lanes, particle_plate(num_paths, 0):
+            messenger = _PathMessenger(values, num_paths)
+            with isolated(), messenger, particle_plate(num_paths, 0):
                 try:
                     value = self.model(*args, **kwargs)
                 except _Branch as branch:
@@ -56,7 +56,7 @@ class Enumeration:
                     break
             values, num_paths = self._branch(values, open_site)
         # One particle per path: the mean weight is the evidence.
-        weights = Weights(lanes.log_joint.expand(num_paths) + math.log(num_paths))
+        weights = Weights(messenger.log_joint.expand(num_paths) + math.log(num_paths))
         sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
         return ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
 
@@ -74,7 +74,7 @@ class Enumeration:
 
 
 class _Branch(Exception):
-    """A jump out of the model at the first site without a value."""
+    """Leaves the model at the first site without a value."""
 
     def __init__(self, name: str, fn: Any) -> None:
         super().__init__(name)

@@ -65,12 +65,12 @@ class SMC:
     :param int max_plate_nesting: number of nested plates in the model; those that every site lies in are independent problems, each
         with its own weights, ESS and ancestors.
     :param int islands: K independent filters of N particles in one batch, pooled by their evidence: the result is an
-        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N lanes.
+        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N particles.
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
     :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
     :param bool record_log_probs: keep every site's log-probability, also of latent sites, in ``site_log_probs`` (``audit`` does so, too).
-    :param bool resample_finished: resample also where the state says that every lane is done.
+    :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.
@@ -149,10 +149,10 @@ class SMC:
         return self._slices(None, args, kwargs)
 
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """Go on to the end from a file of :meth:`ParticlePosterior.save`.
+        """Continue to the end from a file of :meth:`ParticlePosterior.save`.
 
         On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
-        brings the state of torch's random number generators. Reward models that keep no notes on contexts score earlier steps again.
+        brings the state of torch's random number generators. Reward models without cache entries on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.
@@ -213,8 +213,8 @@ class _Run(PauseMessenger):
     It is itself the handler that hears of barriers. A handler apart from it would refer to it and be referred to, and such a circle keeps
     every particle and the language model's caches in memory until Python looks for circles.
 
-    :param Checkpoint start: where to go on; ``None`` for the beginning. One that was read from a file brings the state of the random number
-        generators, others go on with the present one.
+    :param Checkpoint start: where to continue; ``None`` for the beginning. One that was read from a file brings the state of the random
+        number generators, others continue with the present one.
     :param bool one_step: stop at the next barrier.
     """
 
@@ -291,6 +291,6 @@ class _Run(PauseMessenger):
         return dict(totals)
 
     def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
-        """Say what the posterior cost, and how to go on from it."""
+        """Say what the posterior cost, and how to continue from it."""
         joint.complete, joint.cost = complete, self._cost()
         joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)

@@ -19,7 +19,7 @@ from .handlers.sweep import sweep
 from .handlers.temper_messenger import TemperMessenger
 from .mcmc.replicate import Kernel, replica_kernel
 from .mcmc.suffix_mh import SuffixMH
-from .particles.history import Step
+from .particles.history import ResamplingRecord
 from .particles.pytree import take_one
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
@@ -135,9 +135,9 @@ class TemperedSMC:
             weights = self.reweight(weights, particles.log_likelihood, beta - before)
             self._check_alive(weights, beta, prior.plate_dims)
             log_evidence = weights.log_mean
-            step, weights, particles = self.resample(weights, particles)
+            record, weights, particles = self.resample(weights, particles)
             particles, move_rate = self.move(particles, beta, args, kwargs)
-            stages.append(Stage(beta, step, log_evidence, move_rate))
+            stages.append(Stage(beta, record, log_evidence, move_rate))
             yield TemperedPosterior(particles, weights, prior.plate_dims, list(stages))
             if bool((beta >= 1).all()):
                 return
@@ -166,7 +166,7 @@ class TemperedSMC:
         """``w <- w p(y | x)^(b' - b)``; a likelihood of zero to the power of 0 is one."""
         return weights.add(torch.where(increment == 0, 0.0, increment * log_likelihood))
 
-    def resample(self, weights: Weights, particles: Trajectory) -> tuple[Step, Weights, Trajectory]:
+    def resample(self, weights: Weights, particles: Trajectory) -> tuple[ResamplingRecord, Weights, Trajectory]:
         """Where the ESS is low: ancestors ``A ~ r(. | W)``, ``x <- x_A``, ``w <-`` mean of w."""
         ess, log_w = weights.ess, weights.log_weights
         chosen = ess <= self.ess_threshold * self.num_particles * (1 + 1e-9)
@@ -178,7 +178,7 @@ class TemperedSMC:
             living = torch.where(chosen, self.resampler(log_w, u), living)
             ancestors = torch.where(chosen, living, ancestors)
             weights = weights.set_to_mean(chosen)
-        return Step(ess, ancestors, chosen, log_w), weights, particles.reorder(living)
+        return ResamplingRecord(ess, ancestors, chosen, log_w), weights, particles.reorder(living)
 
     def move(self, particles: Trajectory, beta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Trajectory, Tensor]:
         """``x <- K_b(x)`` for all particles in one batch, and the fraction of moves that changed a particle."""
@@ -203,8 +203,8 @@ class TemperedSMC:
                 moved[name] = states[-1][name]
             for name in moved.keys() - states[-1].keys():
                 # The executions so far had ended before the site, as the shortest of this run has, among which is the last of them.
-                assert posterior._lengths is not None
-                ended = take_one(posterior.sites[name], posterior._lengths.argmin(0, keepdim=True))
+                assert posterior.particles.lengths is not None
+                ended = take_one(posterior.sites[name], posterior.particles.lengths.argmin(0, keepdim=True))
                 for state in states:
                     state[name] = ended
             rate = rate + moved.differs(states[-1]).to(rate).mean(0) / self.num_moves

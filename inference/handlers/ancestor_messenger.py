@@ -18,13 +18,13 @@ from .suffix_log_prob import Splice, SuffixLogProb
 class AncestorMessenger(ReferenceMessenger):
     """Conditional SMC with ancestor sampling (Lindsten, Jordan & Schön, 2014), for models of any memory.
 
-    Where a population is about to be resampled at barrier t, the particle whose past the reference's future continues is drawn anew::
+    Where a population is about to be resampled at barrier t, the particle whose past the reference's future continues is drawn again::
 
         P(b) ~ w_t^b gamma(x_{1:t}^b, x*_{t+1:T}) / gamma(x_{1:t}^b)
 
-    a Gibbs step on the index alone, after which resampling around particle ``b`` goes on as always; this is exact for every conditional
+    a Gibbs step on the index alone, after which resampling around particle ``b`` proceeds as always; this is exact for every conditional
     scheme and every rule when to resample. The densities of the spliced trajectories come from one more execution of the model with the
-    N lanes in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
+    N particles in a plate, at each barrier that resamples: for T steps a sweep costs O(T^2) scored steps instead of O(T) drawn ones.
 
     :param program: runs the model, ``lambda: model(*args, **kwargs)``; it must be a function of the values of its sites alone.
     """

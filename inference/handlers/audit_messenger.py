@@ -21,9 +21,9 @@ _ATOL, _RTOL = 1e-3, 1e-4
 
 
 class AuditMessenger(Messenger):
-    """Replays a model on the values of a posterior's lineages and compares the log-probability of every site and lane.
+    """Replays a model on the values of a posterior's lineages and compares the log-probability of every site and particle.
 
-    A model that forgets to thread a value through the barrier goes on with the values of dead lanes after resampling. The evidence
+    A model that forgets to thread a value through the barrier keeps using the values of dead particles after resampling. The evidence
     estimate does not show this; the audit does.
 
     :param dict values: ``[N, *plates, *event]`` per latent site, along the lineages.
@@ -66,9 +66,9 @@ class AuditMessenger(Messenger):
         if wrong.any():
             where = tuple(wrong.nonzero()[0].tolist())
             raise AuditError(
-                f"site {name!r}, lane {where[0] if len(where) == 1 else where}: the sweep accumulated a log-probability of "
+                f"site {name!r}, particle {where[0] if len(where) == 1 else where}: the sweep accumulated a log-probability of "
                 f"{accumulated[where]:.6g}, the replay of its lineage gives {replayed[where]:.6g}. The model uses a value that it does not "
-                "thread through barrier(): after resampling that value belongs to another lane."
+                "thread through barrier(): after resampling that value belongs to another particle."
             )
         self.error = max(self.error, float(excess.max()))
         self.rounding = max(self.rounding, float(difference.max()))

@@ -1,4 +1,4 @@
-"""Particle filters whose lanes share the values of some continuous sites."""
+"""Particle filters whose particles share the values of some continuous sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .reference_messenger import ReferenceMessenger
 
 
 class ParameterMessenger(ParticleMessenger):
-    """A particle filter given parameters: all N lanes of a population have the same values there.
+    """A particle filter given parameters: all N particles of a population have the same values there.
 
     Its mean weight estimates ``p(theta) p(y | theta) |d theta / d u|`` with u the parameters in unconstrained space, so that it is their
     density, up to a constant, as particle Metropolis-Hastings needs it. Without parameters it is an ordinary filter.
@@ -55,7 +55,7 @@ class ParameterMessenger(ParticleMessenger):
         super()._pyro_sample(msg)
 
     def propose(self, msg: Any) -> None:
-        """``theta = T(u)``, the same in all lanes."""
+        """``theta = T(u)``, the same in all particles."""
         if msg["name"] not in self.parameters:
             super().propose(msg)
             return
@@ -72,7 +72,7 @@ class ParameterMessenger(ParticleMessenger):
         else:
             super().propose(msg)
             drawn = fn.sample() if msg["value"] is None else msg["value"].expand(shape)
-            value = drawn[:1].expand(shape)  # a reference starts in the first lane
+            value = drawn[:1].expand(shape)  # a reference starts in the first particle
             u = transform.inv(value)
         log_jacobian = transform.log_abs_det_jacobian(u, value)
         self._log_jacobian[name] = log_jacobian.reshape(*log_jacobian.shape[: 1 + self.options.max_plate_nesting], -1).sum(-1)

@@ -14,7 +14,7 @@ from ..particles.plates import PLATE
 from ..particles.site_util import is_one
 
 # What ``plate`` does for these is nothing once they have its batch shape: torch has broadcast their parameters. Another distribution may
-# leave that to ``expand``, and draw one value for all lanes until it is called.
+# leave that to ``expand``, and draw one value for all particles until it is called.
 _SPREAD_OUT = frozenset(
     (
         dist.Bernoulli,
@@ -34,7 +34,7 @@ _SPREAD_OUT = frozenset(
 
 
 class ParticlePlate(pyro.plate):
-    """``pyro.plate("_particles", N, dim=dim)``, quick where there is nothing to do.
+    """``pyro.plate("_particles", N, dim=dim)``, without its cost where there is nothing to do.
 
     At a site of a common distribution that has its batch shape already ``pyro.plate`` takes some 15 microseconds to find out and to expand
     it nonetheless, this one 1: a tenth of a sweep with 64 particles.

@@ -13,11 +13,11 @@ from ..util.process_state import rng_state
 
 
 class Paused(BaseException):
-    """A jump out of the model; no ``Exception``, which a model may catch."""
+    """Leaves the model. Not an ``Exception``, which a model may catch."""
 
 
 class PauseMessenger(Messenger):
-    """Notes at each barrier what a later sweep needs to go on from it.
+    """Records at each barrier what a later sweep needs to continue from it.
 
     Enter it outside the particle filter, which has then dealt with a barrier before this handler hears of it.
 

@@ -40,5 +40,5 @@ class ProposalMessenger(Messenger):
                 f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, "
                 f"the prior {tuple(msg['fn'].event_shape)}"
             )
-        # The particle filter draws the value, and only for the lanes that need one.
+        # The particle filter draws the value, and only for the particles that need one.
         msg["infer"] = {**msg["infer"], "proposal": proposal.expand(msg["fn"].batch_shape)}

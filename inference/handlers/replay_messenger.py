@@ -13,16 +13,16 @@ from .reference_messenger import draw_where
 
 
 class KnownValue(NamedTuple):
-    """Values of a site ``[N, *plates, *event]`` and the lanes ``[N, *plates]`` for which they are known."""
+    """Values of a site ``[N, *plates, *event]`` and the particles ``[N, *plates]`` for which they are known."""
 
     value: Tensor
     known: Tensor
 
 
 class ReplayMessenger(ParticleMessenger):
-    """Every lane follows a trajectory of its own; nothing is scored.
+    """Every particle follows a trajectory of its own; nothing is scored.
 
-    A lane without a value at a site is done there, and a done lane has one value only: drawing it costs nothing.
+    A particle without a value at a site is done there, and a done particle has one value only: drawing it costs nothing.
 
     :param dict values: a :class:`KnownValue` per latent site.
     """

@@ -14,18 +14,18 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..particles.plates import PLATE, Frame, dependent_dims, per_population
-from ..particles.pytree import lanes_done, take_one
+from ..particles.pytree import particles_done, take_one
 from ..particles.site_util import is_deterministic, scaled
 from ..util.process_state import isolated
 from .reference_messenger import draw_where
 
 
 class Splice(NamedTuple):
-    """Trajectories made of two: each lane's own sites up to a barrier, then those of a reference.
+    """Trajectories made of two: each particle's own sites up to a barrier, then those of a reference.
 
     :ivar dict prefix: ``{name: [N, *plates, *event]}``.
     :ivar suffix: ``{name: [*plates, *event]}``; may hold sites of the prefix too, which do not count.
-    :ivar Tensor slot: ``[*plates]``, the lane whose prefix is the reference's own.
+    :ivar Tensor slot: ``[*plates]``, the particle whose prefix is the reference's own.
     :ivar int barriers: barriers that belong to the prefix.
     """
 
@@ -38,8 +38,8 @@ class Splice(NamedTuple):
 class SuffixLogProb(Messenger):
     """Runs a model on spliced trajectories and adds up what their suffixes contribute to the target.
 
-    A site that the reference lacks gets the value that the reference's own lane draws there: that lane is done, so the value is the one
-    of a done lane, which has probability zero on a lane that is not. What only done lanes would still meet is not run.
+    A site that the reference lacks gets the value that the reference's own particle draws there: that particle is done, so the value is the
+    one of a done particle, which has probability zero on a particle that is not. What only done particles would still meet is not run.
 
     :param frozenset plates: the model's independent plates.
     :param Tensor concerned: ``[*plates]``, populations whose result is wanted.
@@ -68,7 +68,7 @@ class SuffixLogProb(Messenger):
         self.log_density = torch.zeros(
             self.num_particles, *(1,) * self.max_plate_nesting, dtype=torch.float64, device=like.device
         )  # [N, *plates]
-        self._done: Tensor | None = None  # lanes that were done at the last barrier, where the reference was
+        self._done: Tensor | None = None  # particles that were done at the last barrier, where the reference was
         super().__enter__()
         return self
 
@@ -83,8 +83,8 @@ class SuffixLogProb(Messenger):
         elif name in suffix:
             msg["value"] = suffix[name].expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
         else:
-            lanes = torch.arange(self.num_particles, device=slot.device).view(-1, *(1,) * self.max_plate_nesting)
-            drawn = draw_where(fn, (lanes == slot).expand(batch))
+            numbers = torch.arange(self.num_particles, device=slot.device).view(-1, *(1,) * self.max_plate_nesting)
+            drawn = draw_where(fn, (numbers == slot).expand(batch))
             msg["value"] = take_one(drawn, slot[None]).expand(*batch, *event)
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -115,12 +115,12 @@ class SuffixLogProb(Messenger):
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
         msg["value"], msg["done"] = state, True
         if self.barriers >= self.splice.barriers:
-            done = lanes_done(state)
+            done = particles_done(state)
             self._done = None if done is None else self._finished(done)
             self._leave_if_settled()
 
     def _finished(self, done: Tensor) -> Tensor:
-        """``[N, *plates]``: done lanes of populations whose reference is done: nothing happens to them any more."""
+        """``[N, *plates]``: done particles of populations whose reference is done: nothing happens to them any more."""
         done = done.reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
         for dim in self.dependent:
             done = done.all(dim, keepdim=True)
@@ -134,4 +134,4 @@ class SuffixLogProb(Messenger):
 
 
 class _Settled(Exception):
-    """A jump out of the model where the rest of it changes nothing."""
+    """Leaves the model once the rest of it cannot change the result."""

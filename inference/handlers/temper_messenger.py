@@ -18,7 +18,7 @@ class TemperMessenger(Messenger):
 
     Values are still proposed from the untempered prior; the weights make up for the difference.
 
-    :param likelihood: power of observed sites; a number, or a tensor that broadcasts over lanes (``[N, *plates]``).
+    :param likelihood: power of observed sites; a number, or a tensor that broadcasts over particles (``[N, *plates]``).
     :param prior: power of latent sites, likewise.
     """
 

@@ -33,14 +33,14 @@ class ParticleGibbs(TrajectoryKernel):
         posterior = ParticleGibbs(model, num_particles=8).run(20, problem)    # all particles of all iterations
         pyro.infer.MCMC(ParticleGibbs(model, 8), num_samples=200).run(problem)            # Pyro's own driver
 
-    Pyro's driver wants the same sites in every iteration: give it a model that always makes the same number of rounds.
+    Pyro's driver wants the same sites in every iteration: give it a model that always takes the same number of steps.
 
     With few particles all lineages soon coalesce with the reference, and its early steps hardly ever change. ``ancestor_sampling``
-    breaks this: at each resampling the reference's future gets a past anew (see :class:`AncestorMessenger`), at the price of scoring
-    that future after every particle's past.
+    breaks this: at each resampling the past of the reference's future is drawn again (see :class:`AncestorMessenger`), at the price of
+    scoring that future after every particle's past.
 
     With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
-    their ``K N`` lanes are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
+    their ``K N`` particles are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
     invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
 
     :param model: as for :class:`SMC`.
@@ -106,7 +106,7 @@ class ParticleGibbs(TrajectoryKernel):
         return AncestorMessenger(self.options, reference=reference, program=lambda: self._program(*args, **kwargs))
 
     def _side_by_side(self, posterior: ParticlePosterior) -> ParticlePosterior:
-        """``K N`` lanes of K filters, every filter with the same total weight."""
+        """``K N`` particles of K filters, every filter with the same total weight."""
         if self.num_references == 1:
             return posterior
         parts = [ParticlePosterior(posterior.particles.of_leftmost(k)) for k in range(self.num_references)]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .history import Site, Step, score_of
+from .history import ResamplingRecord, Site, score_of
 from .plates import Frame, dependent_dims, per_population, plates_of
-from .pytree import lanes_done
+from .pytree import particles_done
 from .site_util import is_deterministic
 from .snapshot import Snapshot, lengths_of
 from .weights import Weights
@@ -40,7 +40,7 @@ class ParticleSystem:
         self._start(torch.zeros(num_particles, *(1,) * max_plate_nesting, dtype=torch.float64))
         self.uneven_lengths: Tensor | None = None
         self.sites: list[Site] = []
-        self.records: list[Step] = []
+        self.records: list[ResamplingRecord] = []
         self.unchecked: list[tuple[str, Weights]] = []
         self.last: Snapshot | None = None
         self.segment = self._counted = -1
@@ -72,7 +72,7 @@ class ParticleSystem:
         self.numbers = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
 
     def meet(self, msg: Any) -> None:
-        """Take note of the plates and the segment of a site, before its density is added."""
+        """Record the plates and the segment of a site, before its density is added."""
         if msg["cond_indep_stack"] is not self._stack:  # the particle plate gives the same tuple where it is alone
             self._meet_plates(msg)
         if self._counted < self.segment:
@@ -174,11 +174,11 @@ class ParticleSystem:
         """Record a barrier before anything happens at it: every particle is its own ancestor."""
         like, done = self.weights.log_weights, self.population_done(state)
         done = None if done is None else done.expand_as(like)
-        self.records.append(Step(ess, self.numbers, self._unmoved, like, self.log_likelihood, done))
+        self.records.append(ResamplingRecord(ess, self.numbers, self._unmoved, like, self.log_likelihood, done))
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: particles of which all that one population holds is done; ``None`` if the state does not tell."""
-        done = lanes_done(state)
+        done = particles_done(state)
         if done is None:
             return None
         done = done.reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))

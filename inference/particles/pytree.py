@@ -13,7 +13,7 @@ _SCALARS = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype
 
 
 def take(tensor: Tensor, index: Tensor) -> Tensor:
-    """Lanes ``index[k]`` of ``tensor [N, *batch, *event]`` as ``[K, *batch, *event]``.
+    """Particles ``index[k]`` of ``tensor [N, *batch, *event]`` as ``[K, *batch, *event]``.
 
     :param Tensor index: ``[K, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
     """
@@ -22,12 +22,12 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
         return tensor.index_select(0, index.flatten())
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
-    lanes = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
-    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, lanes)
+    particles = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
+    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, particles)
 
 
 def take_one(tensor: Tensor, index: Tensor) -> Tensor:
-    """The lane ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
+    """The particle ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
     ndim = index.dim()
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
@@ -36,10 +36,10 @@ def take_one(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
-    """Permute the lanes of a state.
+    """Permute the particles of a state.
 
     Tensors by their leading particle dimension, objects by their ``reorder(index)``, containers recursively; Python scalars, ``None`` and
-    0-dim tensors are the same for every lane.
+    0-dim tensors are the same for every particle.
 
     :param Tensor index: ``[N, *plates]`` ancestors.
     :raises TypeError: for a leaf of any other type, naming it.
@@ -53,7 +53,7 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
         if state.shape[0] != index.shape[0] or state.dim() < index.dim():
             raise ValueError(
                 f"barrier leaf {path} has shape {tuple(state.shape)}; its leading dimensions must be the particles and the model's plates, "
-                f"here {tuple(index.shape)}. Keep values that are the same for every lane out of the barrier."
+                f"here {tuple(index.shape)}. Keep values that are the same for every particle out of the barrier."
             )
         return take(state, index)
     if isinstance(state, dict):
@@ -70,20 +70,20 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     )
 
 
-def lanes_done(state: Any) -> Tensor | None:
-    """``[N, *plates]``: lanes that are done, for states with objects that carry ``done``; ``None`` if nobody tells."""
+def particles_done(state: Any) -> Tensor | None:
+    """``[N, *plates]``: particles that are done, for states with objects that carry ``done``; ``None`` if nobody tells."""
     if callable(getattr(state, "reorder", None)):
         done = getattr(state, "done", None)
         return done if isinstance(done, Tensor) and done.dim() > 0 else None
     if not isinstance(state, dict | list | tuple):
         return None
     children = state.values() if isinstance(state, dict) else state
-    known = [done for done in map(lanes_done, children) if done is not None]
+    known = [done for done in map(particles_done, children) if done is not None]
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 
-def lane(value: Any, index: tuple[int, ...]) -> Any:
-    """The part of a model's return value that belongs to one lane.
+def particle(value: Any, index: tuple[int, ...]) -> Any:
+    """The part of a model's return value that belongs to one particle.
 
     :param tuple index: particle, then plate indices.
     """
@@ -98,18 +98,18 @@ def lane(value: Any, index: tuple[int, ...]) -> Any:
             value = value[min(i, value.shape[0] - 1)] if value.shape[0] == 1 else value[i]
         return value
     if isinstance(value, dict):
-        return type(value)((key, lane(item, index)) for key, item in value.items())
+        return type(value)((key, particle(item, index)) for key, item in value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(lane(getattr(value, name), index) for name in value._fields))
+        return type(value)(*(particle(getattr(value, name), index) for name in value._fields))
     if isinstance(value, list | tuple):
-        return type(value)(lane(item, index) for item in value)
+        return type(value)(particle(item, index) for item in value)
     return value
 
 
 def pick(value: Any, index: Tensor) -> Any:
-    """The lane ``index [1, *plates]`` of each population of what a model returned, without the particle dimension.
+    """The particle ``index [1, *plates]`` of each population of what a model returned, without the particle dimension.
 
-    As lenient as :func:`lane`: what has no lanes is returned as it is.
+    As lenient as :func:`particle`: what has no particles is returned as it is.
     """
 
     def of_object(item: Any) -> Any:
@@ -119,7 +119,7 @@ def pick(value: Any, index: Tensor) -> Any:
 
 
 def permute(value: Any, index: Tensor) -> Any:
-    """What a model returned with lane ``n`` replaced by lane ``index[n]``, as lenient as :func:`lane`.
+    """What a model returned with particle ``n`` replaced by particle ``index[n]``, as lenient as :func:`particle`.
 
     :param Tensor index: ``[N, *plates]``.
     """
@@ -135,7 +135,7 @@ def _single(item: Any) -> bool:
 
 
 def _mapped(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any]) -> Any:
-    """Every leaf with lanes mapped, the others as they are."""
+    """Every leaf with particles mapped, the others as they are."""
     if callable(getattr(value, "reorder", None)):
         return of_object(value)
     if isinstance(value, Tensor):
@@ -150,9 +150,9 @@ def _mapped(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Te
 
 
 def concatenate(values: list[Any]) -> Any:
-    """What several runs returned as one value with the lanes of all.
+    """What several runs returned as one value with the particles of all.
 
-    :raises TypeError: for an object with lanes but without ``concatenate(others)``.
+    :raises TypeError: for an object with particles but without ``concatenate(others)``.
     """
     first = values[0]
     if callable(getattr(first, "reorder", None)):

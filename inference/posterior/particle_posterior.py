@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..particles.checkpoint import Checkpoint
 from ..particles.history import History
-from ..particles.pytree import lane as lane_of
+from ..particles.pytree import particle as particle_of
 from ..particles.pytree import pick, take, take_one
 from ..particles.snapshot import Snapshot
 from ..particles.trajectory import Trajectory
@@ -30,9 +30,9 @@ from .views import PosteriorViews
 class ParticlePosterior(PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
-    N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
-    ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where the model
-    has no independent plates.
+    N particles, P the model's independent plates (often none), T barriers. Everything along particles is along *surviving* lineages:
+    particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where
+    the model has no independent plates.
 
     :param WeightedParticles particles: what is known of them.
     :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.
@@ -98,12 +98,12 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return self.particles.weights.num_particles
 
     @property
-    def step(self) -> int:
+    def num_barriers(self) -> int:
         """T, the number of barriers so far."""
         return len(self.particles.records)
 
     def save(self, path: str | Path, *, caches: bool = True) -> None:
-        """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
+        """Write what :meth:`SMC.resume` needs to continue from here; an existing file is replaced as a whole.
 
         :param bool caches: also write what the model's state keeps to save work (keys and values of language models), without which a
             resumed run is the same up to rounding only, and does that work again.
@@ -135,7 +135,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
 
     @property
     def ancestors(self) -> Tensor:
-        """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
+        """``[T, N, *P]``: parent of each particle at each barrier; the particle itself where it was not resampled."""
         return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
 
     @property
@@ -151,41 +151,41 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def sites(self) -> dict[str, Tensor]:
         """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.value, lineages[site.generation]) for site in self.particles.sites if site.value is not None}
+        return {site.name: take(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self.particles.sites if site.log_prob is not None}
+        return {site.name: take(site.log_prob, lineages[site.barriers]) for site in self.particles.sites if site.log_prob is not None}
 
     @cached_property
     def site_scores(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages: scores of observed sites whose distribution has them (``StepReward``)."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.score, lineages[site.generation]) for site in self.particles.sites if site.score is not None}
+        return {site.name: take(site.score, lineages[site.barriers]) for site in self.particles.sites if site.score is not None}
 
     @cached_property
     def history(self) -> History:
-        """All particles of the run, those that died included, and where the lanes of this posterior come from."""
+        """All particles of the run, those that died included, and where the particles of this posterior come from."""
         return History.of(self.particles.sites, self.particles.records, self.particles.weights.log_weights)
 
-    def lane(self, index: tuple[int, ...]) -> Any:
-        """What the model returned for one lane.
+    def particle(self, index: tuple[int, ...]) -> Any:
+        """What the model returned for one particle.
 
         :param tuple index: particle, then an index for each level of ``max_plate_nesting``.
         """
-        return lane_of(self.value, index)
+        return particle_of(self.value, index)
 
     @property
     def lengths(self) -> Tensor:
-        """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
+        """``[N, *P]``: steps that each particle took, i.e. segments between barriers with a latent site, until it was done."""
         assert self.particles.lengths is not None, "lengths are kept by sweeps only"
         return self.particles.lengths[self.particles.public]
 
     @property
     def log_likelihood(self) -> Tensor:
-        """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
+        """``[N, *P]`` float64: log-probability of the observed sites of each particle, not tempered."""
         assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
         return self.particles.log_likelihood[self.particles.public]
 
@@ -194,12 +194,12 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         log_w = self.particles.weights.log_weights
         return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
 
-    def take(self, lanes: Tensor) -> Trajectory:
-        """The trajectories of given lanes.
+    def take(self, particles: Tensor) -> Trajectory:
+        """The trajectories of given particles.
 
-        :param Tensor lanes: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
+        :param Tensor particles: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
         """
-        picked = lanes[None]
+        picked = particles[None]
         return Trajectory(
             {name: take_one(value, picked) for name, value in self.sites.items()},
             length=None if self.particles.lengths is None else self.particles.lengths.gather(0, picked)[0],
@@ -210,7 +210,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
         """The posterior of a function of the model's return value, or Pyro's marginal of sites.
 
-        :param fn: called with what the model returned for one lane; its values must be hashable. A site name (or list, or ``None`` for
+        :param fn: called with what the model returned for one particle; its values must be hashable. A site name (or list, or ``None`` for
             the return value) gives Pyro's ``EmpiricalMarginal`` instead.
         :returns: a :class:`DiscreteMarginal`; with independent plates, nested lists of them, one per plate index.
         """
@@ -225,7 +225,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
             here: tuple[Any, ...] = (slice(None), *plate)
             mass = weights[here].tolist()
-            return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
+            return DiscreteMarginal((fn(self.particle((n, *index))), w) for n, w in enumerate(mass) if w > 0)
 
         def nest(plate: tuple[int, ...]) -> Any:
             return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
@@ -238,7 +238,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
         :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
         """
-        first = self.lane((0,) * self.particles.weights.log_weights.dim())
+        first = self.particle((0,) * self.particles.weights.log_weights.dim())
         if not callable(getattr(first, "answers", None)):
             raise TypeError(
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"

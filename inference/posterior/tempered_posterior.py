@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ..particles.history import History, Site, Step
+from ..particles.history import History, ResamplingRecord, Site
 from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
@@ -18,7 +18,7 @@ class Stage(NamedTuple):
     """One power of the likelihood ``[*plates]``, its resampling, the evidence up to it ``[*plates]``, and moves that changed a particle."""
 
     beta: Tensor
-    step: Step
+    record: ResamplingRecord
     log_evidence: Tensor
     move_rate: Tensor
 
@@ -38,7 +38,7 @@ class TemperedPosterior(ParticlePosterior):
                 weights,
                 plate_dims,
                 tuple(Site(name, value, None, len(stages)) for name, value in particles.items()),
-                tuple(stage.step for stage in stages),
+                tuple(stage.record for stage in stages),
                 particles.value,
                 lengths=particles.length,
                 log_likelihood=particles.log_likelihood,

@@ -29,7 +29,7 @@ class Residual:
         return num_particles + 1
 
     def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The reference goes on in one of its certain copies, or in one of the drawn slots, in proportion to its expected copies."""
+        """The reference continues in one of its certain copies, or in one of the drawn slots, in proportion to its expected copies."""
         expected = scaled_weights(log_weights)
         certain = expected.floor()
         where = reference[..., None]

@@ -1,4 +1,4 @@
-"""What searches share: arguments, cost, and what is left of a run that was interrupted."""
+"""What searches share: arguments, cost, and the partial posterior of an interrupted run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Search(ABC):
     """A search over executions of a model by the scores of their prefixes.
 
     :param model: as for :class:`SMC`.
-    :param int num_particles: lanes.
+    :param int num_particles: particles.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
     :param bool audit: keep the log-probabilities that an audit compares.
-    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Search(ABC):
         """The handler of one run."""
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
-        """The result, given the posterior of the lanes with which the model ended."""
+        """The result, given the posterior of the particles with which the model ended."""
         assert isinstance(ended, SearchPosterior)
         return ended
 
@@ -63,7 +63,7 @@ class Search(ABC):
 
         An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
 
-        :raises SMCFailed: if all lanes of a population have score minus infinity.
+        :raises SMCFailed: if all particles of a population have score minus infinity.
         :raises AuditError: if an audit was asked for and fails.
         """
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from .tree_search import TreeSearch
 
 
 class BeamMessenger(SearchMessenger):
-    """Keeps the best unfinished lanes of each population and copies them; finished ones are put aside."""
+    """Keeps the best unfinished particles of each population and copies them; finished ones are put aside."""
 
     def __init__(self, options: FilterOptions, beam_width: int, *, sort_completed: bool = False) -> None:
         super().__init__(options, "beam search")
@@ -26,7 +26,7 @@ class BeamMessenger(SearchMessenger):
     def __enter__(self) -> BeamMessenger:
         self.completed: list[Candidates] = []
         self.active: Candidates | None = None
-        self.over: Tensor | None = None  # [*plates] populations without an unfinished lane
+        self.over: Tensor | None = None  # [*plates] populations without an unfinished particle
         self.has_completed: Tensor | None = None  # [*plates]
         super().__enter__()
         return self
@@ -40,15 +40,15 @@ class BeamMessenger(SearchMessenger):
         self.completed.append(self.candidates(completed))
         self.active = self.candidates(active)
         self.has_completed = self.has_completed | completed.any(0)
-        # The best, in the order of their lanes; lane i becomes a copy of the (i mod kept)-th of them.
+        # The best, in the order of their particles; particle i becomes a copy of the (i mod kept)-th of them.
         best_first = torch.where(active, log_weights, -torch.inf).argsort(dim=0, descending=True, stable=True)
         rank = best_first.argsort(dim=0)
         kept = active & (rank < self.beam_width)
         num_kept = kept.sum(0)
         self.over = self.over | (num_kept == 0)
-        lanes = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
+        kept_first = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
         own = self.system.numbers
-        ancestors = torch.where(self.over, own, lanes.gather(0, own % num_kept.clamp(min=1)))
+        ancestors = torch.where(self.over, own, kept_first.gather(0, own % num_kept.clamp(min=1)))
         return ancestors, log_weights.gather(0, ancestors)
 
     def finalists(self) -> Candidates:
@@ -72,7 +72,7 @@ class BeamMessenger(SearchMessenger):
         return pool.take(eligible_first.gather(0, self.system.numbers % pool.eligible.sum(0)))
 
     def check_alive(self) -> None:
-        """A population that has completed a lane may lose all others."""
+        """A population that has completed a particle may lose all others."""
         if self.has_completed is not None:
             spared = [(site, self._spared(weights, self.has_completed)) for site, weights in self.system.unchecked]
             self.system.unchecked = spared
@@ -86,21 +86,22 @@ class BeamMessenger(SearchMessenger):
 class BeamSearch(TreeSearch):
     """Step-level beam search guided by scores.
 
-    ``beam_width * expand`` lanes take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
-    copied until all lanes are filled again (ties go to the first). The search of a problem ends when all of its lanes have finished, or
-    with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the lanes of the last round.
+    ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
+    copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
+    finished, or with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the particles of the
+    last step.
 
-    The score of a lane is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``) it is
-    the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so that
-    ``posterior.answers()`` is the weighted vote over the candidates. A deterministic selection gives no evidence.
+    The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)
+    it is the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so
+    that ``posterior.answers()`` is the weighted vote over the candidates. A deterministic selection gives no evidence.
 
     :param model: as for :class:`SMC`.
-    :param int beam_width: lanes kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
-    :param int expand: continuations drawn of each kept lane.
+    :param int beam_width: particles kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
+    :param int expand: continuations drawn of each kept particle.
     :param bool sort_completed: return the best finished candidates instead of the first.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
     :param bool audit: as for :class:`SMC`.
-    :param callback: called with the posterior of the present lanes after each barrier.
+    :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.
 
     References

@@ -1,4 +1,4 @@
-"""Searches that select lanes on the way, and return some that are no longer there in the end."""
+"""Searches that select particles at barriers and may return candidates that were set aside earlier."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TreeSearch(Search):
 
     That execution draws and scores nothing: a trajectory ends where it was done.
 
-    :param int num_particles: lanes.
+    :param int num_particles: particles.
     :param int max_plate_nesting: as for :class:`SMC`.
     :param bool audit: replay the result once more and compare every log-probability, see :class:`AuditMessenger`.
-    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TreeSearch(Search):
         return messenger.result(chosen, sweep(self.model, replay, args, kwargs))
 
     def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
-        """The finished candidates if every problem has some, else the lanes of the last barrier."""
+        """The finished candidates if every problem has some, else the particles of the last barrier."""
         finished = messenger.finished() if isinstance(messenger, SearchMessenger) else None
         if finished is not None:
             with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too

@@ -1,4 +1,4 @@
-"""What a probabilistic program changes for the whole process: Pyro's handlers and plates, and the random number generators."""
+"""Process-wide state that a probabilistic program changes: Pyro's handlers and plates, and the random number generators."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Population:
         levels = range(-posterior.particles.nesting, 0)
         return tuple(next(picked) if dim in posterior.particles.plate_dims else 0 for dim in levels)
 
-    def lanes(self, tensor: Tensor) -> Tensor:
+    def of_particles(self, tensor: Tensor) -> Tensor:
         """``[N]`` of ``[N, *plates]``."""
         for i in self.index:
             tensor = tensor[:, min(i, tensor.shape[1] - 1)]

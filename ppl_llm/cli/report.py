@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 8
 """Answers shown in the table; JSON has all."""
-_ROUNDS = 24
+_ESS_SHOWN = 24
 """Steps, iterations or stages of which the effective sample size is shown; JSON has all."""
 _BAR = 24
 
@@ -123,8 +123,8 @@ class Report:
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
         console.print(Text(f"{evidence}, {finished}, {resampled}"))
         if told.estimates:
-            more = f" .. {len(told.ess) - _ROUNDS} more" if len(told.ess) > _ROUNDS else ""
-            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ROUNDS]) + more, style="dim"))
+            more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""
+            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ESS_SHOWN]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
             console.print(Text(line, style="dim"))
         best = self.best

@@ -163,8 +163,8 @@ class Comparison:
         """
         summary = " ".join(f"{name}: {size(run)}" for name, run in self.runs.items())
         text = page(" against ".join(self.names), summary, self.sections())
-        stem = re.sub(r"[^\w.-]+", "-", self.names[1])
-        return save(Path(folder) / f"comparison-with-{stem}.html", text, [])
+        other = re.sub(r"[^\w.-]+", "-", self.names[1])
+        return save(Path(folder) / f"comparison-with-{other}.html", text, [])
 
     def _plot(self, name: str, run: Results, i: int) -> Plot:
         return Plot(f"{'ab'[i]}-accuracy", f"Accuracy of {name}", curve_words(run), figures.scaling(run))

@@ -57,8 +57,8 @@ class PromptBuilder:
     def _render(self, chat: list[Message]) -> str:
         from jinja2 import TemplateError
 
-        goes_on = chat[-1]["role"] == "assistant"
-        options = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on, **self.template_options}
+        continues = chat[-1]["role"] == "assistant"
+        options = {"tokenize": False, "add_generation_prompt": not continues, "continue_final_message": continues, **self.template_options}
         try:
             return str(self.tokenizer.apply_chat_template(chat, **options))
         except TemplateError as error:

@@ -71,10 +71,10 @@ class ReasoningModel:
         o = self.options
         step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k))
         ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
-        pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
+        pyro.sample(f"accept_{t}", self._factor(ctx, last_step=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
         return ctx
 
-    def _factor(self, ctx: Context, last_round: bool) -> Any:
+    def _factor(self, ctx: Context, last_step: bool) -> Any:
         preset = self.preset
         reward = StepReward(
             self.prm,
@@ -84,7 +84,7 @@ class ReasoningModel:
             aggregation=self.aggregation,
             finished=preset.finished,
             score=self.score,
-            last_round=last_round,
+            last_step=last_step,
         )
         if preset.finished == "neutral":
             return reward
@@ -92,7 +92,7 @@ class ReasoningModel:
         if preset.last_factor:
             in_play = _population(ctx, ctx.advanced.any)
         else:
-            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_round, device=ctx.done.device)
+            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_step, device=ctx.done.device)
         return reward.mask(in_play.expand(ctx.batch_shape))
 
     def prefix_scores(self, context: Context) -> Tensor:
@@ -123,9 +123,9 @@ class ReasoningModel:
         return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
 
 
-def _population(ctx: Context, any_lane: Callable[..., Tensor]) -> Tensor:
+def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
     """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
-    return any_lane(0, keepdim=True) if ctx.batch_shape else any_lane()
+    return any_particle(0, keepdim=True) if ctx.batch_shape else any_particle()
 
 
 def reasoning(

@@ -121,7 +121,7 @@ class ServerClient:
         )
         async for attempt in attempts:
             with attempt:
-                async with self._slots:
+                async with self._permits:
                     return read(await self._attempt(http, method, url, body, attempt.retry_state.attempt_number))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -184,13 +184,13 @@ class ServerClient:
                 limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
                 transport=self._transport,
             )
-            self._slots = asyncio.Semaphore(self.concurrency)
+            self._permits = asyncio.Semaphore(self.concurrency)
             self._pid = os.getpid()
             weakref.finalize(self, _close, self._http, loop)
         return self._http, loop
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_http", "_slots", "_transport")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_http", "_permits", "_transport")}
         return kept | {"_pid": -1, "_transport": None}
 
     def __repr__(self) -> str:

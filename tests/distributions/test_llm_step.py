@@ -1,4 +1,4 @@
-"""LLMStep on a tabular language model: the law of a step, exactly."""
+"""LLMStep on a tabular language model: the distribution of a step, exactly."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
 
 
 @mutant("stale locals", f"{EXACT_SMC}::test_the_audit_rejects_stale_state_that_the_evidence_does_not_show")
-def forget_lane_state(model: Chain) -> Chain:
+def forget_particle_state(model: Chain) -> Chain:
     """A model that does not thread its state through the barrier (pyro #2138): only the symbol is permuted."""
     from ppl_llm.inference import barrier
 
@@ -360,7 +360,7 @@ class FullReferenceWeight(AncestorMessenger):
 
 @mutant("offspring of the reference replays it", _REFERENCES)
 class CopiedReference(ReferenceMessenger):
-    """Every descendant of the reference's particle goes on along the reference: copied where it should branch (Turing.jl#2855)."""
+    """Every descendant of the reference's particle continues along the reference: copied where it should branch (Turing.jl#2855)."""
 
     def __enter__(self) -> CopiedReference:
         self.copies: Tensor | None = None
@@ -379,7 +379,7 @@ class CopiedReference(ReferenceMessenger):
 
 @mutant("reference always in the first slot", _REFERENCES)
 class FirstSlot(ReferenceMessenger):
-    """A scheme that treats lanes differently around a reference that always starts in the same one."""
+    """A scheme that treats particles differently around a reference that always starts in the same one."""
 
     def draw_rotation(self) -> Tensor:
         return torch.zeros_like(super().draw_rotation())
@@ -574,7 +574,7 @@ _PMMH = "tests/inference/mcmc/test_particle_mh.py::test_rejects_wrong_pmmh"
 
 @mutant("PIMH accepts always", _PIMH)
 class AcceptsAlways(PIMH):
-    """The next filter whatever its evidence: the law of an average filter, which is biased for few particles."""
+    """The next filter whatever its evidence: the distribution of an average filter, which is biased for few particles."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         return torch.ones_like(proposed.log_density)
@@ -622,7 +622,7 @@ class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[mis
 
 @mutant("PMMH keeps no evidence estimate", _PMMH)
 class FreshEvidence(PMMH):
-    """The present parameters' evidence estimated anew for each comparison (the noisy chain, biased for few particles)."""
+    """The present parameters' evidence estimated again for each comparison (the noisy chain, biased for few particles)."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         again = self.filter(present.unconstrained, (present.log_density.numel(),), {})

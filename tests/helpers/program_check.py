@@ -7,7 +7,6 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,40 +23,16 @@ from tests.helpers.program_ast import (
     Note,
     Program,
 )
-from tests.helpers.program_cells import CELLS, CHAIN, EXACT, SEARCH, WEIGHTED, Cell, Expected, expected, may_kill
+from tests.helpers.program_cells import CELLS, CHAIN, ENUMERATED, EXACT, SEARCH, WEIGHTED, Cell, Expected, expected, may_kill
 from tests.helpers.program_code import build
+from tests.helpers.program_enumerated import MAX_COLUMNS, enumerated_error
 from tests.helpers.program_gaussian_oracle import expected_power, oracle_of
 from tests.helpers.program_oracle import Answer, Statistic
+from tests.helpers.program_report import Failure, Report
 from tests.helpers.program_scores import mean_scores, worst, z_scores
 from tests.helpers.program_values import stacked, variables
 
 FIRST, CONFIRMED, AGAIN = 4.9, 5.5, 8
-
-
-@dataclass
-class Failure:
-    """A cell that is wrong."""
-
-    cell: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.cell}: {self.what}"
-
-
-@dataclass
-class Report:
-    """What became of a program's cells.
-
-    :ivar int checked: cells with a result or a refusal that was compared.
-    :ivar list passed_over: cells that were not run, for want of power or since a fault of today is known.
-    """
-
-    failures: list[Failure] = field(default_factory=list)
-    checked: int = 0
-    tests: int = 0
-    passed_over: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Checker:
@@ -154,7 +129,8 @@ class Checker:
             return True
         if cell.kind == SEARCH:
             return False
-        return cell.replicas * len(self.answer.evidence) * (1 - self.alive[cell.proposes]) ** cell.particles < 1e-9
+        count = MAX_COLUMNS if cell.kind == ENUMERATED else cell.replicas * len(self.answer.evidence)
+        return count * (1 - self.alive[cell.proposes]) ** cell.particles < 1e-9
 
     def sees(self, cell: Cell) -> bool:
         """Whether Monte Carlo of this size can judge the cell: importance sampling would know the evidence to 10 %."""
@@ -172,6 +148,11 @@ class Checker:
             return self.search(cell)
         if cell.kind == EXACT:
             return self.enumerated(cell)
+        if cell.kind == ENUMERATED:
+            assert isinstance(self.program, Program)
+            error = enumerated_error(self.program, self.model, self.answer, cell.particles, cell.scheme, cell.ess_threshold)
+            self.tests += 2 + len(self.answer.means)
+            return error or {}
         built = cell.build(replicate(self.model, replicas, self.program.nesting), self.program.nesting + 1, self.proposals)
         with torch.no_grad():
             if cell.kind == CHAIN and not exact:

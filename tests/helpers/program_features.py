@@ -60,7 +60,7 @@ FAULTS = {
     "deterministic site": "A13",
     "replay of scaled sites": "weighed by p^(s - 1), or refused for its shape",
     "replay of sites without parents": "Pyro leaves their batch shape: islands give an IndexError",
-    "replayed sites under chains and enumeration": "particle Gibbs: RuntimeError on the batch shape of a site without parents",
+    "replayed sites under chains and enumeration": "Enumeration draws them all the same; particle Gibbs: RuntimeError on their shape",
     "state object without batch_shape": "islands: the error of a failed run is lost in an AttributeError",
 }
 """Features that meet a fault of today's code, by its number or in words; a line is deleted when its fault is fixed."""

@@ -16,13 +16,23 @@ from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CHAIN, MANY, Cell
 
-NOT_OF_LAWS = {
+NOT_OF_DISTRIBUTIONS = {
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
     "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
     "bisection upside down": "the ladder's powers lie elsewhere; the estimates have the same expectations",
+    **dict.fromkeys(
+        (
+            "one messenger for all runs",
+            "the first start of all chains",
+            "swaps take turns by the kernel's count",
+            "step sizes adapt the kernel",
+            "a nested run among the handlers of the outer one",
+        ),
+        "a single run is right; tests/inference/test_runs.py has several runs of one object",
+    ),
 }
-"""Mutants that leave laws and expectations of the algorithms as they are, and why."""
+"""Mutants that leave distributions and expectations of the algorithms as they are, and why."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +103,11 @@ def kernel(wrong: Any, *args: Any, replicas: int = 1000, parameter: str = "", **
     return Case(Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter))
 
 
-def stage(wrong: Any) -> Case:
-    return Case(
-        Cell(lambda m, n, q: wrong(m, 6, betas=[0.2, 0.6, 1.0], ess_threshold=0.7, max_plate_nesting=n), replicas=1500, particles=6)
-    )
+def stage(wrong: Any, **options: Any) -> Case:
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> Any:
+        return wrong(model, 6, betas=[0.2, 0.6, 1.0], ess_threshold=0.7, max_plate_nesting=nesting, **options)
+
+    return Case(Cell(build, replicas=1500, particles=6))
 
 
 def last_variable_only(program: AnyProgram) -> AnyProgram | None:
@@ -151,6 +162,8 @@ def cases() -> dict[str, Case]:
         "moves one power behind",
     ):
         found[name] = stage(wrong[name])
+    for name in ("the first M of N ancestors", "chains keep the weights of their starts"):
+        found[name] = stage(wrong[name], chain_length=3)
     for name in ("tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"):
         found[name] = kernel(wrong[name], [0.1, 0.5, 1.0])
     dropped = wrong["residual weights dropped"]
@@ -175,4 +188,4 @@ def found_by(case: Case, check: Callable[[Cell, AnyProgram | None], bool], progr
         return check(case.cell, changed)
 
 
-__all__ = ["NOT_OF_LAWS", "Case", "Draw", "cases", "found_by", "partial"]
+__all__ = ["NOT_OF_DISTRIBUTIONS", "Case", "Draw", "cases", "found_by", "partial"]

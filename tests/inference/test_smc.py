@@ -121,10 +121,10 @@ def test_lineages_follow_the_ancestors() -> None:
         return z
 
     posterior = SMC(model, 20, ess_threshold=1.0).run()
-    lanes = torch.arange(20)
+    particles = torch.arange(20)
     for ancestors in posterior.ancestors.flip(0):
-        lanes = ancestors[lanes]
-    torch.testing.assert_close(posterior.sites["z_0"], seen[0][lanes])
+        particles = ancestors[particles]
+    torch.testing.assert_close(posterior.sites["z_0"], seen[0][particles])
     steps = torch.stack([posterior.sites[f"z_{t}"] for t in range(4)])
     assert (steps.diff(dim=0).abs() < 0.6).all()  # six standard deviations: parents and children belong together
 

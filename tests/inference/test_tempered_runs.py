@@ -80,7 +80,7 @@ def test_an_adaptive_run_on_a_language_model(kernel: Any) -> None:
     evidence = exact_evidence()
     assert len(posterior.betas) > 1 and abs(float((posterior.log_evidence.exp() / evidence).mean()) - 1) < 0.05
     first = (posterior.weights * (posterior.sites["step_0"][..., 0] == 1)).sum(0)
-    exact = program.law(lambda steps, z: math.prod(1 / (1 + math.exp(-v)) for v in z))
+    exact = program.distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-v)) for v in z))
     p = sum(mass for tokens, mass in exact.items() if tokens[0] == 1)
     assert abs(first.mean() - p) < 6.5 * first.std() / math.sqrt(20)  # t with 19 degrees of freedom
     assert first.std() / math.sqrt(20) < 0.02

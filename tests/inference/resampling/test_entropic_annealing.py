@@ -30,15 +30,15 @@ def selecting(selection: Any) -> Any:
 
 @dataclass
 class Arbitrary:
-    """Any positive numbers: by step, by lane, and by the symbol that a particle is at."""
+    """Any positive numbers: by step, by particle, and by the symbol that a particle is at."""
 
     numbers: list[int]
     keeps_target: bool = True
 
     def __call__(self, weights: Weights, state: Any, step: int) -> Tensor:
         table = torch.tensor(self.numbers, dtype=torch.float64).log()
-        lanes = torch.arange(weights.num_particles)[:, None]
-        return table[(5 * step + 3 * lanes + state[0] + 1) % len(table)] + 0.5 * weights.log_weights
+        particles = torch.arange(weights.num_particles)[:, None]
+        return table[(5 * step + 3 * particles + state[0] + 1) % len(table)] + 0.5 * weights.log_weights
 
 
 @pytest.mark.parametrize("ess_threshold", [0.8, 1.0])

@@ -52,8 +52,8 @@ def test_other_trees(seed: int, length: int, width: int, expand: int, ends: bool
         assert disagreement(dvts, model, lambda draw, m=model: published_dvts(m, draw, width, expand), seed, 20) == 0.0
 
 
-def test_lanes_of_score_zero_are_never_kept() -> None:
-    """A tenth of the steps is impossible: dead lanes are neither returned nor continued while others live."""
+def test_particles_of_score_zero_are_never_kept() -> None:
+    """A tenth of the steps is impossible: dead particles are neither returned nor continued while others live."""
     model = tree(2, impossible=True)
     search = BeamSearch(model, 4, 3, max_plate_nesting=1)
     assert disagreement(search, model, lambda draw: published_beam_search(model, draw, 4, 3)) == 0.0
@@ -78,14 +78,14 @@ class Forgets(BeamMessenger):
 
 
 class FinishedCompete(BeamMessenger):
-    """Finished lanes stay in the beam and take places of unfinished ones."""
+    """Finished particles stay in the beam and take places of unfinished ones."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         return super().select(log_weights, torch.zeros_like(done))
 
 
 class LastOfTies(BeamMessenger):
-    """Ties go to the last lane, as ``np.argsort(scores)[-k:]`` has it."""
+    """Ties go to the last particle, as ``np.argsort(scores)[-k:]`` has it."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         ancestors, _ = super().select(log_weights - 1e-9 * (self.options.num_particles - self.system.numbers), done)
@@ -118,7 +118,7 @@ class UnfinishedVote(SubtreeMessenger):
 
 
 class Interleaved(SubtreeMessenger):
-    """Lane i belongs to subtree i mod n, not i // expand: candidates of different subtrees compete (as in search-and-learn #28)."""
+    """Particle i belongs to subtree i mod n, not i // expand: candidates of different subtrees compete (as in search-and-learn #28)."""
 
     def best_of_subtree(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         num_subtrees, expand = self.groups

@@ -240,7 +240,7 @@ def test_reads_standard_input(tables):
 
 def test_best_solution_has_the_highest_weight_among_those_with_the_answer(tables):
     report = solved("--method", "importance", "--particles", "200")
-    # Weights of importance sampling are products of scores; the best lane with answer 1 has the largest of them.
+    # Weights of importance sampling are products of scores; the best particle with answer 1 has the largest of them.
     product = torch.tensor(report["best"]["step_scores"]).prod().item()
     evidence = torch.tensor(report["log_evidence"]).exp().item()
     assert report["best"]["weight"] == pytest.approx(product / (200 * evidence), rel=1e-4)

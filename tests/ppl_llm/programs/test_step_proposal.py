@@ -26,11 +26,11 @@ class ListedLM(TabularLM):
     """Draws given steps, particle by particle, and tells their probability."""
 
     steps: Tensor
-    round: int = 0
+    drawn: int = 0
 
     def sample_step(self, context: Context, particles: torch.Size, options: StepOptions) -> StepSample:
-        tokens = self.steps[self.round].expand(*particles, -1)
-        self.round += 1
+        tokens = self.steps[self.drawn].expand(*particles, -1)
+        self.drawn += 1
         return StepSample(tokens, self.step_log_prob(context, tokens, options))
 
 
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Tensor, float, str | None]] = {
 def proposal(name: str) -> StepProposal:
     logits, temperature, prompt = CASES[name]
     lm = ListedLM(logits, SYMBOLS, eos="$")
-    lm.steps, lm.round = listed(), 0
+    lm.steps, lm.drawn = listed(), 0
     return StepProposal(lm, temperature=temperature, prompt=None if prompt is None else lambda _: prompt)
 
 

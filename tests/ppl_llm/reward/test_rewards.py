@@ -89,7 +89,7 @@ def rewards() -> dict[str, RewardModel]:
 
 
 @pytest.mark.parametrize("name", list(rewards()))
-def test_laws_of_reward_models(name: str):
+def test_properties_of_reward_models(name: str):
     """Shape, dtype, repeated scores of finished sequences, and no dependence on what was cached, on other sequences or on the way there."""
     reward, fresh, lm = rewards()[name], rewards()[name], tabular()
     assert isinstance(reward, RewardModel)
@@ -99,7 +99,7 @@ def test_laws_of_reward_models(name: str):
     for t in range(4):
         step = LLMStep(context, ";", WIDTH).expand((5, 2)).sample()
         context = context.extend(step, stop=";")
-        if t != 1:  # two new steps at once in the next round
+        if t != 1:  # two new steps at once at the next barrier
             z = reward.step_log_odds(context)
             assert z.shape == (5, 2, t + 1) and z.dtype == torch.float32
             assert torch.equal(z, reward.step_log_odds(context))

@@ -76,7 +76,7 @@ def expected(recipe: Recipe, context: Context, whole: Callable[[str], str] | Non
 
 
 def run_filter(prm: TransformersPRM, check: Callable[[Context], None], seed: int, problems: Any = PROBLEMS[0], steps: int = 4) -> None:
-    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, rounds without scoring."""
+    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, steps without scoring."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     context = language_model().start(problems).expand((5,))
@@ -142,7 +142,7 @@ def test_increments_of_the_whole_answer_leave_its_score(name: str, directories: 
 
 @pytest.mark.parametrize("whole_answer", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_only_new_tokens_are_run_and_equal_lanes_once(name: str, whole_answer: bool, directories: dict[str, Path]):
+def test_only_new_tokens_are_run_and_equal_sequences_once(name: str, whole_answer: bool, directories: dict[str, Path]):
     prm = TransformersPRM.from_pretrained(directories[name], whole_answer=whole_answer)
     context = language_model().start(PROBLEMS[0]).expand((4,))
     first, second = "Step 1: 12 + 30\n\n", "Step 2: so 42.\n\n"

@@ -148,7 +148,7 @@ def trace(sequences: int = 3) -> Any:
     return language_model().start(PROBLEMS[0]).expand((sequences,)).extend(written([f"{k % 2} is it.\n\n" for k in range(sequences)]))
 
 
-def test_equal_lanes_are_asked_for_once_and_no_step_twice(directories: dict[str, Path], serve: Serve) -> None:
+def test_equal_sequences_are_asked_for_once_and_no_step_twice(directories: dict[str, Path], serve: Serve) -> None:
     server = serve("rlhflow")
     prm = remote(server, directories["rlhflow"])
     context = trace(6)

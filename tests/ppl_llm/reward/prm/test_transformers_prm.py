@@ -102,7 +102,7 @@ def test_random_filters(data: st.DataObject):
         context = context.reorder(torch.randint(0, 3, (3, 2)))
 
 
-def test_only_new_steps_are_run_and_equal_lanes_once():
+def test_only_new_steps_are_run_and_equal_sequences_once():
     lm, prm = language_model(), reward_model()
     context = lm.start("What is 12 + 30?").expand((6,))
     first = steps_of(context, ["10 + 30 = 40.\n\n"] * 3 + ["Then 2\n\n"] * 3)
