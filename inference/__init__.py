@@ -17,6 +17,7 @@ from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosteri
 from .mcmc.particle_gibbs import ParticleGibbs
 from .mcmc.pimh import PIMH
 from .mcmc.pmmh import PMMH
+from .mcmc.prefix_walk import PrefixWalk
 from .mcmc.replicate import replicate
 from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
@@ -69,6 +70,7 @@ __all__ = [
     "ParticleMessenger",
     "ParticlePosterior",
     "PooledPosterior",
+    "PrefixWalk",
     "ProposalMessenger",
     "ReferenceMessenger",
     "Resampler",

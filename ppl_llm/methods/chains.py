@@ -16,6 +16,7 @@ from .options import (
     REFERENCES,
     RESAMPLER,
     SWEEPS,
+    WALK_STEPS,
     WARMUP,
     parse_betas,
 )
@@ -42,6 +43,10 @@ def _pimh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 def _suffix_mh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     return chain(kernel(model, **_nesting(call)), o, call)
+
+
+def _prefix_walk(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    return chain(kernel(model, steps=o["walk_steps"], **_nesting(call)), o, call)
 
 
 def _parallel_tempering(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
@@ -118,6 +123,21 @@ SUFFIX_MH = Method(
     ),
 )
 
+PREFIX_WALK = Method(
+    "prefix-walk",
+    "PrefixWalk",
+    "chain that writes a step or takes one back, led by the scores of beginnings",
+    (WALK_STEPS, ITERATIONS, WARMUP.by_default(1)),
+    _prefix_walk,
+    "iteration",
+    Budget(
+        "4 iterations of 2 B steps of the walk, one of them warm-up: 4 B reasoning steps, and 32 solutions that set the scale",
+        "posterior",
+        lambda budget, o: {"walk_steps": 2 * budget, "iterations": 3, "warmup": 1},
+        lambda o: 2,
+    ),
+)
+
 PARALLEL_TEMPERING = Method(
     "parallel-tempering",
     "ParallelTempering",
@@ -135,4 +155,4 @@ PARALLEL_TEMPERING = Method(
     ),
 )
 
-FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PARALLEL_TEMPERING)
+FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PREFIX_WALK, PARALLEL_TEMPERING)

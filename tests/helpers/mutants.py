@@ -23,6 +23,7 @@ from ppl_llm.inference import (
     ParallelTempering,
     ParticleMessenger,
     ParticlePosterior,
+    PrefixWalk,
     ReferenceMessenger,
     SuffixMH,
     TemperedSMC,
@@ -744,3 +745,26 @@ WRONG_WIDTHS: dict[str, type[REBASE]] = {
     "first of ties": FirstOfTies,
     "rounded one by one": RoundedOneByOne,
 }
+
+
+# Walks on prefixes
+_WALK = "tests/inference/mcmc/test_prefix_walk.py::test_rejects_wrong_walks"
+
+
+@mutant("a child taken by its value", _WALK)
+class TakenByValue(PrefixWalk):
+    """The one-try rejection shortcut: a drawn child is taken with probability V(child), the parent with V(here). It has the prior."""
+
+    def acceptance(self, here: Tensor, there: Tensor, up: Tensor) -> Tensor:
+        return torch.where(up, there, here).clamp(max=0.0).exp()
+
+
+@mutant("leaves of a window all alike", _WALK)
+class LeavesAlike(PrefixWalk):
+    """Each leaf of a window counted once, however long the walk stayed there."""
+
+    def visit_weights(self, spent: Tensor) -> Tensor:
+        return (spent > 0).double()
+
+
+WRONG_WALKS: dict[str, type[PrefixWalk]] = {"by value": TakenByValue, "leaves alike": LeavesAlike}

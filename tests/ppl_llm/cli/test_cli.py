@@ -86,6 +86,7 @@ def without_times(report: dict) -> dict:
 FAST = {
     "particle-gibbs": ["--iterations", "2", "--particles", "4"],
     "pimh": ["--iterations", "3", "--particles", "4"],
+    "prefix-walk": ["--iterations", "2", "--walk-steps", "20"],
     "suffix-mh": ["--iterations", "5", "--warmup", "1"],
     "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
     "waste-free-smc": ["--particles", "4", "--chain-length", "2", "--betas", "0.3,1"],
@@ -343,6 +344,7 @@ def test_interrupted_in_the_middle_shows_the_partial_posterior(tables):
 
 LONG = {
     **{name: ["--iterations", "100", "--warmup", "0"] for name, each in SOLVING.items() if each.option("iterations")},
+    "prefix-walk": ["--iterations", "100", "--warmup", "0", "--walk-steps", "4"],
     "tempered-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
     "waste-free-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
 }

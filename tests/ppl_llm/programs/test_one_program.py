@@ -22,6 +22,7 @@ from ppl_llm.inference import (
     Importance,
     ParallelTempering,
     ParticleGibbs,
+    PrefixWalk,
     SelfConsistency,
     SuffixMH,
     TemperedSMC,
@@ -42,6 +43,7 @@ POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
     (ParticleGibbs, {"num_particles": 16, "num_references": 3, "resampler": "systematic"}, (40,), 60),
     (PIMH, {"num_particles": 32}, (60,), 60),
     (SuffixMH, {}, (250,), 25),
+    (PrefixWalk, {"steps": 150}, (16,), 10),
     (ParallelTempering, {"betas": [0.2, 0.6, 1.0]}, (200,), 30),
 ]
 
