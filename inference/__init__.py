@@ -35,6 +35,7 @@ from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
 from .search.beam_search import BeamSearch
+from .search.best_first import BestFirst
 from .search.dvts import DVTS
 from .search.rebase import REBASE
 from .search.votes import BestOfN, SelfConsistency
@@ -53,6 +54,7 @@ __all__ = [
     "AuditMessenger",
     "AuditReport",
     "BeamSearch",
+    "BestFirst",
     "BestOfN",
     "ChainPosterior",
     "ConditionalResampler",

@@ -55,6 +55,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "BeamSearch": "inference",
+    "BestFirst": "inference",
     "BestOfN": "inference",
     "Context": "context",
     "DVTS": "inference",
@@ -118,6 +119,7 @@ __all__ = [
     "REBASE",
     "SMC",
     "BeamSearch",
+    "BestFirst",
     "BestOfN",
     "Context",
     "EntropicAnnealing",

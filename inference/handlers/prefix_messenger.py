@@ -7,9 +7,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import SMCFailed
+from ..posterior.particle_posterior import ParticlePosterior
 from .particle_messenger import ParticleMessenger
 from .pause_messenger import Paused
 from .replay_messenger import KnownValue, ReplayMessenger
@@ -48,18 +50,20 @@ class Extension(NamedTuple):
     :ivar dict barriers: of each site, the number of barriers before it.
     :ivar Tensor log_weights: ``[G, L, *plates]`` of the executions up to the end of each segment.
     :ivar Tensor done: ``[G, L, *plates]``: executions that are complete there. The end of the model completes all.
+    :ivar ParticlePosterior partial: the executions at the last barrier; ``None`` before the first.
     """
 
     values: Mapping[str, Tensor]
     barriers: Mapping[str, int]
     log_weights: Tensor
     done: Tensor
+    partial: ParticlePosterior | None
 
 
 class PrefixMessenger(ReplayMessenger):
     """Every particle follows a prefix of its own, then draws from the prior; factors are scored, and nothing is resampled.
 
-    :param int until: leave the model at the barrier behind so many segments; ``None`` runs it to its end.
+    :param int until: leave the model before the first site behind so many segments; ``None`` runs it to its end.
     """
 
     def __init__(self, num_particles: int, max_plate_nesting: int, known: Mapping[str, KnownValue], until: int | None = None) -> None:
@@ -68,9 +72,17 @@ class PrefixMessenger(ReplayMessenger):
 
     def __enter__(self) -> PrefixMessenger:
         self.log_weights: list[Tensor] = []
+        self.in_segment = False  # whether a site has been met since the last barrier
         self.done: list[Tensor] = []
         super().__enter__()
         return self
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            if len(self.done) == self.until:
+                raise Paused
+            self.in_segment = True
+        super()._pyro_sample(msg)
 
     def _needs_log_prob(self, msg: Any) -> bool:
         return ParticleMessenger._needs_log_prob(self, msg)
@@ -79,11 +91,10 @@ class PrefixMessenger(ReplayMessenger):
         super()._pyro_barrier(msg)
         done, weights = self.system.done, self.system.weights.log_weights
         self.note(torch.zeros_like(weights, dtype=torch.bool) if done is None else done.to(weights.device).expand_as(weights))
-        if len(self.done) == self.until:
-            raise Paused
 
     def note(self, done: Tensor) -> None:
         """A segment has ended."""
+        self.in_segment = False
         self.log_weights.append(self.system.weights.log_weights)
         self.done.append(done)
 
@@ -96,7 +107,8 @@ class PrefixMessenger(ReplayMessenger):
         """What was met, once the model has been left."""
         sites = [site for site in self.system.sites if site.value is not None]
         values = {site.name: site.value for site in sites if site.value is not None}
-        return Extension(values, {site.name: site.barriers for site in sites}, torch.stack(self.log_weights), torch.stack(self.done))
+        barriers = {site.name: site.barriers for site in sites}
+        return Extension(values, barriers, torch.stack(self.log_weights), torch.stack(self.done), self.partial)
 
 
 def extend(
@@ -114,5 +126,9 @@ def extend(
         sweep(model, messenger, args, kwargs)
     except Paused:
         return messenger.extension()
-    messenger.note(torch.ones_like(messenger.system.weights.log_weights, dtype=torch.bool))
+    ended = torch.ones_like(messenger.system.weights.log_weights, dtype=torch.bool)
+    if messenger.in_segment:
+        messenger.note(ended)
+    else:
+        messenger.done[-1] = ended
     return messenger.extension()

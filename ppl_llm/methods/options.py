@@ -100,6 +100,7 @@ SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, paramete
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
+CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
 
 # What a name may change in the model, see ppl_llm.reasoning

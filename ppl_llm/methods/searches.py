@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, EXPAND, PARTICLES, SUBTREES
+from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, CONTINUATIONS, EXPAND, PARTICLES, SUBTREES
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -23,6 +23,11 @@ def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call._asdict()).run
+    return run
+
+
+def _best_first(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    run: Run = search(model, expand=o["expand"], budget=o["continuations"], **call._asdict()).run
     return run
 
 
@@ -65,4 +70,19 @@ REBASE = Method(
     budget=Budget("B particles", "weighted", free=("allocation_temperature",)),
 )
 
-FAMILY = (BEAM_SEARCH, DVTS, REBASE)
+BEST_FIRST = Method(
+    "best-first",
+    "BestFirst",
+    "continues the best beginning of all, wherever in the tree it is; no posterior",
+    (EXPAND, CONTINUATIONS),
+    _best_first,
+    budget=Budget(
+        "4 B steps, as many as B solutions of 4 steps have",
+        "best-of-n",
+        lambda budget, o: {"continuations": 4 * budget},
+        lambda o: -(-int(o["expand"]) // 4),
+        free=("expand",),
+    ),
+)
+
+FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST)

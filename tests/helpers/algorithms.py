@@ -14,6 +14,7 @@ from ppl_llm.inference import (
     REBASE,
     SMC,
     BeamSearch,
+    BestFirst,
     BestOfN,
     EntropicAnnealing,
     Importance,
@@ -100,6 +101,7 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
+    "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

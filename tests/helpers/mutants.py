@@ -19,6 +19,7 @@ from ppl_llm.inference import (
     PMMH,
     REBASE,
     SMC,
+    BestFirst,
     EntropicAnnealing,
     ParallelTempering,
     ParticleMessenger,
@@ -768,3 +769,29 @@ class LeavesAlike(PrefixWalk):
 
 
 WRONG_WALKS: dict[str, type[PrefixWalk]] = {"by value": TakenByValue, "leaves alike": LeavesAlike}
+
+
+# Searches with a frontier
+_FRONTIER = "tests/inference/search/test_best_first.py::test_rejects_wrong_pops"
+
+
+@mutant("a frontier of the last children", _FRONTIER)
+class LastChildren(BestFirst):
+    """Only the continuations drawn last are looked at: a greedy search, which never turns back."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        last = torch.where(frontier.open, self.priority(frontier), -torch.inf)
+        last[: -self.expand] = -torch.inf
+        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(frontier))
+
+
+@mutant("stops at the first answer drawn", _FRONTIER)
+class FirstDrawn(BestFirst):
+    """A complete execution ends the search as soon as it is drawn, though better prefixes are open."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        complete = torch.where(frontier.open & frontier.done, self.priority(frontier), -torch.inf)
+        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(frontier))
+
+
+WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}

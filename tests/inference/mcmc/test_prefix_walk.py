@@ -105,7 +105,7 @@ def test_weights_that_change_after_the_end_are_refused() -> None:
             state = barrier(Particles(x, x, done | (x == 1)))
             done = state.done
         pyro.factor("late", state.x)
-        return state
+        return state.x
 
     pyro.set_rng_seed(0)
     with pytest.raises(ValueError, match=r"needs weights that are complete where an execution is done.* or use SuffixMH"):

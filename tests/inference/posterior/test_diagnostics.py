@@ -32,6 +32,7 @@ ADDED: dict[str, set[str]] = {
     "BeamSearch": {"method", "scores"},
     "DVTS": {"method", "scores"},
     "REBASE": {"method", "scores"},
+    "BestFirst": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }

@@ -130,7 +130,7 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    search = method in ("beam-search", "dvts", "rebase", "best-of-n", "self-consistency")
+    search = method in ("beam-search", "dvts", "rebase", "best-first", "best-of-n", "self-consistency")
     for part in (
         "Vote over answers" if search else "Posterior over answers",
         "" if search else f"ESS per {unit}",
@@ -460,6 +460,7 @@ SMALL = {
     "importance": ["--particles", "4", "--audit"],
     "beam-search": ["--beam-width", "2", "--expand", "2"],
     "dvts": ["--subtrees", "2", "--expand", "2"],
+    "best-first": ["--expand", "2", "--continuations", "20"],
     "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],

@@ -16,6 +16,7 @@ from ppl_llm.inference import (
     REBASE,
     SMC,
     BeamSearch,
+    BestFirst,
     BestOfN,
     EntropicAnnealing,
     Enumeration,
@@ -51,6 +52,7 @@ SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
     (REBASE, {"num_particles": 12}),
+    (BestFirst, {"expand": 12, "budget": 60}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]
