@@ -17,11 +17,14 @@ from torch import Tensor
 from ppl_llm.inference import (
     PIMH,
     PMMH,
+    REBASE,
     SMC,
+    BestFirst,
     EntropicAnnealing,
     ParallelTempering,
     ParticleMessenger,
     ParticlePosterior,
+    PrefixWalk,
     ReferenceMessenger,
     SuffixMH,
     TemperedSMC,
@@ -41,6 +44,7 @@ from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.particles.history import Site
 from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -813,3 +817,103 @@ WRONG_SEMANTICS: dict[str, tuple[Any, str, str, str, str]] = {
     "given": (drawn_given, "ppl_llm.inference.enumeration.give", "`poutine.replay`", "enumeration", "Enumeration"),
 }
 """A meaning, what it stands for, and the cell of test_idioms.py that shows it."""
+
+
+# Searches that share out their particles
+_REBASE = "tests/inference/search/test_rebase.py::test_rejects_wrong_widths"
+
+
+class _LogScoresMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths((log_weights + 100.0).log(), active, left)  # a softmax does not see what is added
+
+
+class _FirstOfTiesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths(log_weights.flip(0), active.flip(0), left).flip(0)
+
+
+class _AllPlacesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        expected = left * torch.where(active, log_weights.exp() / self.temperature, -torch.inf).softmax(0)
+        widths = expected.ceil().long()  # each by itself: more than there are places
+        return torch.minimum(widths, (left - (widths.cumsum(0) - widths)).clamp(min=0))
+
+
+def _with_widths(made: type[RebaseMessenger]) -> type[REBASE]:
+    class Wrong(REBASE):
+        def messenger(self) -> RebaseMessenger:
+            return made(self.options, self.temperature)
+
+    return Wrong
+
+
+@mutant("widths by log-scores", _REBASE)
+class WidthsByLogScores(_with_widths(_LogScoresMessenger)):  # type: ignore[misc]
+    """A softmax over log-odds or log-probabilities, which the temperature is not meant for."""
+
+
+@mutant("widths: first of ties", _REBASE)
+class FirstOfTies(_with_widths(_FirstOfTiesMessenger)):  # type: ignore[misc]
+    """A stable descending sort; the released code sorts upwards and turns the list round."""
+
+
+@mutant("widths rounded one by one", _REBASE)
+class RoundedOneByOne(_with_widths(_AllPlacesMessenger)):  # type: ignore[misc]
+    """Each width rounded up by itself, in the order of the particles, until there are no places."""
+
+
+WRONG_WIDTHS: dict[str, type[REBASE]] = {
+    "log-scores": WidthsByLogScores,
+    "first of ties": FirstOfTies,
+    "rounded one by one": RoundedOneByOne,
+}
+
+
+# Walks on prefixes
+_WALK = "tests/inference/mcmc/test_prefix_walk.py::test_rejects_wrong_walks"
+
+
+@mutant("a child taken by its value", _WALK)
+class TakenByValue(PrefixWalk):
+    """The one-try rejection shortcut: a drawn child is taken with probability V(child), the parent with V(here). It has the prior."""
+
+    def acceptance(self, here: Tensor, there: Tensor, up: Tensor) -> Tensor:
+        return torch.where(up, there, here).clamp(max=0.0).exp()
+
+
+@mutant("leaves of a window all alike", _WALK)
+class LeavesAlike(PrefixWalk):
+    """Each leaf of a window counted once, however long the walk stayed there."""
+
+    def visit_weights(self, spent: Tensor) -> Tensor:
+        return (spent > 0).double()
+
+
+WRONG_WALKS: dict[str, type[PrefixWalk]] = {"by value": TakenByValue, "leaves alike": LeavesAlike}
+
+
+# Searches with a frontier
+_FRONTIER = "tests/inference/search/test_best_first.py::test_rejects_wrong_pops"
+
+
+@mutant("a frontier of the last children", _FRONTIER)
+class LastChildren(BestFirst):
+    """Only the continuations drawn last are looked at: a greedy search, which never turns back."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        last = torch.where(frontier.open, self.priority(frontier), -torch.inf)
+        last[: -self.expand] = -torch.inf
+        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(frontier))
+
+
+@mutant("stops at the first answer drawn", _FRONTIER)
+class FirstDrawn(BestFirst):
+    """A complete execution ends the search as soon as it is drawn, though better prefixes are open."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        complete = torch.where(frontier.open & frontier.done, self.priority(frontier), -torch.inf)
+        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(frontier))
+
+
+WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}

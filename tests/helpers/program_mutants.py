@@ -20,7 +20,17 @@ from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
 NOT_OF_DISTRIBUTIONS = {
     "tensors counted by identity": "a view of a right posterior",
-    "evidence of parts that have none": "searches have no target",
+    **dict.fromkeys(
+        (
+            "evidence of parts that have none",
+            "widths by log-scores",
+            "widths: first of ties",
+            "widths rounded one by one",
+            "a frontier of the last children",
+            "stops at the first answer drawn",
+        ),
+        "searches have no target",
+    ),
     "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
     "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
     "a selection that loses particles": "no cell has a selection of that kind",
@@ -194,6 +204,8 @@ def cases() -> dict[str, Case]:
     found["residual weights dropped"] = Case(
         Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, selection=dropped("entropy", num_steps=6), max_plate_nesting=n))
     )
+    for name in ("a child taken by its value", "leaves of a window all alike"):
+        found[name] = kernel(wrong[name])
     for name in ("missing length ratio", "truncated suffix sum"):
         found[name] = kernel(wrong[name])
     for name in ("PIMH accepts always", "PIMH accepts the lower evidence"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import pyro
@@ -195,6 +196,28 @@ def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> li
         else:
             output += [Found(c, tree.score(c)) for c in candidates]
     return output
+
+
+def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list[Found]:
+    """select_softmax of rebase.py as released, in exact arithmetic; who is continued stays, and further copies fill the lanes set free."""
+    beams: list[Path] = [()] * n
+    found = beams
+    for t in range(tree.length):
+        beams = [beam if tree.finished(beam) else (*beam, draw(t, i)) for i, beam in enumerate(beams)]
+        found = beams
+        left = sum(not tree.finished(beam) for beam in beams)
+        active = [i for i, beam in enumerate(beams) if not tree.finished(beam) and tree.score(beam) > -math.inf]
+        if not active:
+            continue
+        best_first = sorted(active, key=lambda i: tree.score(beams[i]))[::-1]
+        shares = [Fraction(math.exp(math.exp(tree.score(beams[i])) / temperature)) for i in best_first]
+        copies = {i: 1 for i, beam in enumerate(beams) if tree.finished(beam)}
+        for k, i in enumerate(best_first):
+            copies[i] = math.ceil(left * shares[k] / sum(shares[k:]))
+            left -= copies[i]
+        further = iter([i for i in range(n) for _ in range(copies.get(i, 0) - 1)])
+        beams = [beams[i if copies.get(i, 0) else next(further)] for i in range(n)]
+    return [Found(beam, tree.score(beam)) for beam in found]
 
 
 SEEDS = 100

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_llm.inference import (
     DVTS,
+    REBASE,
     AuditError,
     BeamSearch,
     BestOfN,
@@ -40,6 +41,7 @@ def walk(length: int = 3) -> Tensor:
 SEARCHES = {
     "beam search": lambda model, nesting=0: BeamSearch(model, 3, 2, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting=0: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "REBASE": lambda model, nesting=0: REBASE(model, 6, max_plate_nesting=nesting),
     "best-of-N": lambda model, nesting=0: BestOfN(model, 6, max_plate_nesting=nesting),
     "self-consistency": lambda model, nesting=0: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }
@@ -98,7 +100,7 @@ def test_a_constraint_that_no_particle_meets() -> None:
         pyro.factor("wall", torch.full_like(x, -math.inf))
         barrier(x)
 
-    for name in ("beam search", "DVTS", "best-of-N"):
+    for name in ("beam search", "DVTS", "REBASE", "best-of-N"):
         with pytest.raises(SMCFailed, match="all 6 particles have weight zero after site 'wall'"):
             SEARCHES[name](wall).run()
     assert SEARCHES["self-consistency"](wall).run().weights.tolist() == [1 / 6] * 6  # what is observed is not evaluated
@@ -192,7 +194,7 @@ def test_interrupt_keeps_finished_candidates(error: type[BaseException]) -> None
     assert "seconds" in partial.cost
 
 
-@pytest.mark.parametrize("make", [BeamSearch, DVTS])
+@pytest.mark.parametrize("make", [BeamSearch, DVTS, lambda model, width, expand, **kw: REBASE(model, width * expand, **kw)])
 def test_audit_rejects_stale_state(make: Any) -> None:
     """A model that continues with the particles from before the barrier."""
     pyro.set_rng_seed(0)
@@ -229,6 +231,8 @@ def test_audit_of_particles_that_finish_early() -> None:
         (lambda: BeamSearch(walk, 2.0, 1), "beam_width must be an integer of at least 1, got 2.0"),  # type: ignore[arg-type]
         (lambda: DVTS(walk, 0, 4), "num_subtrees must be an integer of at least 1, got 0"),
         (lambda: DVTS(walk, 2, True), "expand must be an integer of at least 1, got True"),
+        (lambda: REBASE(walk, 0), "num_particles must be an integer of at least 1, got 0"),
+        (lambda: REBASE(walk, 4, temperature=0.0), "temperature must be a finite number above 0, got 0.0"),
         (lambda: BestOfN(walk, 0), "num_particles must be an integer of at least 1, got 0"),
         (lambda: SelfConsistency("walk", 4), "model must be a function"),  # type: ignore[arg-type]
         (lambda: BestOfN(walk, 4, max_plate_nesting=-1), "max_plate_nesting must be an integer of at least 0, got -1"),

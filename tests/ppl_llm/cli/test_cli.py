@@ -86,6 +86,7 @@ def without_times(report: dict) -> dict:
 FAST = {
     "particle-gibbs": ["--iterations", "2", "--particles", "4"],
     "pimh": ["--iterations", "3", "--particles", "4"],
+    "prefix-walk": ["--iterations", "2", "--walk-steps", "20"],
     "suffix-mh": ["--iterations", "5", "--warmup", "1"],
     "tempered-smc": ["--particles", "4", "--betas", "0.3,1"],
     "waste-free-smc": ["--particles", "4", "--chain-length", "2", "--betas", "0.3,1"],
@@ -129,7 +130,7 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    search = method in ("beam-search", "dvts", "best-of-n", "self-consistency")
+    search = method in ("beam-search", "dvts", "rebase", "best-first", "best-of-n", "self-consistency")
     for part in (
         "Vote over answers" if search else "Posterior over answers",
         "" if search else f"ESS per {unit}",
@@ -343,6 +344,7 @@ def test_interrupted_in_the_middle_shows_the_partial_posterior(tables):
 
 LONG = {
     **{name: ["--iterations", "100", "--warmup", "0"] for name, each in SOLVING.items() if each.option("iterations")},
+    "prefix-walk": ["--iterations", "100", "--warmup", "0", "--walk-steps", "4"],
     "tempered-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
     "waste-free-smc": ["--betas", "0.1,0.2,0.3,0.4,0.5,1"],
 }
@@ -458,6 +460,8 @@ SMALL = {
     "importance": ["--particles", "4", "--audit"],
     "beam-search": ["--beam-width", "2", "--expand", "2"],
     "dvts": ["--subtrees", "2", "--expand", "2"],
+    "best-first": ["--expand", "2", "--continuations", "20"],
+    "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],
 }
