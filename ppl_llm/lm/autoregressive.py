@@ -75,7 +75,7 @@ class AutoregressiveLM(ABC):
             tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
             return StepSample(tokens, None if options.constraint.asks else log_probs)
         task = self._sample(context, batch_shape, options, self._sampler.sample)
-        return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.float().view(batch_shape))
+        return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.to(torch.get_default_dtype()).view(batch_shape))
 
     def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
         """Draw one step for each sequence from the model restricted by ``options.constraint``.
