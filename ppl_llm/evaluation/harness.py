@@ -115,7 +115,7 @@ class PPLHarnessLM(TemplateLM):
             reward=None if isinstance(lm, str) or prm is not None else "none",
         )
         names.check()
-        if names.reward == "none" and self.method.method.scored:
+        if names.chosen_reward.kind == "none" and self.method.method.scored:
             raise ValueError(f"method {method!r} needs a reward model, and none is given; give prm, or take method 'self-consistency'")
         self.names, self.vote_aggregation = names, names.vote_aggregation
         loaded = names.load() if isinstance(lm, str) or isinstance(prm, str) else None

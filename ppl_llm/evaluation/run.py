@@ -83,7 +83,7 @@ def evaluate(
     """
     _check(problems, budgets, group_size, workers)
     scored = [name for name in methods if get_method(name).method.scored]
-    if models.reward == "none" and scored:
+    if models.chosen_reward.kind == "none" and scored:
         raise ValueError(
             f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
             "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
@@ -93,6 +93,8 @@ def evaluate(
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]
     configuration = {
         **asdict(models),
+        "reward": str(models.chosen_reward),
+        "prm": models.named_prm,
         "group_size": group_size,
         "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
         "num_problems": len(problems),

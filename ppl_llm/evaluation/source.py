@@ -24,7 +24,7 @@ class Models:
     :param str lm: ``demo``, a directory, a name on the Hugging Face Hub, or the address of a server that has one model.
     :param str prm: process reward model: ``demo``, ``demo-weak``, a directory, a name on the Hub, or an address.
     :param str reward: one of :data:`~ppl_llm.reward.choice.REWARD_KINDS`; ``prm=NAME`` is the same as ``reward="prm:NAME"``. Without
-        either it is the demo reward model for the demo language model, and none for any other. Both attributes hold what was chosen.
+        either it is the demo reward model for the demo language model, and none for any other; see ``chosen_reward``.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
     :param int max_steps: steps at most.
@@ -74,15 +74,19 @@ class Models:
     answer_fallback: str | None = None
     keep_texts: bool = False
 
-    def __post_init__(self) -> None:
-        chosen = RewardChoice.of(self.lm, self.prm, self.reward)
-        object.__setattr__(self, "reward", str(chosen))
-        object.__setattr__(self, "prm", chosen.name if chosen.kind == "prm" else None)
-
     @property
     def chosen_reward(self) -> RewardChoice:
-        """The reward."""
+        """The reward.
+
+        :raises ValueError: if two are given, or one that does not exist.
+        """
         return RewardChoice.of(self.lm, self.prm, self.reward)
+
+    @property
+    def named_prm(self) -> str | None:
+        """The name of the process reward model; ``None`` for any other reward."""
+        chosen = self.chosen_reward
+        return chosen.name if chosen.kind == "prm" else None
 
     @property
     def vote_aggregation(self) -> str:
@@ -150,10 +154,11 @@ class Models:
         self.equivalent()
         parse_dtype(self.dtype)
         self.chosen_reward.check()
-        if self.answer_scores and (self.prm is None or is_address(self.prm)):
-            raise ValueError("answer_scores needs a process reward model in this process; a served one gives scores of steps")
-        if self.prm is None and (self.calibration is not None or self.prm_family is not None):
-            raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.reward}")
+        prm = self.named_prm
+        if self.answer_scores and (prm is None or is_address(prm)):
+            raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")
+        if prm is None and (self.calibration is not None or self.prm_family is not None):
+            raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
         reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, Any]:

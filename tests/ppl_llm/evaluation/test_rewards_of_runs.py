@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,15 @@ PROBLEMS = [Problem(str(i), problem.text, problem.answer) for i, problem in enum
 
 
 def test_what_the_names_mean() -> None:
-    assert (Models().reward, Models().prm) == ("prm:demo", "demo")
-    assert (Models(lm="dir").reward, Models(lm="dir").prm) == ("none", None)
-    assert Models(reward="prm:demo-weak").prm == "demo-weak"
-    for wrong in ({"reward": "judge", "calibration": (1.0, 0.0)}, {"reward": "none", "answer_scores": True}):
+    for models, reward, prm in [
+        (Models(), "prm:demo", "demo"),
+        (Models(lm="dir"), "none", None),
+        (Models(reward="prm:demo-weak"), "prm:demo-weak", "demo-weak"),
+        (replace(Models(), prm="dir"), "prm:dir", "dir"),
+        (Models(reward="judge"), "judge", None),
+    ]:
+        assert (str(models.chosen_reward), models.named_prm) == (reward, prm)
+    for wrong in ({"reward": "judge", "calibration": (1.0, 0.0)}, {"reward": "none", "prm_family": "qwen"}):
         with pytest.raises(ValueError, match="process reward model"):
             Models(**wrong).check()  # type: ignore[arg-type]
 
