@@ -67,7 +67,7 @@ def unpacked(masks: Tensor, size: int) -> Tensor:
 
 
 class ConstraintStates(ABC):
-    """Where a batch of A sequences stands in a language. The constraint's laws are in tests/helpers/constraint_laws.py.
+    """Where a batch of A sequences stands in a language.
 
     End-of-text tokens are no concern of :meth:`masks` and :meth:`advance`: a text may end where :meth:`may_end` says so.
 

@@ -21,7 +21,7 @@ class Predicate(Constraint):
     """Texts that a function allows, asked only for tokens that are drawn.
 
     The next token is drawn by adaptive weighted rejection (Lipkin et al., arXiv 2504.05410): draw, ask, remove what is refused, draw
-    again. Its weight is an unbiased estimate of the mass of what may follow; see :func:`ppl_llm.lm.decoding.rejection.adaptive_rejection`.
+    again. Its weight is an unbiased estimate of the mass of what may follow.
     Weights that are estimates belong to a draw: algorithms that keep a trajectory, as ParticleGibbs does, refuse such a constraint.
 
     :param allows: of the text after the prompt, whether it may stand as the beginning of a text of the language. Called with complete
