@@ -1,7 +1,8 @@
 """Reasoning steps and their scores as Pyro distributions."""
 
+from .constrained_step import ConstrainedStep
 from .llm_step import LLMStep
 from .potentials import prefix_log_odds, prefix_log_score
 from .step_reward import RewardChoices, StepReward
 
-__all__ = ["LLMStep", "RewardChoices", "StepReward", "prefix_log_odds", "prefix_log_score"]
+__all__ = ["ConstrainedStep", "LLMStep", "RewardChoices", "StepReward", "prefix_log_odds", "prefix_log_score"]

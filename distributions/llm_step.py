@@ -10,8 +10,10 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
 from ..lm.base import StepOptions, language_model, step_limits
+from .rounding import TOLERATED, rounding_unit
 
 
 class LLMStep(TorchDistribution):
@@ -29,6 +31,9 @@ class LLMStep(TorchDistribution):
     :param int top_k: sampling from the most probable tokens only.
     :param int tokens_per_step: steps of so many tokens each, in place of ``stop`` and ``max_tokens``: no delimiter ends them earlier,
         only the end of the text or of the model's context. Extend the context with ``stop=()``.
+    :param Constraint constraint: on what follows the prompt (:mod:`ppl_llm.constraints`), this step and the steps before it. The
+        distribution is the language model's renormalised at each token over what may follow: a distribution of its own, not the language
+        model given that the text is in the language. For that, see :class:`~ppl_llm.StepProposal`. Where nothing may follow, the step ends.
     :raises ValueError: for options out of range.
     """
 
@@ -44,9 +49,10 @@ class LLMStep(TorchDistribution):
         top_p: float = 1.0,
         top_k: int | None = None,
         tokens_per_step: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         stop, max_tokens = step_limits(stop, max_tokens, tokens_per_step)
-        self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k), context.batch_shape)
+        self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k, constraint), context.batch_shape)
 
     def _init(self, context: Context, options: StepOptions, batch_shape: torch.Size) -> None:
         self.context, self.options = context, options
@@ -83,6 +89,11 @@ class LLMStep(TorchDistribution):
             return self._drawn[1]
         batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return language_model(self.context).step_log_prob(self.context, value.expand(*batch_shape, value.shape[-1]), self.options)
+
+    def rounding(self, value: Tensor) -> float:
+        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the language model."""
+        longest = int((value != PAD).sum(-1).max()) if value.numel() else 0
+        return TOLERATED * rounding_unit(self.context.lm) * longest
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Every step that is possible for some sequence: ``[K, *batch_shape or 1s, max_tokens]``; for enumerable models only."""

@@ -96,8 +96,8 @@ class WasteFreeSMC(TemperedSMC):
     def resample(self, weights: Weights, particles: Trajectory) -> tuple[ResamplingRecord, Weights, Trajectory]:
         """The starts of the chains: ``A^m ~ r(. | W)``, ``x^{m,1} <- x^{A^m}``, ``w <-`` mean of w, in every population."""
         ess, log_w = weights.ess, weights.log_weights
-        starts = self.draw_starts(log_w)
-        every = torch.ones_like(ess, dtype=torch.bool)
+        starts = self.draw_starts(weights.to_draw_by)
+        every = ~weights.dead
         # Particle j M + m is state j of chain m: all states of a chain descend from its start.
         record = ResamplingRecord(ess, starts.repeat(self.chain_length, *(1,) * ess.dim()), every, log_w)
         return record, weights.set_to_mean(every), particles.reorder(starts)

@@ -23,7 +23,7 @@ def run_concurrently(
     seeds: Sequence[int] | None = None,
     return_exceptions: bool = False,
 ) -> list[Any]:
-    """Run several programs, e.g. a particle filter on each of many problems, and batch what they ask of a language model.
+    """Run several programs, e.g. a particle filter on each of many problems, and batch their requests to a language model.
 
     Sequences of one filter that wait for the slowest one leave their places to sequences of other filters: the batch stays full, and the
     models are used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous

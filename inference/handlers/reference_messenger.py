@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..particles.site_util import draw, select
 from ..particles.weights import Weights
 from ..resampling import get_conditional_resampler
 from .filter_options import FilterOptions
@@ -40,17 +41,15 @@ class ReferenceMessenger(ParticleMessenger):
         if msg["name"] not in self.reference:
             super().propose(msg)
             return
-        fn = msg["infer"].get("proposal", msg["fn"])
-        batch = fn.batch_shape
-        event = fn.event_shape
+        batch, event = msg["fn"].batch_shape, msg["fn"].event_shape
         reference = self.reference[msg["name"]]
         pinned = self.pinned(reference.device).expand(batch)
         fixed = reference.expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
         if bool(pinned.all()):
-            msg["value"] = fixed
+            msg["value"] = fixed.clone()
             return
-        free = draw_where(fn, ~pinned) if msg["value"] is None else msg["value"]
-        msg["value"] = torch.where(pinned.reshape(*batch, *(1 for _ in event)), fixed.to(free), free)
+        free = draw(msg, ~pinned) if msg["value"] is None else msg["value"]
+        msg["value"] = select(~pinned, free, fixed, len(event))
 
     def pinned(self, device: torch.device) -> Tensor:
         """``[N, *plates]``: particles that follow the reference in the present segment."""
@@ -63,7 +62,7 @@ class ReferenceMessenger(ParticleMessenger):
         distribution of another particle's offspring depends on where the reference is). The invariant distribution has it anywhere with
         equal probability, so the particles are numbered from a random one on; this leaves the scheme unbiased.
         """
-        log_weights, n = selection.log_weights, self.options.num_particles
+        log_weights, n = selection.to_draw_by, self.options.num_particles
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(n))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
         rotation = self.draw_rotation()
@@ -75,9 +74,3 @@ class ReferenceMessenger(ParticleMessenger):
     def draw_rotation(self) -> Tensor:
         """``[*plates]``: new number of the first particle."""
         return (self.draw_uniforms(1)[0] * self.options.num_particles).long()
-
-
-def draw_where(fn: Any, particles: Tensor) -> Tensor:
-    """A sample of which only ``particles [*batch]`` are used; a distribution with ``sample_where(particles)`` draws only those."""
-    value: Tensor = fn.sample_where(particles) if callable(getattr(fn, "sample_where", None)) else fn.sample()
-    return value

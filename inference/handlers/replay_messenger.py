@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..particles.site_util import draw_where, select
 from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
-from .reference_messenger import draw_where
 
 
 class KnownValue(NamedTuple):
@@ -20,7 +19,7 @@ class KnownValue(NamedTuple):
 
 
 class ReplayMessenger(ParticleMessenger):
-    """Every particle follows a trajectory of its own; nothing is scored.
+    """Every particle follows its own trajectory; nothing is scored.
 
     A particle without a value at a site is done there, and a done particle has one value only: drawing it costs nothing.
 
@@ -39,9 +38,7 @@ class ReplayMessenger(ParticleMessenger):
         fn = msg["fn"]
         batch, event = fn.batch_shape, fn.event_shape
         value, known = value.expand(*batch, *event), known.expand(batch)
-        if not bool(known.all()):
-            value = torch.where(known.reshape(*batch, *(1 for _ in event)), value, draw_where(fn, ~known).to(value))
-        msg["value"] = value
+        msg["value"] = value.clone() if bool(known.all()) else select(known, value, draw_where(fn, ~known), len(event))
 
     def _needs_log_prob(self, msg: Any) -> bool:
         return False

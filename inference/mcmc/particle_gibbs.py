@@ -39,7 +39,7 @@ class ParticleGibbs(TrajectoryKernel):
     breaks this: at each resampling the past of the reference's future is drawn again (see :class:`AncestorMessenger`), at the price of
     scoring that future after every particle's past.
 
-    With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
+    With ``num_references = K`` the state is K trajectories, each in its own conditional filter; the K filters run in one batch and
     their ``K N`` particles are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
     invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
 
@@ -50,7 +50,7 @@ class ParticleGibbs(TrajectoryKernel):
     :param bool ancestor_sampling: draw new ancestors of the reference.
     :param int num_references: K.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range.
 
     References
@@ -82,21 +82,19 @@ class ParticleGibbs(TrajectoryKernel):
         self.extended_state = num_references > 1  # type: ignore[misc]
         self._program = model if num_references == 1 else replicate(model, num_references, max_plate_nesting)
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
-        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw()
+        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw(dead=True)
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """One filter conditioned on a reference; with K references K filters, in a plate on the left of the model's own."""
         return sweep(self._program, self._messenger(reference, args, kwargs), args, kwargs)
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: all particles (of all K filters as one population), and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(None)
         return self._side_by_side(posterior), moved
 

@@ -23,7 +23,7 @@ _CURRENT, _PROPOSED = 0, 1
 
 
 class SuffixMessenger(ReferenceMessenger):
-    """Two particles: the present trajectory, and one that leaves it at a step of its own for each population.
+    """Two particles: the present trajectory, and one that leaves it at a step drawn for each population.
 
     :param Tensor cut: ``[*plates]``, the first step that is drawn again.
     """
@@ -68,7 +68,9 @@ class SuffixMH(TrajectoryKernel):
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
         posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), args, kwargs)
         self._check_length(length, posterior)
-        return posterior.reweighted(Weights(self.accept(posterior).log()))
+        # A trajectory of density zero has no weight, whatever the chain does where both are such.
+        impossible = posterior.particles.weights.log_weights == -torch.inf
+        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, self.accept(posterior).log())))
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
         return posterior.particles.weights.normalized[_PROPOSED]

@@ -15,7 +15,7 @@ class Site(NamedTuple):
     :ivar Tensor value: ``[N, *batch, *event]`` of a latent or deterministic site.
     :ivar Tensor log_prob: ``[N, *batch]``, where it is recorded.
     :ivar Tensor score: ``[N, *batch]``: what the distribution of an observed site says of each particle in its attribute
-        ``score``, for people.
+        ``score``, for display.
     """
 
     name: str

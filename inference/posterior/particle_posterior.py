@@ -15,7 +15,7 @@ from torch import Tensor
 from ..particles.checkpoint import Checkpoint
 from ..particles.history import History
 from ..particles.pytree import particle as particle_of
-from ..particles.pytree import pick, take, take_one
+from ..particles.pytree import pick, take, take_one, view
 from ..particles.snapshot import Snapshot
 from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
@@ -30,9 +30,9 @@ from .views import PosteriorViews
 class ParticlePosterior(PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
-    N particles, P the model's independent plates (often none), T barriers. Everything along particles is along *surviving* lineages:
-    particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where
-    the model has no independent plates.
+    N particles, P the model's independent plates (often none), T barriers. Attributes with a particle dimension follow *surviving*
+    lineages: particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's
+    ``EmpiricalMarginal`` where the model has no independent plates.
 
     :param WeightedParticles particles: what is known of them.
     :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.
@@ -42,11 +42,13 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
         ``unbiased`` tells whether the mean weight of a part estimates the evidence.
     :ivar list iterations: of a Markov chain.
+    :ivar str no_evidence: why :attr:`log_evidence` is refused; ``None`` where the mean weight estimates the evidence.
+    :cvar bool estimates_posterior: whether weights estimate the model's posterior; those of a search are votes.
     :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True
-    gives_evidence: ClassVar[bool] = True
+    estimates_posterior: ClassVar[bool] = True
     unit: ClassVar[str] = "step"
     parts: Sequence[ParticlePosterior] = ()
     iterations: Sequence[ParticlePosterior] = ()
@@ -54,6 +56,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     parts_at: ClassVar[str] = "parts"
     unbiased: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
+    no_evidence: str | None = None
 
     def __init__(self, particles: WeightedParticles) -> None:
         weights, lengths, log_likelihood = particles.weights, particles.lengths, particles.log_likelihood
@@ -124,34 +127,47 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return self.particles.weights.normalized[self.particles.public]
 
     @property
+    def dead(self) -> Tensor:
+        """``[*P]``: populations whose every particle has weight zero. Their evidence is estimated as zero (``log_evidence`` is -inf), their
+        weights and ESS are 0, and their :meth:`answers` are empty; they count in every mean of evidences, which is what makes it unbiased.
+        """
+        return self.particles.weights.dead[self.particles.public]
+
+    @property
     def log_evidence(self) -> Tensor:
-        """``[*P]``: log of the unbiased estimate of the evidence."""
+        """``[*P]``: log of the unbiased estimate of the evidence.
+
+        :raises ValueError: if the algorithm gives none, with the reason.
+        """
+        if self.no_evidence is not None:
+            raise ValueError(self.no_evidence)
         return self.particles.weights.log_mean[self.particles.public]
 
     @property
     def ess(self) -> Tensor:
         """``[T, *P]``: effective sample size at each barrier, before resampling."""
-        return self._stacked([step.ess[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.ess[self.particles.public] for step in self.particles.records], self.log_weights[0])
 
     @property
     def ancestors(self) -> Tensor:
         """``[T, N, *P]``: parent of each particle at each barrier; the particle itself where it was not resampled."""
-        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records], self.log_weights.long())
 
     @property
     def resampled(self) -> Tensor:
         """``[T, *P]``: whether each barrier resampled."""
-        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records], self.log_weights[0].bool())
 
     @staticmethod
-    def _stacked(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors) if tensors else torch.zeros(0)
+    def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
+        """:param Tensor like: shape and number format of each, where there is none."""
+        return torch.stack(tensors) if tensors else torch.zeros_like(like[None][:0])
 
     @cached_property
     def sites(self) -> dict[str, Tensor]:
         """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
+        return {site.name: view(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:
@@ -180,19 +196,42 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     @property
     def lengths(self) -> Tensor:
         """``[N, *P]``: steps that each particle took, i.e. segments between barriers with a latent site, until it was done."""
-        assert self.particles.lengths is not None, "lengths are kept by sweeps only"
-        return self.particles.lengths[self.particles.public]
+        return self._known("lengths", self.particles.lengths)
 
     @property
     def log_likelihood(self) -> Tensor:
         """``[N, *P]`` float64: log-probability of the observed sites of each particle, not tempered."""
-        assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
-        return self.particles.log_likelihood[self.particles.public]
+        return self._known("log_likelihood", self.particles.log_likelihood)
 
-    def draw(self) -> Trajectory:
-        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
-        log_w = self.particles.weights.log_weights
-        return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
+    def _known(self, name: str, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            raise ValueError(f"this {type(self).__name__} does not know {name}, which only algorithms that run and score particles do")
+        return tensor[self.particles.public]
+
+    def draw(self, *, dead: bool = False) -> Trajectory:
+        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``.
+
+        :param bool dead: give the last particle of a dead population, a trajectory of density zero from which a chain may start.
+        :raises ValueError: for a dead population unless ``dead``.
+        """
+        weights = self.particles.weights
+        if not weights.alive and not dead:
+            self.require_alive()
+        drawn = dist.Categorical(logits=weights.to_draw_by.movedim(0, -1)).sample()
+        return self.take(drawn if weights.alive else torch.where(weights.dead, self.num_particles - 1, drawn))
+
+    def require_alive(self) -> None:
+        """
+        :raises ValueError: if a population is dead, naming it: there is nothing to draw from.
+        """
+        if not bool(self.dead.any()):
+            return
+        index = self.dead.nonzero()[0].tolist()
+        where = f" of problem {index[0] if len(index) == 1 else tuple(index)}" if index else ""
+        raise ValueError(
+            f"every particle{where} has weight zero, so there is nothing to draw: select the populations that live by ~posterior.dead, "
+            "or run the algorithm with more particles"
+        )
 
     def take(self, particles: Tensor) -> Trajectory:
         """The trajectories of given particles.
@@ -259,11 +298,17 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         - ``ess``: effective sample size before each barrier (of a chain of each iteration, of a ladder of each stage; see :attr:`unit`);
         - ``resampled``: for each of them, whether any population was resampled;
         - ``complete``: whether the model came to its end;
+        - ``dead``: whether every particle has weight zero;
         - ``log_evidence``, or ``no_evidence``: why there is none.
 
         Others add what their algorithm tells of itself; see there.
         """
-        found: dict[str, Any] = {"num_particles": self.num_particles, **self._by_unit(), "complete": self.complete}
+        found: dict[str, Any] = {
+            "num_particles": self.num_particles,
+            **self._by_unit(),
+            "complete": self.complete,
+            "dead": self.dead.tolist(),
+        }
         try:
             found["log_evidence"] = self.log_evidence.tolist()
         except ValueError as error:
@@ -276,10 +321,14 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
 
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])
-        evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
+        try:
+            log_evidence = self.log_evidence
+            evidence = f"log evidence {log_evidence.item():.4g}" if not plates else f"log evidence {plates}, mean {log_evidence.mean():.4g}"
+        except ValueError:
+            evidence = "no evidence"
         now = self.particles.weights.ess[self.particles.public]
         ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
         return (
             f"ParticlePosterior({self.num_particles} particles, {len(self.particles.records)} barriers, "
-            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, log evidence {evidence}, ESS {ess})"
+            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, {evidence}, ESS {ess})"
         )

@@ -35,6 +35,8 @@ class Weighted(Protocol):
 
     def particle(self, index: tuple[int, ...]) -> Any: ...
 
+    def require_alive(self) -> None: ...
+
     def _traces(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]: ...
 
 
@@ -61,6 +63,7 @@ class PyroTraces(TracePosterior, LogWeightsMixin):
 
     @property
     def _categorical(self: Weighted) -> dist.Categorical:
+        self.require_alive()
         return dist.Categorical(logits=self.log_weights)
 
     def _traces(self: Weighted, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]:

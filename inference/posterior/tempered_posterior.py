@@ -54,17 +54,17 @@ class TemperedPosterior(ParticlePosterior):
     @property
     def betas(self) -> Tensor:
         """``[S, *P]``: power of the likelihood at each stage."""
-        return self._stacked([stage.beta[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.beta[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     @property
     def log_evidences(self) -> Tensor:
         """``[S, *P]``: log of the estimated evidence of the tempered model at each stage."""
-        return self._stacked([stage.log_evidence[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.log_evidence[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     @property
     def move_rates(self) -> Tensor:
         """``[S, *P]``: fraction of the moves of each stage that changed their particle."""
-        return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     def diagnostics(self) -> dict[str, Any]:
         """As for every posterior, and ``betas`` and ``move_rates`` of each stage."""

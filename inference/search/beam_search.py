@@ -81,7 +81,7 @@ class BeamMessenger(SearchMessenger):
         return self._first(Candidates.joined([self._completed(), self.active]))
 
     def finished(self) -> Candidates | None:
-        if self.has_completed is None or not bool(self.has_completed.all()):
+        if self.has_completed is None or self.over is None or not bool((self.has_completed | self.over).all()):
             return None
         return self._first(self._completed())
 
@@ -92,9 +92,14 @@ class BeamMessenger(SearchMessenger):
         return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
 
     def _first(self, pool: Candidates) -> Candidates:
-        """The first ``N`` that are eligible, repeated where there are fewer."""
+        """The first ``N`` that are eligible, repeated where there are fewer; of a dead population the last ``N``, without weight."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        return pool.take(eligible_first.gather(0, self.system.numbers % pool.eligible.sum(0)))
+        count, own = pool.eligible.sum(0), self.system.numbers
+        first = eligible_first.gather(0, own % count.clamp(min=1))
+        found = pool.take(torch.where(count > 0, first, len(pool.eligible) - len(own) + own))
+        return found._replace(
+            log_weights=torch.where(count > 0, found.log_weights, -torch.inf), scores=torch.where(count > 0, found.scores, -torch.inf)
+        )
 
     def check_alive(self) -> None:
         """A population that has completed a particle may lose all others."""
@@ -113,7 +118,7 @@ class BeamSearch(TreeSearch):
 
     ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
     copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
-    finished, or with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the particles of the
+    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with the particles of the
     last step.
 
     The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)
@@ -126,7 +131,7 @@ class BeamSearch(TreeSearch):
     :param bool sort_completed: return the best finished candidates instead of the first.
     :param bool filter_duplicates: of unfinished particles with equal values of all latent sites keep the first, as [1] can by their texts;
         copies of a prefix often draw the same step.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own beams.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.

@@ -67,7 +67,7 @@ class DVTS(TreeSearch):
     """Diverse verifier tree search: independent greedy searches.
 
     Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and continues with the best (ties: the first). It stops
-    when its best candidate has finished, or with the model. The result are the last candidates of all subtrees, subtree by subtree:
+    when its best candidate has finished, or with the model. The result holds the last candidates of all subtrees, subtree by subtree:
     ``num_subtrees * expand`` particles, weighted by their scores. Where a subtree has stopped, siblings that are not finished have weight
     zero (the released code [1] lets half-written solutions vote), and their particles repeat the best candidate.
 
@@ -76,7 +76,7 @@ class DVTS(TreeSearch):
     :param model: as for :class:`SMC`.
     :param int num_subtrees: independent searches.
     :param int expand: candidates for each step.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has subtrees of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own subtrees.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
-from ..handlers.audit_messenger import audit
+from ..handlers.audit_messenger import Audited, audit
 from ..handlers.replay_messenger import ReplayMessenger
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..handlers.sweep import sweep
@@ -26,6 +26,8 @@ class TreeSearch(Search):
     :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
 
+    replays: ClassVar[bool] = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -44,7 +46,8 @@ class TreeSearch(Search):
         result = self.replayed(messenger, chosen, args, kwargs)
         if self.audit:
             n, nesting, log_probs = self.options.num_particles, self.options.max_plate_nesting, messenger.known_log_probs(chosen)
-            result.audit = audit(self.model, result.sites, log_probs, n, nesting, args, kwargs)
+            swept = Audited.of(result, log_probs, same_barriers=False)
+            result.audit = audit(self.model, swept, n, nesting, args, kwargs)
         return result
 
     def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:

@@ -41,7 +41,7 @@ def page(
     data = {
         "title": title,
         "note": _note(posterior, len(shown), len(found)),
-        "event": "resampled" if posterior.gives_evidence else "selected",
+        "event": "resampled" if posterior.estimates_posterior else "selected",
         "unit": "stage" if posterior.unit == "stage" else "step",
         "populations": [_population(each, describe, answer, equivalent) for each in shown],
     }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DEAD, _OTHER, _BAND = "#c9d1d9", "#8a94a0", "#eef1f4"
 _NAMED = 8
-"""Answers with a colour of their own."""
+"""Answers with their own colour."""
 _WIDEST = 20
 """Largest node, in multiples of one of average weight."""
 _LONGEST = 24
@@ -162,7 +162,7 @@ def answers(
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_xlabel("posterior probability" if posterior.gives_evidence else "share of the vote")
+    ax.set_xlabel("posterior probability" if posterior.estimates_posterior else "share of the vote")
     ax.grid(False)
     return _figure_of(ax)
 

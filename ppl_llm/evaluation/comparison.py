@@ -179,7 +179,7 @@ def across_temperatures(runs: Sequence[Results], budget: int) -> Numbers:
     """``[problems, seeds]`` of the first run: whether a majority vote in each run's temperature, and then between the winners, is right,
     with the same share of the budget from each run; nan where the budget cannot be shared or a run has not as many samples.
 
-    :param runs: on the same problems, each at a temperature of its own.
+    :param runs: on the same problems, each at its own temperature.
     """
     share, rest = divmod(budget, len(runs))
 

@@ -79,7 +79,10 @@ def size(results: Results) -> str:
     """How much a run holds."""
     found = len(results.problems)
     problems = f"{found} problems" if found == results.num_problems else f"{found} of {results.num_problems} problems"
-    return f"{problems}, {len(results.seeds)} seeds, {len(results.methods)} methods."
+    records = [record for cells in results.by_key.values() for record in cells.values()]
+    dead = sum(bool(record.get("dead")) for record in records)
+    lost = f" In {dead} of {len(records)} runs every candidate had weight zero: no answer, and counted as wrong." if dead else ""
+    return f"{problems}, {len(results.seeds)} seeds, {len(results.methods)} methods.{lost}"
 
 
 def accuracy_sections(results: Results) -> list[Section]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..constraints.base import Vocabulary
 from ..context import PAD, Context
 from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
-from .base import StepOptions, StepSample
-from .decoding.decoder import LogitsSource, Sampler, StepTask
-from .decoding.sampling import warp
+from .base import ConstrainedSample, StepOptions, StepSample
+from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
+from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
+from .decoding.sampling import chosen_log_probs, warp
 from .stopping import StopAutomaton
 
 
@@ -62,8 +65,39 @@ class AutoregressiveLM(ABC):
             self._automata[stops] = StopAutomaton(self._token_bytes(), stops, self.device, self._special_ids(stops))
         return self._automata[stops]
 
-    @torch.no_grad()
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What constraints are told of the tokens."""
+        return Vocabulary(self._token_bytes(), tuple(self.eos_ids.tolist()), self.device)
+
     def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
+        if options.constraint is not None:
+            tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
+            return StepSample(tokens, None if options.constraint.asks else log_probs)
+        task = self._sample(context, batch_shape, options, self._sampler.sample)
+        return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.float().view(batch_shape))
+
+    def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
+        """Draw one step for each sequence from the model restricted by ``options.constraint``.
+
+        :raises ValueError: for a model that does without the KV cache of this package.
+        """
+        if not hasattr(self._source, "decoder"):
+            raise ValueError(f"constraints need a model with the KV cache of this package; {type(self).__name__} has none")
+        assert options.constraint is not None
+        constraint, sampler = options.constraint, ConstrainedSampler(cast(DecoderSource, self._source), self.vocabulary)
+        log_masses = torch.zeros(batch_shape.numel(), dtype=torch.float64, device=self.device)
+
+        def sample(task: StepTask) -> None:
+            log_masses[task.active] = 0.0
+            sampler.sample(task, constraint, log_masses)
+
+        task = self._sample(context, batch_shape, options, sample)
+        return ConstrainedSample(task.tokens.view(*batch_shape, -1), task.log_probs.view(batch_shape), log_masses.view(batch_shape))
+
+    @torch.no_grad()
+    def _sample(self, context: Context, batch_shape: torch.Size, options: StepOptions, sample: Callable[[StepTask], None]) -> StepTask:
+        """A task that ``sample`` has filled in, in batches that fit into memory."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         active = (~context.done).flatten().nonzero()[:, 0]
@@ -73,32 +107,40 @@ class AutoregressiveLM(ABC):
             options=options,
             automaton=self.stop_automaton(options.stop),
             eos_ids=self.eos_ids,
-            room=(self.max_length - context.lengths).flatten().clamp(max=width),
+            room=(context.limit - context.lengths).flatten().clamp(max=width),
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
             uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
             tokens=torch.full((total, width), PAD, device=device),
-            log_probs=torch.zeros(total, device=device),
+            log_probs=torch.zeros(total, dtype=torch.float64, device=device),
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
                 some = active[batch]
                 task.tokens[some], task.log_probs[some] = PAD, 0.0
-                self._sampler.sample(task._replace(active=some))
+                sample(task._replace(active=some))
         original.cache_entries.update(context.cache_entries)
         count(tokens_sampled=int((task.tokens != PAD).sum()))
-        return StepSample(task.tokens.view(*batch_shape, width), task.log_probs.view(batch_shape))
+        return task
 
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        def chosen(log_probs: Tensor, given: Tensor) -> Tensor:
-            return log_probs.gather(-1, given.clamp(min=0)[..., None])[..., 0]
+        if options.constraint is not None:
+            return self._restricted_log_prob(context, tokens, options)
+
+        def chosen(logits: Tensor, given: Tensor) -> Tensor:
+            return chosen_log_probs(logits, given.clamp(min=0))
 
         return self._over_step(context, tokens, options, chosen, -torch.inf)
 
     def step_entropy(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        """Sum of the entropies ``[*batch_shape]`` of the distributions of each token of a step; nan for what is no step."""
+        """Sum of the entropies ``[*batch_shape]`` of the distributions of each token of a step; nan for what is no step.
 
-        def entropy(log_probs: Tensor, given: Tensor) -> Tensor:
-            return torch.special.entr(log_probs.exp()).sum(-1)
+        :raises ValueError: with a constraint.
+        """
+        if options.constraint is not None:
+            raise ValueError("step_entropy knows no constraint; take the entropy of the unrestricted model, constraint=None")
+
+        def entropy(logits: Tensor, given: Tensor) -> Tensor:
+            return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
 
@@ -109,7 +151,7 @@ class AutoregressiveLM(ABC):
         """Sums ``[*batch_shape]`` of a figure of each token of a step: 0 on finished sequences, ``impossible`` where sampling gives no
         such step.
 
-        :param figure: ``[a, M]`` from normalised log-probabilities ``[a, M, V]`` of the warped distribution and the tokens ``[a, M]``.
+        :param figure: ``[a, M]`` in float64, from warped logits ``[a, M, V]`` and the tokens ``[a, M]``.
         """
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         original, context = context, context.expand(batch_shape)
@@ -127,24 +169,66 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = figure(warp(logits, options).log_softmax(-1), given)
-                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1)
+                    each = figure(warp(logits, options), given)
+                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
+        original.cache_entries.update(context.cache_entries)
+        return totals.view(batch_shape)
+
+    @torch.no_grad()
+    def _restricted_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        """As :meth:`step_log_prob`, of the model restricted by a constraint; a step may stop short where nothing may follow."""
+        assert options.constraint is not None
+        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        original, context = context, context.expand(batch_shape)
+        steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
+        done, lengths = context.done.flatten(), (steps != PAD).sum(-1)
+        valid, short = self._read(steps, context, options)
+        totals = torch.where(done & (lengths == 0), 0.0, -torch.inf).double()
+        active = (valid & ~done).nonzero()[:, 0]
+        if len(active) == 0:
+            return totals.view(batch_shape)
+        # Where a step stops short, a token of no meaning asks for the logits after its last one.
+        asked = torch.nn.functional.pad(steps[active], (0, 1), value=PAD)
+        stop = torch.where(short[active], lengths[active], asked.shape[1])
+        asked = torch.where(torch.arange(asked.shape[1], device=self.device) == stop[:, None], 0, asked)
+        asked = asked[:, : int((asked != PAD).sum(-1).max())]
+        for attempt in self._at_once.in_batches(len(active), self._source.release):
+            with attempt as batch:
+                for rows, logits in self._source.step_logits(context, active[batch], asked[batch]):
+                    given, ends = asked[batch][rows], stop[batch][rows]
+                    states = options.constraint.states(self.vocabulary, generated(context, active[batch][rows]))
+                    total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+                    for k, token in enumerate(given.unbind(-1)):
+                        kept = warp(logits[:, k], options).masked_fill(~exact_masks(states, self.vocabulary), -torch.inf)
+                        dead, token = kept.amax(-1) == -torch.inf, token.clamp(min=0)
+                        each = kept.gather(-1, token[:, None])[:, 0].double() - kept.logsumexp(-1).double()
+                        each = torch.where(dead, -torch.inf, each)
+                        each = torch.where(ends == k, torch.where(dead, 0.0, -torch.inf).double(), each)
+                        total += torch.where(given[:, k] == PAD, 0.0, each)
+                        states.advance(token, (given[:, k] != PAD) & (ends != k))
+                    totals[active[batch][rows]] = total
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
 
     def _is_step(self, steps: Tensor, context: Context, options: StepOptions) -> Tensor:
         """Whether sequences ``[A, M]`` end exactly where sampling would have ended them: ``[A]``."""
+        valid, short = self._read(steps, context, options)
+        return valid & ~short
+
+    def _read(self, steps: Tensor, context: Context, options: StepOptions) -> tuple[Tensor, Tensor]:
+        """Whether sequences ``[A, M]`` are a step or its beginning, and whether they stop short of the step's end: ``[A]`` each."""
         if steps.shape[-1] != options.max_tokens:
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {steps.shape[-1]}")
         automaton = self.stop_automaton(options.stop)
-        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         state = torch.zeros(steps.shape[0], dtype=torch.int32, device=steps.device)
         open_ = torch.ones(steps.shape[0], dtype=torch.bool, device=steps.device)
-        valid = open_.clone()
+        valid, short = open_.clone(), ~open_
         for k, token in enumerate(steps.unbind(-1)):
             is_token = (token >= 0) & (token < self.vocab_size)
-            valid &= torch.where(open_, is_token, token == PAD)
+            valid &= (is_token & open_) | (token == PAD)
+            short |= open_ & (token == PAD)
             safe = torch.where(is_token, token, 0)
             state = automaton.step(state, safe)
-            open_ = open_ & (state != automaton.accept) & ~torch.isin(safe, self.eos_ids) & (k + 1 < room)
-        return valid & ~open_
+            open_ = open_ & is_token & (state != automaton.accept) & ~torch.isin(safe, self.eos_ids) & (k + 1 < room)
+        return valid, short

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..constraints.base import Constraint, check_constraint
 from ..context import DEFAULT_STOP, Context, ContextLM
 from .stopping import StopAutomaton
 
@@ -22,7 +23,10 @@ class StepOptions:
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
     :param int top_k: number of tokens kept.
+    :param Constraint constraint: on what follows the prompt; each token is drawn from the warped distribution restricted to what may
+        follow, and renormalised. A step after which nothing may follow ends there.
     :raises ValueError: if a value is out of range.
+    :raises TypeError: for what is no constraint.
     """
 
     stop: str | tuple[str, ...] = DEFAULT_STOP
@@ -30,6 +34,7 @@ class StepOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, list):
@@ -45,6 +50,7 @@ class StepOptions:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
         if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ValueError(f"top_k must be None or an integer of at least 1, got {self.top_k!r}")
+        check_constraint(self.constraint)
 
     @property
     def stops(self) -> list[str]:
@@ -53,8 +59,8 @@ class StepOptions:
 
     @property
     def plain(self) -> bool:
-        """Whether steps are drawn from the model itself: temperature 1, every token kept."""
-        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None
+        """Whether steps are drawn from the model itself: temperature 1, every token kept, no constraint."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None and self.constraint is None
 
 
 def step_limits(stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: int | None) -> tuple[str | tuple[str, ...], int]:
@@ -79,6 +85,22 @@ class StepSample(NamedTuple):
 
     tokens: Tensor
     log_probs: Tensor | None
+
+
+class ConstrainedSample(NamedTuple):
+    """A step drawn from a language model restricted by a constraint.
+
+    :ivar Tensor tokens: ``[*batch_shape, max_tokens]``, padded with ``PAD``.
+    :ivar Tensor log_probs: ``[*batch_shape]`` float64, of the restricted model.
+    :ivar Tensor log_masses: ``[*batch_shape]`` float64: the log of the product, over the step's tokens, of the mass of what may follow
+        under the unrestricted model; -inf where the step ends because nothing may. Or of an unbiased estimate of the product, where the
+        constraint has to be asked of single tokens: then ``log_probs + log_masses`` still is the log-probability under the unrestricted
+        model.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    log_masses: Tensor
 
 
 @runtime_checkable
@@ -110,3 +132,23 @@ class LanguageModel(ContextLM, Protocol):
 def language_model(context: Context) -> LanguageModel:
     """The language model of a context, which asks less of it than a step does."""
     return cast(LanguageModel, context.lm)
+
+
+class ConstrainableLM(Protocol):
+    """A language model that tells the mass of what a constraint allows."""
+
+    def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
+        """Draw one step under ``options.constraint`` for each sequence."""
+        ...
+
+
+def constrainable(lm: Any) -> ConstrainableLM:
+    """
+    :raises TypeError: for a language model that does not tell how much of its mass a constraint allows.
+    """
+    if not hasattr(lm, "sample_constrained"):
+        raise TypeError(
+            f"{type(lm).__name__} does not tell the mass of the tokens that a constraint allows, so particles cannot be weighed: it "
+            "takes the logits of a TransformersLM or a TabularLM"
+        )
+    return cast(ConstrainableLM, lm)

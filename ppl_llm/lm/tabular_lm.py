@@ -62,16 +62,23 @@ class TabularLM(AutoregressiveLM):
         """Every step that some sequence of the context can take, ``[K, max_tokens]``: from a finished one only the empty one."""
         automaton = self.stop_automaton(options.stop)
         width = options.max_tokens
-        rows = [[PAD] * width] if bool(context.done.any()) else []
+        stops_short = options.constraint is not None  # where nothing may follow
+        rooms = set((context.limit - context.lengths).clamp(max=width).flatten().tolist())
+        rows = [[PAD] * width] if stops_short or bool(context.done.any()) else []
         pending: list[tuple[list[int], int]] = [([], 0)] if not bool(context.done.all()) else []
         while pending:
             tokens, state = pending.pop()
             for token in range(self.vocab_size):
                 after, grown = int(automaton.table[state, token]), [*tokens, token]
-                if after == automaton.accept or token == int(self.eos_ids) or len(grown) == width:
+                ended = after == automaton.accept or token == int(self.eos_ids)
+                if ended or len(grown) in rooms:
                     rows.append(grown + [PAD] * (width - len(grown)))
-                else:
-                    pending.append((grown, after))
+                    if not ended and len(grown) < max(rooms):
+                        pending.append((grown, after))
+                    continue
+                if stops_short:
+                    rows.append(grown + [PAD] * (width - len(grown)))
+                pending.append((grown, after))
         values = torch.tensor(rows, device=self.device)
         possible = self.step_log_prob(context, values.view(-1, *(1,) * len(context.batch_shape), width), options) > -torch.inf
         return values[possible.flatten(1).any(1) if context.batch_shape else possible]

@@ -25,10 +25,16 @@ class Call(NamedTuple):
 
     :ivar callback: called with the posterior so far after each step, iteration or stage.
     :ivar int max_plate_nesting: 0 for a problem, 1 for a list of them.
+    :ivar proposals: of its steps; for methods that take them, see :attr:`Method.proposes`.
     """
 
     callback: Callback | None = None
     max_plate_nesting: int = 0
+    proposals: Any = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Of an algorithm; proposals only where there are any, as not all take them."""
+        return {name: value for name, value in self._asdict().items() if name != "proposals" or value is not None}
 
 
 Build = Callable[[Any, "ReasoningModel", Options, Call], Run]
@@ -71,6 +77,8 @@ class Method:
     :ivar build: makes a run; ``None`` for a vote that only evaluations have.
     :ivar str unit: what it reports after: ``step``, or ``iteration`` of a chain, or ``stage`` of a ladder.
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
+    :ivar bool proposes: whether it takes proposals.
+    :ivar bool scored: whether it asks a reward; one that does not needs none.
     """
 
     name: str
@@ -80,6 +88,8 @@ class Method:
     build: Build | None
     unit: str = "step"
     budget: Budget | None = None
+    proposes: bool = False
+    scored: bool = True
 
     @property
     def votes_by_weight(self) -> bool:

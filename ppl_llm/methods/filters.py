@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def _smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    keywords = {**model.preset.smc, **scheme(o), **call._asdict()}
+    keywords = {**model.preset.smc, **scheme(o), **call.keywords()}
     run: Run = smc(model, o["particles"], islands=o["islands"], max_tokens_total=o["max_tokens_total"], audit=o["audit"], **keywords).run
     return run
 
 
 def _importance(importance: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = importance(model, o["particles"], audit=o["audit"], **call._asdict()).run
+    run: Run = importance(model, o["particles"], audit=o["audit"], **call.keywords()).run
     return run
 
 
@@ -35,6 +35,7 @@ SMC = Method(
         lambda o: int(o["islands"]),
         free=("islands", "resampler", "ess_threshold"),
     ),
+    proposes=True,
 )
 
 IMPORTANCE = Method(
@@ -44,6 +45,7 @@ IMPORTANCE = Method(
     (PARTICLES, AUDIT),
     _importance,
     budget=Budget("B samples, weighted by the model's factors", "posterior", shared=True),
+    proposes=True,
 )
 
 FAMILY = (SMC, IMPORTANCE)

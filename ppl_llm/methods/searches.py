@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["beam_width"], o["expand"], filter_duplicates=o["filter_duplicates"], **call._asdict()).run
+    run: Run = search(model, o["beam_width"], o["expand"], filter_duplicates=o["filter_duplicates"], **call.keywords()).run
     return run
 
 
 def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["subtrees"], o["expand"], **call._asdict()).run
+    run: Run = search(model, o["subtrees"], o["expand"], **call.keywords()).run
     return run
 
 
 def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call._asdict()).run
+    run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call.keywords()).run
     return run
 
 
 def _best_first(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, expand=o["expand"], budget=o["continuations"], **call._asdict()).run
+    run: Run = search(model, expand=o["expand"], budget=o["continuations"], **call.keywords()).run
     return run
 
 

@@ -17,13 +17,13 @@ _LADDER = {"betas": "0.25,1"}
 
 
 def _tempered_smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    keywords = {**scheme(o), **call._asdict()}
+    keywords = {**scheme(o), **call.keywords()}
     run: Run = smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords).run
     return run
 
 
 def _waste_free_smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    keywords = {"chain_length": o["chain_length"], **scheme(o), **call._asdict()}
+    keywords = {"chain_length": o["chain_length"], **scheme(o), **call.keywords()}
     run: Run = smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords).run
     return run
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], **call._asdict()).run
+    run: Run = search(model, o["particles"], **call.keywords()).run
     return run
 
 
@@ -32,6 +32,7 @@ SELF_CONSISTENCY = Method(
     (PARTICLES,),
     _vote,
     budget=Budget("B samples, the most frequent answer", "majority", shared=True),
+    scored=False,
 )
 
 WEIGHTED_BEST_OF_N = Method(

@@ -109,7 +109,7 @@ class ScriptedSuffixMH(SuffixMH):
         particle = script.take(f"accept {name}") if moves else still
         script.add(posterior.particles.weights.normalized.gather(0, particle[None])[0].log())
         script.log_prob = script.log_prob if moves else before
-        posterior.draw = lambda: posterior.take(particle)
+        posterior.draw = lambda dead: posterior.take(particle)
         return posterior
 
 

@@ -38,8 +38,11 @@ from ppl_llm.inference import (
 )
 from ppl_llm.inference.handlers.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger
+from ppl_llm.inference.handlers.particle_plate import ParticlePlate
 from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixLogProb
 from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
+from ppl_llm.inference.particles.history import Site
+from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
@@ -695,6 +698,125 @@ def only_blocked() -> AbstractContextManager[Any]:
 
 
 SHARED_KERNELS: dict[str, type[ParallelTempering] | type[PMMH]] = {"turns": SharedTurns, "adaptation": SharedAdaptation}
+
+
+# What sites mean
+IDIOMS_TEST = "tests/inference/test_idioms.py::test_rejects_other_meanings"
+_PROCESS = ParticlePlate._process_message
+
+
+@mutant("sites met twice", IDIOMS_TEST)
+def unchecked_names(plate: Any, msg: Any) -> None:
+    """Values are kept by name, and nothing notices that a name comes again."""
+    plate._met.clear()
+    _PROCESS(plate, msg)
+
+
+@mutant("splices without the prior of masked values", IDIOMS_TEST)
+def masked_splice(parts: SiteParts, value: Tensor) -> Tensor:
+    """A masked latent scores 0 after another particle's past, though its value came from the prior."""
+    return scaled(parts.log_probs(value)[0], parts.scale)
+
+
+@mutant("enumeration without the prior of masked values", IDIOMS_TEST)
+def masked_enumeration(parts: SiteParts, value: Tensor) -> Tensor:
+    """Every value of a masked latent weighs one."""
+    return masked_splice(parts, value)
+
+
+@mutant("proposals of masked sites", IDIOMS_TEST)
+def unmasked_proposal(parts: SiteParts, name: str) -> Tensor | None:
+    """Where log p is masked log q is not, and values come from q."""
+    return None
+
+
+@mutant("a subsample for every execution", IDIOMS_TEST)
+def fresh_subsample(plate: Any, msg: Any) -> None:
+    """Replays and iterations draw other data."""
+
+
+@mutant("subsampled problems as populations", IDIOMS_TEST)
+def no_subsampled_plates(msg: Any) -> set[Any]:
+    """Each problem of the subsample is weighed by its likelihood to the power P / S."""
+    return set()
+
+
+@mutant("hidden random numbers under chains", IDIOMS_TEST)
+def unchecked_randomness(start: str, before: Any, end: str, now: Any) -> None:
+    """What a chain's trajectory does not hold is drawn at random whenever it is run again."""
+
+
+@mutant("hidden random numbers under tempering", IDIOMS_TEST)
+def unchecked_tempered_randomness(start: str, before: Any, end: str, now: Any) -> None:
+    """The likelihood of a particle changes between its stages."""
+
+
+@mutant("values recorded as the model holds them", IDIOMS_TEST)
+def aliased_record(system: Any, msg: Any, log_prob: Tensor | None) -> None:
+    """A model that writes to its own tensors overwrites what was drawn."""
+    if not msg["is_observed"]:
+        system.sites.append(Site(msg["name"], msg["value"], None, len(system.records)))
+
+
+@mutant("an event of each particle's note for every particle", IDIOMS_TEST)
+def note_of_pairs(system: Any, msg: Any) -> torch.Size:
+    """``pyro.deterministic`` takes all dimensions for the event, the plate adds the particles once more: ``[N, N]``."""
+    return msg["fn"].shape()  # type: ignore[no-any-return]
+
+
+@mutant("given values enumerated", IDIOMS_TEST)
+def drawn_given(msg: Any) -> None:
+    """A value that poutine.replay gives is scored as if it had been drawn from another distribution."""
+    give(msg)
+    del msg["infer"]["given"]
+
+
+_DEFINED = "ppl_llm.inference.particles.site_util"
+_HANDLERS = "ppl_llm.inference.handlers"
+WRONG_SEMANTICS: dict[str, tuple[Any, str, str, str, str]] = {
+    "names": (unchecked_names, f"{_HANDLERS}.particle_plate.ParticlePlate._process_message", "a site's name twice", "chains", "SuffixMH"),
+    "splices": (masked_splice, f"{_DEFINED}.SiteParts.log_density", "`fn.mask(m)`, latent", "chains", "ancestor sampling"),
+    "enumeration": (masked_enumeration, f"{_DEFINED}.SiteParts.log_density", "`poutine.mask`, latent", "enumeration", "Enumeration"),
+    "proposals": (unmasked_proposal, f"{_DEFINED}.SiteParts.mask_of_events", "a masked site with a proposal", "SMC, importance", "SMC"),
+    "subsamples": (
+        fresh_subsample,
+        f"{_HANDLERS}.particle_plate.ParticlePlate._hold",
+        "`subsample_size`, shared latent",
+        "chains",
+        "SuffixMH",
+    ),
+    "problems": (
+        no_subsampled_plates,
+        "ppl_llm.inference.particles.particle_system.subsampled_plates",
+        "`subsample_size`, problems",
+        "SMC, importance",
+        "SMC",
+    ),
+    "hidden": (unchecked_randomness, f"{_HANDLERS}.randomness_messenger.require_same", "`poutine.block`", "chains", "SuffixMH"),
+    "hidden, tempered": (
+        unchecked_tempered_randomness,
+        f"{_HANDLERS}.randomness_messenger.require_same",
+        "random numbers without a site",
+        "tempering",
+        "TemperedSMC",
+    ),
+    "aliases": (
+        aliased_record,
+        "ppl_llm.inference.particles.particle_system.ParticleSystem.record",
+        "operations in place",
+        "SMC, importance",
+        "SMC",
+    ),
+    "notes": (
+        note_of_pairs,
+        "ppl_llm.inference.particles.particle_system.ParticleSystem._shape_of_note",
+        "`pyro.deterministic`",
+        "SMC, importance",
+        "Importance",
+    ),
+    "given": (drawn_given, "ppl_llm.inference.enumeration.give", "`poutine.replay`", "enumeration", "Enumeration"),
+}
+"""A meaning, what it stands for, and the cell of test_idioms.py that shows it."""
 
 
 # Searches that share out their particles

@@ -21,7 +21,7 @@ class Report:
     """What became of a program's cells.
 
     :ivar int checked: cells with a result or a refusal that was compared.
-    :ivar list passed_over: cells that were not run, for want of power or since a fault of today is known.
+    :ivar list passed_over: cells that were not run, since they do not apply or could not judge.
     """
 
     failures: list[Failure] = field(default_factory=list)

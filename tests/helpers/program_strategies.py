@@ -247,8 +247,10 @@ class Builder:
         if "reused name" in self.used:
             return replace(program, features=frozenset(self.used))
         fixable = len(plain) > 1 and self.mask == NO_MASK and "zero factor" not in self.used
-        if fixable and self.maybe("condition", 8):
-            chosen = self.one_of(plain)
+        # A hidden site is in no plate of the particles: its distribution has to have one value for each by its parents.
+        hidden_of = {name for s in draws if s.hidden for name in s.parents}
+        if fixable and self.maybe("condition", 8) and any(s.variable not in hidden_of for s in plain):
+            chosen = self.one_of([s for s in plain if s.variable not in hidden_of])
             program = replace(program, condition={chosen.site: self.choose(chosen.size)})
         elif fixable and self.maybe("replay", 8):
             chosen = self.one_of(plain)

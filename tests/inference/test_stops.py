@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppl_llm import reasoning
-from ppl_llm.inference import SMC, Importance, SMCFailed, barrier
+from ppl_llm.inference import SMC, Importance, ParticleGibbs, SMCFailed, barrier
 from tests.helpers.reasoning import LM, PRM
 from tests.inference.test_slices import REASONING, assert_same
 from tests.inference.test_smc import OBSERVATIONS, walk
@@ -173,3 +174,42 @@ def test_importance_in_slices() -> None:
     *_, last = Importance(walk, 30).iterate(OBSERVATIONS)
     assert_same(last, whole)
     assert [state.num_barriers for state in SMC(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), 3).iterate()] == [0]
+
+
+class Bare:
+    """A state that can be permuted and indexed, and no more."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def reorder(self, index: Tensor) -> Bare:
+        return Bare(self.z.gather(0, index))
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, i: int) -> Bare:
+        return Bare(self.z[i])
+
+
+@pytest.mark.parametrize(
+    ("run", "fails_at"),
+    [(lambda model: SMC(model, 4, islands=2).run(), 1), (lambda model: ParticleGibbs(model, 4).run(5), 4)],
+    ids=["islands are taken apart", "iterations are joined"],
+)
+def test_an_error_comes_through_where_no_posterior_can_be_built(run: Callable[[Any], Any], fails_at: int) -> None:
+    """Neither can be done with a state that has neither ``select_plate`` nor ``concatenate``."""
+    calls = 0
+
+    def model() -> Bare:
+        nonlocal calls
+        state = barrier(Bare(pyro.sample("z", dist.Normal(0.0, 1.0))))
+        calls += 1
+        if calls == fails_at:
+            raise OSError("no more disk")
+        return state
+
+    with pytest.raises(OSError, match="no more disk") as caught:
+        run(model)
+    assert caught.value.partial_posterior is None
+    assert caught.value.__notes__[0].startswith("partial_posterior is None, because building it gave")

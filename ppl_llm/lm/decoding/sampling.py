@@ -18,8 +18,8 @@ _ONE_LEVEL = 1024
 
 
 def warp(logits: Tensor, options: StepOptions) -> Tensor:
-    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32."""
-    logits = logits.float()
+    """Logits ``[..., V]`` after temperature, then top-k, then top-p; removed tokens are -inf. float32, or float64 as given."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if options.temperature != 1.0:
         logits = logits / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
@@ -34,6 +34,14 @@ def warp(logits: Tensor, options: StepOptions) -> Tensor:
     return logits
 
 
+def chosen_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities ``[...]`` in float64 of tokens ``[...]`` given warped logits ``[..., V]``.
+
+    ``log_softmax`` in float32 is too high by some 2e-5 on average in vocabularies of 50,000 tokens and more; ``logsumexp`` is not.
+    """
+    return logits.gather(-1, tokens[..., None])[..., 0].double() - logits.logsumexp(-1).double()
+
+
 def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens ``[A]`` and their log-probabilities from logits ``[A, V]`` and uniforms ``[A]`` in [0, 1).
 
@@ -44,7 +52,11 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
     :param bool overwrite: destroy the logits, which saves a copy of them.
     """
     top = logits.amax(-1, keepdim=True)
-    mass = (logits.sub_(top) if overwrite else logits - top).exp_()
+    return inverse_cdf_of_masses((logits.sub_(top) if overwrite else logits - top).exp_(), u)
+
+
+def inverse_cdf_of_masses(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`inverse_cdf`, from masses ``[A, V]`` that need not be normalised."""
     size = mass.shape[-1]
     if size <= _ONE_LEVEL:
         cdf = mass.cumsum(-1, dtype=torch.float64)
@@ -66,7 +78,7 @@ def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Ten
         # How far into the block the target lies, on the scale of the block's exact sum.
         rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
         token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
-    return token, mass.gather(-1, token[:, None])[:, 0].log() - total.log().to(mass.dtype)
+    return token, (mass.gather(-1, token[:, None])[:, 0].double().log() - total.log()).to(mass.dtype)
 
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
@@ -78,7 +90,7 @@ def _search(cdf: Tensor, target: Tensor) -> Tensor:
 
 
 def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:
-    """Answer decode requests, each with a forward pass of its own."""
+    """Answer decode requests, each with its own forward pass."""
     for decoder, tokens, alive, _, _ in requests:
         if tokens is not None:
             decoder.advance(tokens, alive)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from hypothesis import given, settings
@@ -345,8 +346,13 @@ def test_dead_filters_are_rejected() -> None:
         posterior, state = kernel.step(state)
         assert (state["x"] == 1).all() and (posterior.log_evidence == 0).all()
     assert 0.3 < state.chain.acceptance_rate.mean() < 0.7
-    with pytest.raises(SMCFailed, match="all 1 particles have weight zero"):
-        PIMH(hard, 1, max_plate_nesting=1).run(3)
+    chain = PIMH(hard, 1, max_plate_nesting=1).run(3)
+    alive = torch.stack([~iteration.dead for iteration in chain.iterations])
+    assert int((~alive[0]).sum()) > 0 and torch.equal(chain.dead, ~alive.any(0))  # some start dead, and are replaced once another lives
+    assert (chain.weights.sum(0)[~chain.dead] == 1).all() and (chain.weights[chain.sites["x"] == 0] == 0).all()
+    impossible = poutine.condition(hard, {"x": torch.zeros(50)})
+    with pytest.raises(SMCFailed, match="all 1 particles have weight zero after site 'f' in each of 50 populations"):
+        PIMH(impossible, 1, max_plate_nesting=1).run(3)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ ADDED: dict[str, set[str]] = {
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }
-EVERY = {"num_particles", "ess", "resampled", "complete"}
+EVERY = {"num_particles", "ess", "resampled", "complete", "dead"}
 
 
 def run(name: str, plates: bool) -> ParticlePosterior:

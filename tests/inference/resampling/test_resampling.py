@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.inference import RESAMPLERS, multinomial, ssp, systematic
+from ppl_llm.inference import RESAMPLERS, multinomial, residual, ssp, systematic
 from ppl_llm.inference.resampling import get_resampler
 from tests.helpers.exact import num_uniforms, uniform_cuts
 from tests.helpers.mutants import WRONG_RESAMPLERS, left_search_multinomial, pyro_style_systematic
+from tests.helpers.population_mutants import WRONG_RESIDUALS
 
 INDEPENDENT = ("multinomial", "stratified", "residual")  # slot k depends on the k-th uniform alone
 exactly = settings(max_examples=60, deadline=None, derandomize=True)
@@ -184,3 +186,32 @@ def test_unknown_names_suggest_the_nearest() -> None:
     assert num_uniforms("systematic", 7) == 1
     with pytest.raises(ValueError, match="unknown resampler 'systmatic'; did you mean 'systematic'"):
         get_resampler("systmatic")
+
+
+def lost_copies(scheme: Any) -> list[int]:
+    """Numbers of equally weighted particles, up to 256, of which not every one gets its copy."""
+    lost = []
+    for n in range(1, 257):
+        ancestors = scheme(torch.zeros(n, dtype=torch.float64), torch.full((scheme.num_uniforms(n),), 0.3, dtype=torch.float64))
+        if sorted(ancestors.tolist()) != list(range(n)):
+            lost.append(n)
+    return lost
+
+
+@pytest.mark.parametrize("name", ["residual", "systematic", "stratified", "ssp"])
+def test_equal_weights_keep_every_particle(name: str) -> None:
+    """49 / 49 is 1 but for rounding."""
+    assert lost_copies(RESAMPLERS[name]) == []
+
+
+def test_a_conditional_residual_scheme_keeps_every_particle_of_equal_weight() -> None:
+    for n in (49, 98, 103):
+        u = torch.full((n + 1,), 0.3, dtype=torch.float64)
+        ancestors, slot = residual.conditional(torch.zeros(n, dtype=torch.float64), torch.tensor(5), u)
+        assert sorted(ancestors.tolist()) == list(range(n)) and int(slot) == 5
+
+
+@pytest.mark.parametrize("name", WRONG_RESIDUALS)
+def test_rejects_copies_lost_to_rounding(name: str) -> None:
+    """All copies of 49, 98, 103, .. particles become random ones."""
+    assert lost_copies(WRONG_RESIDUALS[name]())[:3] == [49, 98, 103]

@@ -62,16 +62,20 @@ def expected(recipe: Recipe, context: Context, whole: Callable[[str], str] | Non
     """Scores by the recipe; a finished sequence repeats its last one."""
     rows = []
     for sequence in context:
-        steps = [step.strip() for step in sequence.steps]
-        texts = [steps[: k + 1] for k in range(len(steps))]
+        said, scored = [], []  # steps with text, and an end without any
+        for k, step in enumerate(sequence.steps):
+            scored.append(bool(step.strip()) or (not any(scored) and bool(sequence.done) and k == len(sequence.steps) - 1))
+            if scored[-1]:
+                said.append(step.strip())
         if whole is None:
-            scores = recipe(sequence.problem, steps)
+            scores = recipe(sequence.problem, said) if said else []
         else:
-            decoded = ["".join(sequence.steps[: k + 1]) for k in range(len(steps))]
+            decoded = ["".join(sequence.steps[: k + 1]) for k, own in enumerate(scored) if own]
             scores = [recipe(sequence.problem, [whole(text)])[0] for text in decoded]
-        assert len(scores) == len(texts)
-        taken = (sequence.ends != sequence.step_starts).cumsum(-1)
-        rows.append(torch.tensor(scores)[taken - 1])
+        assert len(scores) == len(said)
+        own = torch.zeros(sequence.num_steps, dtype=torch.long)
+        own[: len(scored)] = torch.tensor(scored)
+        rows.append(torch.tensor([torch.inf, *scores])[own.cumsum(-1)])
     return torch.stack(rows)
 
 

@@ -1,0 +1,137 @@
+"""The protocol of constraints: states of a batch of sequences, and which tokens may follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..context import PAD
+
+if TYPE_CHECKING:
+    from .product import Product
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The tokens of a language model.
+
+    :ivar list token_bytes: the bytes of each token id; special tokens have none.
+    :ivar tuple eos_ids: token ids that end the text.
+    :ivar torch.device device: where the language model's logits lie.
+    """
+
+    token_bytes: list[bytes]
+    eos_ids: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return len(self.token_bytes)
+
+    @property
+    def words(self) -> int:
+        """Words of a bitmask: ``ceil(V / 32)``."""
+        return -(-self.size // 32)
+
+    @cached_property
+    def eos_mask(self) -> Tensor:
+        """``[W]``: the bits of the end-of-text tokens."""
+        return self.mask(list(self.eos_ids))
+
+    def mask(self, ids: list[int]) -> Tensor:
+        """The bitmask ``[W]`` of token ids."""
+        allowed = torch.zeros(self.size, dtype=torch.bool)
+        allowed[ids] = True
+        return packed(allowed).to(self.device)
+
+
+def packed(allowed: Tensor) -> Tensor:
+    """Bitmask ``[..., ceil(V / 32)]`` int32 of ``allowed [..., V]``; token v is bit ``v % 32`` of word ``v // 32``."""
+    bits = torch.nn.functional.pad(allowed.bool(), (0, -allowed.shape[-1] % 32)).cpu().numpy()
+    return torch.from_numpy(np.packbits(bits, axis=-1, bitorder="little").view(np.int32)).to(allowed.device)
+
+
+def unpacked(masks: Tensor, size: int) -> Tensor:
+    """``[..., V]`` bool, whether each of the first ``size`` tokens is in a bitmask ``[..., W]``."""
+    if masks.device.type == "cpu":
+        words = masks.contiguous().numpy().view(np.uint8)
+        return torch.from_numpy(np.unpackbits(words, axis=-1, bitorder="little", count=size)).view(torch.bool)
+    bits = masks.contiguous().view(torch.uint8)[..., None] >> torch.arange(8, dtype=torch.uint8, device=masks.device)
+    return (bits & 1).flatten(-2)[..., :size].bool()
+
+
+class ConstraintStates(ABC):
+    """Where a batch of A sequences stands in a language. The constraint's laws are in tests/helpers/constraint_laws.py.
+
+    End-of-text tokens are no concern of :meth:`masks` and :meth:`advance`: a text may end where :meth:`may_end` says so.
+
+    :ivar bool asks: whether :meth:`accepts` has to be asked of single tokens, because a mask of all of them would cost too much.
+    """
+
+    asks = False
+
+    @abstractmethod
+    def masks(self) -> Tensor:
+        """Bitmasks ``[A, W]`` int32 on the device of the logits: the tokens that may follow. Bits of end-of-text tokens have no meaning."""
+
+    @abstractmethod
+    def may_end(self) -> Tensor:
+        """Whether each text is in the language as it is: ``[A]`` bool, on the device of the logits."""
+
+    @abstractmethod
+    def advance(self, tokens: Tensor, alive: Tensor) -> None:
+        """Append ``tokens [A]`` where ``alive [A]``; a token that may not follow leads to a state in which nothing may."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> ConstraintStates:
+        """The states of the sequences ``rows [K]``, to be advanced independently of these."""
+
+    def accepts(self, row: int, token: int) -> bool:
+        """Whether ``token``, which is in the row's mask and no end of the text, may follow; for states that ask."""
+        return True
+
+
+class Constraint(ABC):
+    """A language: which texts may be written, token by token. ``a & b`` is the language of texts that are in both.
+
+    Constraints are values that never change; sequences' states are read from their tokens.
+
+    :ivar bool asks: see :class:`ConstraintStates`.
+    """
+
+    asks = False
+
+    @abstractmethod
+    def states(self, vocabulary: Vocabulary, tokens: Tensor) -> ConstraintStates:
+        """The states of sequences.
+
+        :param Vocabulary vocabulary: of the language model.
+        :param Tensor tokens: ``[A, L]`` what was written after the prompt, padded with ``PAD`` on the right.
+        :raises ValueError: if the constraint and the vocabulary do not go together.
+        """
+
+    def __and__(self, other: Constraint) -> Product:
+        from .product import Product
+
+        return Product(self, other)
+
+
+def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:
+    """Advance by whole texts ``[A, L]``, padded with ``PAD``."""
+    for column in tokens.unbind(-1):
+        states.advance(column.clamp(min=0), column != PAD)
+    return states
+
+
+def check_constraint(constraint: Any) -> None:
+    """:raises TypeError: for what is no constraint."""
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise TypeError(
+            f"constraint must be one of ppl_llm.constraints (JsonSchema, Regex, Choices, ...), got a {type(constraint).__name__}"
+        )

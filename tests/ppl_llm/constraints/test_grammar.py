@@ -1,0 +1,229 @@
+"""Constraints of llguidance: the laws, schemas and their values, tokens that merge or cut what the grammar tells apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable
+
+import pyro
+import pytest
+import torch
+
+from ppl_llm import SMC, Context, LLMStep, StepProposal, barrier
+from ppl_llm.constraints import Choices, Constraint, JsonSchema, Lark, Regex, Vocabulary, grammar
+from tests.helpers.constraint_laws import TOKENS, ConstraintLaws, allowed
+from tests.helpers.tiny_models import language_model
+
+pytest.importorskip("llguidance", reason="the extra `constraints`")
+jsonschema = pytest.importorskip("jsonschema")
+
+
+def text_of(tokens: list[int]) -> str | None:
+    if not all(TOKENS[v] for v in tokens):
+        return None
+    try:
+        return b"".join(TOKENS[v] for v in tokens).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+class TestRegex(ConstraintLaws):
+    pattern = "a+(1|bé?)?| *"
+
+    def constraint(self) -> Constraint:
+        return Regex(self.pattern)
+
+    def member(self, tokens: list[int]) -> bool:
+        text = text_of(tokens)
+        return text is not None and re.fullmatch(self.pattern, text) is not None
+
+
+class TestLark(ConstraintLaws):
+    """Balanced braces around letters, which no regular expression tells."""
+
+    def constraint(self) -> Constraint:
+        return Lark('start: "a" | "{" start "}" | "é"')
+
+    def member(self, tokens: list[int]) -> bool:
+        text = text_of(tokens)
+        return text is not None and re.fullmatch(r"(\{*)(a|é)(\}*)", text) is not None and text.count("{") == text.count("}")
+
+
+class TestJsonSchema(ConstraintLaws):
+    depth = 4
+
+    def constraint(self) -> Constraint:
+        return JsonSchema({"anyOf": [{"type": "object", "additionalProperties": False}, {"enum": ["a", 1, 11]}]})
+
+    def member(self, tokens: list[int]) -> bool:
+        text = text_of(tokens)
+        if text is None or text != text.strip():  # llguidance begins and ends with the value
+            return False
+        try:
+            return json.loads(text) in ({}, "a", 1, 11)
+        except json.JSONDecodeError:
+            return False
+
+
+# schemas --------------------------------------------------------------------------------------------------------------------------------
+
+STRING, INTEGER = {"type": "string", "maxLength": 8}, {"type": "integer", "minimum": -99, "maximum": 99}
+LEAVES: dict[str, dict] = {
+    "string": STRING,
+    "lengths": {"type": "string", "minLength": 2, "maxLength": 3},
+    "pattern": {"type": "string", "pattern": "^[a-c]{1,4}$"},
+    "unanchored pattern": {"type": "string", "pattern": "ab", "maxLength": 12},
+    "date": {"type": "string", "format": "date"},
+    "time": {"type": "string", "format": "date-time"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "integer": INTEGER,
+    "bounds": {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 12},
+    "number": {"type": "number", "minimum": 0, "maximum": 1.5},
+    "multiples": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 100},
+    "boolean": {"type": "boolean"},
+    "null": {"type": "null"},
+    "enumeration": {"enum": ["red", "green", 3, None, True, "é", '"', "\n", "🙂"]},
+    "constant": {"const": {"a": [1, "b"]}},
+    "several types": {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
+    "any of": {"anyOf": [STRING, {"type": "boolean"}]},
+    "one of": {"oneOf": [{"type": "boolean"}, {"type": "null"}]},
+    "all of": {"allOf": [{"type": "integer", "minimum": 0}, {"maximum": 20}]},
+    "reference": {"$ref": "#/$defs/leaf"},
+}
+WRAPPED = {
+    "alone": lambda leaf: leaf,
+    "required": lambda leaf: {"type": "object", "properties": {"k": leaf}, "required": ["k"], "additionalProperties": False},
+    "optional": lambda leaf: {"type": "object", "properties": {"k": leaf, "l": INTEGER}, "additionalProperties": False},
+    "additional": lambda leaf: {"type": "object", "properties": {"k": leaf}, "additionalProperties": INTEGER},
+    "items": lambda leaf: {"type": "array", "items": leaf, "minItems": 1, "maxItems": 3},
+    "tuple": lambda leaf: {"type": "array", "prefixItems": [leaf, INTEGER], "items": False, "minItems": 2},
+    "nested": lambda leaf: {
+        "type": "object",
+        "properties": {"a": {"type": "object", "properties": {"b": {"type": "array", "items": leaf, "maxItems": 2}}, "required": ["b"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    "either": lambda leaf: {"anyOf": [{"type": "array", "items": leaf, "maxItems": 2}, {"type": "boolean"}]},
+    "tree": lambda leaf: {"$ref": "#/$defs/tree"},
+    "labelled": lambda leaf: {
+        "oneOf": [
+            {"type": "object", "properties": {"kind": {"const": "x"}, "v": leaf}, "required": ["kind", "v"], "additionalProperties": False},
+            {"type": "object", "properties": {"kind": {"const": "y"}}, "required": ["kind"], "additionalProperties": False},
+        ]
+    },
+}
+SCHEMAS = list(itertools.product(WRAPPED, LEAVES))
+CLOSING = (b'"', b"}", b"]", b'"}', b"0", b"1", b",")
+
+
+def schema_of(wrapped: str, leaf: str) -> dict:
+    tree = {
+        "type": "object",
+        "properties": {"v": LEAVES[leaf], "below": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1}},
+        "required": ["v"],
+        "additionalProperties": False,
+    }
+    return {**WRAPPED[wrapped](LEAVES[leaf]), "$defs": {"leaf": INTEGER, "tree": tree}}
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return language_model().vocabulary
+
+
+def walk(constraint: Constraint, vocabulary: Vocabulary, rng: random.Random, limit: int = 150) -> tuple[str, bool]:
+    """A text by tokens drawn at random, with a liking for those that close something; and whether it has come to an end."""
+    states, written = constraint.states(vocabulary, torch.zeros(1, 0, dtype=torch.long)), b""
+    for _ in range(limit):
+        follow = allowed(states, vocabulary)[0].nonzero()[:, 0].tolist()
+        if bool(states.may_end()) and (not follow or rng.random() < 0.5):
+            return written.decode(), True
+        assert follow, f"nothing follows {written!r}"
+        closing = [v for v in follow if vocabulary.token_bytes[v] in CLOSING]
+        token = rng.choice(closing if closing and rng.random() < 0.6 else follow)
+        written += vocabulary.token_bytes[token]
+        states.advance(torch.tensor([token]), torch.tensor([True]))
+    return written.decode(errors="replace"), False
+
+
+@pytest.mark.parametrize(("wrapped", "leaf"), SCHEMAS)
+def test_finished_texts_are_values_of_the_schema(wrapped: str, leaf: str, vocabulary: Vocabulary) -> None:
+    schema = schema_of(wrapped, leaf)
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker(["uuid"]))
+    constraint, rng, finished = JsonSchema(schema, whitespace=leaf == "string"), random.Random(len(wrapped) * 100 + len(leaf)), 0
+    for _ in range(6):
+        text, ended = walk(constraint, vocabulary, rng)
+        if ended:
+            validator.validate(json.loads(text))
+            finished += 1
+    assert finished >= 1
+
+
+def test_there_are_two_hundred_schemas() -> None:
+    assert len(SCHEMAS) == 200
+
+
+def test_without_whitespace_a_text_is_compact(vocabulary: Vocabulary) -> None:
+    constraint, rng = JsonSchema(schema_of("nested", "integer"), whitespace=False), random.Random(0)
+    for _ in range(5):
+        text, ended = walk(constraint, vocabulary, rng)
+        assert not re.search(r"\s", re.sub(r'"(\\.|[^"\\])*"', '""', text)) or not ended
+
+
+# programs -------------------------------------------------------------------------------------------------------------------------------
+
+
+def weighed(constraint: Constraint) -> tuple[torch.Tensor, torch.Tensor]:
+    lm = language_model()
+    torch.manual_seed(3)
+
+    def program() -> Context:
+        ctx = lm.start("What is 7 * 6?")
+        for t in range(3):
+            ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, max_tokens=6, stop=(), temperature=1.5)), stop=()))
+        return ctx
+
+    posterior = SMC(program, 8, ess_threshold=0.9, proposals=StepProposal(constraint=constraint)).run()
+    return posterior.value.tokens, posterior.log_weights
+
+
+def test_grammars_weigh_as_a_list_of_their_texts() -> None:
+    """Masks, ends and states over several steps with resampling, token for token."""
+    texts = ["7 * 6 = 42.", "7 * 6 = 43.", "42", "é42"]
+    expected = weighed(Choices(texts))
+    for constraint in (Regex(r"7 \* 6 = 4[23]\.|é?42"), Lark('start: "7 * 6 = 4" ("2"|"3") "." | "é"? "42"')):
+        tokens, log_weights = weighed(constraint)
+        assert torch.equal(tokens, expected[0])
+        torch.testing.assert_close(log_weights, expected[1], atol=1e-6, rtol=1e-6)
+
+
+def test_states_that_were_not_kept_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = weighed(Regex("[0-9 =*.]+"))
+    monkeypatch.setattr(grammar, "_KEPT", 1)
+    tokens, log_weights = weighed(Regex("[0-9 =*.]+"))
+    assert torch.equal(tokens, expected[0]) and torch.equal(log_weights, expected[1])
+
+
+# mistakes -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: JsonSchema('{"type": '), "the schema is not JSON"),
+        (lambda: JsonSchema("[1]"), "must be an object"),
+        (lambda: JsonSchema({"type": "strin"}), "cannot be compiled: .*strin"),
+        (lambda: JsonSchema({"type": "object", "unevaluatedProperties": False}), "cannot be compiled: .*unevaluatedProperties"),
+        (lambda: JsonSchema({"properties": {"k": {}}, "maxProperties": 3}), "cannot be compiled: .*maxProperties"),
+        (lambda: Regex("a(b"), r"Regex\('a\(b'\) cannot be compiled"),
+        (lambda: Regex("(?=a)b"), "cannot be compiled"),
+        (lambda: Lark("start: missing"), "cannot be compiled: .*missing"),
+    ],
+)
+def test_grammars_that_cannot_be_compiled_are_one_clear_error(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        make()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,281 @@
+"""Constrained steps: LLMStep(constraint=...) as a distribution, and what StepProposal makes of it in programs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+from ppl_llm import PAD, SMC, Context, LLMStep, ParticleGibbs, StepProposal, TabularLM, TransformersLM, barrier
+from ppl_llm.constraints import Automaton, Choices, Constraint, PerStep, TokenSet
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.device_loop import DeviceLoop
+from tests.helpers.served_table import remote, serve
+from tests.helpers.tape import tape
+from tests.helpers.tiny_models import causal_lm, language_model, tokenizer
+
+SYMBOLS = ["a", "b", ";", "$"]
+LM = TabularLM(torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64), SYMBOLS, eos="$")
+LANGUAGE = Automaton(
+    torch.tensor([[1, 2, 0, -1], [3, 2, -1, -1], [3, 0, 1, -1], [-1, -1, -1, -1]]), torch.tensor([True, False, True, False])
+)
+"""Over several steps, with dead ends after two a."""
+
+
+def chance(text: list[int], options: dict[str, Any], before: tuple[int, ...]) -> float:
+    """Probability of a step after the prompt "a" and a text, in plain Python, without truncation."""
+    probs = (LM.logits / options.get("temperature", 1.0)).softmax(-1)
+    state, last = 0, 0
+    for v in before:
+        state, last = int(LANGUAGE.table[state, v]), v
+    mass = 1.0
+    ended = False
+    for k in range(4):
+        follow = [] if state < 0 else [v for v in range(3) if LANGUAGE.table[state, v] >= 0] + [3] * bool(LANGUAGE.accepting[state])
+        total = sum(float(probs[last, v]) for v in follow)
+        if k == len(text):
+            return mass if ended or k == 3 or total == 0.0 else 0.0
+        if ended or k == 3 or text[k] not in follow:
+            return 0.0
+        mass *= float(probs[last, text[k]]) / total
+        ended = text[k] in (2, 3)
+        state, last = int(LANGUAGE.table[state, text[k]]), text[k]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.7}])
+@pytest.mark.parametrize("before", [(), (0, 1), (2, 1, 0), (0, 0)])
+def test_every_step_has_the_probability_of_plain_arithmetic(before: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Those that stop short at a dead end among them, and after a beginning that is a dead end itself."""
+    context = LM.start("a")
+    if before:
+        context = context.extend(torch.tensor(before), stop=())
+    fn = LLMStep(context, stop=";", max_tokens=3, constraint=LANGUAGE, **options)
+    found = {tuple(v for v in step if v != PAD): p for step, p in zip(fn.enumerate_support().tolist(), _probs(fn), strict=True)}
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-10)
+    for length in range(4):
+        for text in itertools.product(range(4), repeat=length):
+            assert found.get(text, 0.0) == pytest.approx(chance(list(text), options, before), abs=1e-10), text
+    assert any(len(text) < 3 and (not text or text[-1] < 2) for text in found), "some steps stop short"
+
+
+def _probs(fn: LLMStep) -> list[float]:
+    return list(fn.log_prob(fn.enumerate_support()).exp().tolist())
+
+
+def test_truncation_comes_before_the_constraint() -> None:
+    """What top_k leaves out is not written, even if that leaves nothing that may follow."""
+    fn = LLMStep(LM.start("a"), stop=(), max_tokens=1, top_k=1, constraint=LANGUAGE)
+    best = int(LM.logits[0].argmax())
+    assert fn.enumerate_support().tolist() == ([[best]] if best < 3 else [[3]])
+    banned = LLMStep(LM.start("a"), stop=(), max_tokens=1, top_k=1, constraint=TokenSet(banned=[best]))
+    assert banned.sample().tolist() == [PAD] and banned.enumerate_support().tolist() == [[PAD]]
+
+
+def test_draws_have_the_frequencies_of_the_distribution() -> None:
+    """10,000 draws: a cell of probability p is off by 5 standard deviations with probability below 1e-6."""
+    torch.manual_seed(0)
+    fn = LLMStep(LM.start("a"), stop=";", max_tokens=3, constraint=LANGUAGE)
+    drawn = [tuple(step) for step in fn.expand(torch.Size([10_000])).sample().tolist()]
+    for step, p in zip(fn.enumerate_support().tolist(), _probs(fn), strict=True):
+        assert abs(drawn.count(tuple(step)) / 10_000 - p) < 5 * math.sqrt(p * (1 - p) / 10_000)
+
+
+def test_global_and_local_differ_as_the_documentation_says() -> None:
+    """The example of docs/model.md: the language of "aab" and "b"."""
+    p = torch.tensor([[0.01, 0.98, 0.01], [0.5, 0.0, 0.5], [0.9, 0.1, 0.0]]).log()
+    lm = TabularLM(p, ["a", "b", "$"], eos="$")
+    context, language = lm.start("$"), Choices(["aab", "b"])
+    options = {"stop": (), "max_tokens": 4}
+    local = LLMStep(context, constraint=language, **options)
+    texts = {lm.decode([v for v in step if v != PAD]): step for step in local.enumerate_support().tolist()}
+    assert set(texts) == {"aab", "b"}
+    q = {text: float(local.log_prob(torch.tensor(step)).exp()) for text, step in texts.items()}
+    joint = {text: float(LLMStep(context, **options).log_prob(torch.tensor(step)).exp()) for text, step in texts.items()}
+    assert q == pytest.approx({"aab": 0.9, "b": 0.1}, abs=1e-6)
+    assert joint == pytest.approx({"aab": 0.9 * 0.01 * 0.98 * 0.5, "b": 0.1 * 0.5}, abs=1e-6)
+    assert joint["aab"] / sum(joint.values()) == pytest.approx(0.081, abs=1e-3)
+
+
+# a transformers model --------------------------------------------------------------------------------------------------------------------
+
+LETTERS = sorted(i for text, i in tokenizer().get_vocab().items() if text.isalpha() and text.isascii())
+GRAMMAR = Choices(["The answer is 42.\n\nHence 12 + 30.", "To add, multiply.\n\nThe tens: 10", "é 7 * 6\n\n= 42.\n\nDone."])
+
+
+def stepwise(lm: Any, constraint: Constraint, steps: int = 3, problem: Any = "What is 12 + 30?") -> list[tuple[Context, Any]]:
+    """Constrained steps with resampling in between: the contexts they start at and the samples."""
+    torch.manual_seed(0)
+    context, found = lm.start(problem), []
+    options = StepOptions(stop="\n\n", max_tokens=24, temperature=1.4, constraint=constraint)
+    for _ in range(steps):
+        sample = lm.sample_constrained(context, torch.Size((7,)), options)
+        found.append((context, sample))
+        context = context.extend(sample.tokens, stop="\n\n").reorder(torch.randint(0, 7, (7,)))
+    return found
+
+
+@pytest.mark.parametrize("constraint", [GRAMMAR, TokenSet(allowed=LETTERS)], ids=["choices", "token set"])
+def test_log_probabilities_and_masses_are_those_of_given_steps(constraint: Constraint) -> None:
+    """Of the restricted model, and together of the model itself; particles change places in between."""
+    lm = language_model()
+    options = StepOptions(stop="\n\n", max_tokens=24, temperature=1.4)
+    for context, (tokens, log_probs, log_masses) in stepwise(lm, constraint):
+        restricted = lm.step_log_prob(context, tokens, StepOptions("\n\n", 24, 1.4, constraint=constraint))
+        torch.testing.assert_close(log_probs, restricted, atol=1e-3, rtol=1e-4)
+        alive = log_masses > -torch.inf
+        both = (log_probs + log_masses).float()
+        torch.testing.assert_close(both[alive], lm.step_log_prob(context, tokens, options)[alive].float(), atol=1e-3, rtol=1e-4)
+
+
+def test_texts_are_the_choices_token_by_token() -> None:
+    lm = language_model()
+    context, sample = stepwise(lm, GRAMMAR, steps=4)[-1]
+    texts = context.extend(sample.tokens, stop="\n\n").text
+    assert all(any(choice.startswith(text) for choice in GRAMMAR.texts) for text in texts)
+    assert any(text in GRAMMAR.texts for text in texts) and len(set(texts)) > 1
+
+
+@pytest.mark.parametrize("capture", [None, tape], ids=["device loop", "replayed device loop"])
+def test_models_with_a_device_loop_draw_the_same(capture: Any) -> None:
+    lm = TransformersLM(causal_lm(), tokenizer(), device_loop=False)
+    expected = [sample for _, sample in stepwise(lm, GRAMMAR)]
+    looping = TransformersLM(causal_lm(), tokenizer(), device_loop=False)
+    looping.use_device_loop(DeviceLoop(looping._engine, looping.eos_ids, capture))
+    for (_, found), sample in zip(stepwise(looping, GRAMMAR), expected, strict=True):
+        assert torch.equal(found.tokens, sample.tokens)
+        torch.testing.assert_close(found.log_masses, sample.log_masses)
+
+
+# programs ------------------------------------------------------------------------------------------------------------------------------
+
+
+def program(problem: Any, lm: TabularLM = LM, steps: int = 3, **options: Any) -> Context:
+    context = lm.start(problem)
+
+    def solve(ctx: Context) -> Context:
+        for t in range(steps):
+            step = pyro.sample(f"step_{t}", LLMStep(ctx, stop=";", max_tokens=3, **options))
+            ctx = ctx.extend(step, stop=";")
+            pyro.factor(f"accept_{t}", torch.where(ctx.lengths % 2 == 0, 0.5, 0.0))
+            ctx = barrier(ctx)
+        return ctx
+
+    if not context.batch_shape:
+        return solve(context)
+    with pyro.plate("problems", len(context), dim=-1):
+        return solve(context)
+
+
+def in_language(tokens: list[int], prompt: int = 1) -> bool:
+    state = 0
+    for v in tokens[prompt:]:
+        if v == 3:
+            return bool(LANGUAGE.accepting[state])
+        if v != PAD:
+            state = int(LANGUAGE.table[state, v])
+        if state < 0:
+            return False
+    return True
+
+
+def test_a_run_in_slices_is_a_run() -> None:
+    smc = SMC(program, 16, ess_threshold=1.0, proposals=StepProposal(constraint=LANGUAGE), audit=True)
+    pyro.set_rng_seed(1)
+    whole = smc.run("a")
+    pyro.set_rng_seed(1)
+    *_, last = smc.iterate("a")
+    assert torch.equal(last.log_weights, whole.log_weights) and torch.equal(last.value.tokens, whole.value.tokens)
+    alive = whole.log_weights > -torch.inf
+    assert all(in_language(tokens) for tokens in whole.value.tokens[alive].tolist())
+
+
+def test_another_constraint_is_another_run() -> None:
+    names = [
+        StepProposal(constraint=constraint, temperature=temperature).__name__
+        for constraint, temperature in [(LANGUAGE, None), (GRAMMAR, None), (TokenSet(banned=[1]), None), (GRAMMAR, 2.0)]
+    ]
+    assert len(set(names)) == 4
+
+
+def test_plates_have_languages_of_their_own_prompts() -> None:
+    pyro.set_rng_seed(0)
+    posterior = SMC(program, 12, max_plate_nesting=1, proposals=StepProposal(constraint=LANGUAGE)).run(["a", "bab"])
+    alive = posterior.log_weights > -torch.inf
+    for i, prompt in enumerate((1, 3)):
+        assert all(in_language(tokens, prompt) for tokens in posterior.value.tokens[:, i][alive[:, i]].tolist())
+
+
+def test_particle_gibbs_stays_in_the_language() -> None:
+    pyro.set_rng_seed(0)
+    chain = ParticleGibbs(program, 6, proposals=StepProposal(constraint=LANGUAGE)).run(8, "a")
+    for posterior in chain.parts:
+        alive = posterior.log_weights > -torch.inf
+        assert alive.any() and all(in_language(text) for text in posterior.value.tokens[alive].tolist())
+
+
+@pytest.mark.parametrize(
+    "given", [{"temperature": 2.0}, {"lm": TabularLM(torch.zeros(4, 4), SYMBOLS, eos="$")}, {"prompt": lambda text: "b"}]
+)
+def test_weights_of_other_proposals_under_a_constraint(given: dict[str, Any]) -> None:
+    """log w = log p - log q with both taken of given steps."""
+    pyro.set_rng_seed(2)
+    proposal = StepProposal(constraint=LANGUAGE, **given)
+    posterior = SMC(lambda problem: program(problem, steps=1), 40, ess_threshold=0.0, proposals=proposal).run("a")
+    step = posterior.sites["step_0"]
+    root = LM.start("a")
+    p = LLMStep(root, stop=";", max_tokens=3).log_prob(step)
+    q_context = proposal.context(root)
+    q = LLMStep(q_context, stop=";", max_tokens=3, temperature=given.get("temperature", 1.0), constraint=LANGUAGE).log_prob(step)
+    factor = torch.where(root.extend(step, stop=";").lengths % 2 == 0, 0.5, 0.0)
+    torch.testing.assert_close(posterior.log_weights, (p - q + factor).double(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_a_constraint_of_its_own_keeps_it() -> None:
+    """The weights are those of the model's own steps, which are restricted already."""
+    pyro.set_rng_seed(2)
+    own = TokenSet(banned=[2])
+    for proposal in (StepProposal(constraint=LANGUAGE), StepProposal(temperature=2.0)):
+        smc = SMC(lambda problem: program(problem, steps=1, constraint=own), 40, ess_threshold=0.0, proposals=proposal)
+        posterior = smc.run("a")
+        step, root = posterior.sites["step_0"], LM.start("a")
+        assert not bool((step == 2).any())
+        both = own if proposal.constraint is None else own & LANGUAGE
+        p = LLMStep(root, stop=";", max_tokens=3, constraint=own).log_prob(step)
+        q = LLMStep(root, stop=";", max_tokens=3, temperature=proposal.temperature or 1.0, constraint=both).log_prob(step)
+        factor = torch.where(root.extend(step, stop=";").lengths % 2 == 0, 0.5, 0.0)
+        torch.testing.assert_close(posterior.log_weights, (p - q + factor).double(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_choice_in_the_middle_of_a_program() -> None:
+    lm, yes_or_no = language_model(), PerStep(Choices(["yes\n\n", "no\n\n"]))
+    context = lm.start("Is 7 * 6 = 42?").expand((6,))
+    for constraint in (None, yes_or_no):
+        torch.manual_seed(1)
+        step = LLMStep(context, max_tokens=8, constraint=constraint).sample()
+        context = context.extend(step)
+    assert {steps[-1] for steps in context.steps} <= {"yes\n\n", "no\n\n"}
+
+
+# mistakes ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(TypeError, match=r"constraint must be one of ppl_llm.constraints .* got a str"):
+        LLMStep(LM.start("a"), constraint="[0-9]+")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got a dict"):
+        StepProposal(constraint={"type": "object"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="step_entropy knows no constraint"):
+        LM.step_entropy(LM.start("a"), torch.tensor([0]), StepOptions(";", 1, constraint=LANGUAGE))
+
+
+def test_servers_are_refused() -> None:
+    lm = remote(serve())
+    with pytest.raises(ValueError, match="a server does not tell which part of its mass"):
+        LLMStep(lm.start("a"), stop=";", max_tokens=3, constraint=LANGUAGE).sample()
+    with pytest.raises(TypeError, match="OpenAILM does not tell the mass"):
+        SMC(lambda: program("a", lm), 4, proposals=StepProposal(constraint=LANGUAGE)).run()
