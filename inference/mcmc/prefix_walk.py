@@ -202,9 +202,8 @@ class PrefixWalk(TrajectoryKernel):
         :param Tensor weights: ``[S, 2, *plates]`` of the visits.
         """
         weights, log_v = weights.flatten(0, 1), torch.stack(walk.visit_log_v).flatten(0, 1)
-        # A first execution of density zero counts only where the walk has found no other.
-        alive = (weights > 0) & (log_v > -torch.inf)
-        weights = torch.where(alive | ~alive.any(0), weights, 0.0)
+        # A first execution of density zero has no weight; it stays the state where the walk has found no other.
+        weights = torch.where(log_v > -torch.inf, weights, 0.0)
         counts = weights > 0
         counts[0] = True
         num = int(counts.sum(0).max())
@@ -225,7 +224,8 @@ class PrefixWalk(TrajectoryKernel):
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
         """Of another execution than the present one."""
-        return 1.0 - posterior.particles.weights.normalized[0]
+        weights = posterior.particles.weights
+        return torch.where(weights.dead, 0.0, 1.0 - weights.normalized[0])
 
     @staticmethod
     def _check_complete(log_v: Tensor, at_the_end: Tensor) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..cost import CostMeter
-from ..errors import SMCFailed
+from ..errors import SMCFailed, attach_partial
 from ..handlers.prefix_messenger import Extension, PrefixMessenger, extend
 from ..handlers.replay_messenger import KnownValue
 from ..handlers.sweep import sweep
 from ..particles.pytree import take
+from ..particles.run_scope import RunScope, run_scope
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
@@ -124,20 +125,18 @@ class BestFirst:
 
         An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
 
-        :raises SMCFailed: if all continuations of all problems have score minus infinity. Where those of some problems have, these are
-            ``dead`` in the result.
+        :raises SMCFailed: if all continuations of all problems have score minus infinity.
         """
         start = time.perf_counter()
         frontier = Frontier()
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 best = self.search(frontier, args, kwargs)
                 result = self.found(frontier, best, args, kwargs)
             except BaseException as error:
-                partial = self.salvage(frontier, args, kwargs)
-                error.partial_posterior = partial  # type: ignore[attr-defined]
-                if partial is not None:
-                    partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                attach_partial(error, lambda: self.salvage(frontier, args, kwargs))
+                if error.partial_posterior is not None:  # type: ignore[attr-defined]
+                    error.partial_posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}  # type: ignore[attr-defined]
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
         return result
@@ -151,7 +150,7 @@ class BestFirst:
         best = torch.zeros_like(running, dtype=torch.long)
         for number in range(1, self.budget // self.expand + 1):
             self.report(drawn)
-            running = running & ~self.dead(frontier, drawn, running)
+            running = running & self.alive(frontier, drawn)
             popped = self.pop(frontier)
             best = torch.where(running, popped, best)
             running = running & ~frontier.done.gather(0, best[None])[0]
@@ -177,15 +176,15 @@ class BestFirst:
         """The best open prefix ``[*plates]``, of ties the first."""
         return torch.where(frontier.open, self.priority(frontier), -torch.inf).argmax(0)
 
-    def dead(self, frontier: Frontier, drawn: Extension, running: Tensor) -> Tensor:
-        """``[*plates]``: populations that have nothing left to continue.
+    def alive(self, frontier: Frontier, drawn: Extension) -> Tensor:
+        """``[*plates]``: populations that have something to continue, or an answer.
 
-        :raises SMCFailed: if all of them are dead.
+        :raises SMCFailed: if none has.
         """
-        dead = ~frontier.open.any(0)
-        if bool(dead.all()):
-            raise SMCFailed(list(drawn.barriers)[-1], len(frontier.log_v), dead.numel())
-        return dead & running
+        alive = frontier.open.any(0)
+        if not bool(alive.any()):
+            raise SMCFailed(list(drawn.barriers)[-1], len(frontier.log_v), alive.numel())
+        return alive
 
     def report(self, drawn: Extension) -> None:
         if self.callback is not None and drawn.partial is not None:
@@ -206,7 +205,7 @@ class BestFirst:
         found = sweep(self.model, messenger, args, kwargs)
         scores = found.particles.weights.log_weights
         weights = torch.full_like(scores, -torch.inf)
-        weights[0] = torch.where(scores[0] > -torch.inf, 0.0, -torch.inf)  # a dead population has no answer
+        weights[0] = torch.where(scores[0] > -torch.inf, 0.0, -torch.inf)
         return SearchPosterior.of(found, Weights(weights), scores=scores, method=NAME, reason=_REASON, decisive=True)
 
     def salvage(self, frontier: Frontier, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:

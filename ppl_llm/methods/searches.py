@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, CONTINUATIONS, EXPAND, PARTICLES, SUBTREES
+from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, CONTINUATIONS, EXPAND, FILTER_DUPLICATES, PARTICLES, SUBTREES
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
 
 
 def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["beam_width"], o["expand"], **call.keywords()).run
+    run: Run = search(model, o["beam_width"], o["expand"], filter_duplicates=o["filter_duplicates"], **call.keywords()).run
     return run
 
 
@@ -35,14 +35,14 @@ BEAM_SEARCH = Method(
     "beam-search",
     "BeamSearch",
     "keeps the best beams at every step and copies them; no posterior",
-    (BEAM_WIDTH, EXPAND),
+    (BEAM_WIDTH, EXPAND, FILTER_DUPLICATES),
     _beam_search,
     budget=Budget(
         "B / expand beams",
         "weighted",
         lambda budget, o: {"beam_width": budget // o["expand"]},
         lambda o: int(o["expand"]),
-        free=("expand",),
+        free=("expand", "filter_duplicates"),
     ),
 )
 

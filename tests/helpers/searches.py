@@ -155,7 +155,9 @@ class Found:
     votes: bool = True
 
 
-def published_beam_search(tree: Tree, draw: Draw, beam_width: int, expand: int, sort_completed: bool = False) -> list[Found]:
+def published_beam_search(
+    tree: Tree, draw: Draw, beam_width: int, expand: int, sort_completed: bool = False, filter_duplicates: bool = False
+) -> list[Found]:
     """beam_search.py of search-and-learn, with n = beam_width * expand and M = expand; particles of score -inf are lost."""
     n = beam_width * expand
     beams: list[Path] = [()] * n
@@ -166,6 +168,8 @@ def published_beam_search(tree: Tree, draw: Draw, beam_width: int, expand: int, 
         beams = [beam for beam in beams if tree.score(beam) > -math.inf]
         completed += [Found(beam, tree.score(beam)) for beam in beams if tree.finished(beam)]
         active = [beam for beam in beams if not tree.finished(beam)]
+        if filter_duplicates:
+            active = list(dict.fromkeys(active))
         if not active:
             break
         best = sorted(range(len(active)), key=lambda i: (-tree.score(active[i]), i))[:beam_width]

@@ -117,6 +117,24 @@ def test_a_wall_that_no_prefix_passes() -> None:
         BestFirst(wall).run()
 
 
+def test_a_problem_without_a_prefix_that_passes() -> None:
+    """The other problems are searched as if it were not there."""
+
+    def walls(height: Tensor) -> Tensor:
+        with pyro.plate("problems", 2, dim=-1):
+            x = torch.zeros(2)
+            for t in range(2):
+                x = pyro.sample(f"x_{t}", dist.Bernoulli(torch.full((2,), 0.5)))
+                pyro.factor(f"y_{t}", torch.where(height > 0, -torch.inf, x))
+                x = barrier(x)
+        return x
+
+    pyro.set_rng_seed(0)
+    posterior = BestFirst(walls, expand=4, budget=40, max_plate_nesting=1).run(torch.tensor([0.0, 1.0]))
+    assert posterior.dead.tolist() == [False, True] and posterior.scores is not None
+    assert float(posterior.scores[0, 0]) == 2.0 and bool((posterior.scores[:, 1] == -math.inf).all())
+
+
 @pytest.mark.parametrize("name", WRONG_POPS)
 def test_rejects_wrong_pops(name: str) -> None:
     """At least a tenth of the problems is solved differently."""
