@@ -1,4 +1,4 @@
-"""What a random program may have, and which of it meets a fault of the code."""
+"""What a random program may have."""
 
 from __future__ import annotations
 
@@ -43,8 +43,3 @@ FEATURES = frozenset(
         "gaussian positive parameter",
     }
 )
-
-FAULTS: dict[str, str] = {}
-"""Features that meet a fault of today's code, by its number or in words; a line is deleted when its fault is fixed."""
-
-DEFAULT = FEATURES - FAULTS.keys()

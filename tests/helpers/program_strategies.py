@@ -35,7 +35,7 @@ from tests.helpers.program_ast import (
     Score,
     Statement,
 )
-from tests.helpers.program_features import DEFAULT
+from tests.helpers.program_features import FEATURES
 from tests.helpers.program_gaussian_strategy import Choose, generate_gaussian
 
 T = TypeVar("T")
@@ -66,13 +66,13 @@ class Choices:
         return value
 
 
-def random_program(seed: int, index: int, features: frozenset[str] = DEFAULT) -> tuple[AnyProgram, list[int]]:
+def random_program(seed: int, index: int, features: frozenset[str] = FEATURES) -> tuple[AnyProgram, list[int]]:
     """Program ``index`` of a run, and its choices; no other program of the run is needed for it."""
     choices = Choices(random.Random(f"{seed}/{index}"))
     return generate(choices, features), choices.made
 
 
-def programs(features: frozenset[str] = DEFAULT) -> st.SearchStrategy[AnyProgram]:
+def programs(features: frozenset[str] = FEATURES) -> st.SearchStrategy[AnyProgram]:
     """Programs for ``@given``."""
 
     @st.composite
@@ -82,7 +82,7 @@ def programs(features: frozenset[str] = DEFAULT) -> st.SearchStrategy[AnyProgram
     return drawn()
 
 
-def generate(choose: Choose, features: frozenset[str] = DEFAULT) -> AnyProgram:
+def generate(choose: Choose, features: frozenset[str] = FEATURES) -> AnyProgram:
     if "gaussian" in features and choose(6) == 5:
         return generate_gaussian(choose, features)
     return Builder(choose, features).build()

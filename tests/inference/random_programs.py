@@ -25,7 +25,7 @@ from tests.helpers.program_ast import AnyProgram
 from tests.helpers.program_cells import CELLS, CHAIN, Cell
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
-from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
+from tests.helpers.program_features import FEATURES
 from tests.helpers.program_mutants import Case, cases, found_by
 from tests.helpers.program_shrink import shrink
 from tests.helpers.program_strategies import random_program
@@ -35,7 +35,7 @@ CELLS_PER_PROGRAM = 30
 
 
 def run_program(
-    index: int, seed: int, features: frozenset[str], names: list[str] | None = None, count: int = CELLS_PER_PROGRAM, effort: float = 1.0
+    index: int, seed: int, names: list[str] | None = None, count: int = CELLS_PER_PROGRAM, effort: float = 1.0
 ) -> dict[str, Any]:
     """One program under its cells, as plain values.
 
@@ -43,7 +43,7 @@ def run_program(
     :param int count: of cells.
     """
     start = time.process_time()
-    program, choices = random_program(seed, index, features)
+    program, choices = random_program(seed, index)
     checker = Checker(program, f"{seed}/{index}", effort)
     report = checker.run(some_cells(checker, names or list(CELLS), count))
     failures = [{"cell": failure.cell, "what": failure.what} for failure in report.failures]
@@ -57,7 +57,7 @@ def run_program(
         "failures": failures,
     }
     if failures:
-        result["code"] = shrunk(choices, seed, index, features, failures[0]["cell"], effort)
+        result["code"] = shrunk(choices, seed, index, failures[0]["cell"], effort)
     return result
 
 
@@ -73,14 +73,14 @@ def some_cells(checker: Checker, names: list[str], count: int) -> list[str]:
     return [name for name in possible if name in chosen]
 
 
-def shrunk(choices: list[int], seed: int, index: int, features: frozenset[str], cell: str, effort: float) -> str:
+def shrunk(choices: list[int], seed: int, index: int, cell: str, effort: float) -> str:
     """The smallest program found on which a cell fails, as code, with what is wrong."""
 
     def what(program: AnyProgram) -> str | None:
         return Checker(program, f"{seed}/{index}", effort).check(cell, CELLS[cell])
 
-    kind = kind_of(what(random_program(seed, index, features)[0]))
-    program = shrink(choices, features, lambda smaller: kind_of(what(smaller)) == kind)
+    kind = kind_of(what(random_program(seed, index)[0]))
+    program = shrink(choices, FEATURES, lambda smaller: kind_of(what(smaller)) == kind)
     answer = Checker(program, f"{seed}/{index}", effort).answer
     exact = [f"# exact evidence: {', '.join(f'{z:.6g}' for z in answer.evidence)}"]
     exact += [
@@ -113,7 +113,7 @@ def finished(path: Path | None) -> dict[int, dict[str, Any]]:
     return {line["index"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
-def fuzz(arguments: argparse.Namespace, features: frozenset[str]) -> int:
+def fuzz(arguments: argparse.Namespace) -> int:
     before = finished(arguments.resume)
     todo = [k for k in arguments.only or range(arguments.start, arguments.start + arguments.programs) if k not in before]
     totals: Counter[str] = Counter()
@@ -123,7 +123,6 @@ def fuzz(arguments: argparse.Namespace, features: frozenset[str]) -> int:
     work = partial(
         run_program,
         seed=arguments.seed,
-        features=features,
         names=arguments.cells,
         count=arguments.cells_per_program,
         effort=arguments.effort,
@@ -209,9 +208,6 @@ def parsed(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), metavar="CELL", help="these cells only")
     parser.add_argument("--cells-per-program", type=int, default=CELLS_PER_PROGRAM, help="a random part of the cells for each program")
     parser.add_argument("--effort", type=float, default=1.0, help="multiplies the replicas")
-    parser.add_argument(
-        "--with", dest="more", nargs="+", default=[], choices=[*FAULTS, "all"], metavar="FEATURE", help="features of faults"
-    )
     parser.add_argument("--every", type=int, default=20, help="programs between lines of progress")
     parser.add_argument("--mutants", action="store_true", help="how many programs find each wrong engine")
     return parser.parse_args(command)
@@ -222,7 +218,7 @@ def main(command: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     if arguments.mutants:
         return report_mutants(arguments.seed, arguments.programs)
-    return fuzz(arguments, FEATURES if "all" in arguments.more else DEFAULT | frozenset(arguments.more))
+    return fuzz(arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tests.helpers.program_ast import AnyProgram, Program
 from tests.helpers.program_cells import CELLS
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
-from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
+from tests.helpers.program_features import FEATURES
 from tests.helpers.program_gaussian_oracle import oracle_of
 from tests.helpers.program_mutants import NOT_OF_DISTRIBUTIONS, cases
 from tests.helpers.program_oracle import Oracle
@@ -84,13 +84,12 @@ def test_a_random_program(index: int) -> None:
 
 def test_the_programs_have_every_feature_and_meet_every_cell() -> None:
     drawn = Counter(feature for index in FIXED for feature in random_program(SEED, index)[0].features)
-    assert len(FIXED) == PROGRAMS and set(drawn) == DEFAULT
+    assert len(FIXED) == PROGRAMS and set(drawn) == FEATURES
     assert min(drawn.values()) >= 2
     met = Counter(name for names in allotted().values() for name in names)
     assert set(met) == set(CELLS)
     assert min(met.values()) >= 2
     assert set(ALGORITHMS) | set(SEARCHES) <= set(CELLS)
-    assert set(FAULTS) < FEATURES
 
 
 # The oracle ------------------------------------------------------------------------------------------------------------------------------
@@ -109,7 +108,7 @@ NOT_IN_TRACES = {"gaussian", "replay", "fn.mask ends", "poutine.mask ends", "blo
 
 
 @settings(max_examples=40)
-@given(program=programs(DEFAULT - NOT_IN_TRACES))
+@given(program=programs(FEATURES - NOT_IN_TRACES))
 def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
     """Log-probabilities of Pyro's own trace, with the latent sites at the values of a path."""
     assert isinstance(program, Program)
@@ -180,7 +179,7 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
     program, choices = next(
         (p, c) for p, c in (random_program(0, k) for k in range(100)) if isinstance(p, Program) and p.ends and p.proposals and fails(p)
     )
-    small = shrink(choices, DEFAULT, fails)
+    small = shrink(choices, FEATURES, fails)
     assert fails(program) and fails(small)
     assert isinstance(small, Program) and small.problems == 1 and len(small.draws) == 2
     assert not (small.ends or small.proposals) and len(small.statements) == 2
@@ -190,7 +189,7 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
 def test_choices_repeat_a_program() -> None:
     for index in range(20):
         program, choices = random_program(SEED, index)
-        assert generate(Choices(recorded=choices), DEFAULT) == program
+        assert generate(Choices(recorded=choices), FEATURES) == program
 
 
 def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
