@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The models are tiny: threads that wait for one another cost more than they give.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-docs test-all lint format docs study clean
+.PHONY: demo test test-docs test-real test-all fuzz lint format docs study clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,16 @@ test: lint
 # Notebooks, command lines of the pages, and the site.
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "docs and not slow" tests/docs
+
+# Random Pyro programs under every algorithm; the same command continues an interrupted run.
+PROGRAMS ?= 1000
+fuzz: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m tests.inference.random_programs --programs $(PROGRAMS) --workers $(WORKERS) --resume build/fuzz-$(PROGRAMS).jsonl
+
+# Published models, in the folder that PPL_LLM_REAL_MODELS names; without it they are skipped.
+test-real: $(STAMP)
+	$(BIN)/python -m pytest -m real tests/real
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

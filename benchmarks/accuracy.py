@@ -1,7 +1,7 @@
 """Accuracy of the ways to use N samples, on held-out demo problems.
 
 One importance-sampling run per problem gives pass@1, self-consistency, best-of-N and weighted best-of-N, which are votes over the same
-samples; SMC runs anew for each preset and reward model. Intervals are 95 % bootstrap intervals over problems, resampled within levels;
+samples; SMC runs again for each preset and reward model. Intervals are 95 % bootstrap intervals over problems, resampled within levels;
 differences are paired. Prints the tables of docs/targets.md and writes them with all settings as JSON.
 
     python benchmarks/accuracy.py            # about ten minutes on two cores

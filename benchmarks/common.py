@@ -195,6 +195,6 @@ def words(number: int, seed: int = 0, stops: int = 80, vocab: int = VOCAB) -> li
 
 
 def root(lm: TransformersLM, *prompts: list[int]) -> Context:
-    """The context of given prompt tokens: a single lane, or one per prompt."""
+    """The context of given prompt tokens: a single sequence, or one per prompt."""
     names = tuple(lm.decode(prompt) for prompt in prompts)
     return Context.root(lm, names, list(prompts), batched=len(prompts) > 1)

@@ -1,12 +1,12 @@
 """Time per token of ``TransformersLM`` in a particle filter's loop, against bare forward passes of the same model.
 
-In every turn each lane takes a step of ``--tokens`` tokens after a multinomial resampling. All steps are of the same length, so that both
-sides run as many passes over as many lanes; a quarter of the context is a prompt that all lanes share:
+In every turn each sequence takes a step of ``--tokens`` tokens after a multinomial resampling. All steps are of the same length, so that
+both sides run as many passes over as many sequences; a quarter of the context is a prompt that all sequences share:
 
-1. ``TransformersLM``: finding the lanes' keys and values again, copying those of lanes that died, sampling with log-probabilities, watching
-   for the end of the step;
-2. the model's forward pass over transformers' ``StaticCache``, made of the length needed and for lanes of equal length: no sampling and no
-   resampling; what the model itself costs.
+1. ``TransformersLM``: finding the sequences' keys and values again, copying those of sequences that died, sampling with log-probabilities,
+   watching for the end of the step;
+2. the model's forward pass over transformers' ``StaticCache``, made of the length needed and for sequences of equal length: no sampling and
+   no resampling; what the model itself costs.
 
 ``python benchmarks/engine.py``, with ``--quick`` for small cases. Process CPU time on one thread, in turns.
 """
@@ -36,40 +36,40 @@ class Filter:
     Keys and values are random numbers that are given to the engine as a stored cache: what they are does not matter for the time.
     """
 
-    def __init__(self, lm: TransformersLM, lanes: int, length: int, tokens: int) -> None:
+    def __init__(self, lm: TransformersLM, sequences: int, length: int, tokens: int) -> None:
         torch.manual_seed(0)
-        self.lm, self.lanes, self.options = lm, lanes, StepOptions(stop=NEVER, max_tokens=tokens)
+        self.lm, self.sequences, self.options = lm, sequences, StepOptions(stop=NEVER, max_tokens=tokens)
         lm.stop_automaton(NEVER)
         prompt = length // 4
-        steps = torch.randint(0, VOCAB // 2, (lanes, length - prompt))
+        steps = torch.randint(0, VOCAB // 2, (sequences, length - prompt))
         self.context: Context = root(lm, words(prompt)).extend(steps, NEVER)
         # The last token of a step has no keys yet.
-        layers = [[states[:, :, :-1] for states in layer] for layer in random_layers(lm.model.config, lanes, length)]
+        layers = [[states[:, :, :-1] for states in layer] for layer in random_layers(lm.model.config, sequences, length)]
         state = {"capacity": length, "tokens": self.context.tokens[:, :-1], "lengths": self.context.lengths - 1, "layers": layers}
-        self.context.cache_entries[lm._key] = CacheEntry(lm._engine.pool.adopt(state), {"rows": torch.arange(lanes)})
+        self.context.cache_entries[lm._key] = CacheEntry(lm._engine.pool.adopt(state), {"rows": torch.arange(sequences)})
 
     def step(self) -> None:
-        context = self.context.reorder(torch.randint(0, self.lanes, (self.lanes,)))
+        context = self.context.reorder(torch.randint(0, self.sequences, (self.sequences,)))
         with CostMeter() as meter:
-            step, _ = self.lm.sample_step(context, torch.Size((self.lanes,)), self.options)
-        assert meter.totals["tokens_prefilled"] <= self.lanes  # the last token of each lane and nothing of its prefix
+            step, _ = self.lm.sample_step(context, torch.Size((self.sequences,)), self.options)
+        assert meter.totals["tokens_prefilled"] <= self.sequences  # the last token of each sequence and nothing of its prefix
         self.context = context.extend(step, NEVER)
 
 
-def random_layers(config: Qwen2Config, lanes: int, length: int) -> list[list[Tensor]]:
+def random_layers(config: Qwen2Config, sequences: int, length: int) -> list[list[Tensor]]:
     """Keys and values of each layer."""
-    shape = (lanes, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
+    shape = (sequences, config.num_key_value_heads, length, config.hidden_size // config.num_attention_heads)
     return [[torch.randn(shape), torch.randn(shape)] for _ in range(config.num_hidden_layers)]
 
 
 class BareForwards:
     """One-token forward passes over a ``StaticCache`` that holds ``length`` tokens."""
 
-    def __init__(self, model: Qwen2ForCausalLM, lanes: int, length: int, tokens: int) -> None:
-        self.model, self.ids, self.length, self.tokens = model, torch.zeros(lanes, 1, dtype=torch.long), length, tokens
+    def __init__(self, model: Qwen2ForCausalLM, sequences: int, length: int, tokens: int) -> None:
+        self.model, self.ids, self.length, self.tokens = model, torch.zeros(sequences, 1, dtype=torch.long), length, tokens
         cache = StaticCache(config=model.config, max_cache_len=length + tokens)
         self.cached = {cache_keyword(model): cache}
-        for layer, states in zip(cache.layers, random_layers(model.config, lanes, length), strict=True):
+        for layer, states in zip(cache.layers, random_layers(model.config, sequences, length), strict=True):
             layer.update(*states)
 
     @torch.inference_mode()
@@ -79,42 +79,42 @@ class BareForwards:
             self.model(self.ids, **self.cached, position_ids=positions, logits_to_keep=1)
 
 
-def compare(lanes: int, length: int, tokens: int, repeats: int) -> dict[str, object]:
+def compare(sequences: int, length: int, tokens: int, repeats: int) -> dict[str, object]:
     """Both ways in turns; contexts of ``length`` tokens in the middle turn."""
     lm, model = TransformersLM(make_model(), make_tokenizer()), make_model()
-    lm.eos_ids = lm.eos_ids[:0]  # no token ends the text: every turn runs all lanes
+    lm.eos_ids = lm.eos_ids[:0]  # no token ends the text: every turn runs all sequences
     model.set_attn_implementation("sdpa")
     start = length - tokens * (repeats + 1) // 2
-    ours, warm_up = Filter(lm, lanes, start, tokens), 1
+    ours, warm_up = Filter(lm, sequences, start, tokens), 1
     engine, bare = [], []
     for turn in range(-warm_up, repeats):
-        forwards = BareForwards(model, lanes, start + (turn + warm_up) * tokens, tokens)
+        forwards = BareForwards(model, sequences, start + (turn + warm_up) * tokens, tokens)
         times = timed(ours.step)[0], timed(forwards.step)[0]
         if turn >= 0:
             engine.append(times[0])
             bare.append(times[1])
     return {
-        "lanes": lanes,
+        "sequences": sequences,
         "context": length,
         "engine, ms per token step": Spread.of([1e3 * each / tokens for each in engine]),
         "bare StaticCache, ms": Spread.of([1e3 * each / tokens for each in bare]),
         "engine / bare": ratios(engine, bare),
-        "engine, tokens/s": Spread.of([lanes * tokens / each for each in engine]).median,
-        "bare, tokens/s": Spread.of([lanes * tokens / each for each in bare]).median,
+        "engine, tokens/s": Spread.of([sequences * tokens / each for each in engine]).median,
+        "bare, tokens/s": Spread.of([sequences * tokens / each for each in bare]).median,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 lanes, context 128")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
+    parser.add_argument("--quick", action="store_true", help="8 sequences, context 128")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--tokens", type=int, default=16, help="tokens of each step")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    cases = [(8, 128)] if arguments.quick else [(lanes, length) for length in arguments.contexts for lanes in arguments.lanes]
+    cases = [(8, 128)] if arguments.quick else [(sequences, length) for length in arguments.contexts for sequences in arguments.sequences]
     single_thread()
-    rows = [compare(lanes, length, arguments.tokens, arguments.repeats) for lanes, length in cases]
+    rows = [compare(sequences, length, arguments.tokens, arguments.repeats) for sequences, length in cases]
     print(f"steps of {arguments.tokens} tokens after resampling, {arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("engine", rows, vars(arguments))

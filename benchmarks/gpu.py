@@ -4,10 +4,10 @@ It builds models with random weights of the true sizes (Qwen2.5-1.5B and 7B, Qwe
 passes in float32 at a small depth, and then times
 
 1. the roofline: bytes per second of a large copy, and operations per second of a large product of bf16 matrices;
-2. a token step of N lanes: captured as a CUDA graph, launched operation by operation, by the ordinary loop, and by ``generate``;
-3. an append to the reward model: N lanes with a step of 50 tokens each, and the same from nothing;
+2. a token step of N sequences: captured as a CUDA graph, launched operation by operation, by the ordinary loop, and by ``generate``;
+3. an append to the reward model: N sequences with a step of 50 tokens each, and the same from nothing;
 4. resampling: what a change of ancestors adds to the next step;
-5. a whole particle filter, against ``generate`` alone (no reward model, no resampling, all lanes to the end) and against the naive loop
+5. a whole particle filter, against ``generate`` alone (no reward model, no resampling, all sequences to the end) and against the naive loop
    (``generate`` and the reward model on whole texts at every step);
 6. several particle filters: one after the other, as a plate in lockstep, and as programs that share a batch.
 
@@ -52,9 +52,9 @@ class Bench:
     :ivar rows: what was measured.
     """
 
-    def __init__(self, name: str, prm: str, clock: Clock, roofline: Roofline, lanes: int, context: int, steps: int) -> None:
+    def __init__(self, name: str, prm: str, clock: Clock, roofline: Roofline, sequences: int, context: int, steps: int) -> None:
         self.name, self.clock, self.roofline = name, clock, roofline
-        self.lanes, self.context, self.steps = lanes, context, steps
+        self.sequences, self.context, self.steps = sequences, context, steps
         self.device, self.rows = clock.device, []
         self.words = tokenizer(name, STEP)
         self.lm = TransformersLM(build(Qwen2ForCausalLM, name, self.device, torch.bfloat16), self.words, cache_bytes=16 * 2**30)
@@ -74,13 +74,13 @@ class Bench:
         return words(tokens, seed, stops, len(self.words))
 
     def token_step(self, tokens: int) -> None:
-        """What each further token of all lanes costs: steps of ``tokens`` and of one token more are timed, the prompt being there."""
-        lanes, length = self.lanes, self.context - tokens - 1
+        """What each further token of all sequences costs: steps of ``tokens`` and of one token more are timed, the prompt being there."""
+        sequences, length = self.sequences, self.context - tokens - 1
         context = root(self.lm, self.prompt(length))
-        read = read_bytes(self.lm.model) + lanes * (length + tokens // 2) * kv_bytes(self.lm.model)
-        products = 2 * lanes * sum(layer.weight.numel() for layer in linear_layers(self.lm.model))
+        read = read_bytes(self.lm.model) + sequences * (length + tokens // 2) * kv_bytes(self.lm.model)
+        products = 2 * sequences * sum(layer.weight.numel() for layer in linear_layers(self.lm.model))
         bound = max(read / self.roofline.bandwidth.median, products / self.roofline.flops.median)
-        what = f"token step, {lanes} lanes, context up to {self.context}"
+        what = f"token step, {sequences} sequences, context up to {self.context}"
 
         def further(sample: Callable[[int], Any]) -> list[float]:
             sample(1 + tokens)  # captures what is captured
@@ -88,7 +88,7 @@ class Bench:
             return [(a - b) / tokens for a, b in zip(many, one, strict=True)]
 
         def sample(number: int) -> None:
-            self.lm.sample_step(context, torch.Size((lanes,)), StepOptions(stop=(), max_tokens=number))
+            self.lm.sample_step(context, torch.Size((sequences,)), StepOptions(stop=(), max_tokens=number))
 
         loops = {"operation by operation": DeviceLoop(self.lm._engine, self.lm.eos_ids), "the ordinary loop": None}
         if self.lm.device_loop is not None:
@@ -98,15 +98,15 @@ class Bench:
                 with using(self.lm, loop):
                     seconds = further(sample)
                     failure = loop.graphs.failure if loop is not None and loop.graphs is not None else ""
-                    self.note(what, way, seconds, bound, rate=Spread.of([lanes / t for t in seconds]), note=failure)
+                    self.note(what, way, seconds, bound, rate=Spread.of([sequences / t for t in seconds]), note=failure)
         seconds = further(lambda number: self.generate(self.prompt(length), number))
-        self.note(what, "generate", seconds, bound, rate=Spread.of([lanes / t for t in seconds]))
+        self.note(what, "generate", seconds, bound, rate=Spread.of([sequences / t for t in seconds]))
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], tokens: int) -> Tensor:
         """transformers' own loop, with its own attention."""
         with attention(self.lm.model, "sdpa"):
-            ids = torch.tensor([prompt], device=self.device).repeat(self.lanes, 1)
+            ids = torch.tensor([prompt], device=self.device).repeat(self.sequences, 1)
             return self._continued(ids, torch.ones_like(ids), tokens)
 
     def _continued(self, ids: Tensor, mask: Tensor, tokens: int, **stop: Any) -> Tensor:
@@ -115,72 +115,72 @@ class Bench:
         return continued[:, ids.shape[1] :]
 
     def append(self, tokens: int) -> None:
-        """Score one more step of so many tokens in all lanes, each a text of its own."""
-        lanes = self.lanes
-        context = root(self.lm, self.prompt(64)).expand((lanes,))
+        """Score one more step of so many tokens in all sequences, each a text of its own."""
+        sequences = self.sequences
+        context = root(self.lm, self.prompt(64)).expand((sequences,))
         context = context.extend(self.random_step(self.context - 64 - tokens, 0))
         self.prm.step_log_odds(context)
         grown = iter(context.extend(self.random_step(tokens, seed)) for seed in range(1, 10**6))
         weights = sum(layer.weight.numel() for layer in linear_layers(self.prm.model.model))
-        config, run = self.prm.model.config, lanes * (tokens + 1)
+        config, run = self.prm.model.config, sequences * (tokens + 1)
         products = 2 * run * weights + 4 * run * self.context * config.hidden_size * config.num_hidden_layers
         bound = products / self.roofline.flops.median
-        what = f"PRM append, {lanes} lanes x {tokens} tokens after {self.context - tokens}"
+        what = f"PRM append, {sequences} sequences x {tokens} tokens after {self.context - tokens}"
         self.note(what, "kept keys, whole call", self.clock(lambda: self.prm.step_log_odds(next(grown))), bound)
         own = own_products(self.prm.model.model, run, self.clock)
         self.rows[-1]["note"] = f"its matrix products alone {1e3 * own:.3g} ms"
 
-        def anew() -> None:
+        def from_scratch() -> None:
             self.prm.release_caches()
-            self.prm.step_log_odds(Context.root(self.lm, context.problems, [self.prompt(64)], False).expand((lanes,)).extend(whole))
+            self.prm.step_log_odds(Context.root(self.lm, context.problems, [self.prompt(64)], False).expand((sequences,)).extend(whole))
 
         whole = self.random_step(self.context - 64, 0)
-        self.note(what, "from nothing", self.clock(anew), bound)
+        self.note(what, "from nothing", self.clock(from_scratch), bound)
 
     def random_step(self, tokens: int, seed: int) -> Tensor:
-        """``[lanes, tokens]``: words, and the end of a step."""
-        step = torch.tensor([self.prompt(tokens, 10**6 * seed + lane) for lane in range(self.lanes)], device=self.device)
+        """``[sequences, tokens]``: words, and the end of a step."""
+        step = torch.tensor([self.prompt(tokens, 10**6 * seed + sequence) for sequence in range(self.sequences)], device=self.device)
         step[:, -1] = 0
         return step
 
     def resample(self, tokens: int = 4) -> None:
-        """A step after new ancestors against a step after none; half of the lanes have died."""
-        lanes, what = torch.Size((self.lanes,)), f"resample, {self.lanes} lanes, context {self.context}"
-        context = root(self.lm, self.prompt(self.context - 64 - tokens)).expand(lanes)
+        """A step after new ancestors against a step after none; half of the sequences have died."""
+        sequences, what = torch.Size((self.sequences,)), f"resample, {self.sequences} sequences, context {self.context}"
+        context = root(self.lm, self.prompt(self.context - 64 - tokens)).expand(sequences)
         options = StepOptions(stop=(), max_tokens=tokens)
         with no_end(self.lm):
-            context = context.extend(self.lm.sample_step(context, lanes, StepOptions(stop=(), max_tokens=64)).tokens, ())
-            rows = torch.arange(self.lanes, device=self.device)
+            context = context.extend(self.lm.sample_step(context, sequences, StepOptions(stop=(), max_tokens=64)).tokens, ())
+            rows = torch.arange(self.sequences, device=self.device)
             times = {}
             for name, ancestors in (("none", rows), ("half", torch.where(rows % 2 == 0, rows, rows - 1))):
                 moved = context.reorder(ancestors)
 
                 def once(moved: Context = moved) -> None:
-                    self.lm.sample_step(context, lanes, options)  # every lane is where it was
-                    self.lm.sample_step(moved, lanes, options)
+                    self.lm.sample_step(context, sequences, options)  # every sequence is where it was
+                    self.lm.sample_step(moved, sequences, options)
 
                 times[name] = self.clock(once)
         added = [a - b for a, b in zip(times["half"], times["none"], strict=True)]
-        state = self.lanes / 2 * 64 * kv_bytes(self.lm.model)
-        self.note(what, "half of the lanes copied", added, note=f"of {state / 1e6:.3g} MB of keys that differ")
+        state = self.sequences / 2 * 64 * kv_bytes(self.lm.model)
+        self.note(what, "half of the sequences copied", added, note=f"of {state / 1e6:.3g} MB of keys that differ")
 
     def smc(self) -> None:
         """A particle filter with the reward model, from empty caches."""
-        what, width = f"particle filter, {self.lanes} lanes x {self.steps} steps", 4 * STEP
+        what, width = f"particle filter, {self.sequences} sequences x {self.steps} steps", 4 * STEP
         problem = self.words.decode(self.prompt(128))
         model = reasoning(self.lm, self.prm, "exact", max_steps=self.steps, max_tokens=width)
-        tokens = self.sampling(what, "SMC", lambda: SMC(model, self.lanes, ess_threshold=0.5).run(problem).cost["tokens_sampled"])
-        share = round(statistics.median(tokens) / self.lanes)
+        tokens = self.sampling(what, "SMC", lambda: SMC(model, self.sequences, ess_threshold=0.5).run(problem).cost["tokens_sampled"])
+        share = round(statistics.median(tokens) / self.sequences)
         alone = self.clock(lambda: self.generate(self.prompt(128), share))
-        self.note(what, "generate alone, as many tokens", alone, rate=Spread.of([self.lanes * share / t for t in alone]))
+        self.note(what, "generate alone, as many tokens", alone, rate=Spread.of([self.sequences * share / t for t in alone]))
         useful: list[int] = []
         naive = self.clock(lambda: useful.append(self.naive(self.prompt(128), width)))
         self.note(what, "the naive loop", naive, rate=Spread.of([n / t for n, t in zip(useful[1:], naive, strict=True)]))
 
     def filters(self, number: int = 4) -> None:
-        """Several particle filters, each of which waits for its slowest lane at every step, from empty caches."""
-        particles, steps = max(1, self.lanes // number), max(1, self.steps // 2)
-        what = f"{number} filters, {particles} lanes x {steps} steps"
+        """Several particle filters, each of which waits for its slowest sequence at every step, from empty caches."""
+        particles, steps = max(1, self.sequences // number), max(1, self.steps // 2)
+        what = f"{number} filters, {particles} sequences x {steps} steps"
         problems = [self.words.decode(self.prompt(128, seed)) for seed in range(number)]
         model = reasoning(self.lm, self.prm, "exact", max_steps=steps, max_tokens=4 * STEP)
 
@@ -214,7 +214,7 @@ class Bench:
     def naive(self, prompt: list[int], width: int) -> int:
         """``generate`` and the reward model on whole texts at every step, multinomial resampling; returns the useful tokens."""
         stops = list(range(round(len(self.words) / STEP)))
-        texts, total = [prompt] * self.lanes, 0
+        texts, total = [prompt] * self.sequences, 0
         with attention(self.lm.model, "sdpa"), attention(self.prm.model, "sdpa"):
             for _ in range(self.steps):
                 new = self._continued(*self.padded(texts), width, eos_token_id=stops)
@@ -230,7 +230,7 @@ class Bench:
                         for i, m in zip(ids.split(8), mask.split(8), strict=True)
                     ]
                 )
-                ancestors = torch.nn.functional.logsigmoid(odds).softmax(-1).multinomial(self.lanes, replacement=True)
+                ancestors = torch.nn.functional.logsigmoid(odds).softmax(-1).multinomial(self.sequences, replacement=True)
                 texts = [grown[i] for i in ancestors.tolist()]
         return total
 
@@ -266,7 +266,7 @@ def using(lm: TransformersLM, loop: DeviceLoop | None) -> Iterator[None]:
 
 @contextmanager
 def no_end(lm: TransformersLM) -> Iterator[None]:
-    """No token ends the text, so that all lanes take the same number of tokens."""
+    """No token ends the text, so that all sequences take the same number of tokens."""
     before = lm.eos_ids.clone()
     lm.eos_ids.fill_(PAD)
     try:
@@ -277,15 +277,15 @@ def no_end(lm: TransformersLM) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="tiny models and few lanes, on any device")
+    parser.add_argument("--small", action="store_true", help="tiny models and few sequences, on any device")
     parser.add_argument("--models", nargs="+", default=["Qwen2.5-1.5B", "Qwen2.5-7B"], choices=list(CONFIGS), help="language models")
-    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=8, help="steps of the particle filter")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.small:
-        arguments.models, arguments.lanes, arguments.context, arguments.steps = ["small"], 6, 160, 2
+        arguments.models, arguments.sequences, arguments.context, arguments.steps = ["small"], 6, 160, 2
     elif not torch.cuda.is_available():
         parser.error("there is no CUDA device; --small runs on a processor")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -302,7 +302,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in arguments.models:
         prm = "small" if arguments.small else "Qwen2.5-Math-PRM-7B"
-        bench = Bench(name, prm, clock, roofline, arguments.lanes, arguments.context, arguments.steps)
+        bench = Bench(name, prm, clock, roofline, arguments.sequences, arguments.context, arguments.steps)
         bench.token_step(8 if arguments.small else 64)
         bench.append(STEP)
         bench.resample()
@@ -314,7 +314,7 @@ def main() -> None:
             torch.cuda.empty_cache()
     print(table(rows))
     if not arguments.small:
-        settings = {name: getattr(arguments, name) for name in ("models", "lanes", "context", "steps", "repeats")}
+        settings = {name: getattr(arguments, name) for name in ("models", "sequences", "context", "steps", "repeats")}
         best = {"bytes per second": roofline.bandwidth._asdict(), "bf16 operations per second": roofline.flops._asdict()}
         record("gpu", rows, settings | best, device.type)
 

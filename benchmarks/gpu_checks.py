@@ -16,7 +16,7 @@ from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
 from ppl_llm.reward.prm.networks import Qwen2PRM
 
-DEPTH, LANES, STEPS = 2, 12, 3
+DEPTH, SEQUENCES, STEPS = 2, 12, 3
 OPTIONS = StepOptions(max_tokens=40)
 EXACT = 1e-4
 """Error allowed in float32 of a token's log-probability and of a log-odds; a wrong key or position gives hundred times as much."""
@@ -66,7 +66,7 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
     low = TransformersLM(build(Qwen2ForCausalLM, name, device, torch.bfloat16, DEPTH), tokenizer(name, 10))
     low.model.load_state_dict(reference.state_dict())
     low_context = Context.root(low, context.problems, [context.tokens[0, : int(context.prompt_lengths[0])].tolist()], False).expand(
-        (LANES,)
+        (SEQUENCES,)
     )
     errors, expected = [], _whole_texts(reference, context)
     for step, place in _steps(context):
@@ -77,32 +77,32 @@ def check(name: str, prm: str, device: torch.device) -> Iterator[str]:
 
 
 def _filtered(lm: TransformersLM) -> tuple[Context, Tensor]:
-    """Ragged steps with resampling between: where the lanes end, and the log-probability of all their tokens."""
+    """Ragged steps with resampling between: where the sequences end, and the log-probability of all their tokens."""
     torch.manual_seed(0)
     vocab = len(lm.tokenizer)
-    context = root(lm, words(100, 0, round(vocab / 10), vocab)).expand((LANES,))
-    totals = torch.zeros(LANES, device=lm.device)
+    context = root(lm, words(100, 0, round(vocab / 10), vocab)).expand((SEQUENCES,))
+    totals = torch.zeros(SEQUENCES, device=lm.device)
     for _ in range(STEPS):
-        step = lm.sample_step(context, torch.Size((LANES,)), OPTIONS)
-        ancestors = torch.randint(LANES, (LANES,)).to(lm.device)
+        step = lm.sample_step(context, torch.Size((SEQUENCES,)), OPTIONS)
+        ancestors = torch.randint(SEQUENCES, (SEQUENCES,)).to(lm.device)
         context, totals = context.extend(step.tokens).reorder(ancestors), (totals + step.log_probs)[ancestors]
     return context, totals
 
 
 @torch.inference_mode()
 def _whole_texts(model: Qwen2ForCausalLM, context: Context) -> Tensor:
-    """Log-probability of each sampled token by transformers alone, one text at a time: ``[lanes, L]``, 0 for the prompt and padding."""
+    """Log-probability of each sampled token by transformers alone, one text at a time: ``[sequences, L]``, 0 for the prompt and padding."""
     found = torch.zeros(context.tokens.shape, device=context.tokens.device)
-    for lane, (text, length, start) in enumerate(
+    for sequence, (text, length, start) in enumerate(
         zip(context.tokens, context.lengths.tolist(), context.prompt_lengths.tolist(), strict=True)
     ):
         log_probs = model(text[None, :length], use_cache=False).logits[0].float().log_softmax(-1)
-        found[lane, start:length] = log_probs[start - 1 : length - 1].gather(1, text[start:length, None])[:, 0]
+        found[sequence, start:length] = log_probs[start - 1 : length - 1].gather(1, text[start:length, None])[:, 0]
     return found
 
 
 def _steps(context: Context) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each step ``[lanes, max_tokens]`` padded with ``PAD``, and where its tokens lie: ``[lanes, L]``."""
+    """Each step ``[sequences, max_tokens]`` padded with ``PAD``, and where its tokens lie: ``[sequences, L]``."""
     column = torch.arange(context.tokens.shape[1], device=context.tokens.device)
     for start, end in zip(context.step_starts.unbind(-1), context.ends.unbind(-1), strict=True):
         place = (column >= start[:, None]) & (column < end[:, None])
@@ -116,7 +116,7 @@ def _appended(prm: TransformersPRM, context: Context) -> Tensor:
     whole = prm.step_log_odds(context)
     prm.release_caches()
     text = [context.tokens[0, : int(context.prompt_lengths[0])].tolist()]
-    grown = Context.root(context.lm, context.problems, text, False).expand((LANES,))
+    grown = Context.root(context.lm, context.problems, text, False).expand((SEQUENCES,))
     for step, _ in _steps(context):
         grown = grown.extend(step)
         found = prm.step_log_odds(grown)

@@ -35,11 +35,11 @@ def local_byte_decoder() -> None:
     tokenization._get_default_byte_decoder = byte_decoder
 
 
-def llamppl(model: str, prompt: str, lanes: int, tokens: int, **_: Any) -> Run:
+def llamppl(model: str, prompt: str, sequences: int, tokens: int, **_: Any) -> Run:
     local_byte_decoder()
     from llamppl import CachedCausalLM, LMContext, Model, smc_standard
 
-    lm = CachedCausalLM.from_pretrained(model, backend="hf", batch_size=lanes)
+    lm = CachedCausalLM.from_pretrained(model, backend="hf", batch_size=sequences)
 
     class Program(Model):
         def __init__(self) -> None:
@@ -60,17 +60,17 @@ def llamppl(model: str, prompt: str, lanes: int, tokens: int, **_: Any) -> Run:
     async def run() -> int:
         lm.clear_cache()
         lm.cache_kv(lm.tokenizer.encode(prompt))  # what its manual advises for a prompt that all particles share
-        particles = await smc_standard(Program(), lanes, 0.5)
+        particles = await smc_standard(Program(), sequences, 0.5)
         return sum(particle.taken for particle in particles)
 
     return run
 
 
-def genlm_control(model: str, prompt: str, lanes: int, tokens: int, **_: Any) -> Run:
+def genlm_control(model: str, prompt: str, sequences: int, tokens: int, **_: Any) -> Run:
     local_byte_decoder()
     from genlm.control import Potential, PromptedLLM, direct_token_sampler
 
-    llm = PromptedLLM.from_name(model, backend="hf", batch_size=lanes)
+    llm = PromptedLLM.from_name(model, backend="hf", batch_size=sequences)
     llm.set_prompt_from_str(prompt)
 
     class Critic(Potential):
@@ -85,13 +85,13 @@ def genlm_control(model: str, prompt: str, lanes: int, tokens: int, **_: Any) ->
     async def run() -> int:
         llm.model.clear_cache()
         llm.model.cache_kv(llm.prompt_ids)
-        sequences = await direct_token_sampler(llm).smc(lanes, 0.5, tokens + 1, critic=critic)  # the last one is the end that it appends
-        return sum(len(context) - 1 for context in sequences.contexts)
+        finished = await direct_token_sampler(llm).smc(sequences, 0.5, tokens + 1, critic=critic)  # the last one is the end that it appends
+        return sum(len(context) - 1 for context in finished.contexts)
 
     return run
 
 
-def its_hub(model: str, prompt: str, lanes: int, tokens: int, step: int, **_: Any) -> Run:
+def its_hub(model: str, prompt: str, sequences: int, tokens: int, step: int, **_: Any) -> Run:
     import torch
     from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel
     from its_hub.core.algorithms.particle_gibbs import ParticleFiltering
@@ -130,7 +130,7 @@ def its_hub(model: str, prompt: str, lanes: int, tokens: int, step: int, **_: An
     async def run() -> int:
         nonlocal sampled
         sampled = 0
-        await filtering.ainfer(Generate(), prompt, lanes)
+        await filtering.ainfer(Generate(), prompt, sequences)
         return sampled
 
     return run

@@ -124,7 +124,7 @@ def environment(directory: Path, name: str) -> str:
     return str(python)
 
 
-def particle_filter(lm: TransformersLM, prompt: str, lanes: int, tokens: int, step: int) -> Callable[[], int]:
+def particle_filter(lm: TransformersLM, prompt: str, sequences: int, tokens: int, step: int) -> Callable[[], int]:
     """The program in ppl_llm, with a weight and a barrier after every ``step`` tokens."""
 
     def program() -> Any:
@@ -139,7 +139,7 @@ def particle_filter(lm: TransformersLM, prompt: str, lanes: int, tokens: int, st
 
     def run() -> int:
         lm.release_caches()
-        posterior = SMC(program, num_particles=lanes, ess_threshold=0.5).run()
+        posterior = SMC(program, num_particles=sequences, ess_threshold=0.5).run()
         return int(posterior.cost["tokens_sampled"])
 
     return run
@@ -171,7 +171,7 @@ def main() -> None:
         prompt = "~" * arguments.prompt  # of no pair
         assert len(lm.tokenizer.encode(prompt)) == arguments.prompt
         settings = {name: getattr(arguments, name) for name in ("particles", "prompt", "tokens", "step")}
-        shared = {"model": folder, "prompt": prompt, "lanes": arguments.particles, "tokens": arguments.tokens, "step": arguments.step}
+        shared = {"model": folder, "prompt": prompt, "sequences": arguments.particles, "tokens": arguments.tokens, "step": arguments.step}
         peers = [Peer(name, python, **shared) for name, python in pythons.items()]
         ours = {
             f"ppl_llm, {what}": particle_filter(lm, prompt, arguments.particles, arguments.tokens, step)

@@ -1,7 +1,7 @@
 """Scoring steps with ``TransformersPRM``: only what is new, against whole traces; and how much of what is computed is padding.
 
-Lanes share a prompt and then hold different steps; the new step of each is of random length (Gamma, standard deviation half the mean). The
-network is that of the targets in the layout of Qwen2.5-Math-PRM.
+Sequences share a prompt and then hold different steps; the new step of each is of random length (Gamma, standard deviation half the mean).
+The network is that of the targets in the layout of Qwen2.5-Math-PRM.
 
 1. the new steps, with the keys and values of everything before them kept;
 2. the same without anything kept: the prompt once, then every trace;
@@ -29,7 +29,7 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.networks import Qwen2PRM
 
 SHARED = 64
-"""Tokens of the prompt, which all lanes share."""
+"""Tokens of the prompt, which all sequences share."""
 
 
 class Positions:
@@ -44,16 +44,16 @@ class Positions:
 
 
 class Traces:
-    """Lanes with steps of given lengths, as a context and as the token ids that the reward model reads."""
+    """Sequences with steps of given lengths, as a context and as the token ids that the reward model reads."""
 
-    def __init__(self, lm: TransformersLM, lanes: int) -> None:
+    def __init__(self, lm: TransformersLM, sequences: int) -> None:
         prompt = words(SHARED)
         self.context: Context = root(lm, prompt)
-        self.ids = [prompt] * lanes
+        self.ids = [prompt] * sequences
         self._step_id = lm.tokenizer.get_vocab()[STEP_TOKEN]
 
     def grow(self, lengths: list[int]) -> None:
-        """A new step of each lane, its step token included in the length."""
+        """A new step of each sequence, its step token included in the length."""
         new = [words(length - 1, seed=int(torch.randint(10**6, ()))) for length in lengths]
         step = torch.full((len(new), max(lengths)), -1)
         for row, tokens in zip(step, new, strict=True):
@@ -63,7 +63,7 @@ class Traces:
 
 
 class Published:
-    """The recipe of a model card: a padded batch through transformers' own attention, read at the last token of each lane."""
+    """The recipe of a model card: a padded batch through transformers' own attention, read at the last token of each sequence."""
 
     def __init__(self) -> None:
         self.network = make_reward_model()
@@ -83,21 +83,21 @@ def make_reward_model() -> Qwen2PRM:
     return Qwen2PRM(make_config()).eval()
 
 
-def compare(lanes: int, prefix: int, mean: int, repeats: int) -> list[dict[str, Any]]:
-    """Each way to score one new step of each lane after ``prefix`` tokens."""
+def compare(sequences: int, prefix: int, mean: int, repeats: int) -> list[dict[str, Any]]:
+    """Each way to score one new step of each sequence after ``prefix`` tokens."""
     lm, published = TransformersLM(make_model(), make_tokenizer()), Published()
     prm = TransformersPRM(make_reward_model(), make_tokenizer(), system_prompt=None)
     run, heads = Positions(prm.model.get_input_embeddings()), Positions(prm.model.score)
     measured: dict[str, list[dict[str, float]]] = {}
     for turn in range(-1, repeats):
         torch.manual_seed(turn + 1)
-        traces, third = Traces(lm, lanes), (prefix - SHARED) // 3
+        traces, third = Traces(lm, sequences), (prefix - SHARED) // 3
         for length in (third, third, prefix - SHARED - 2 * third):
-            traces.grow([length] * lanes)
+            traces.grow([length] * sequences)
         prm.step_log_odds(traces.context)
         cache = DynamicCache(config=published.network.config)
         published.odds(traces.ids, cache=cache)
-        lengths = torch.distributions.Gamma(4.0, 4.0 / mean).sample(torch.Size((lanes,))).round().clamp(2, 4 * mean).long().tolist()
+        lengths = torch.distributions.Gamma(4.0, 4.0 / mean).sample(torch.Size((sequences,))).round().clamp(2, 4 * mean).long().tolist()
         traces.grow(lengths)
         ways: dict[str, Callable[[], Tensor]] = {
             "new steps": lambda traces=traces: prm.step_log_odds(traces.context)[:, -1],
@@ -112,8 +112,8 @@ def compare(lanes: int, prefix: int, mean: int, repeats: int) -> list[dict[str, 
             expected = odds if expected is None else expected
             torch.testing.assert_close(odds, expected, atol=1e-4, rtol=1e-4)
             start = prefix if name.endswith("new steps") else 0
-            necessary = sum(len(each) - start for each in traces.ids) - (0 if start else (lanes - 1) * SHARED)
-            computed = run.total or lanes * (max(map(len, traces.ids)) - start)
+            necessary = sum(len(each) - start for each in traces.ids) - (0 if start else (sequences - 1) * SHARED)
+            computed = run.total or sequences * (max(map(len, traces.ids)) - start)
             if turn >= 0:
                 figures = {"seconds": seconds, "computed": computed, "padding": 1 - necessary / computed, "head": heads.total}
                 measured.setdefault(name, []).append(figures)
@@ -121,7 +121,7 @@ def compare(lanes: int, prefix: int, mean: int, repeats: int) -> list[dict[str, 
     return [
         {
             "way": name,
-            "lanes": lanes,
+            "sequences": sequences,
             "prefix": prefix,
             "mean step": mean,
             "ms": Spread.of([1e3 * each["seconds"] for each in found]),
@@ -141,15 +141,15 @@ def whole_traces(prm: TransformersPRM, context: Context) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 lanes, prefix 130")
-    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--quick", action="store_true", help="4 sequences, prefix 130")
+    parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--prefixes", type=int, nargs="+", default=[237, 482])
     parser.add_argument("--step", type=int, default=40, help="mean length of a step in tokens")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     single_thread()
-    cases = [(4, 130)] if arguments.quick else [(arguments.lanes, prefix) for prefix in arguments.prefixes]
-    rows = [row for lanes, prefix in cases for row in compare(lanes, prefix, arguments.step, arguments.repeats)]
+    cases = [(4, 130)] if arguments.quick else [(arguments.sequences, prefix) for prefix in arguments.prefixes]
+    rows = [row for sequences, prefix in cases for row in compare(sequences, prefix, arguments.step, arguments.repeats)]
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("prm", rows, vars(arguments))

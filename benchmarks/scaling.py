@@ -3,8 +3,8 @@
 A slope is that of the least-squares line on log-log axes: 1 is proportional, 0 is constant. Steps have a fixed number of tokens, so that
 nothing but the quantity varies; times are those of whole runs from an empty cache.
 
-Memory: bytes of all KV caches over lanes x tokens x bytes of a token's keys and values (columns are made in advance, by half at most),
-and the number of rows of the largest tensor that has a column for each token of the vocabulary: one per lane, however many tokens there
+Memory: bytes of all KV caches over sequences x tokens x bytes of a token's keys and values (columns are made in advance, by half at most),
+and the number of rows of the largest tensor that has a column for each token of the vocabulary: one per sequence, however many tokens there
 are.
 
 ``python benchmarks/scaling.py``, with ``--quick`` for short lines. Process CPU time on one thread, in turns.
@@ -102,13 +102,13 @@ def memory(lm: TransformersLM, changes: dict[str, int]) -> dict[str, Any]:
         run()
     config = lm.model.config
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * 4
-    lanes = sizes["particles"] * sizes["problems"]
+    sequences = sizes["particles"] * sizes["problems"]
     held = sum(cache.num_bytes for cache in lm._engine.pool.caches)
-    needed = lanes * (sizes["prompt"] + sizes["steps"] * TOKENS) * per_token
+    needed = sequences * (sizes["prompt"] + sizes["steps"] * TOKENS) * per_token
     [(quantity, value)] = changes.items()
     return {
         "cost against": f"memory, {quantity} = {value}",
-        "values": f"{lanes} lanes x {needed // lanes // per_token} tokens x {per_token} bytes = {needed / 2**20:.1f} MiB",
+        "values": f"{sequences} sequences x {needed // sequences // per_token} tokens x {per_token} bytes = {needed / 2**20:.1f} MiB",
         "result": f"KV caches {held / needed:.2f} x that; {rows.most} rows of the vocabulary",
         "slope": "",
     }

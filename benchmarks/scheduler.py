@@ -1,10 +1,10 @@
 """Many particle filters on one language model: one after the other, as a plate of problems in lockstep, and with ``run_concurrently``.
 
-Step lengths are exponential with mean 29, cut off at 141. Every filter resamples after each step and waits for its slowest lane; in
-lockstep all filters wait for the slowest lane of all. The occupancy is the useful share of a batch over all passes that sample.
+Step lengths are exponential with mean 29, cut off at 141. Every filter resamples after each step and waits for its slowest sequence; in
+lockstep all filters wait for the slowest sequence of all. The occupancy is the useful share of a batch over all passes that sample.
 
 ``python benchmarks/scheduler.py``, with ``--quick`` for a small case, with ``--device-loop`` by the loop for accelerators, whose batch is a
-KV cache of its own that lanes are copied to and from. Process CPU time on one thread, in turns.
+KV cache of its own that sequences are copied to and from. Process CPU time on one thread, in turns.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def program(lm: TransformersLM, prompts: list[list[int]], steps: int) -> Callabl
 
 
 def compare(
-    problems: int, particles: int, steps: int, length: int, max_lanes: int, repeats: int, device_loop: bool
+    problems: int, particles: int, steps: int, length: int, max_sequences: int, repeats: int, device_loop: bool
 ) -> list[dict[str, Any]]:
     """Rows of all ways; the same programs each time."""
     lm = TransformersLM(make_model(), make_tokenizer(STOPS), device_loop=device_loop)
@@ -72,7 +72,7 @@ def compare(
 
     def together() -> int:
         pyro.set_rng_seed(0)
-        return sum(run_concurrently([lambda prompt=prompt: sweep([prompt]) for prompt in prompts], max_lanes=max_lanes))
+        return sum(run_concurrently([lambda prompt=prompt: sweep([prompt]) for prompt in prompts], max_sequences=max_sequences))
 
     def counted(run: Callable[[], int]) -> Callable[[], tuple[int, int]]:
         def call() -> tuple[int, int]:
@@ -82,7 +82,7 @@ def compare(
 
         return call
 
-    block = max(1, max_lanes // particles)
+    block = max(1, max_sequences // particles)
     ways = {
         "run_concurrently": counted(together),
         "one after the other": counted(lambda: blocks(1)),
@@ -94,10 +94,10 @@ def compare(
     ours = per_token["run_concurrently"]
     return [
         {
-            "filters": f"{problems} x {particles} particles, {steps} steps, prompts of {length}, batch of {max_lanes}",
+            "filters": f"{problems} x {particles} particles, {steps} steps, prompts of {length}, batch of {max_sequences}",
             "way": name,
             "tokens/s": Spread.of([1 / each for each in per_token[name]]),
-            "occupancy": Spread.of([tokens / number / max_lanes for _, (tokens, number) in each]),
+            "occupancy": Spread.of([tokens / number / max_sequences for _, (tokens, number) in each]),
             "run_concurrently is faster by": ratios(per_token[name], ours),
         }
         for name, each in measured.items()

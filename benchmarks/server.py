@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--levels", default="3,4,5")
     parser.add_argument("--particles", type=int, default=16)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--unseeded", action="store_true", help="one request for all lanes, without seeds")
+    parser.add_argument("--unseeded", action="store_true", help="one request for all sequences, without seeds")
     options = parser.parse_args()
     prm = TransformersPRM.from_pretrained("demo")
     here = TransformersLM.from_pretrained("demo"), prm

@@ -1,4 +1,4 @@
-"""A whole particle filter's loop: ``ppl_llm`` against the ways to write it with transformers alone, and with and without dropping lanes.
+"""The whole loop of a particle filter: ``ppl_llm`` against transformers alone, with and without dropping sequences.
 
 Steps are ragged (random lengths, geometric with a cap), and multinomial resampling follows each of them; tokens per second count useful
 tokens only. See ``stock_loops.py`` for the others' loops.
@@ -16,7 +16,7 @@ from typing import Any
 import pyro
 import torch
 from common import Spread, in_turns, make_model, make_tokenizer, ratios, record, root, single_thread, table, words
-from stock_loops import continuous_batching, generate_and_realign, generate_anew
+from stock_loops import continuous_batching, generate_and_realign, generate_from_scratch
 
 from ppl_llm import SMC, Context, LLMStep, barrier
 from ppl_llm.lm import autoregressive as decoding
@@ -25,14 +25,14 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 STOPS = 80
 """Of 8192 tokens: a step ends with about one token in a hundred."""
 WIDTHS = {64: 64, 16: 32}
-"""Most tokens of a step, by lanes."""
+"""Most tokens of a step, by sequences."""
 DROPPING_STEPS = {64: 3, 256: 1}
-"""Steps in which finished lanes are dropped or not, by lanes."""
+"""Steps in which finished sequences are dropped or not, by sequences."""
 STOPS_OF_29 = 282
 """Steps of 29 tokens in the mean."""
 
 
-def smc_loop(lm: TransformersLM, prompt: list[int], lanes: int, steps: int, width: int) -> int:
+def smc_loop(lm: TransformersLM, prompt: list[int], sequences: int, steps: int, width: int) -> int:
     """The filter as a user runs it: a Pyro program under ``SMC``; from an empty cache."""
     lm.release_caches()
 
@@ -43,23 +43,23 @@ def smc_loop(lm: TransformersLM, prompt: list[int], lanes: int, steps: int, widt
             context = barrier(context)
         return context
 
-    return int(SMC(program, lanes, resampler="multinomial", ess_threshold=1.0).run().cost["tokens_sampled"])
+    return int(SMC(program, sequences, resampler="multinomial", ess_threshold=1.0).run().cost["tokens_sampled"])
 
 
 WAYS: dict[str, tuple[str, Callable[..., int]]] = {
     "realign": ("generate, cache kept and realigned", generate_and_realign),
-    "anew": ("generate on whole texts", generate_anew),
+    "from scratch": ("generate on whole texts", generate_from_scratch),
     "batching": ("continuous batching", continuous_batching),
 }
 
 
-def whole_loop(ways: list[str], lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
+def whole_loop(ways: list[str], sequences: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
     """``SMC`` and transformers' ways, each row with how many times faster ``SMC`` is."""
     prompt, lm = words(length), TransformersLM(make_model(), make_tokenizer(STOPS))
     lm.stop_automaton("\n\n")
 
     def runs(steps: int) -> dict[str, Callable[[], int]]:
-        size = prompt, lanes, steps, width
+        size = prompt, sequences, steps, width
         return {"ppl_llm.SMC": lambda: smc_loop(lm, *size)} | {
             WAYS[way][0]: lambda way=way: WAYS[way][1](stock[way], *size, STOPS) for way in ways
         }
@@ -69,12 +69,12 @@ def whole_loop(ways: list[str], lanes: int, length: int, steps: int, width: int,
         model.set_attn_implementation("sdpa")
     torch.manual_seed(0)
     in_turns(runs(steps=1), 1, warm_up=0)  # a shorter run warms up as well
-    return _rows(f"{lanes} lanes, prompt {length}, {steps} steps of at most {width}", in_turns(runs(steps), repeats, warm_up=0))
+    return _rows(f"{sequences} sequences, prompt {length}, {steps} steps of at most {width}", in_turns(runs(steps), repeats, warm_up=0))
 
 
 @contextmanager
 def no_dropping() -> Iterator[None]:
-    """Lanes that have finished their step stay in the batch until all have."""
+    """Sequences that have finished their step stay in the batch until all have."""
     kept = decoding._KEEP_OCCUPANCY
     decoding._KEEP_OCCUPANCY = 0.0
     try:
@@ -83,22 +83,22 @@ def no_dropping() -> Iterator[None]:
         decoding._KEEP_OCCUPANCY = kept
 
 
-def dropping(lanes: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
-    """Exponential step lengths, finished lanes dropped or not."""
+def dropping(sequences: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
+    """Exponential step lengths, finished sequences dropped or not."""
     prompt, lm = words(length, stops=STOPS_OF_29), TransformersLM(make_model(), make_tokenizer(STOPS_OF_29))
     lm.stop_automaton("\n\n")
 
     def loop(seed: int) -> int:
         torch.manual_seed(seed)
-        return smc_loop(lm, prompt, lanes, steps, width)
+        return smc_loop(lm, prompt, sequences, steps, width)
 
     def undropped(seed: int) -> int:
         with no_dropping():
             return loop(seed)
 
-    seeds = {"finished lanes dropped": iter(range(repeats + 1)), "kept to the end of the step": iter(range(repeats + 1))}
+    seeds = {"finished sequences dropped": iter(range(repeats + 1)), "kept to the end of the step": iter(range(repeats + 1))}
     runs = {name: (lambda run=run, name=name: run(next(seeds[name]))) for name, run in zip(seeds, (loop, undropped), strict=True)}
-    return _rows(f"{lanes} lanes, prompt {length}, {steps} steps of 29 in the mean, at most {width}", in_turns(runs, repeats))
+    return _rows(f"{sequences} sequences, prompt {length}, {steps} steps of 29 in the mean, at most {width}", in_turns(runs, repeats))
 
 
 def _rows(what: str, measured: dict[str, list[tuple[float, int]]]) -> list[dict[str, Any]]:
@@ -119,21 +119,27 @@ def _rows(what: str, measured: dict[str, list[tuple[float, int]]]) -> list[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 lanes, prompt 32, 2 steps")
+    parser.add_argument("--quick", action="store_true", help="4 sequences, prompt 32, 2 steps")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--lanes", type=int, nargs="*", choices=list(WIDTHS), default=list(WIDTHS), help="whole loops to compare")
+    parser.add_argument("--sequences", type=int, nargs="*", choices=list(WIDTHS), default=list(WIDTHS), help="whole loops to compare")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS), help="what to compare them with")
     choices = list(DROPPING_STEPS)
     parser.add_argument(
-        "--dropping", type=int, nargs="*", choices=choices, default=choices, help="lanes that are dropped or kept when finished"
+        "--dropping", type=int, nargs="*", choices=choices, default=choices, help="sequences that are dropped or kept when finished"
     )
     arguments = parser.parse_args()
     single_thread()
     if arguments.quick:
         rows = whole_loop(arguments.ways, 4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
     else:
-        rows = [row for lanes in arguments.lanes for row in whole_loop(arguments.ways, lanes, 256, 5, WIDTHS[lanes], arguments.repeats)]
-        rows += [row for lanes in arguments.dropping for row in dropping(lanes, 256, DROPPING_STEPS[lanes], 141, arguments.repeats)]
+        rows = [
+            row
+            for sequences in arguments.sequences
+            for row in whole_loop(arguments.ways, sequences, 256, 5, WIDTHS[sequences], arguments.repeats)
+        ]
+        rows += [
+            row for sequences in arguments.dropping for row in dropping(sequences, 256, DROPPING_STEPS[sequences], 141, arguments.repeats)
+        ]
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))
     record("smc", rows, vars(arguments))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
 from ..lm.base import StepOptions, language_model, step_limits
+from .rounding import TOLERATED, rounding_unit
 
 
 class LLMStep(TorchDistribution):
@@ -88,6 +89,11 @@ class LLMStep(TorchDistribution):
             return self._drawn[1]
         batch_shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return language_model(self.context).step_log_prob(self.context, value.expand(*batch_shape, value.shape[-1]), self.options)
+
+    def rounding(self, value: Tensor) -> float:
+        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the language model."""
+        longest = int((value != PAD).sum(-1).max()) if value.numel() else 0
+        return TOLERATED * rounding_unit(self.context.lm) * longest
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Every step that is possible for some sequence: ``[K, *batch_shape or 1s, max_tokens]``; for enumerable models only."""

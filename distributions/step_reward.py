@@ -11,10 +11,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..context import Context, StopReason
+from ..context import Context
 from ..inference.util.validation import unknown_name
-from ..reward.base import RewardModel
+from ..reward.base import RewardModel, scored_steps, step_scores
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
+from .rounding import TOLERATED, rounding_unit
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
 AGGREGATIONS = ("last", "prod", "min", "mean")
@@ -81,7 +82,7 @@ class StepReward(TorchDistribution):
     :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
-    :param bool last_round: whether no step comes after this one, for ``max`` and ``sum``.
+    :param bool last_step: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.
     :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
 
     References
@@ -106,13 +107,13 @@ class StepReward(TorchDistribution):
         aggregation: str = "last",
         finished: str = "neutral",
         score: str = "log_prob",
-        last_round: bool = False,
+        last_step: bool = False,
     ) -> None:
         choices = RewardChoices(potential, temperature, aggregation, finished, score)
-        self._init(prm, context, choices, last_round, context.batch_shape)
+        self._init(prm, context, choices, last_step, context.batch_shape)
 
-    def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_round: bool, batch_shape: torch.Size) -> None:
-        self.prm, self.context, self.choices, self.last_round = prm, context, choices, last_round
+    def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_step: bool, batch_shape: torch.Size) -> None:
+        self.prm, self.context, self.choices, self.last_step = prm, context, choices, last_step
         super().__init__(batch_shape, torch.Size(), validate_args=False)
 
     @property
@@ -121,16 +122,22 @@ class StepReward(TorchDistribution):
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StepReward:
         new = type(self).__new__(type(self))
-        new._init(self.prm, self.context, self.choices, self.last_round, torch.Size(batch_shape))
+        new._init(self.prm, self.context, self.choices, self.last_step, torch.Size(batch_shape))
         return new
 
     @property
     def _concerned(self) -> Tensor:
-        return torch.ones_like(self.context.done) if self.choices.finished == "repeat" else self.context.advanced
+        if self.choices.finished == "repeat":
+            return self._scored.any(-1)  # by the time it has its first score
+        return self._scored[..., -1]
+
+    @property
+    def _scored(self) -> Tensor:
+        return scored_steps(self.prm, self.context)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        z = self.prm.step_log_odds(self.context)
-        self.score = torch.where(self.context.advanced, z[..., -1].sigmoid(), torch.nan)
+        z = step_scores(self.prm, self.context, self.last_step)
+        self.score = torch.where(self._scored[..., -1].to(z.device), z[..., -1].sigmoid(), torch.nan)
         if self.potential == "likelihood":
             log_factor = torch.where(value.to(z.device) > 0, logsigmoid(z[..., -1]), logsigmoid(-z[..., -1]))
         else:
@@ -141,13 +148,18 @@ class StepReward(TorchDistribution):
         return log_factor.expand(torch.broadcast_shapes(log_factor.shape, self.batch_shape, value.shape))
 
     def _log_potential(self, z: Tensor) -> Tensor:
-        real = self.context.reasons != StopReason.FINISHED
+        real = self._scored
         if self.potential == "odds":
             return prefix_log_odds(z, real, self.choices.aggregation) / self.choices.temperature
         running = running_log_odds if self.choices.score == "log_odds" else running_log_score
         # In float64, so that the product telescopes.
         scaled = running(z.to(torch.float64), real, self.choices.aggregation) / self.choices.temperature
-        return steering_log_factor(self.potential, scaled, self.context.done | self.last_round)
+        return steering_log_factor(self.potential, scaled, self.context.done | self.last_step)
+
+    def rounding(self, value: Tensor) -> float:
+        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the reward model."""
+        terms = self.context.num_steps if self.choices.potential == "sum" else 2
+        return TOLERATED * rounding_unit(self.prm) * terms / self.choices.temperature
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         if self.potential != "likelihood":

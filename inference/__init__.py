@@ -17,6 +17,7 @@ from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosteri
 from .mcmc.particle_gibbs import ParticleGibbs
 from .mcmc.pimh import PIMH
 from .mcmc.pmmh import PMMH
+from .mcmc.prefix_walk import PrefixWalk
 from .mcmc.replicate import replicate
 from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
@@ -34,7 +35,9 @@ from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
 from .search.beam_search import BeamSearch
+from .search.best_first import BestFirst
 from .search.dvts import DVTS
+from .search.rebase import REBASE
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
@@ -44,12 +47,14 @@ __all__ = [
     "DVTS",
     "PIMH",
     "PMMH",
+    "REBASE",
     "RESAMPLERS",
     "SMC",
     "AuditError",
     "AuditMessenger",
     "AuditReport",
     "BeamSearch",
+    "BestFirst",
     "BestOfN",
     "ChainPosterior",
     "ConditionalResampler",
@@ -67,6 +72,7 @@ __all__ = [
     "ParticleMessenger",
     "ParticlePosterior",
     "PooledPosterior",
+    "PrefixWalk",
     "ProposalMessenger",
     "ReferenceMessenger",
     "Resampler",

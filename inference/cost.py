@@ -1,4 +1,4 @@
-"""Counters of work done (tokens, forward passes, seconds), collected by whoever asks for them.
+"""Counters of work done (tokens, forward passes, seconds), collected by a meter around the run.
 
 Models of any kind call :func:`count`; algorithms open a :class:`CostMeter` around a run and report it as ``posterior.cost``.
 """
@@ -36,7 +36,7 @@ class CostMeter:
 
 
 class Uncounted:
-    """Until :meth:`end` or the end of the ``with`` block nothing is counted: work that is known already is gone through again."""
+    """Until :meth:`end` or the end of the ``with`` block nothing is counted, because known work is being replayed."""
 
     def __enter__(self) -> Uncounted:
         self._token: Token[tuple[CostMeter, ...]] | None = _METERS.set(())

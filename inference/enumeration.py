@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .cost import CostMeter
 from .handlers.particle_plate import particle_plate
+from .handlers.randomness_messenger import RandomnessMessenger
 from .particles.history import Site
+from .particles.run_scope import RunScope, run_scope
+from .particles.site_util import give, is_deterministic, is_given, read_site, scaled
 from .particles.weighted_particles import WeightedParticles
 from .particles.weights import Weights
 from .posterior.particle_posterior import ParticlePosterior
@@ -24,8 +28,8 @@ from .util.validation import check_count
 class Enumeration:
     """The exact posterior and evidence of a model whose latent sites can be enumerated: the oracle for every other algorithm.
 
-    The paths of the program grow breadth first, one execution of the model per latent site with all paths so far as lanes. The result is
-    an ordinary :class:`ParticlePosterior` with one particle per path of positive prior probability, whose weights are exact.
+    The paths of the program grow breadth first, one execution of the model per latent site with all paths so far as particles. The result
+    is an ordinary :class:`ParticlePosterior` with one particle per path of positive prior probability, whose weights are exact.
 
     :param model: as for :class:`SMC`; every latent site's distribution must have ``enumerate_support``, and no plates.
     :param int max_paths: more paths than this are an error.
@@ -43,20 +47,29 @@ class Enumeration:
 
         :raises ValueError: see above.
         """
+        start = time.perf_counter()
+        with CostMeter() as meter:
+            posterior = self._enumerated(args, kwargs)
+        posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+        return posterior
+
+    def _enumerated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticlePosterior:
         values: dict[str, Tensor] = {}
         num_paths = 1
-        while True:
-            lanes = _PathMessenger(values, num_paths)
-            with isolated(), lanes, particle_plate(num_paths, 0):
-                try:
-                    value = self.model(*args, **kwargs)
-                except _Branch as branch:
-                    open_site = branch
-                else:
-                    break
-            values, num_paths = self._branch(values, open_site)
+        with run_scope(RunScope()):
+            while True:
+                messenger = _PathMessenger(values, num_paths)
+                with isolated(), messenger, particle_plate(num_paths, 0), RandomnessMessenger() as randomness:
+                    try:
+                        value = self.model(*args, **kwargs)
+                    except _Branch as branch:
+                        open_site = branch
+                    else:
+                        randomness.finish()
+                        break
+                values, num_paths = self._branch(values, open_site)
         # One particle per path: the mean weight is the evidence.
-        weights = Weights(lanes.log_joint.expand(num_paths) + math.log(num_paths))
+        weights = Weights(messenger.log_joint.expand(num_paths) + math.log(num_paths))
         sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
         return ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
 
@@ -74,7 +87,7 @@ class Enumeration:
 
 
 class _Branch(Exception):
-    """A jump out of the model at the first site without a value."""
+    """Leaves the model at the first site without a value."""
 
     def __init__(self, name: str, fn: Any) -> None:
         super().__init__(name)
@@ -93,9 +106,12 @@ class _PathMessenger(Messenger):
         if msg["is_observed"] or site_is_subsample(msg):
             return
         if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+            msg["value"] = self.values[msg["name"]].clone()
             return
-        fn = msg["fn"]
+        if msg["done"]:
+            give(msg)
+            return
+        fn = read_site(msg).fn
         if not getattr(fn, "has_enumerate_support", False):
             raise ValueError(f"site {msg['name']!r} ({type(fn).__name__}) has no finite support to enumerate; use SMC or Importance")
         if fn.batch_shape != (self.num_paths,):
@@ -106,8 +122,9 @@ class _PathMessenger(Messenger):
         raise _Branch(msg["name"], fn)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or msg["infer"].get("_deterministic", False):
+        if site_is_subsample(msg) or is_deterministic(msg) or is_given(msg):
             return
-        log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"])
+        parts = read_site(msg)
+        log_prob = scaled(parts.log_probs(msg["value"])[0], parts.scale) if msg["is_observed"] else parts.log_density(msg["value"])
         # Plates of observed sites are to the left of the paths.
         self.log_joint = self.log_joint + log_prob.to(torch.float64).reshape(-1, self.num_paths).sum(0)

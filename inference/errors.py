@@ -3,17 +3,19 @@ first barrier)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class SMCFailed(ValueError):
-    """Every particle of a population has weight zero.
+    """Every particle of every population has weight zero. Where some populations live, the others are ``posterior.dead``.
 
-    :ivar str site: the site after which the population was dead.
-    :ivar tuple problem: plate indices of the dead population, ``()`` without plates.
+    :ivar str site: the site after which the last population was dead.
     """
 
-    def __init__(self, site: str, problem: tuple[int, ...], num_particles: int) -> None:
-        self.site, self.problem = site, problem
-        where = f" for problem {problem[0] if len(problem) == 1 else problem}" if problem else ""
+    def __init__(self, site: str, num_particles: int, num_populations: int) -> None:
+        self.site = site
+        where = f" in each of {num_populations} populations" if num_populations > 1 else ""
         super().__init__(
             f"all {num_particles} particles have weight zero after site {site!r}{where}: none satisfies what is observed there. "
             "Use more particles, a proposal that proposes satisfying values, or a softer factor."
@@ -21,4 +23,18 @@ class SMCFailed(ValueError):
 
 
 class AuditError(AssertionError):
-    """The replayed genealogy does not have the log-probabilities that the sweep accumulated."""
+    """Log-probabilities of the replayed genealogy differ from those that the sweep accumulated."""
+
+
+def attach_partial(error: BaseException, build: Callable[[], Any]) -> None:
+    """Give an error of a run what was computed before it. The error of the run is never lost: where the result cannot be built, say since
+    a state has no ``concatenate``, ``partial_posterior`` is ``None`` and a note says why.
+
+    :param build: makes the ``partial_posterior``.
+    """
+    try:
+        partial = build()
+    except Exception as failure:
+        partial = None
+        error.add_note(f"partial_posterior is None, because building it gave {type(failure).__name__}: {failure}")
+    error.partial_posterior = partial  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from .smc import SMC
 
 
 class Importance(SMC):
-    """Importance sampling, vectorised: one execution of the model for all particles (Pyro's runs it twice per sample).
+    """Importance sampling, vectorised: one execution of the model for all particles (Pyro's ``Importance`` takes two per sample).
 
     The same sweep as :class:`SMC` without resampling. Best-of-N, weighted best-of-N and self-consistency are votes over its posterior.
 

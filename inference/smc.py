@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from .cost import CostMeter
+from .errors import attach_partial
+from .handlers.audit_messenger import Audited
 from .handlers.audit_messenger import audit as replay_audit
 from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
@@ -21,6 +23,7 @@ from .handlers.resume_messenger import ResumeMessenger
 from .handlers.sweep import sweep
 from .mcmc.replicate import replicate
 from .particles.checkpoint import Checkpoint
+from .particles.run_scope import RunScope, run_scope
 from .particles.snapshot import Snapshot
 from .posterior.island_posterior import IslandPosterior
 from .posterior.particle_posterior import ParticlePosterior
@@ -65,12 +68,13 @@ class SMC:
     :param int max_plate_nesting: number of nested plates in the model; those that every site lies in are independent problems, each
         with its own weights, ESS and ancestors.
     :param int islands: K independent filters of N particles in one batch, pooled by their evidence: the result is an
-        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N lanes.
+        :class:`~ppl_llm.inference.posterior.island_posterior.IslandPosterior` of K N particles.
     :param int max_tokens_total: stop at the first barrier at which so many tokens have been sampled (the counter ``tokens_sampled``); the
         posterior is then that of this barrier, with ``complete = False``.
-    :param bool audit: replay the genealogy afterwards and compare every log-probability, see :class:`AuditMessenger`.
+    :param bool audit: replay the genealogy afterwards and compare every log-probability and what the model returned, see
+        :class:`AuditMessenger`.
     :param bool record_log_probs: keep every site's log-probability, also of latent sites, in ``site_log_probs`` (``audit`` does so, too).
-    :param bool resample_finished: resample also where the state says that every lane is done.
+    :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.
@@ -129,7 +133,7 @@ class SMC:
 
         An exception in the middle, Ctrl-C included, carries the posterior of the last barrier as ``partial_posterior``.
 
-        :raises SMCFailed: if all particles of a population have weight zero.
+        :raises SMCFailed: if all particles of all populations have weight zero; where some live, the others are ``posterior.dead``.
         :raises AuditError: if the audit was asked for and fails.
         """
         return _Run(self, None, args, kwargs).run()
@@ -137,22 +141,21 @@ class SMC:
     def iterate(self, *args: Any, **kwargs: Any) -> Iterator[ParticlePosterior]:
         """The sweep of :meth:`run` in slices, with the same results: yields the posterior after each barrier, and at last the final one.
 
-        The caller may stop at any time, and save a state. No handler of this package is active between slices.
-
-        A slice runs the model from its start, with the values of the slices before: language and reward models do no work again, but the
-        Python code of the model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one
-        latent and one observed site, 0.4 s for 160 (``benchmarks/sweep.py``). What a model computes outside of its sites is computed
-        again in each slice, and must depend on its arguments and sites only.
+        The caller may stop at any time, and save a state. No handler of this package is active between slices. A slice runs the model
+        from its start, with the values of the slices before: language and reward models do no work again, but the Python code of the
+        model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one latent and one observed
+        site, 0.4 s for 160 (``benchmarks/sweep.py``). What it computes outside of its sites is computed again in each slice, and must
+        depend on its arguments and sites only.
 
         :raises ValueError: if the model does not run again as it did.
         """
         return self._slices(None, args, kwargs)
 
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """Go on to the end from a file of :meth:`ParticlePosterior.save`.
+        """Continue to the end from a file of :meth:`ParticlePosterior.save`.
 
         On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
-        brings the state of torch's random number generators. Reward models that keep no notes on contexts score earlier steps again.
+        brings the state of torch's random number generators. Reward models without cache entries on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.
@@ -209,24 +212,23 @@ class SMC:
 
 class _Run(PauseMessenger):
     """One pass over the model: all of it, or from one barrier to the next. Everything that changes meanwhile belongs to it.
-
     It is itself the handler that hears of barriers. A handler apart from it would refer to it and be referred to, and such a circle keeps
     every particle and the language model's caches in memory until Python looks for circles.
 
-    :param Checkpoint start: where to go on; ``None`` for the beginning. One that was read from a file brings the state of the random number
-        generators, others go on with the present one.
+    :param Checkpoint start: where to continue; ``None`` for the beginning. One that was read from a file brings the state of the random
+        number generators, others continue with the present one.
     :param bool one_step: stop at the next barrier.
     """
 
     def __init__(
         self, smc: SMC, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_step: bool = False
     ) -> None:
-        super().__init__(start.subsamples if start is not None else {})
+        super().__init__()
+        self.scope = RunScope({} if start is None else dict(start.subsamples))
         self.smc, self.start, self.args, self.kwargs, self.one_step = smc, start, args, kwargs, one_step
         self.model = smc.model if smc.islands == 1 else replicate(smc.model, smc.islands, smc.options.max_plate_nesting)
         self.messenger = smc.messenger()
-        self.meter = CostMeter()
-        self.began = time.perf_counter()
+        self.meter, self.began = CostMeter(), time.perf_counter()
         self.latest: ParticlePosterior | None = None  # of the last barrier, once it was asked for
 
     @torch.no_grad()
@@ -236,12 +238,12 @@ class _Run(PauseMessenger):
         if self.start is not None:
             self.rng = self.start.rng if self.start.caches is not None else rng_state()
             resume = ResumeMessenger(self.messenger, self.start, self.rng)
-        with self.meter:
+        with self.meter, run_scope(self.scope):
             try:
                 joint = sweep(self.model, self.messenger, self.args, self.kwargs, outside=self, resume=resume)
                 if self.smc.audit:
                     n, nesting = joint.num_particles, joint.particles.nesting
-                    joint.audit = replay_audit(self.model, joint.sites, joint.site_log_probs, n, nesting, self.args, self.kwargs)
+                    joint.audit = replay_audit(self.model, Audited.of(joint), n, nesting, self.args, self.kwargs)
                 self._describe(joint, self.messenger.system.snapshot(joint.value), rng_state(), complete=True)
                 return joint if self.smc.islands == 1 else IslandPosterior(joint)
             except Paused:
@@ -249,7 +251,7 @@ class _Run(PauseMessenger):
                 assert posterior is not None
                 return posterior
             except BaseException as error:
-                error.partial_posterior = self.partial()  # type: ignore[attr-defined]
+                attach_partial(error, self.partial)
                 raise
 
     def partial(self) -> ParticlePosterior | None:
@@ -291,6 +293,7 @@ class _Run(PauseMessenger):
         return dict(totals)
 
     def _describe(self, joint: ParticlePosterior, snapshot: Snapshot, rng: dict[str, Any], complete: bool) -> None:
-        """Say what the posterior cost, and how to go on from it."""
+        """Say what the posterior cost, and how to continue from it."""
         joint.complete, joint.cost = complete, self._cost()
-        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, self.subsamples, dict(joint.cost), complete)
+        known = dict(self.scope.subsamples), dict(joint.cost)
+        joint.checkpoint = Checkpoint(self.smc.settings, self.args, self.kwargs, snapshot, rng, *known, complete)

@@ -19,8 +19,9 @@ from .handlers.sweep import sweep
 from .handlers.temper_messenger import TemperMessenger
 from .mcmc.replicate import Kernel, replica_kernel
 from .mcmc.suffix_mh import SuffixMH
-from .particles.history import Step
+from .particles.history import ResamplingRecord
 from .particles.pytree import take_one
+from .particles.run_scope import RunScope, run_scope
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
@@ -32,7 +33,7 @@ _HALVINGS = 60
 
 
 class TemperedSMC:
-    """A population of whole executions carried from the prior to the posterior by raising the likelihood's power from 0 to 1.
+    """Moves a population of whole executions from the prior to the posterior by raising the power of the likelihood from 0 to 1.
 
     The targets on the way are ``pi_b(x)``, in proportion to ``p(x) p(y | x)^b``. Each stage raises b: the weights are multiplied by
     ``p(y | x)^(b' - b)``, populations of low effective sample size are resampled, and every particle is moved by a kernel that leaves
@@ -102,11 +103,11 @@ class TemperedSMC:
         An exception in the middle, Ctrl-C included, carries the posterior of the last stage as ``partial_posterior``: its target is
         tempered by the last of its :attr:`~TemperedPosterior.betas`.
 
-        :raises SMCFailed: if all particles of a population have weight zero.
+        :raises SMCFailed: if all particles of all populations have weight zero.
         """
         start = time.perf_counter()
         partial: TemperedPosterior | None = None
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 for posterior in self._stages(args, kwargs):
                     partial = posterior
@@ -133,11 +134,11 @@ class TemperedSMC:
             assert particles.log_likelihood is not None
             before, beta = beta, self.next_beta(stage, weights, particles.log_likelihood, beta)
             weights = self.reweight(weights, particles.log_likelihood, beta - before)
-            self._check_alive(weights, beta, prior.plate_dims)
+            self._check_alive(weights, beta)
             log_evidence = weights.log_mean
-            step, weights, particles = self.resample(weights, particles)
+            record, weights, particles = self.resample(weights, particles)
             particles, move_rate = self.move(particles, beta, args, kwargs)
-            stages.append(Stage(beta, step, log_evidence, move_rate))
+            stages.append(Stage(beta, record, log_evidence, move_rate))
             yield TemperedPosterior(particles, weights, prior.plate_dims, list(stages))
             if bool((beta >= 1).all()):
                 return
@@ -160,25 +161,26 @@ class TemperedSMC:
         high = torch.maximum(high, torch.nextafter(beta, torch.ones_like(beta)))
         following = torch.where(suffices(torch.ones_like(beta)), 1.0, high)
         # Weights that are too uneven already, as those of proposals may be, are resampled before the power grows.
-        return torch.where((weights.ess <= target) & (beta < 1), beta, following)
+        following = torch.where((weights.ess <= target) & (beta < 1), beta, following)
+        return torch.where(weights.dead, 1.0, following)
 
     def reweight(self, weights: Weights, log_likelihood: Tensor, increment: Tensor) -> Weights:
         """``w <- w p(y | x)^(b' - b)``; a likelihood of zero to the power of 0 is one."""
         return weights.add(torch.where(increment == 0, 0.0, increment * log_likelihood))
 
-    def resample(self, weights: Weights, particles: Trajectory) -> tuple[Step, Weights, Trajectory]:
+    def resample(self, weights: Weights, particles: Trajectory) -> tuple[ResamplingRecord, Weights, Trajectory]:
         """Where the ESS is low: ancestors ``A ~ r(. | W)``, ``x <- x_A``, ``w <-`` mean of w."""
         ess, log_w = weights.ess, weights.log_weights
-        chosen = ess <= self.ess_threshold * self.num_particles * (1 + 1e-9)
+        chosen = (ess <= self.ess_threshold * self.num_particles * (1 + 1e-9)) & ~weights.dead
         ancestors = torch.arange(self.num_particles, device=ess.device).view(-1, *(1,) * ess.dim()).expand_as(log_w)
         # A dead particle may be anything: as a living one it can be moved by kernels that need a state of positive density.
         living = torch.where(log_w == -torch.inf, log_w.argmax(0, keepdim=True), ancestors)
         if bool(chosen.any()):
             u = torch.rand(self.resampler.num_uniforms(self.num_particles), *ess.shape, dtype=torch.float64, device=ess.device)
-            living = torch.where(chosen, self.resampler(log_w, u), living)
+            living = torch.where(chosen, self.resampler(weights.to_draw_by, u), living)
             ancestors = torch.where(chosen, living, ancestors)
             weights = weights.set_to_mean(chosen)
-        return Step(ess, ancestors, chosen, log_w), weights, particles.reorder(living)
+        return ResamplingRecord(ess, ancestors, chosen, log_w), weights, particles.reorder(living)
 
     def move(self, particles: Trajectory, beta: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Trajectory, Tensor]:
         """``x <- K_b(x)`` for all particles in one batch, and the fraction of moves that changed a particle."""
@@ -203,20 +205,17 @@ class TemperedSMC:
                 moved[name] = states[-1][name]
             for name in moved.keys() - states[-1].keys():
                 # The executions so far had ended before the site, as the shortest of this run has, among which is the last of them.
-                assert posterior._lengths is not None
-                ended = take_one(posterior.sites[name], posterior._lengths.argmin(0, keepdim=True))
+                assert posterior.particles.lengths is not None
+                ended = take_one(posterior.sites[name], posterior.particles.lengths.argmin(0, keepdim=True))
                 for state in states:
                     state[name] = ended
             rate = rate + moved.differs(states[-1]).to(rate).mean(0) / self.num_moves
             states.append(moved)
         return states, rate
 
-    def _check_alive(self, weights: Weights, beta: Tensor, plate_dims: tuple[int, ...]) -> None:
-        dead = weights.log_mean == -torch.inf
-        if bool(dead.any()):
-            index = dead.nonzero()[0].tolist()
-            site = f"likelihood^{float(beta[tuple(index)]):.3g}"
-            raise SMCFailed(site, tuple(index[dim] for dim in plate_dims), self.num_particles)
+    def _check_alive(self, weights: Weights, beta: Tensor) -> None:
+        if bool(weights.dead.all()):
+            raise SMCFailed(f"likelihood^{float(beta.max()):.3g}", self.num_particles, beta.numel())
 
 
 def _check_likelihood(log_likelihood: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .mcmc.replicate import Kernel
 from .mcmc.suffix_mh import SuffixMH
-from .particles.history import Step
+from .particles.history import ResamplingRecord
 from .particles.pytree import concatenate
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
@@ -93,14 +93,14 @@ class WasteFreeSMC(TemperedSMC):
         self.chain_length = chain_length
         self.num_chains = num_particles // chain_length
 
-    def resample(self, weights: Weights, particles: Trajectory) -> tuple[Step, Weights, Trajectory]:
+    def resample(self, weights: Weights, particles: Trajectory) -> tuple[ResamplingRecord, Weights, Trajectory]:
         """The starts of the chains: ``A^m ~ r(. | W)``, ``x^{m,1} <- x^{A^m}``, ``w <-`` mean of w, in every population."""
         ess, log_w = weights.ess, weights.log_weights
-        starts = self.draw_starts(log_w)
-        every = torch.ones_like(ess, dtype=torch.bool)
+        starts = self.draw_starts(weights.to_draw_by)
+        every = ~weights.dead
         # Particle j M + m is state j of chain m: all states of a chain descend from its start.
-        step = Step(ess, starts.repeat(self.chain_length, *(1,) * ess.dim()), every, log_w)
-        return step, weights.set_to_mean(every), particles.reorder(starts)
+        record = ResamplingRecord(ess, starts.repeat(self.chain_length, *(1,) * ess.dim()), every, log_w)
+        return record, weights.set_to_mean(every), particles.reorder(starts)
 
     def draw_starts(self, log_weights: Tensor) -> Tensor:
         """``[M, *plates]``: ancestors of which particle n has ``M W^n`` in expectation.

@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "BeamSearch": "inference",
+    "BestFirst": "inference",
     "BestOfN": "inference",
     "Context": "context",
     "DVTS": "inference",
@@ -75,10 +76,12 @@ _HOME = {
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
+    "PrefixWalk": "inference",
     "Preset": "programs.presets",
     "Problem": "tasks.base",
     "ProductReward": "reward.combined_reward",
     "ReasoningModel": "programs.models",
+    "REBASE": "inference",
     "RemotePRM": "reward.prm.remote_prm",
     "RewardModel": "reward.base",
     "SMC": "inference",
@@ -113,8 +116,10 @@ __all__ = [
     "PIMH",
     "PMMH",
     "PRESETS",
+    "REBASE",
     "SMC",
     "BeamSearch",
+    "BestFirst",
     "BestOfN",
     "Context",
     "EntropicAnnealing",
@@ -130,6 +135,7 @@ __all__ = [
     "ParallelTempering",
     "ParticleGibbs",
     "ParticlePosterior",
+    "PrefixWalk",
     "Preset",
     "Problem",
     "ProductReward",
@@ -162,4 +168,4 @@ __all__ = [
 ]
 
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOME)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

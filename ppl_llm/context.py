@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .answers.extraction import extract_answer
+from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
 
 PAD = -1
@@ -34,9 +34,13 @@ class StopReason(IntEnum):
     LENGTH = 3
     """``max_tokens`` was reached; the sequence continues."""
     CONTEXT_FULL = 4
-    """The model's context is full; the sequence is finished."""
+    """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
     PATTERN = 5
     """The step's text matched ``finish``; the sequence is finished."""
+
+
+FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN)
+"""Reasons after which a sequence takes no further step."""
 
 
 class StopRule(Protocol):
@@ -78,6 +82,9 @@ class Context:
     :ivar Tensor ends: ``[*batch_shape, T]``, length of the sequence after each step; a finished sequence repeats its length.
     :ivar Tensor reasons: ``[*batch_shape, T]``, a :class:`StopReason` for each step.
     :ivar Tensor done: ``[*batch_shape]``, sequences that have finished.
+    :ivar int max_completion: tokens after the prompt at most; ``None`` for as many as the model's context holds.
+    :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
+    :ivar tuple prefills: for each problem the answer that its prompt has begun; empty where none has.
     """
 
     lm: ContextLM
@@ -90,13 +97,19 @@ class Context:
     reasons: Tensor
     done: Tensor
     cache_entries: dict[Hashable, CacheEntry] = field(default_factory=dict)
+    max_completion: int | None = None
+    answer_forms: tuple[str, ...] = tuple(FORMS)
+    prefills: tuple[str, ...] = ()
 
     @classmethod
-    def root(cls, lm: ContextLM, problems: tuple[str, ...], prompts: list[list[int]], batched: bool) -> Context:
+    def root(
+        cls, lm: ContextLM, problems: tuple[str, ...], prompts: list[list[int]], batched: bool, prefills: tuple[str, ...] = ()
+    ) -> Context:
         """A context that holds only prompts: one sequence (``batch_shape == ()``), or one per problem.
 
         :param list prompts: token ids of each problem's prompt.
         :param bool batched: whether the batch dimension of problems exists.
+        :param prefills: for each problem the answer that its prompt has begun.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.full((len(prompts), int(lengths.max())), PAD)
@@ -113,6 +126,7 @@ class Context:
             ends=no_steps,
             reasons=no_steps,
             done=torch.zeros(len(prompts), dtype=torch.bool),
+            prefills=prefills if any(prefills) else (),
         )._map(lambda tensor: tensor.to(lm.device))
         return context if batched else context[0]
 
@@ -120,6 +134,12 @@ class Context:
     def batch_shape(self) -> torch.Size:
         """Shape of the batch of sequences; ``()`` for a single one."""
         return self.lengths.shape
+
+    @property
+    def limit(self) -> Tensor:
+        """``[*batch_shape]``: longest length of each sequence, its prompt included."""
+        longest = torch.full_like(self.prompt_lengths, self.lm.max_length)
+        return longest if self.max_completion is None else torch.minimum(longest, self.prompt_lengths + self.max_completion)
 
     @property
     def num_steps(self) -> int:
@@ -164,7 +184,7 @@ class Context:
             for sequence, start, end in grown._ranges(base.lengths, ended):
                 matches[sequence] = bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
-        finishing = (reason == StopReason.END_OF_TEXT) | (reason == StopReason.CONTEXT_FULL) | (reason == StopReason.PATTERN)
+        finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
 
     @staticmethod
@@ -173,7 +193,7 @@ class Context:
         reason = torch.where(counts == step.shape[-1], StopReason.LENGTH, StopReason.DELIMITER)
         delimited = base.lm.stop_automaton(stop).accepts(step)
         reason = torch.where(delimited, StopReason.DELIMITER, reason)
-        reason = torch.where(ended >= base.lm.max_length, StopReason.CONTEXT_FULL, reason)
+        reason = torch.where(ended >= base.limit, StopReason.CONTEXT_FULL, reason)
         reason = torch.where(torch.isin(last, base.lm.eos_ids), StopReason.END_OF_TEXT, reason)
         return torch.where(base.done | (counts == 0), StopReason.FINISHED, reason)
 
@@ -245,6 +265,10 @@ class Context:
             raise TypeError("this context holds a single sequence and has no len()")
         return self.batch_shape[0]
 
+    def compared(self) -> dict[str, Tensor]:
+        """What tells contexts apart, for the audit."""
+        return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
+
     def cache_state(self) -> dict[str, Any]:
         """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
         return stored_entries(self.cache_entries)
@@ -293,8 +317,19 @@ class Context:
         return self.lm.decode(value[value != PAD].tolist())
 
     def answers(self) -> Any:
-        """The answer extracted from each sequence's text, ``None`` where there is none; nested lists over the batch shape."""
-        return self._nested(lambda sequence: extract_answer(sequence.text))
+        """The answer extracted from each sequence's text, an answer that the prompt has begun included; ``None`` where there is none.
+
+        Nested lists over the batch shape.
+        """
+        return self._nested(lambda sequence: extract_answer(sequence._prefill + sequence.text, self.answer_forms))
+
+    def prefill_of(self, problem: int) -> str:
+        """The answer that the prompt of problem number ``problem`` has begun."""
+        return self.prefills[problem] if self.prefills else ""
+
+    @property
+    def _prefill(self) -> str:
+        return self.prefill_of(int(self.problem_index))
 
     def __repr__(self) -> str:
         shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"

@@ -1,4 +1,4 @@
-"""The demo language model with a table of all next-token laws it was ever asked for."""
+"""The demo language model with a table of all next-token distributions it was ever asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppl_llm.lm.transformers_lm import TransformersLM
 from .prefix_table import Ints, PrefixTable
 
 _ROWS = 256
-"""Lanes whose given steps are scored at a time."""
+"""Sequences whose given steps are scored at a time."""
 
 
 class TableLM(TransformersLM):
@@ -92,7 +92,7 @@ class TableSampler:
 def _draw(logits: Tensor, which: Ints, u: NDArray[np.float64]) -> tuple[Ints, NDArray[np.float64]]:
     """Tokens ``[A]`` and their log-probabilities: row ``which[i]`` of ``logits [D, V]`` at the uniform ``u[i]``.
 
-    The arithmetic of :func:`~ppl_llm.lm.decoding.sampling.inverse_cdf`, done once for lanes that stand at one prefix.
+    The arithmetic of :func:`~ppl_llm.lm.decoding.sampling.inverse_cdf`, done once for sequences that stand at one prefix.
     """
     top = logits.amax(-1, keepdim=True)
     cdf = (logits - top).exp_().cumsum(-1, dtype=torch.float64)

@@ -16,12 +16,12 @@ class Request(Protocol):
     """Work that a program waits for.
 
     :ivar Service service: does it, together with that of other requests of the same service.
-    :ivar int lanes: how much of a batch it takes up at present.
+    :ivar int sequences: rows of the batch that it takes up at present.
     :ivar bool finished: whether it is done, or has failed.
     :ivar error: why it failed.
     """
 
-    lanes: int
+    sequences: int
     finished: bool
     error: BaseException | None
 
@@ -31,19 +31,19 @@ class Request(Protocol):
 
 class Service(Protocol):
     def advance(self, requests: Sequence[Any]) -> None:
-        """A little of the work of each request. What fails for a single one is noted there, not raised."""
+        """A little of the work of each request. A failure of a single request is recorded in it, not raised."""
         ...
 
 
 class Stopped(BaseException):
-    """Raised inside a program that is not to go on, as another one has failed; handlers of ``Exception`` let it pass."""
+    """Raised inside a program that must end because another one has failed; handlers of ``Exception`` let it pass."""
 
 
 class Program:
-    """A function in a thread of its own that runs only while the owner waits for it: there is never more than one at a time.
+    """A function in its own thread that runs only while its owner waits for it, so that one program runs at a time.
 
     :param function: called without arguments.
-    :param int seed: of its random number generators. Whenever it goes on, it finds them and Pyro's handlers as it left them.
+    :param int seed: of its random number generators. Whenever it continues, it finds them and Pyro's handlers as it left them.
     :param Context variables: in which it runs.
     :ivar Request request: what it waits for, ``None`` while it does not.
     :ivar result: what the function returned.
@@ -65,7 +65,7 @@ class Program:
     def finished(self) -> bool:
         return self._thread.ident is not None and not self._thread.is_alive()
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         """Let it run until it waits for the next request or ends; for its owner.
 
         Ctrl-C takes effect when it has come so far; a second one at once.

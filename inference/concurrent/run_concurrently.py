@@ -18,16 +18,16 @@ _MAX_SEED = 2**32
 def run_concurrently(
     programs: Sequence[Callable[[], Any]],
     *,
-    max_lanes: int = 256,
+    max_sequences: int = 256,
     max_programs: int | None = None,
     seeds: Sequence[int] | None = None,
     return_exceptions: bool = False,
 ) -> list[Any]:
-    """Run several programs, e.g. a particle filter on each of many problems, and batch what they ask of a language model.
+    """Run several programs, e.g. a particle filter on each of many problems, and batch their requests to a language model.
 
-    Lanes of one filter that wait for the slowest one leave their places to lanes of other filters: the batch stays full, and the models are
-    used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous batching), or
-    between any two looks of the host at its device, which works on while programs whose step has ended go on.
+    Sequences of one filter that wait for the slowest one leave their places to sequences of other filters: the batch stays full, and the
+    models are used as well with 16 particles per problem as with 256. Steps join and leave the batch between any two tokens (continuous
+    batching), or between any two looks of the host at its device, which keeps decoding while programs whose step has ended continue.
 
     Example::
 
@@ -38,17 +38,17 @@ def run_concurrently(
     are shared. Handlers that are active around the call do not act on the programs.
 
     :param programs: functions without arguments.
-    :param int max_lanes: lanes that a batch may have; a single step with more of them is run by itself.
+    :param int max_sequences: sequences that a batch may have; a single step with more of them is run by itself.
     :param int max_programs: programs under way at a time. Another one is started whenever there are places in the batch, so that the caches
-        of several times ``max_lanes`` lanes are in use; this bounds them.
+        of several times ``max_sequences`` sequences are in use; this bounds them.
     :param seeds: one for each program; by default drawn from torch's generator.
-    :param bool return_exceptions: put exceptions into the list of results, and go on. Otherwise the first one stops all programs and is
+    :param bool return_exceptions: put exceptions into the list of results, and continue. Otherwise the first one stops all programs and is
         raised; it carries ``partial_posteriors``, for each program its result, the posterior of its last barrier, or ``None``. Ctrl-C does
         so in any case.
     :returns: what each program returned, in their order.
     :raises ValueError: for arguments out of range, or inside of such a program.
     """
-    check_count("max_lanes", max_lanes)
+    check_count("max_sequences", max_sequences)
     check_count("max_programs", 1 if max_programs is None else max_programs)
     if current_program() is not None:
         raise ValueError("run_concurrently() inside of a program that it runs: give all programs to one call")
@@ -60,15 +60,15 @@ def run_concurrently(
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MAX_SEED:
             raise ValueError(f"seeds must be integers in 0 .. {_MAX_SEED - 1}, got {seed!r}")
     waiting = [Program(function, seed, copy_context()) for function, seed in zip(programs, seeds, strict=True)]
-    return _Turns(waiting, max_lanes, max_programs or len(programs), return_exceptions).run()
+    return _Turns(waiting, max_sequences, max_programs or len(programs), return_exceptions).run()
 
 
 class _Turns:
     """Who runs, who waits for a place in the batch, and whose request is being worked on."""
 
-    def __init__(self, programs: list[Program], max_lanes: int, max_programs: int, return_exceptions: bool) -> None:
+    def __init__(self, programs: list[Program], max_sequences: int, max_programs: int, return_exceptions: bool) -> None:
         self._programs = programs
-        self._max_lanes, self._max_programs = max_lanes, max_programs
+        self._max_sequences, self._max_programs = max_sequences, max_programs
         self._return_exceptions = return_exceptions
         self._new = deque(programs)
         self._queued: deque[Program] = deque()
@@ -92,16 +92,16 @@ class _Turns:
         """Fill the places of the batch: first with those who wait for one, then with new programs. Whether anybody got one."""
         before = len(self._served)
         while True:
-            lanes = sum(_request(program).lanes for program in self._served)
-            if self._queued and (not self._served or lanes + _request(self._queued[0]).lanes <= self._max_lanes):
+            sequences = sum(_request(program).sequences for program in self._served)
+            if self._queued and (not self._served or sequences + _request(self._queued[0]).sequences <= self._max_sequences):
                 self._served.append(self._queued.popleft())
-            elif self._new and not self._queued and lanes < self._max_lanes and len(self._served) < self._max_programs:
+            elif self._new and not self._queued and sequences < self._max_sequences and len(self._served) < self._max_programs:
                 self._let_run(self._new.popleft())
             else:
                 return len(self._served) > before
 
     def _let_run(self, program: Program) -> None:
-        program.go_on()
+        program.proceed()
         if program.error is not None and (not self._return_exceptions or isinstance(program.error, KeyboardInterrupt)):
             raise program.error
         if not program.finished:
@@ -120,7 +120,7 @@ class _Turns:
         for program in self._programs:
             while program.request is not None:
                 program.stop = reason
-                program.go_on()
+                program.proceed()
 
 
 def _request(program: Program) -> Request:

@@ -1,4 +1,4 @@
-"""The handler of whatever gives candidates instead of a posterior."""
+"""Sweeps that return candidates instead of a posterior."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .particle_messenger import ParticleMessenger
 
 
 class CandidateMessenger(ParticleMessenger, ABC):
-    """A sweep whose particles are candidates: its posteriors are :class:`SearchPosterior`, on the way too."""
+    """A sweep whose particles are candidates: its posteriors are :class:`SearchPosterior`, at barriers too."""
 
     @abstractmethod
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:

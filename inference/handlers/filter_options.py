@@ -12,7 +12,7 @@ from .proposal_messenger import Proposals
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What every particle filter of an algorithm has in common.
+    """Options that all particle filters of an algorithm share.
 
     :param int num_particles: N.
     :param int max_plate_nesting: number of nested plates in the model.

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
-from ..particles.site_util import is_deterministic, is_one, raise_for_dead, scaled
+from ..particles.site_util import draw, give, is_deterministic, is_given, is_one, raise_for_dead, read_site, scaled
 from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
+from ..resampling.selection import checked_selection
 from .filter_options import FilterOptions
 
 
@@ -60,12 +61,15 @@ class ParticleMessenger(Messenger):
         if msg["is_observed"] or site_is_subsample(msg):
             return
         self.system.begin_segment()
-        self.propose(msg)
+        if msg["done"]:
+            give(msg)
+        else:
+            self.propose(msg)
 
     def propose(self, msg: Any) -> None:
-        """``x ~ q``; from the prior Pyro draws by itself."""
+        """``x ~ q``, and ``x ~ p`` where the site is masked; from the prior Pyro draws by itself."""
         if msg["value"] is None and "proposal" in msg["infer"]:
-            msg["value"] = msg["infer"]["proposal"].sample()
+            msg["value"] = draw(msg)
 
     # reweight -----------------------------------------------------------------------------------------------------------------------
 
@@ -86,15 +90,19 @@ class ParticleMessenger(Messenger):
         return not is_deterministic(msg) and (self.options.record_log_probs or not prior_proposal)
 
     def reweight(self, msg: Any, log_prob: Tensor) -> None:
-        """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing."""
+        """``w <- w p(value)^scale / q(value)``; ``p = q`` adds nothing, nor does a value that is given or masked."""
         system, name, scale = self.system, msg["name"], msg["scale"]
         if msg["is_observed"]:
             increment, untempered = log_prob if is_one(scale) else scaled(log_prob, scale), msg["infer"].get("untempered_scale")
             system.add(name, increment, observed=increment if untempered is None else scaled(log_prob, untempered))
+        elif is_given(msg):
+            return
         elif "proposal" in msg["infer"]:
-            log_q = scale_and_mask(msg["infer"]["proposal"].log_prob(msg["value"]), 1.0, msg["mask"])
-            system.add(name, log_prob * scale - log_q)
+            log_q = msg["infer"]["proposal"].log_prob(msg["value"])
+            mask = read_site(msg).mask_of_events(name)
+            system.add(name, log_prob * scale - (log_q if mask is None else torch.where(mask, log_q, 0.0)))
         elif not is_one(scale):
+            read_site(msg)  # refuses masks that cannot be told from the distribution
             system.add(name, log_prob * (scale - 1.0))
 
     # resample -----------------------------------------------------------------------------------------------------------------------
@@ -113,11 +121,13 @@ class ParticleMessenger(Messenger):
         system, selection, w = self.system, self.options.selection, self.system.weights
         system.record_barrier(state, ess)
         chosen, done = self.ess_triggers(ess), system.records[-1].done
+        if not w.alive:
+            chosen = chosen & ~w.dead
         if not self.options.resample_finished and done is not None:
             chosen = chosen & ~done.all(0)
         if not bool(chosen if chosen.numel() == 1 else chosen.any()):
             return state
-        v = w if selection is None else Weights(selection(w, state, len(system.records) - 1))
+        v = w if selection is None else checked_selection(selection, w, state, len(system.records) - 1, chosen)
         ancestors = torch.where(chosen, self.draw_ancestors(chosen, v), system.numbers)
         keeps_residual = selection is not None and selection.keeps_target
         w = w.divided_by(v, ancestors, chosen) if keeps_residual else w.set_to_mean(chosen)
@@ -131,7 +141,7 @@ class ParticleMessenger(Messenger):
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """Ancestors ``[N, *plates]`` of all populations in proportion to ``selection``, of which those in ``chosen [*plates]`` are used."""
         u = self.draw_uniforms(self.options.resampler.num_uniforms(self.options.num_particles))
-        return self.options.resampler(selection.log_weights, u)
+        return self.options.resampler(selection.to_draw_by, u)
 
     def draw_uniforms(self, count: int) -> Tensor:
         """``[count, *plates]``."""
@@ -140,13 +150,13 @@ class ParticleMessenger(Messenger):
 
     def check_alive(self) -> None:
         """
-        :raises SMCFailed: if a population is dead, naming the site that killed it.
+        :raises SMCFailed: if all populations are dead, naming the site that killed the last of them.
         :raises ValueError: for a nan weight, naming the site.
         """
         system = self.system
         pending, system.unchecked = system.unchecked, []
         if pending and not pending[-1][1].alive:
-            raise_for_dead(pending, sorted(frame.dim for frame in system.plates or ()), system.num_particles)
+            raise_for_dead(pending)
 
     # results ------------------------------------------------------------------------------------------------------------------------
 

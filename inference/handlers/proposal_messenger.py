@@ -8,6 +8,8 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from ..particles.site_util import is_masked
+
 Proposal = Any
 """A distribution, or a function of the site's message that returns one (or ``None`` for the prior)."""
 
@@ -15,7 +17,7 @@ Proposals = Mapping[str, Proposal] | Callable[[Any], Any]
 
 
 class ProposalMessenger(Messenger):
-    """Has latent sites drawn from proposals q instead of the prior p; the particle filter weighs them with ``log p - log q``.
+    """Draws latent sites from proposals q instead of the prior p; the particle filter adds ``log p - log q`` to the weights.
 
     Enter it between :class:`~ppl_llm.inference.ParticleMessenger` and the particle plate, so that it sees the broadcast prior.
 
@@ -35,10 +37,12 @@ class ProposalMessenger(Messenger):
             proposal = proposal(msg)
         if proposal is None:
             return
+        if is_masked(proposal):
+            raise ValueError(f"the proposal of site {msg['name']!r} is masked; mask the site itself, its proposal follows")
         if proposal.event_shape != msg["fn"].event_shape:
             raise ValueError(
                 f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, "
                 f"the prior {tuple(msg['fn'].event_shape)}"
             )
-        # The particle filter draws the value, and only for the lanes that need one.
+        # The particle filter draws the value, and only for the particles that need one.
         msg["infer"] = {**msg["infer"], "proposal": proposal.expand(msg["fn"].batch_shape)}

@@ -1,4 +1,4 @@
-"""The handler of conditional SMC: one lane follows a given trajectory."""
+"""The handler of conditional SMC: one particle follows a given trajectory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..particles.site_util import draw, select
 from ..particles.weights import Weights
 from ..resampling import get_conditional_resampler
 from .filter_options import FilterOptions
@@ -15,10 +16,10 @@ from .particle_messenger import ParticleMessenger
 
 
 class ReferenceMessenger(ParticleMessenger):
-    """A particle filter in which one lane is pinned to a reference (Andrieu, Doucet & Holenstein, 2010, Algorithm 2).
+    """A particle filter in which one particle is pinned to a reference (Andrieu, Doucet & Holenstein, 2010, Algorithm 2).
 
-    The reference may be longer or shorter than the other lanes: at a site that it does not have its lane is done, and a done lane has one
-    value only. The slot it lives in is tracked, since conditional resampling may move it.
+    The reference may be longer or shorter than the other particles: at a site that it does not have its particle is done, and a done
+    particle has one value only. The slot it lives in is tracked, since conditional resampling may move it.
 
     :param FilterOptions options: of the filter, with a conditional resampling scheme.
     :param reference: ``{name: [*plates, *event]}`` values of latent sites.
@@ -36,34 +37,32 @@ class ReferenceMessenger(ParticleMessenger):
         return self
 
     def propose(self, msg: Any) -> None:
-        """``x ~ q`` on the free lanes, the reference's value on the others."""
+        """``x ~ q`` on the free particles, the reference's value on the others."""
         if msg["name"] not in self.reference:
             super().propose(msg)
             return
-        fn = msg["infer"].get("proposal", msg["fn"])
-        batch = fn.batch_shape
-        event = fn.event_shape
+        batch, event = msg["fn"].batch_shape, msg["fn"].event_shape
         reference = self.reference[msg["name"]]
         pinned = self.pinned(reference.device).expand(batch)
         fixed = reference.expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
         if bool(pinned.all()):
-            msg["value"] = fixed
+            msg["value"] = fixed.clone()
             return
-        free = draw_where(fn, ~pinned) if msg["value"] is None else msg["value"]
-        msg["value"] = torch.where(pinned.reshape(*batch, *(1 for _ in event)), fixed.to(free), free)
+        free = draw(msg, ~pinned) if msg["value"] is None else msg["value"]
+        msg["value"] = select(~pinned, free, fixed, len(event))
 
     def pinned(self, device: torch.device) -> Tensor:
-        """``[N, *plates]``: lanes that follow the reference in the present segment."""
+        """``[N, *plates]``: particles that follow the reference in the present segment."""
         return self.system.numbers.to(device) == self.slot.to(device)
 
     def draw_ancestors(self, chosen: Tensor, selection: Weights) -> Tensor:
         """A ~ r(.|V) given that the reference survives.
 
-        The reference starts in the first lane, while a scheme may treat lanes differently (stratified resampling does: the law of
-        another lane's offspring depends on where the reference is). The invariant law has it anywhere with equal probability, so the
-        lanes are numbered from a random one on; this leaves the scheme unbiased.
+        The reference starts in the first particle, while a scheme may treat particles differently (stratified resampling does: the
+        distribution of another particle's offspring depends on where the reference is). The invariant distribution has it anywhere with
+        equal probability, so the particles are numbered from a random one on; this leaves the scheme unbiased.
         """
-        log_weights, n = selection.log_weights, self.options.num_particles
+        log_weights, n = selection.to_draw_by, self.options.num_particles
         u = self.draw_uniforms(self.conditional.num_conditional_uniforms(n))
         here = self.slot.to(log_weights.device).expand(log_weights.shape[1:])
         rotation = self.draw_rotation()
@@ -73,11 +72,5 @@ class ReferenceMessenger(ParticleMessenger):
         return order.gather(0, ancestors)
 
     def draw_rotation(self) -> Tensor:
-        """``[*plates]``: new number of the first lane."""
+        """``[*plates]``: new number of the first particle."""
         return (self.draw_uniforms(1)[0] * self.options.num_particles).long()
-
-
-def draw_where(fn: Any, lanes: Tensor) -> Tensor:
-    """A sample of which only ``lanes [*batch]`` are used; a distribution may offer ``sample_where(lanes)`` to spare the others' work."""
-    value: Tensor = fn.sample_where(lanes) if callable(getattr(fn, "sample_where", None)) else fn.sample()
-    return value

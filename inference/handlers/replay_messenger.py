@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..particles.site_util import draw_where, select
 from .filter_options import FilterOptions
 from .particle_messenger import ParticleMessenger
-from .reference_messenger import draw_where
 
 
 class KnownValue(NamedTuple):
-    """Values of a site ``[N, *plates, *event]`` and the lanes ``[N, *plates]`` for which they are known."""
+    """Values of a site ``[N, *plates, *event]`` and the particles ``[N, *plates]`` for which they are known."""
 
     value: Tensor
     known: Tensor
 
 
 class ReplayMessenger(ParticleMessenger):
-    """Every lane follows a trajectory of its own; nothing is scored.
+    """Every particle follows its own trajectory; nothing is scored.
 
-    A lane without a value at a site is done there, and a done lane has one value only: drawing it costs nothing.
+    A particle without a value at a site is done there, and a done particle has one value only: drawing it costs nothing.
 
     :param dict values: a :class:`KnownValue` per latent site.
     """
@@ -39,9 +38,7 @@ class ReplayMessenger(ParticleMessenger):
         fn = msg["fn"]
         batch, event = fn.batch_shape, fn.event_shape
         value, known = value.expand(*batch, *event), known.expand(batch)
-        if not bool(known.all()):
-            value = torch.where(known.reshape(*batch, *(1 for _ in event)), value, draw_where(fn, ~known).to(value))
-        msg["value"] = value
+        msg["value"] = value.clone() if bool(known.all()) else select(known, value, draw_where(fn, ~known), len(event))
 
     def _needs_log_prob(self, msg: Any) -> bool:
         return False

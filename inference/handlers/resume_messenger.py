@@ -1,4 +1,4 @@
-"""Going through the beginning of a sweep again."""
+"""Replays the part of a sweep before a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from ..particles.checkpoint import Checkpoint
 from ..particles.pytree import reorder
 from ..util.process_state import set_rng_state
 from .particle_messenger import ParticleMessenger
+from .randomness_messenger import generators, require_same
 
 
 class ResumeMessenger(Messenger):
-    """Runs a model up to the barrier of a checkpoint as an earlier sweep did, then lets the particle filter go on.
+    """Runs a model up to the barrier of a checkpoint as an earlier sweep did, then lets the particle filter continue.
 
-    Every lane gets the values that it had then, every barrier permutes as it did then, so that all that the model computes is what it was,
-    whatever it does with it. No distribution draws or scores, nothing is counted, and the particle filter hears of none of it: it is set to
-    the checkpoint's weights at the end. Enter it between the particle filter and the particle plate.
+    Every particle gets the values that it had then, every barrier permutes as it did then, so that all that the model computes is what it
+    was, unless it draws random numbers outside of its sites, which is refused. No distribution draws or scores,
+    nothing is counted, and the particle filter hears of none of it: it is set to the checkpoint's weights at the end. Enter it between the
+    particle filter and the particle plate.
 
     :param ParticleMessenger messenger: the particle filter.
-    :param Checkpoint start: where to go on.
-    :param dict rng: state of the random number generators to go on with.
+    :param Checkpoint start: where to continue.
+    :param dict rng: state of the random number generators to continue with.
     """
 
     def __init__(self, messenger: ParticleMessenger, start: Checkpoint, rng: dict[str, Any]) -> None:
@@ -34,6 +36,7 @@ class ResumeMessenger(Messenger):
 
     def __enter__(self) -> ResumeMessenger:
         self.active, self.barriers = True, 0
+        self.generators = generators()
         self.uncounted = Uncounted().__enter__()
         super().__enter__()
         return self
@@ -46,14 +49,12 @@ class ResumeMessenger(Messenger):
         if not self.active:
             return
         if site_is_subsample(msg):
-            if msg["name"] in self.start.subsamples:
-                msg["value"] = self.start.subsamples[msg["name"]]
             return
         msg["stop"] = True  # the particle filter has seen this site
         if not msg["is_observed"]:
             if msg["name"] not in self.values:
                 raise self._differs(f"it now has a site {msg['name']!r}, which was not there")
-            msg["value"] = self.values[msg["name"]]
+            msg["value"] = self.values[msg["name"]].clone()
 
     def _pyro_barrier(self, msg: Any) -> None:
         if not self.active:
@@ -66,7 +67,7 @@ class ResumeMessenger(Messenger):
             state = reorder(state, record.ancestors)
         if self.barriers == len(self.records) and not self.start.complete:
             state = self.start.state(state)
-            self._go_on(state)
+            self._proceed(state)
         msg["value"], msg["done"], msg["stop"] = state, True, True
 
     def finish(self, value: Any) -> None:
@@ -77,9 +78,10 @@ class ResumeMessenger(Messenger):
         if self.active:
             if self.barriers < len(self.records) or not self.start.complete:
                 raise self._differs(f"it now ends after {self.barriers} barriers")
-            self._go_on(value)
+            self._proceed(value)
 
-    def _go_on(self, value: Any) -> None:
+    def _proceed(self, value: Any) -> None:
+        require_same("the start of the model", self.generators, f"its barrier {len(self.records)}", generators())
         self.messenger.system.restore(self.start.snapshot._replace(value=value))
         set_rng_state(self.rng)
         self.uncounted.end()

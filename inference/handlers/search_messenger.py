@@ -1,4 +1,4 @@
-"""The handler of searches: a particle filter that selects lanes by score instead of resampling them."""
+"""The handler of searches: a particle filter that selects particles by score instead of resampling them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .replay_messenger import KnownValue
 
 
 class Candidates(NamedTuple):
-    """Lanes as they were before the barrier number ``generation``; every tensor is ``[C, *plates]``.
+    """Particles as they were before the barrier number ``barriers``; every tensor is ``[C, *plates]``.
 
-    :ivar Tensor lanes: where each candidate lived then.
+    :ivar Tensor particles: where each candidate lived then.
     :ivar Tensor eligible: candidates that the search may return.
     """
 
-    generation: Tensor
-    lanes: Tensor
+    barriers: Tensor
+    particles: Tensor
     eligible: Tensor
     log_weights: Tensor
     scores: Tensor
@@ -44,7 +44,7 @@ class Candidates(NamedTuple):
 
 
 class SearchMessenger(CandidateMessenger):
-    """Propose, reweight, record, select: weights travel with their lanes and are never reset, so they are the scores of whole prefixes.
+    """Propose, reweight, record, select: weights travel with their particles and are never reset, so they are the scores of whole prefixes.
 
     :param FilterOptions options: of the sweep; what concerns resampling has no effect.
     :param str method: name of the search, for its posterior.
@@ -61,7 +61,7 @@ class SearchMessenger(CandidateMessenger):
 
     @abstractmethod
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-        """Note candidates, and say how the search goes on.
+        """Record candidates, and say which particles continue.
 
         :param Tensor log_weights: ``[N, *plates]``.
         :param Tensor done: ``[N, *plates]``.
@@ -90,7 +90,7 @@ class SearchMessenger(CandidateMessenger):
         return reorder(state, ancestors) if bool(moved.any()) else state
 
     def end(self, value: Any) -> Candidates:
-        """The search's result, after the model has returned ``value``. Nothing is selected after the last round."""
+        """The search's result, after the model has returned ``value``. Nothing is selected after the last step."""
         if self._met_site or not self.system.records:
             self.select(self.system.weights.log_weights, self._finished(value))
         return self.finalists()
@@ -100,30 +100,30 @@ class SearchMessenger(CandidateMessenger):
         like = self.system.weights.log_weights
         return torch.zeros_like(like, dtype=torch.bool) if done is None else done.to(like.device).expand_as(like)
 
-    def candidates(self, eligible: Tensor, lanes: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
-        """The present lanes."""
+    def candidates(self, eligible: Tensor, particles: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
+        """The present particles."""
         system = self.system
         scores = system.weights.log_weights
-        lanes = system.numbers if lanes is None else lanes
+        particles = system.numbers if particles is None else particles
         return Candidates(
-            generation=torch.full_like(lanes, len(system.records)),
-            lanes=lanes,
+            barriers=torch.full_like(particles, len(system.records)),
+            particles=particles,
             eligible=eligible,
             log_weights=scores if log_weights is None else log_weights,
-            scores=scores.gather(0, lanes),
-            log_likelihood=system.log_likelihood.expand_as(scores).gather(0, lanes),
-            lengths=system.lengths.expand_as(scores).gather(0, lanes),
+            scores=scores.gather(0, particles),
+            log_likelihood=system.log_likelihood.expand_as(scores).gather(0, particles),
+            lengths=system.lengths.expand_as(scores).gather(0, particles),
         )
 
     def lineages(self, chosen: Candidates) -> list[KnownValue]:
-        """For each generation of sites, the lane ``[N, *plates]`` where each candidate's ancestor lived, and whether it still took part."""
+        """For each number of barriers, the particle ``[N, *plates]`` that each candidate descends from, and whether it still took part."""
         lineages = []
-        now = chosen.lanes
-        for generation in range(len(self.system.records), -1, -1):
-            took_part = chosen.generation >= generation
+        now = chosen.particles
+        for barriers in range(len(self.system.records), -1, -1):
+            took_part = chosen.barriers >= barriers
             lineages.append(KnownValue(now, took_part))
-            if generation > 0:
-                now = torch.where(took_part, self.system.records[generation - 1].ancestors.gather(0, now), now)
+            if barriers > 0:
+                now = torch.where(took_part, self.system.records[barriers - 1].ancestors.gather(0, now), now)
         return lineages[::-1]
 
     def known_values(self, chosen: Candidates) -> dict[str, KnownValue]:
@@ -132,8 +132,8 @@ class SearchMessenger(CandidateMessenger):
         lineages = self.lineages(chosen)
         for site in self.system.sites:
             if site.value is not None:
-                lanes, known = lineages[site.generation]
-                found[site.name] = KnownValue(take(site.value, lanes), known)
+                particles, known = lineages[site.barriers]
+                found[site.name] = KnownValue(take(site.value, particles), known)
         return found
 
     def known_log_probs(self, chosen: Candidates) -> dict[str, Tensor]:
@@ -142,8 +142,8 @@ class SearchMessenger(CandidateMessenger):
         lineages = self.lineages(chosen)
         for site in self.system.sites:
             if site.log_prob is not None:
-                lanes, known = lineages[site.generation]
-                found[site.name] = torch.where(known, take(site.log_prob, lanes), 0.0)
+                particles, known = lineages[site.barriers]
+                found[site.name] = torch.where(known, take(site.log_prob, particles), 0.0)
         return found
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
@@ -160,5 +160,5 @@ class SearchMessenger(CandidateMessenger):
             log_likelihood=chosen.log_likelihood,
         )
         found = SearchPosterior(particles, scores=chosen.scores, method=self.method)
-        found.history = History(tuple(self.system.sites), records, chosen.generation, chosen.lanes)
+        found.history = History(tuple(self.system.sites), records, chosen.barriers, chosen.particles)
         return found

@@ -8,24 +8,23 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..particles.plates import PLATE, Frame, dependent_dims, per_population
-from ..particles.pytree import lanes_done, take_one
-from ..particles.site_util import is_deterministic, scaled
+from ..particles.plates import Frame, dependent_dims, per_population
+from ..particles.pytree import particles_done, take_one
+from ..particles.site_util import draw_where, give, is_deterministic, is_given, read_site, scaled
 from ..util.process_state import isolated
-from .reference_messenger import draw_where
+from .particle_plate import particle_plate
 
 
 class Splice(NamedTuple):
-    """Trajectories made of two: each lane's own sites up to a barrier, then those of a reference.
+    """Trajectories made of two: each particle's own sites up to a barrier, then those of a reference.
 
     :ivar dict prefix: ``{name: [N, *plates, *event]}``.
     :ivar suffix: ``{name: [*plates, *event]}``; may hold sites of the prefix too, which do not count.
-    :ivar Tensor slot: ``[*plates]``, the lane whose prefix is the reference's own.
+    :ivar Tensor slot: ``[*plates]``, the particle whose prefix is the reference's own.
     :ivar int barriers: barriers that belong to the prefix.
     """
 
@@ -38,8 +37,8 @@ class Splice(NamedTuple):
 class SuffixLogProb(Messenger):
     """Runs a model on spliced trajectories and adds up what their suffixes contribute to the target.
 
-    A site that the reference lacks gets the value that the reference's own lane draws there: that lane is done, so the value is the one
-    of a done lane, which has probability zero on a lane that is not. What only done lanes would still meet is not run.
+    A site that the reference lacks gets the value that the reference's own particle draws there: that particle is done, so the value is the
+    one of a done particle, which has probability zero on a particle that is not. What only done particles would still meet is not run.
 
     :param frozenset plates: the model's independent plates.
     :param Tensor concerned: ``[*plates]``, populations whose result is wanted.
@@ -56,7 +55,7 @@ class SuffixLogProb(Messenger):
         :returns: ``[N, *plates]`` log-densities of the suffixes, -inf where a suffix cannot follow.
         :raises ValueError: for a nan density, naming the site.
         """
-        plate = pyro.plate(PLATE, self.num_particles, dim=-1 - self.max_plate_nesting)
+        plate = particle_plate(self.num_particles, self.max_plate_nesting)
         # A suffix may be impossible after a foreign prefix; that has density zero and is no mistake of the model.
         with isolated(), pyro.validation_enabled(False), self, plate, suppress(_Settled):
             program()
@@ -68,33 +67,35 @@ class SuffixLogProb(Messenger):
         self.log_density = torch.zeros(
             self.num_particles, *(1,) * self.max_plate_nesting, dtype=torch.float64, device=like.device
         )  # [N, *plates]
-        self._done: Tensor | None = None  # lanes that were done at the last barrier, where the reference was
+        self._done: Tensor | None = None  # particles that were done at the last barrier, where the reference was
         super().__enter__()
         return self
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
+        if msg["done"]:
+            give(msg)
+            return
         name, fn = msg["name"], msg["fn"]
         prefix, suffix, slot, _ = self.splice
         batch, event = fn.batch_shape, fn.event_shape
         if name in prefix:
-            msg["value"] = prefix[name]
+            msg["value"] = prefix[name].clone()
         elif name in suffix:
-            msg["value"] = suffix[name].expand(torch.Size([*batch[1:], *event])).expand(*batch, *event)
+            msg["value"] = suffix[name].expand(torch.Size([*batch[1:], *event])).expand(*batch, *event).clone()
         else:
-            lanes = torch.arange(self.num_particles, device=slot.device).view(-1, *(1,) * self.max_plate_nesting)
-            drawn = draw_where(fn, (lanes == slot).expand(batch))
-            msg["value"] = take_one(drawn, slot[None]).expand(*batch, *event)
+            numbers = torch.arange(self.num_particles, device=slot.device).view(-1, *(1,) * self.max_plate_nesting)
+            drawn = draw_where(fn, (numbers == slot).expand(batch))
+            msg["value"] = take_one(drawn, slot[None]).expand(*batch, *event).clone()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if self.barriers < self.splice.barriers or site_is_subsample(msg) or is_deterministic(msg):
+        if self.barriers < self.splice.barriers or site_is_subsample(msg) or is_deterministic(msg) or is_given(msg):
             return
-        log_prob = scale_and_mask(self._log_prob(msg), 1.0, msg["mask"])
-        # To the power of 0, an observation of probability zero counts as 1, but a value that the model cannot take stays impossible.
-        contribution = scaled(log_prob, msg["scale"])
-        if not msg["is_observed"]:
-            contribution = torch.where(log_prob == -torch.inf, -torch.inf, contribution)
+        parts = read_site(msg)
+        # To the power of 0, an observation of probability zero counts as 1, but a value that the model cannot take stays impossible. Masked
+        # observations do not count; a masked latent value belongs to the trajectory, and has its prior there.
+        contribution = scaled(parts.log_probs(msg["value"])[0], parts.scale) if msg["is_observed"] else parts.log_density(msg["value"])
         contribution = per_population(contribution, msg["name"], self.num_particles, self.max_plate_nesting, self.dependent)
         impossible = self.log_density == -torch.inf
         self.log_density = torch.where(impossible, -torch.inf, self.log_density + contribution)
@@ -102,25 +103,17 @@ class SuffixLogProb(Messenger):
             raise ValueError(f"site {msg['name']!r} gave a nan log-probability after another particle's past; check its distribution")
         self._leave_if_settled()
 
-    @staticmethod
-    def _log_prob(msg: Any) -> Tensor:
-        """-inf outside the support, where a distribution that does not validate its values may give nan."""
-        log_prob: Tensor = msg["fn"].log_prob(msg["value"])
-        if log_prob.isnan().any():
-            log_prob = torch.where(msg["fn"].support.check(msg["value"]), log_prob, -torch.inf)
-        return log_prob
-
     def _pyro_barrier(self, msg: Any) -> None:
         self.barriers += 1
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
         msg["value"], msg["done"] = state, True
         if self.barriers >= self.splice.barriers:
-            done = lanes_done(state)
+            done = particles_done(state)
             self._done = None if done is None else self._finished(done)
             self._leave_if_settled()
 
     def _finished(self, done: Tensor) -> Tensor:
-        """``[N, *plates]``: done lanes of populations whose reference is done: nothing happens to them any more."""
+        """``[N, *plates]``: done particles of populations whose reference is done: nothing happens to them any more."""
         done = done.reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
         for dim in self.dependent:
             done = done.all(dim, keepdim=True)
@@ -134,4 +127,4 @@ class SuffixLogProb(Messenger):
 
 
 class _Settled(Exception):
-    """A jump out of the model where the rest of it changes nothing."""
+    """Leaves the model once the rest of it cannot change the result."""

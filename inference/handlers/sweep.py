@@ -8,11 +8,13 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
+from ..particles.run_scope import current_scope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.process_state import isolated
 from .particle_messenger import ParticleMessenger
 from .particle_plate import particle_plate
 from .proposal_messenger import ProposalMessenger
+from .randomness_messenger import RandomnessMessenger
 from .resume_messenger import ResumeMessenger
 
 
@@ -27,20 +29,26 @@ def sweep(
 ) -> ParticlePosterior:
     """Run ``model(*args, **kwargs)`` once with all particles and give the posterior.
 
-    It is a program of its own, wherever it runs: handlers and plates around it do not act on it.
+    It is a separate program wherever it runs: handlers and plates around it do not act on it. Where the run executes the model along
+    known values, the first pass of each kind is checked for random numbers outside of sites.
 
-    :param outside: a handler around the particle filter; hears of every barrier after the filter has dealt with it.
+    :param outside: a handler around the particle filter; handles every barrier after the filter.
     :param resume: goes through the beginning of the sweep as it was in an earlier one.
     """
     options = messenger.options
     # Handlers that rewrite values sit outside the plate: they must see the broadcast distributions.
     proposed = ProposalMessenger(options.proposals) if options.proposals is not None else None
     plate = particle_plate(options.num_particles, options.max_plate_nesting)
+    scope = current_scope()
+    randomness = RandomnessMessenger() if scope.replays and type(messenger) not in scope.checked else None
     with ExitStack() as stack:
-        for handler in (isolated(), outside, messenger, proposed, resume, plate):
+        for handler in (isolated(), run_scope(scope), outside, messenger, proposed, resume, plate, randomness):
             if handler is not None:
                 stack.enter_context(handler)
         value = model(*args, **kwargs)
+        if randomness is not None:
+            randomness.finish()
+            scope.checked.add(type(messenger))
         if resume is not None:
             resume.finish(value)
         messenger.check_alive()

@@ -16,9 +16,9 @@ class TemperMessenger(Messenger):
 
         SMC(TemperMessenger(likelihood=0.5)(model), num_particles=64).run(data)
 
-    Values are still proposed from the untempered prior; the weights make up for the difference.
+    Values are still proposed from the untempered prior; the weights correct for the difference.
 
-    :param likelihood: power of observed sites; a number, or a tensor that broadcasts over lanes (``[N, *plates]``).
+    :param likelihood: power of observed sites; a number, or a tensor that broadcasts over particles (``[N, *plates]``).
     :param prior: power of latent sites, likewise.
     """
 

@@ -40,7 +40,7 @@ class ParallelTemperingPosterior(ChainPosterior):
 
 
 class ParallelTempering(TrajectoryKernel):
-    """Markov chains at several powers of the likelihood that swap their states: the flat ones cross between modes for the sharp one.
+    """Markov chains at several powers of the likelihood that swap states: those at low powers cross between modes for the one at power 1.
 
     Replica k has the target ``p(x) p(y | x)^b_k``. Each iteration moves all replicas by the kernel, in one batch, and then proposes to
     swap neighbours, pairs (0, 1), (2, 3), .. and (1, 2), (3, 4), .. in turn, with the probability ::
@@ -60,7 +60,7 @@ class ParallelTempering(TrajectoryKernel):
     :param model: as for :class:`SMC`. Wrap it with ``TemperMessenger(prior=alpha)`` for power posteriors.
     :param betas: K >= 2 powers, increasing or decreasing, the largest of which is 1.
     :param kernel: as for :class:`TemperedSMC`.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has replicas of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own replicas.
     :raises ValueError: for other betas, or a kernel whose state is more than a trajectory.
 
     References
@@ -79,7 +79,7 @@ class ParallelTempering(TrajectoryKernel):
         self._powers = torch.tensor(self.betas, dtype=torch.float64).view(-1, *(1,) * max_plate_nesting)
         self.kernel = replica_kernel(kernel, TemperMessenger(likelihood=self._powers)(model), len(self.betas), max_plate_nesting)
 
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first state of every replica."""
         return self.kernel.start(*args, **kwargs)
 
@@ -90,10 +90,9 @@ class ParallelTempering(TrajectoryKernel):
         """
         return self.kernel.sweep(reference, *args, **kwargs)
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         assert moved.log_likelihood is not None
         acceptance = self.acceptance(moved.log_likelihood)
         accepted = torch.rand(acceptance.shape, dtype=acceptance.dtype, device=acceptance.device) < acceptance

@@ -33,14 +33,14 @@ class ParticleGibbs(TrajectoryKernel):
         posterior = ParticleGibbs(model, num_particles=8).run(20, problem)    # all particles of all iterations
         pyro.infer.MCMC(ParticleGibbs(model, 8), num_samples=200).run(problem)            # Pyro's own driver
 
-    Pyro's driver wants the same sites in every iteration: give it a model that always makes the same number of rounds.
+    Pyro's driver wants the same sites in every iteration: give it a model that always takes the same number of steps.
 
     With few particles all lineages soon coalesce with the reference, and its early steps hardly ever change. ``ancestor_sampling``
-    breaks this: at each resampling the reference's future gets a past anew (see :class:`AncestorMessenger`), at the price of scoring
-    that future after every particle's past.
+    breaks this: at each resampling the past of the reference's future is drawn again (see :class:`AncestorMessenger`), at the price of
+    scoring that future after every particle's past.
 
-    With ``num_references = K`` the state is K trajectories, each in a conditional filter of its own; the K filters run in one batch and
-    their ``K N`` lanes are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
+    With ``num_references = K`` the state is K trajectories, each in its own conditional filter; the K filters run in one batch and
+    their ``K N`` particles are pooled. They are K chains side by side: one filter that pins several lineages would leave the posterior
     invariant only if these never met. Under Pyro's driver the samples have a leading dimension K.
 
     :param model: as for :class:`SMC`.
@@ -50,7 +50,7 @@ class ParticleGibbs(TrajectoryKernel):
     :param bool ancestor_sampling: draw new ancestors of the reference.
     :param int num_references: K.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range.
 
     References
@@ -82,21 +82,19 @@ class ParticleGibbs(TrajectoryKernel):
         self.extended_state = num_references > 1  # type: ignore[misc]
         self._program = model if num_references == 1 else replicate(model, num_references, max_plate_nesting)
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A draw from an unconditional filter: ``{name: [*plates, *event]}``, with K references ``[K, *plates, *event]``."""
-        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw()
+        return sweep(self._program, ParticleMessenger(self.options), args, kwargs).draw(dead=True)
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """One filter conditioned on a reference; with K references K filters, in a plate on the left of the model's own."""
         return sweep(self._program, self._messenger(reference, args, kwargs), args, kwargs)
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: all particles (of all K filters as one population), and the next state."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(None)
         return self._side_by_side(posterior), moved
 
@@ -106,7 +104,7 @@ class ParticleGibbs(TrajectoryKernel):
         return AncestorMessenger(self.options, reference=reference, program=lambda: self._program(*args, **kwargs))
 
     def _side_by_side(self, posterior: ParticlePosterior) -> ParticlePosterior:
-        """``K N`` lanes of K filters, every filter with the same total weight."""
+        """``K N`` particles of K filters, every filter with the same total weight."""
         if self.num_references == 1:
             return posterior
         parts = [ParticlePosterior(posterior.particles.of_leftmost(k)) for k in range(self.num_references)]

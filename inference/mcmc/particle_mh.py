@@ -50,7 +50,7 @@ class ParticleMH(TrajectoryKernel):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     """
 
     extended_state: ClassVar[bool] = True
@@ -72,21 +72,19 @@ class ParticleMH(TrajectoryKernel):
         self.parameters = parameters
         self.options = FilterOptions(num_particles, max_plate_nesting, get_resampler(resampler), ess_threshold, proposals)
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
         """A first filter, its parameters drawn from their prior.
 
-        :raises SMCFailed: if all particles of a population have weight zero.
+        :raises SMCFailed: if all particles of all populations have weight zero.
         """
-        return self._state(self.filter(None, args, kwargs, lenient=False))
+        return self._state(self.filter(None, args, kwargs))
 
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         """The particles of the filter after one iteration."""
         return self._renew(reference, args, kwargs)[0].posterior
 
-    @torch.no_grad()
-    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         after, acceptance = self._renew(state, args, kwargs)
         moved = self._state(after)
         moved.chain = self.adapted(state.chain.after(acceptance), acceptance)
@@ -109,11 +107,9 @@ class ParticleMH(TrajectoryKernel):
         # A dead filter is never accepted, not even in the place of a dead one.
         return torch.where(proposed.log_density == -torch.inf, 0.0, log_ratio.clamp(max=0.0).exp())
 
-    def filter(
-        self, unconstrained: Mapping[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any], lenient: bool = True
-    ) -> FilterState:
+    def filter(self, unconstrained: Mapping[str, Tensor] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FilterState:
         """One filter with given parameters, or with parameters from their prior."""
-        messenger = self.messengers[0](self.options, parameters=self.parameters, unconstrained=unconstrained, lenient=lenient)
+        messenger = self.messengers[0](self.options, parameters=self.parameters, unconstrained=unconstrained)
         return self._run(messenger, args, kwargs)
 
     def condition(self, reference: Trajectory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FilterState:
@@ -186,6 +182,6 @@ class ParticleMH(TrajectoryKernel):
 
     @staticmethod
     def _state(filter: FilterState) -> Trajectory:
-        state = filter.posterior.draw()
+        state = filter.posterior.draw(dead=True)
         state.filter = filter
         return state

@@ -11,11 +11,11 @@ from .particle_mh import ParticleMH
 
 
 class PIMH(ParticleMH):
-    """Particle independent Metropolis-Hastings: run :class:`SMC` again and again, keep the new filter or the old one.
+    """Particle independent Metropolis-Hastings: propose a new run of :class:`SMC`, accept it or keep the old one.
 
     A filter with evidence estimate Z' replaces one with Z with probability ``min(1, Z' / Z)``, for each independent population on its own.
-    The posterior is invariant for any number of particles and every resampling scheme; the more particles, the more filters are accepted.
-    All particles of the filter that an iteration ends with are kept.
+    The posterior is invariant for any number of particles and every resampling scheme; more particles give a higher acceptance rate. The
+    result keeps all particles of the filter that each iteration ends with.
 
     Example::
 
@@ -26,7 +26,7 @@ class PIMH(ParticleMH):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range.
 
     References

@@ -27,7 +27,7 @@ class PMMH(ParticleMH):
         log A = log p(theta') - log p(theta) + log Z(theta') - log Z(theta) + log |dT(u')| - log |dT(u)|
 
     Since the estimate is unbiased, the chain has the exact posterior of parameters and trajectories, whatever N. The walk moves all
-    parameters at once. All particles of the filter that an iteration ends with are kept.
+    parameters at once. The result keeps all particles of the filter that each iteration ends with.
 
     Example, a calibration temperature of a reward model::
 
@@ -49,7 +49,7 @@ class PMMH(ParticleMH):
     :param resampler: as for :class:`SMC`.
     :param float ess_threshold: as for :class:`SMC`.
     :param proposals: per-site proposals of the other sites.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     :raises ValueError: for arguments out of range; when run, for a name that is no continuous latent site before the first barrier.
 
     References

@@ -14,7 +14,7 @@ Kernel = Callable[..., TrajectoryKernel]
 
 
 def replicate(model: Callable[..., Any], num_replicas: int, max_plate_nesting: int) -> Callable[..., Any]:
-    """The model in one more plate, to the left of its own: ``num_replicas`` independent populations.
+    """The model inside one more plate, to the left of its own, with ``num_replicas`` independent populations.
 
     Run it with ``max_plate_nesting + 1``; weights are then ``[N, num_replicas, *plates]``.
     """

@@ -1,4 +1,4 @@
-"""Metropolis-Hastings that writes the end of a trajectory anew."""
+"""Metropolis-Hastings that draws the end of a trajectory again."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _CURRENT, _PROPOSED = 0, 1
 
 
 class SuffixMessenger(ReferenceMessenger):
-    """Two lanes: the present trajectory, and one that leaves it at a step of its own for each population.
+    """Two particles: the present trajectory, and one that leaves it at a step drawn for each population.
 
-    :param Tensor cut: ``[*plates]``, the first step that is drawn anew.
+    :param Tensor cut: ``[*plates]``, the first step that is drawn again.
     """
 
     def __init__(self, max_plate_nesting: int, *, reference: Mapping[str, Tensor], cut: Tensor, proposals: Proposals | None = None) -> None:
@@ -43,7 +43,7 @@ class SuffixMessenger(ReferenceMessenger):
 
 
 class SuffixMH(TrajectoryKernel):
-    """Keep a random number of steps, draw the rest anew from the proposals, accept or reject.
+    """Keep a random number of steps, draw the rest from the proposals, accept or reject.
 
     For trajectories x and x' of ``|x|`` and ``|x'|`` steps that share the first k, k uniform on 0 .. ``|x|`` - 1::
 
@@ -68,7 +68,9 @@ class SuffixMH(TrajectoryKernel):
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
         posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), args, kwargs)
         self._check_length(length, posterior)
-        return posterior.reweighted(Weights(self.accept(posterior).log()))
+        # A trajectory of density zero has no weight, whatever the chain does where both are such.
+        impossible = posterior.particles.weights.log_weights == -torch.inf
+        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, self.accept(posterior).log())))
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
         return posterior.particles.weights.normalized[_PROPOSED]
@@ -109,6 +111,6 @@ class SuffixMH(TrajectoryKernel):
             before, after = (int(tensor[now != length][0]) for tensor in torch.broadcast_tensors(length, now))
             raise ValueError(
                 f"a trajectory of {before} steps took {after} when it was run again: the model stops early, but barrier() does not see "
-                "which lanes are done. Pass barrier() an object with reorder(index) and a done tensor, such as a Context, or always make "
-                "the same number of rounds"
+                "which particles are done. Pass barrier() an object with reorder(index) and a done tensor, such as a Context, or always "
+                "take the same number of steps"
             )

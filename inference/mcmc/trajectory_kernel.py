@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,15 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ..cost import CostMeter
+from ..errors import attach_partial
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
+from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
-from ..posterior.chain_posterior import ChainPosterior
+from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.validation import check_count, check_model
 
@@ -30,12 +33,12 @@ class TrajectoryKernel(MCMCKernel, ABC):
     kernel may run any number of chains at a time. Only as a kernel of ``pyro.infer.MCMC``, whose protocol has no other place, it holds the
     arguments and the record of that one run.
 
-    A subclass says in :meth:`sweep` how a trajectory is renewed. It does so for each independent plate index on its own, so that a plate of
+    A subclass implements :meth:`sweep`, which draws the next trajectory, independently for each plate index, so that a plate of
     replicas (:func:`~ppl_llm.inference.mcmc.replicate.replicate`) makes any kernel move a population in one batch.
 
     :param model: as for :class:`SMC`.
     :param proposals: per-site proposals; the prior where there is none.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a chain of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own chain.
     """
 
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
@@ -62,8 +65,23 @@ class TrajectoryKernel(MCMCKernel, ABC):
     @torch.no_grad()
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """One iteration: the weighted trajectories to keep, and the next state."""
+        with joined_scope(state.chain.scope) as scope:
+            posterior, moved = self.transition(state, *args, **kwargs)
+        moved.chain = replace(moved.chain, scope=scope)
+        return posterior, moved
+
+    @torch.no_grad()
+    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A first state, see :meth:`first_state`."""
+        with joined_scope(None) as scope:
+            state = self.first_state(*args, **kwargs)
+        state.chain = replace(state.chain, scope=scope)
+        return state
+
+    def transition(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """What :meth:`step` does, in the scope of the chain's run."""
         posterior = self.sweep(state, *args, **kwargs)
-        moved = posterior.draw()
+        moved = posterior.draw(dead=True)
         moved.chain = state.chain.after(self.acceptance_probability(posterior))
         return posterior, moved
 
@@ -71,11 +89,10 @@ class TrajectoryKernel(MCMCKernel, ABC):
         """``[*plates]``: with which probability an iteration moved; ``None`` for a kernel that accepts always."""
         return None
 
-    @torch.no_grad()
-    def start(self, *args: Any, **kwargs: Any) -> Trajectory:
-        """A first state: a draw from the prior, perhaps of posterior density zero."""
+    def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
+        """A draw from the prior, perhaps of posterior density zero."""
         messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
-        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw()
+        return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw(dead=True)
 
     def run(
         self,
@@ -98,12 +115,13 @@ class TrajectoryKernel(MCMCKernel, ABC):
         kept: list[ParticlePosterior] = []
         warm: list[ParticlePosterior] = []  # the last iteration
         start = time.perf_counter()
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 state = self.start(*args, **kwargs)
-                state.chain = ChainRecord(warmup_steps)
+                state.chain = replace(state.chain, warmup_steps=warmup_steps)
                 for i in range(warmup_steps + num_samples):
                     posterior, state = self.step(state, *args, **kwargs)
+                    posterior.no_evidence = CHAIN
                     warm = [posterior]
                     if i >= warmup_steps:
                         kept.append(posterior)
@@ -111,7 +129,7 @@ class TrajectoryKernel(MCMCKernel, ABC):
                         callback(posterior)
             except BaseException as error:
                 cost = {**meter.totals, "seconds": time.perf_counter() - start}
-                error.partial_posterior = self.pooled(kept or warm, state.chain, cost) if warm else None  # type: ignore[attr-defined]
+                attach_partial(error, lambda: self.pooled(kept or warm, state.chain, cost) if warm else None)
                 raise
         return self.pooled(kept, state.chain, {**meter.totals, "seconds": time.perf_counter() - start})
 
@@ -122,11 +140,11 @@ class TrajectoryKernel(MCMCKernel, ABC):
     # Pyro's MCMCKernel --------------------------------------------------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state of its own."""
+        """Begin a run: from ``initial_params`` if they were set since the last run, else from a first state that it draws."""
         given = None if self._running else self._initial_params
         start = self.start(*args, **kwargs) if given is None else given
         self._args, self._kwargs = args, kwargs
-        self._chain = ChainRecord(warmup_steps)
+        self._chain = ChainRecord(warmup_steps, scope=start.chain.scope)
         self._initial_params, self._running = start, True
 
     @property

@@ -1,6 +1,6 @@
 """The particles of a run: weights, sites, resampling records, and what models thread through barriers."""
 
-from .history import History, Site, Step
+from .history import History, ResamplingRecord, Site
 from .particle_system import ParticleSystem
 from .state import PooledState, State, StateThatEnds, StateWithAnswers, StateWithCache
 from .trajectory import ChainRecord, Trajectory
@@ -12,12 +12,12 @@ __all__ = [
     "History",
     "ParticleSystem",
     "PooledState",
+    "ResamplingRecord",
     "Site",
     "State",
     "StateThatEnds",
     "StateWithAnswers",
     "StateWithCache",
-    "Step",
     "Trajectory",
     "WeightedParticles",
     "Weights",

@@ -1,4 +1,4 @@
-"""What it takes to go on with a particle filter from a barrier."""
+"""State of a particle filter at a barrier, from which it can continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..util import safe_file
-from .history import Site, Step
+from .history import ResamplingRecord, Site
 from .plates import Frame
 from .pytree import map_objects
 from .snapshot import Snapshot
@@ -136,7 +136,7 @@ class Checkpoint:
         """
         stored = safe_file.read(path, KIND, VERSION)
         arguments = stored["arguments"]
-        sites, steps = [Site(*site) for site in stored["sites"]], [Step(*step) for step in stored["steps"]]
+        sites, steps = [Site(*site) for site in stored["sites"]], [ResamplingRecord(*step) for step in stored["steps"]]
         snapshot = Snapshot(
             Weights(stored["log_weights"]),
             stored["log_likelihood"],

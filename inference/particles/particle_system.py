@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .history import Site, Step, score_of
-from .plates import Frame, dependent_dims, per_population, plates_of
-from .pytree import lanes_done
+from .history import ResamplingRecord, Site, score_of
+from .leaves import copied
+from .plates import Frame, dependent_dims, per_population, plates_of, subsampled_plates
+from .pytree import particles_done
 from .site_util import is_deterministic
 from .snapshot import Snapshot, lengths_of
 from .weights import Weights
 
 
 class ParticleSystem:
-    """Weights, sites and barriers so far, and the plates that hold populations of their own. Each run makes one.
+    """Weights, sites and barriers so far, and the plates that hold their own populations. Each run makes one.
 
     :param int num_particles: N.
     :param int max_plate_nesting: number of plates of the model.
@@ -40,7 +41,7 @@ class ParticleSystem:
         self._start(torch.zeros(num_particles, *(1,) * max_plate_nesting, dtype=torch.float64))
         self.uneven_lengths: Tensor | None = None
         self.sites: list[Site] = []
-        self.records: list[Step] = []
+        self.records: list[ResamplingRecord] = []
         self.unchecked: list[tuple[str, Weights]] = []
         self.last: Snapshot | None = None
         self.segment = self._counted = -1
@@ -48,6 +49,7 @@ class ParticleSystem:
         self._in_segment = False
         self._stack: tuple[Any, ...] = ()  # plates around the last site
         self._plates_met: list[tuple[str, int | None]] = []  # the same, by name and dimension
+        self._subsampled: set[Frame] = set()
 
     def restore(self, snapshot: Snapshot) -> None:
         """A system that has met no site becomes what it was at a barrier, or at the end of the model."""
@@ -72,7 +74,7 @@ class ParticleSystem:
         self.numbers = torch.arange(self.num_particles, device=like.device).view(-1, *(1,) * self.max_plate_nesting).expand_as(like)
 
     def meet(self, msg: Any) -> None:
-        """Take note of the plates and the segment of a site, before its density is added."""
+        """Record the plates and the segment of a site, before its density is added."""
         if msg["cond_indep_stack"] is not self._stack:  # the particle plate gives the same tuple where it is alone
             self._meet_plates(msg)
         if self._counted < self.segment:
@@ -85,6 +87,7 @@ class ParticleSystem:
             return
         self._plates_met = met
         plates = plates_of(msg, self.max_plate_nesting)
+        self._subsampled |= subsampled_plates(msg)
         if self.plates is None:
             self.plates = plates
             sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"]}
@@ -153,7 +156,7 @@ class ParticleSystem:
         """A barrier ends the segment and gives ``state``."""
         self.done = self.population_done(state)
         self._in_segment = False
-        self.last = self.snapshot(state)
+        self.last = self.snapshot(copied(state))  # the model may change its own in place
 
     @property
     def lengths(self) -> Tensor:
@@ -162,26 +165,37 @@ class ParticleSystem:
 
     def record(self, msg: Any, log_prob: Tensor | None) -> None:
         """Keep a site's value with the number of barriers before it."""
-        value = None
-        if not msg["is_observed"] or is_deterministic(msg):
-            shape = msg["fn"].shape()
-            value = msg["value"] if msg["value"].shape == shape else msg["value"].expand(shape)
+        value, note = None, is_deterministic(msg)
+        if note or not msg["is_observed"]:
+            shape = self._shape_of_note(msg) if note else msg["fn"].shape()
+            value = msg["value"].clone()  # what the model holds it may change in place
+            value = value if value.shape == shape else value.expand(shape)
         score = score_of(msg["fn"], log_prob) if msg["is_observed"] else None
         if value is not None or score is not None or self.record_log_probs:
             self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.records), score))
+
+    def _shape_of_note(self, msg: Any) -> torch.Size:
+        """``[N, *batch, *event]`` of a deterministic site: its leading dimensions are the particles and plates if they can be.
+
+        ``pyro.deterministic`` takes all dimensions of a value for its event, unless it is told ``event_dim``.
+        """
+        fn, value, ndim = msg["fn"], msg["value"], 1 + self.max_plate_nesting
+        own, batch = value.shape[:ndim], fn.batch_shape
+        fits = len(own) == ndim and own[0] == self.num_particles and all(a in (1, b) for a, b in zip(own, batch, strict=True))
+        return torch.Size([*batch, *value.shape[ndim:]]) if fits and len(fn.event_shape) == value.dim() else fn.shape()
 
     def record_barrier(self, state: Any, ess: Tensor) -> None:
         """Record a barrier before anything happens at it: every particle is its own ancestor."""
         like, done = self.weights.log_weights, self.population_done(state)
         done = None if done is None else done.expand_as(like)
-        self.records.append(Step(ess, self.numbers, self._unmoved, like, self.log_likelihood, done))
+        self.records.append(ResamplingRecord(ess, self.numbers, self._unmoved, like, self.log_likelihood, done))
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: particles of which all that one population holds is done; ``None`` if the state does not tell."""
-        done = lanes_done(state)
+        done = particles_done(state)
         if done is None:
             return None
-        done = done.reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
+        done = done.clone().reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
         for dim in self._dependent:
             done = done.all(dim, keepdim=True)
         return done
@@ -189,10 +203,16 @@ class ParticleSystem:
     def snapshot(self, value: Any) -> Snapshot:
         """The particles as they are now, with the state or return value that belongs to them.
 
-        :raises ValueError: if there was no site.
+        :raises ValueError: if there was no site, or a plate with ``subsample_size`` holds populations of their own.
         """
         if self.plates is None:
             raise ValueError("the model has no sample site; there is nothing to infer")
+        if self._subsampled and self._subsampled & self.plates:
+            name = min(frame.name for frame in self._subsampled & self.plates)
+            raise ValueError(
+                f"plate {name!r} has a subsample_size, but its elements share nothing, so that each is a population of its own and its "
+                "likelihood would count several times: leave out subsample_size, or sample what the elements share before the plate"
+            )
         sites, records = self.sites, self.records
         return Snapshot(
             self.weights,

@@ -1,4 +1,4 @@
-"""Which plates of a model hold populations of their own, and what each of them gets of a site."""
+"""Which plates of a model hold their own populations, and what each of them gets of a site."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def plates_of(msg: Any, max_plate_nesting: int) -> frozenset[Frame]:
             f"{max_plate_nesting + len(outer)} (the number of nested plates of the model)"
         )
     return frozenset(Frame(frame.name, frame.dim) for frame in stack if frame.name != PLATE)
+
+
+def subsampled_plates(msg: Any) -> set[Frame]:
+    """The plates around a site of which only a subsample is there."""
+    return {
+        Frame(frame.name, frame.dim) for frame in msg["cond_indep_stack"] if frame.vectorized and frame.full_size not in (None, frame.size)
+    }
 
 
 def dependent_dims(plates: frozenset[Frame], max_plate_nesting: int) -> list[int]:

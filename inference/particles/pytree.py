@@ -13,7 +13,7 @@ _SCALARS = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype
 
 
 def take(tensor: Tensor, index: Tensor) -> Tensor:
-    """Lanes ``index[k]`` of ``tensor [N, *batch, *event]`` as ``[K, *batch, *event]``.
+    """Particles ``index[k]`` of ``tensor [N, *batch, *event]`` as ``[K, *batch, *event]``.
 
     :param Tensor index: ``[K, *plates]``; a plate of size 1 in the tensor is spread where the index differs along it.
     """
@@ -22,12 +22,20 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
         return tensor.index_select(0, index.flatten())
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
-    lanes = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
-    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, lanes)
+    particles = index.reshape(*index.shape, *(1 for _ in event)).expand(index.shape[0], *batch, *event)
+    return tensor.expand(tensor.shape[0], *batch, *event).gather(0, particles)
+
+
+def view(tensor: Tensor, index: Tensor) -> Tensor:
+    """As :func:`take`, for tensors that nobody writes to: what all particles share takes no memory for each."""
+    if tensor.shape[0] == 1 or tensor.stride(0) != 0:
+        return take(tensor, index)
+    batch = torch.broadcast_shapes(tensor.shape[1 : index.dim()], index.shape[1:])
+    return tensor[:1].expand(index.shape[0], *batch, *tensor.shape[index.dim() :])
 
 
 def take_one(tensor: Tensor, index: Tensor) -> Tensor:
-    """The lane ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
+    """The particle ``index [1, *plates]`` of ``tensor [N, *batch, *event]``, without the particle dimension."""
     ndim = index.dim()
     batch = torch.broadcast_shapes(tensor.shape[1:ndim], index.shape[1:])
     event = tensor.shape[ndim:]
@@ -36,14 +44,14 @@ def take_one(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
-    """Permute the lanes of a state.
+    """Permute the particles of a state.
 
     Tensors by their leading particle dimension, objects by their ``reorder(index)``, containers recursively; Python scalars, ``None`` and
-    0-dim tensors are the same for every lane.
+    0-dim tensors are the same for every particle.
 
     :param Tensor index: ``[N, *plates]`` ancestors.
     :raises TypeError: for a leaf of any other type, naming it.
-    :raises ValueError: for a tensor without the particle dimension, naming it.
+    :raises ValueError: for a tensor without the particle dimension, or a list of as many plain values as there are particles, naming it.
     """
     if callable(getattr(state, "reorder", None)):
         return state.reorder(index)
@@ -53,9 +61,10 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
         if state.shape[0] != index.shape[0] or state.dim() < index.dim():
             raise ValueError(
                 f"barrier leaf {path} has shape {tuple(state.shape)}; its leading dimensions must be the particles and the model's plates, "
-                f"here {tuple(index.shape)}. Keep values that are the same for every lane out of the barrier."
+                f"here {tuple(index.shape)}. Keep values that are the same for every particle out of the barrier."
             )
         return take(state, index)
+    _refuse_ambiguous(state, index, path)
     if isinstance(state, dict):
         return type(state)((key, reorder(value, index, f"{path}[{key!r}]")) for key, value in state.items())
     if isinstance(state, tuple) and hasattr(state, "_fields"):
@@ -70,20 +79,58 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     )
 
 
-def lanes_done(state: Any) -> Tensor | None:
-    """``[N, *plates]``: lanes that are done, for states with objects that carry ``done``; ``None`` if nobody tells."""
+def plain_items(state: Any) -> list[Any] | None:
+    """The values of a list, a tuple, or a dictionary keyed 0, 1, .., if all of them are plain: they are not permuted.
+
+    A tensor without dimensions and an object with a single particle are plain as well, and so are containers of plain values.
+    """
+
+    def is_plain(item: Any) -> bool:
+        if isinstance(item, list | tuple):
+            return all(map(is_plain, item))
+        if isinstance(item, dict):
+            return all(map(is_plain, item.values()))
+        return isinstance(item, _SCALARS) or (isinstance(item, Tensor) and item.dim() == 0) or _single(item)
+
+    if isinstance(state, dict):
+        if list(state) != list(range(len(state))):
+            return None
+        items = list(state.values())
+    elif isinstance(state, list | tuple) and not hasattr(state, "_fields"):
+        items = list(state)
+    else:
+        return None
+    return items if items and all(map(is_plain, items)) else None
+
+
+def _refuse_ambiguous(state: Any, index: Tensor, path: str) -> None:
+    """
+    :raises ValueError: for as many plain values as there are particles: one for each of them would not be permuted.
+    """
+    if not isinstance(state, list | tuple | dict) or len(state) != index.shape[0] or len(state) < 2 or plain_items(state) is None:
+        return
+    kind = "dictionary keyed 0, 1, .." if isinstance(state, dict) else type(state).__name__
+    raise ValueError(
+        f"barrier leaf {path} is a {kind} of {len(state)} plain values, as many as there are particles: are they one for each particle? "
+        "barrier() would not permute them. Pass a tensor with the particles first, or an object with a reorder(index) method; keep what is "
+        "the same for every particle out of the barrier"
+    )
+
+
+def particles_done(state: Any) -> Tensor | None:
+    """``[N, *plates]``: particles that are done, for states with objects that carry ``done``; ``None`` if no object has it."""
     if callable(getattr(state, "reorder", None)):
         done = getattr(state, "done", None)
         return done if isinstance(done, Tensor) and done.dim() > 0 else None
     if not isinstance(state, dict | list | tuple):
         return None
     children = state.values() if isinstance(state, dict) else state
-    known = [done for done in map(lanes_done, children) if done is not None]
+    known = [done for done in map(particles_done, children) if done is not None]
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 
-def lane(value: Any, index: tuple[int, ...]) -> Any:
-    """The part of a model's return value that belongs to one lane.
+def particle(value: Any, index: tuple[int, ...]) -> Any:
+    """The part of a model's return value that belongs to one particle.
 
     :param tuple index: particle, then plate indices.
     """
@@ -98,28 +145,28 @@ def lane(value: Any, index: tuple[int, ...]) -> Any:
             value = value[min(i, value.shape[0] - 1)] if value.shape[0] == 1 else value[i]
         return value
     if isinstance(value, dict):
-        return type(value)((key, lane(item, index)) for key, item in value.items())
+        return type(value)((key, particle(item, index)) for key, item in value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(lane(getattr(value, name), index) for name in value._fields))
+        return type(value)(*(particle(getattr(value, name), index) for name in value._fields))
     if isinstance(value, list | tuple):
-        return type(value)(lane(item, index) for item in value)
+        return type(value)(particle(item, index) for item in value)
     return value
 
 
 def pick(value: Any, index: Tensor) -> Any:
-    """The lane ``index [1, *plates]`` of each population of what a model returned, without the particle dimension.
+    """The particle ``index [1, *plates]`` of each population of what a model returned, without the particle dimension.
 
-    As lenient as :func:`lane`: what has no lanes is returned as it is.
+    As lenient as :func:`particle`: what has no particles is returned as it is.
     """
 
     def of_object(item: Any) -> Any:
         return item if _single(item) else item.reorder(index.expand(len(item), *index.shape[1:]))[0]
 
-    return _mapped(value, of_object, lambda tensor: take_one(tensor, index) if tensor.dim() >= index.dim() else tensor)
+    return map_leaves(value, of_object, lambda tensor: take_one(tensor, index) if tensor.dim() >= index.dim() else tensor)
 
 
 def permute(value: Any, index: Tensor) -> Any:
-    """What a model returned with lane ``n`` replaced by lane ``index[n]``, as lenient as :func:`lane`.
+    """What a model returned with particle ``n`` replaced by particle ``index[n]``, as lenient as :func:`particle`.
 
     :param Tensor index: ``[N, *plates]``.
     """
@@ -127,32 +174,32 @@ def permute(value: Any, index: Tensor) -> Any:
     def of_object(item: Any) -> Any:
         return item if _single(item) else item.reorder(index)
 
-    return _mapped(value, of_object, lambda tensor: take(tensor, index) if tensor.dim() >= index.dim() else tensor)
+    return map_leaves(value, of_object, lambda tensor: take(tensor, index) if tensor.dim() >= index.dim() else tensor)
 
 
 def _single(item: Any) -> bool:
     return getattr(item, "batch_shape", None) == ()
 
 
-def _mapped(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any]) -> Any:
-    """Every leaf with lanes mapped, the others as they are."""
+def map_leaves(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any]) -> Any:
+    """Every object that permutes itself and every tensor mapped, all else as it is."""
     if callable(getattr(value, "reorder", None)):
         return of_object(value)
     if isinstance(value, Tensor):
         return of_tensor(value)
     if isinstance(value, dict):
-        return type(value)((key, _mapped(item, of_object, of_tensor)) for key, item in value.items())
+        return type(value)((key, map_leaves(item, of_object, of_tensor)) for key, item in value.items())
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(getattr(value, name), of_object, of_tensor) for name in value._fields))
+        return type(value)(*(map_leaves(getattr(value, name), of_object, of_tensor) for name in value._fields))
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, of_object, of_tensor) for item in value)
+        return type(value)(map_leaves(item, of_object, of_tensor) for item in value)
     return value
 
 
 def concatenate(values: list[Any]) -> Any:
-    """What several runs returned as one value with the lanes of all.
+    """What several runs returned as one value with the particles of all.
 
-    :raises TypeError: for an object with lanes but without ``concatenate(others)``.
+    :raises TypeError: for an object with particles but without ``concatenate(others)``.
     """
     first = values[0]
     if callable(getattr(first, "reorder", None)):
@@ -179,9 +226,9 @@ def select_plate(value: Any, dim: int, i: int) -> Any:
     def of_tensor(tensor: Tensor) -> Tensor:
         return tensor.select(dim, i if tensor.shape[dim] > 1 else 0) if tensor.dim() > dim else tensor
 
-    return _mapped(value, of_object, of_tensor)
+    return map_leaves(value, of_object, of_tensor)
 
 
 def map_objects(value: Any, fn: Callable[[Any], Any]) -> Any:
     """The value with ``fn`` of each object that permutes itself by ``reorder(index)``, in order; all else stays as it is."""
-    return _mapped(value, fn, lambda tensor: tensor)
+    return map_leaves(value, fn, lambda tensor: tensor)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .history import Site, Step
+from .history import ResamplingRecord, Site
 from .plates import Frame
 from .weights import Weights
 
@@ -16,7 +16,7 @@ class Snapshot(NamedTuple):
     """Taking one costs nothing: tensors are never changed in place, and of lists that grow only the length is kept.
 
     :ivar Tensor log_likelihood: ``[N, *plates]``.
-    :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each lane took part in; ``None`` where all lanes took part in all.
+    :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each particle took part in; ``None`` where all particles took part in all.
     :ivar int segment: index of the last segment that was begun.
     :ivar int counted: index of the last segment that counts in :attr:`lengths`.
     :ivar value: the state that the barrier returned, or what the model returned.
@@ -28,7 +28,7 @@ class Snapshot(NamedTuple):
     plates: frozenset[Frame]
     all_sites: list[Site]
     num_sites: int
-    all_records: list[Step]
+    all_records: list[ResamplingRecord]
     num_records: int
     segment: int
     counted: int
@@ -43,10 +43,10 @@ class Snapshot(NamedTuple):
         return tuple(self.all_sites[: self.num_sites])
 
     @property
-    def records(self) -> tuple[Step, ...]:
+    def records(self) -> tuple[ResamplingRecord, ...]:
         return tuple(self.all_records[: self.num_records])
 
 
 def lengths_of(uneven: Tensor | None, counted: int, like: Tensor) -> Tensor:
-    """``[N, *plates]``: segments that each lane took part in, as a snapshot knows them."""
+    """``[N, *plates]``: segments that each particle took part in, as a snapshot knows them."""
     return torch.full_like(like, counted + 1, dtype=torch.long) if uneven is None else uneven

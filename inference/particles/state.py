@@ -65,6 +65,15 @@ class PooledState(State, Protocol):
 
 
 @runtime_checkable
+class ComparedState(State, Protocol):
+    """A state that tells an audit what to compare; of another one, the tensors among its attributes are."""
+
+    def compared(self) -> Any:
+        """Tensors and plain values, in containers, that two equal states have in common."""
+        ...
+
+
+@runtime_checkable
 class StateWithCache(State, Protocol):
     """A state with a cache worth saving: its values are the same without, but work is done again."""
 

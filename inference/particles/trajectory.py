@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .pytree import permute, take
+from .run_scope import RunScope
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class ChainRecord:
     :ivar Tensor acceptance_rate: mean acceptance probability since the warm-up, during it since the start; ``None`` before the first step,
         and for kernels that accept always.
     :ivar float step_size_scale: what an adaptation multiplies step sizes by.
+    :ivar RunScope scope: what all executions of the model have in common.
     """
 
     warmup_steps: int = 0
     num_steps: int = 0
     acceptance_rate: Tensor | None = None
     step_size_scale: float = 1.0
+    scope: RunScope | None = None
 
     def after(self, acceptance: Tensor | None) -> ChainRecord:
         """After one more step, which was accepted with probability ``acceptance``; ``None`` for a kernel that accepts always."""
@@ -39,7 +42,7 @@ class ChainRecord:
 class Trajectory(dict[str, Tensor]):
     """One execution of a model per population: its latent sites, and what an algorithm keeps beside them.
 
-    A site that an execution lacks is one that it reached done: a model gives such a site one value only.
+    An execution that was done before a site lacks it; such a site has only one possible value.
 
     :param values: ``{name: [*plates, *event]}``.
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
@@ -65,8 +68,15 @@ class Trajectory(dict[str, Tensor]):
     def reorder(self, index: Tensor) -> Trajectory:
         """Trajectories of several populations in another order.
 
-        :param Tensor index: ``[K, *plates]``: population ``k`` gets the trajectory of population ``index[k]`` of the leftmost plate.
+        :param Tensor index: ``[K, *plates]``, or ``[K]`` for all plates alike: population ``k`` gets the trajectory of population
+            ``index[k]`` of the leftmost plate.
+        :raises ValueError: for an index of other plates.
         """
+        if self.length is not None:
+            own = self.length.shape
+            index = index.reshape(*index.shape, *(1 for _ in own[index.dim() :]))
+            if index.dim() != len(own) or any(i not in (1, size) and size != 1 for i, size in zip(index.shape[1:], own[1:], strict=True)):
+                raise ValueError(f"index has shape {tuple(index.shape)}, the trajectories' populations have {tuple(own)}")
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else take(tensor, index)

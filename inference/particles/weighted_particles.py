@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .history import Site, Step
+from .history import ResamplingRecord, Site
 from .pytree import select_plate
 from .weights import Weights
 
@@ -29,7 +29,7 @@ class WeightedParticles(NamedTuple):
     weights: Weights
     plate_dims: tuple[int, ...] = ()
     sites: tuple[Site, ...] = ()
-    records: tuple[Step, ...] = ()
+    records: tuple[ResamplingRecord, ...] = ()
     value: Any = None
     lengths: Tensor | None = None
     log_likelihood: Tensor | None = None

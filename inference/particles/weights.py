@@ -19,12 +19,13 @@ class Weights:
     :param Tensor log_weights: ``[N, *plates]``, unnormalised.
     """
 
-    __slots__ = ("_ess", "_log_mean", "log_weights")
+    __slots__ = ("_alive", "_ess", "_log_mean", "log_weights")
 
     def __init__(self, log_weights: Tensor) -> None:
         self.log_weights = log_weights if log_weights.dtype is torch.float64 else log_weights.to(torch.float64)
         self._log_mean: Tensor | None = None
         self._ess: Tensor | None = None
+        self._alive: bool | None = None
 
     @property
     def num_particles(self) -> int:
@@ -40,22 +41,37 @@ class Weights:
 
     @property
     def normalized(self) -> Tensor:
-        """``[N, *plates]``: weights that sum to one over the particles; nan where every weight is zero."""
-        return self.log_weights.softmax(0)
+        """``[N, *plates]``: weights that sum to one over the particles; 0 in a dead population."""
+        softmax = self.log_weights.softmax(0)
+        return softmax if self.alive else torch.where(self.dead, 0.0, softmax)
 
     @property
     def ess(self) -> Tensor:
-        """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994); nan for a dead population."""
+        """``[*plates]``: effective sample size ``1 / sum W^2`` (Kong, Liu & Wong, 1994); 0 for a dead population."""
         if self._ess is None:
-            normalized = self.normalized
-            self._ess = torch.linalg.vecdot(normalized, normalized, dim=0).reciprocal()
+            softmax = self.log_weights.softmax(0)
+            ess = torch.linalg.vecdot(softmax, softmax, dim=0).reciprocal()
+            self._alive = not (math.isnan(ess.item()) if ess.numel() == 1 else bool(ess.isnan().any()))
+            self._ess = ess if self._alive else torch.where(self.dead, 0.0, ess)
         return self._ess
+
+    @property
+    def dead(self) -> Tensor:
+        """``[*plates]``: populations whose every weight is zero."""
+        return self.log_mean == -torch.inf
 
     @property
     def alive(self) -> bool:
         """Whether every population has a mean weight that is neither zero nor infinite nor nan."""
-        ess = self.ess
-        return not (math.isnan(ess.item()) if ess.numel() == 1 else bool(ess.isnan().any()))
+        if self._alive is None:
+            _ = self.ess
+        assert self._alive is not None
+        return self._alive
+
+    @property
+    def to_draw_by(self) -> Tensor:
+        """``[N, *plates]``: log-weights to draw particles by. Those of a dead population, from which nothing is to be drawn, are alike."""
+        return self.log_weights if self.alive else torch.where(self.dead, 0.0, self.log_weights)
 
     def add(self, log_increment: Tensor) -> Weights:
         """Multiply the weights by ``exp(log_increment)``."""

@@ -21,7 +21,7 @@ class PooledPosterior(ParticlePosterior):
 
     :param list parts: posteriors with the same plates.
     :param list log_weights: ``[N_i, *plates]`` for each part, on a common scale.
-    :ivar list parts: the posteriors. :attr:`sites` has those that all of them have.
+    :ivar list parts: the posteriors. :attr:`sites` has the sites that all of them have.
     :cvar str part_name: what a part is.
     :cvar str parts_at: the attribute to take parts from.
     :cvar bool unbiased: whether the mean weight of a part estimates the evidence.
@@ -49,6 +49,22 @@ class PooledPosterior(ParticlePosterior):
             )
         )
         self.cost = cost
+        self.complete = all(part.complete for part in parts)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """``[*P]``: log of the mean weight of all particles, where the mean weight of each part estimates the evidence.
+
+        :raises ValueError: if a part gives no evidence, or its mean weight is no estimate of it.
+        """
+        for part in self.parts:
+            _ = part.log_evidence
+        if not self.unbiased:
+            raise ValueError(
+                f"a pool of {self.part_name}s gives no evidence: their particles were pooled with weights of their own. "
+                f"Each of {self.parts_at} has its log_evidence"
+            )
+        return super().log_evidence
 
 
 def _joined(tensors: list[Tensor | None]) -> Tensor | None:
@@ -56,10 +72,13 @@ def _joined(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(known) if len(known) == len(tensors) else None
 
 
+CHAIN = "a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model"
+
+
 class ChainPosterior(PooledPosterior):
     """All particles of all iterations of a particle chain; every iteration has the same total weight.
 
-    There is no evidence estimate: a conditional filter's is not unbiased.
+    There is no evidence estimate, neither of the chain nor of an iteration: that of a conditional or an accepted filter is not unbiased.
 
     :ivar list iterations: the :class:`ParticlePosterior` of each iteration; the same one again where the state did not change.
     :ivar Tensor acceptance_rate: ``[*P]`` mean acceptance probability of the iterations; ``None`` for a kernel that accepts always.
@@ -112,7 +131,7 @@ class ChainPosterior(PooledPosterior):
 
     @property
     def log_evidence(self) -> Tensor:
-        raise ValueError("a Markov chain over trajectories gives no evidence; run SMC, TemperedSMC or Importance on the model")
+        raise ValueError(CHAIN)
 
     def __repr__(self) -> str:
         return f"ChainPosterior({len(self.iterations)} iterations, {self.num_particles} particles in all)"

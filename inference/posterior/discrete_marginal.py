@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from .equivalence_classes import Equivalent, representatives
 
 
 class DiscreteMarginal:
     """Probabilities of hashable values, most probable first; ties keep the order of first appearance. Values of zero weight are left out.
 
-    :param pairs: (value, weight) pairs; the weights of equal values are added, then all are normalised.
+    Of a population whose particles all have weight zero it is empty: ``len(marginal) == 0``, every value has probability 0.
+
+    :param pairs: (value, weight) pairs; the weights of equal values are added, then all are normalised. A tensor without dimensions counts
+        as the number that it holds.
+    :raises TypeError: for a value that is not compared by what it holds, such as a larger tensor.
     """
 
     def __init__(self, pairs: Iterable[tuple[Hashable, float]]) -> None:
         mass: dict[Hashable, float] = {}
         for value, weight in pairs:
             if weight > 0:
+                value = _by_value(value)
                 mass[value] = mass.get(value, 0.0) + float(weight)
         total = sum(mass.values())
-        if not total > 0:
-            raise ValueError(f"the weights must have a positive sum, got {total}")
         self.probs: dict[Any, float] = {value: m / total for value, m in sorted(mass.items(), key=lambda item: -item[1])}
         self._equivalent: Equivalent | None = None
         self._representative: dict[Hashable, Hashable] = {}
@@ -38,7 +43,12 @@ class DiscreteMarginal:
 
     @property
     def mode(self) -> Any:
-        """The most probable value."""
+        """The most probable value.
+
+        :raises ValueError: if the distribution is empty.
+        """
+        if not self.probs:
+            raise ValueError("an empty distribution has no mode: every particle of the population has weight zero (see posterior.dead)")
         return next(iter(self.probs))
 
     def prob(self, value: Hashable) -> float:
@@ -65,6 +75,29 @@ class DiscreteMarginal:
         shown = ", ".join(f"{value!r}: {p:.3f}" for value, p in list(self.probs.items())[:5])
         more = f", ... {len(self) - 5} more" if len(self) > 5 else ""
         return f"DiscreteMarginal({{{shown}{more}}})"
+
+
+def _by_value(value: Any) -> Any:
+    """The value as one that equals others by what it holds.
+
+    :raises TypeError: for a value that equals only itself: each particle would count as a value of its own.
+    """
+    if isinstance(value, tuple):
+        items = [_by_value(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, Tensor):
+        if value.dim() > 0:
+            raise TypeError(
+                f"a value of the marginal is a tensor of shape {tuple(value.shape)}, and tensors equal only themselves; "
+                "return plain values, e.g. tuple(value.tolist())"
+            )
+        return value.item()
+    kind: Any = type(value)
+    if value is not None and not callable(value) and (kind.__hash__, kind.__eq__) == (object.__hash__, object.__eq__):
+        raise TypeError(
+            f"a value of the marginal is a {kind.__name__}, which equals only itself; return what tells values apart, e.g. its text"
+        )
+    return value
 
 
 def pool(marginals: Any, equivalent: Equivalent | None) -> Any:

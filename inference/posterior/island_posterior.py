@@ -12,10 +12,10 @@ from .particle_posterior import ParticlePosterior
 
 
 class IslandPosterior(PooledPosterior):
-    """The particles of K independent filters as one population of K N; island k has lanes ``k N .. (k + 1) N - 1``.
+    """The particles of K independent filters as one population of K N; island k has particles ``k N .. (k + 1) N - 1``.
 
-    An island counts as much as its estimate of the evidence, hence a particle's weight is what it was in its island, and the evidence is
-    the mean of the islands', which is unbiased as they are.
+    Islands are weighted by their evidence estimates: a particle keeps its weight, and the evidence is the mean of the islands', which is
+    unbiased as they are.
 
     :param ParticlePosterior joint: of the replicated model, whose leftmost plate is the islands.
     :ivar list islands: the :class:`ParticlePosterior` of each, with its ESS, genealogy and evidence.
@@ -32,8 +32,8 @@ class IslandPosterior(PooledPosterior):
         self.complete, self.checkpoint, self.audit = joint.complete, joint.checkpoint, joint.audit
 
     @property
-    def step(self) -> int:
-        return self.islands[0].step
+    def num_barriers(self) -> int:
+        return self.islands[0].num_barriers
 
     @property
     def island_log_evidence(self) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..particles.checkpoint import Checkpoint
 from ..particles.history import History
-from ..particles.pytree import lane as lane_of
-from ..particles.pytree import pick, take, take_one
+from ..particles.pytree import particle as particle_of
+from ..particles.pytree import pick, take, take_one, view
 from ..particles.snapshot import Snapshot
 from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
@@ -30,9 +30,9 @@ from .views import PosteriorViews
 class ParticlePosterior(PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
-    N particles, P the model's independent plates (often none), T barriers. Everything along lanes is along *surviving* lineages: lane
-    ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's ``EmpiricalMarginal`` where the model
-    has no independent plates.
+    N particles, P the model's independent plates (often none), T barriers. Attributes with a particle dimension follow *surviving*
+    lineages: particle ``n`` of :attr:`sites`, :attr:`value` and :attr:`log_weights` is one trajectory. Works with Pyro's
+    ``EmpiricalMarginal`` where the model has no independent plates.
 
     :param WeightedParticles particles: what is known of them.
     :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.
@@ -42,11 +42,13 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
         ``unbiased`` tells whether the mean weight of a part estimates the evidence.
     :ivar list iterations: of a Markov chain.
+    :ivar str no_evidence: why :attr:`log_evidence` is refused; ``None`` where the mean weight estimates the evidence.
+    :cvar bool estimates_posterior: whether weights estimate the model's posterior; those of a search are votes.
     :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True
-    gives_evidence: ClassVar[bool] = True
+    estimates_posterior: ClassVar[bool] = True
     unit: ClassVar[str] = "step"
     parts: Sequence[ParticlePosterior] = ()
     iterations: Sequence[ParticlePosterior] = ()
@@ -54,6 +56,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     parts_at: ClassVar[str] = "parts"
     unbiased: ClassVar[bool] = True
     checkpoint: Checkpoint | None = None
+    no_evidence: str | None = None
 
     def __init__(self, particles: WeightedParticles) -> None:
         weights, lengths, log_likelihood = particles.weights, particles.lengths, particles.log_likelihood
@@ -98,12 +101,12 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return self.particles.weights.num_particles
 
     @property
-    def step(self) -> int:
+    def num_barriers(self) -> int:
         """T, the number of barriers so far."""
         return len(self.particles.records)
 
     def save(self, path: str | Path, *, caches: bool = True) -> None:
-        """Write what :meth:`SMC.resume` needs to go on from here; a file that is there already is replaced as a whole.
+        """Write what :meth:`SMC.resume` needs to continue from here; an existing file is replaced as a whole.
 
         :param bool caches: also write what the model's state keeps to save work (keys and values of language models), without which a
             resumed run is the same up to rounding only, and does that work again.
@@ -124,82 +127,118 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         return self.particles.weights.normalized[self.particles.public]
 
     @property
+    def dead(self) -> Tensor:
+        """``[*P]``: populations whose every particle has weight zero. Their evidence is estimated as zero (``log_evidence`` is -inf), their
+        weights and ESS are 0, and their :meth:`answers` are empty; they count in every mean of evidences, which is what makes it unbiased.
+        """
+        return self.particles.weights.dead[self.particles.public]
+
+    @property
     def log_evidence(self) -> Tensor:
-        """``[*P]``: log of the unbiased estimate of the evidence."""
+        """``[*P]``: log of the unbiased estimate of the evidence.
+
+        :raises ValueError: if the algorithm gives none, with the reason.
+        """
+        if self.no_evidence is not None:
+            raise ValueError(self.no_evidence)
         return self.particles.weights.log_mean[self.particles.public]
 
     @property
     def ess(self) -> Tensor:
         """``[T, *P]``: effective sample size at each barrier, before resampling."""
-        return self._stacked([step.ess[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.ess[self.particles.public] for step in self.particles.records], self.log_weights[0])
 
     @property
     def ancestors(self) -> Tensor:
-        """``[T, N, *P]``: parent of each lane at each barrier; the lane itself where it was not resampled."""
-        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records])
+        """``[T, N, *P]``: parent of each particle at each barrier; the particle itself where it was not resampled."""
+        return self._stacked([step.ancestors[self.particles.public] for step in self.particles.records], self.log_weights.long())
 
     @property
     def resampled(self) -> Tensor:
         """``[T, *P]``: whether each barrier resampled."""
-        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records])
+        return self._stacked([step.resampled[self.particles.public] for step in self.particles.records], self.log_weights[0].bool())
 
     @staticmethod
-    def _stacked(tensors: list[Tensor]) -> Tensor:
-        return torch.stack(tensors) if tensors else torch.zeros(0)
+    def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
+        """:param Tensor like: shape and number format of each, where there is none."""
+        return torch.stack(tensors) if tensors else torch.zeros_like(like[None][:0])
 
     @cached_property
     def sites(self) -> dict[str, Tensor]:
         """``{name: [N, *P, *event]}``: latent (and deterministic) sites along the surviving lineages."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.value, lineages[site.generation]) for site in self.particles.sites if site.value is not None}
+        return {site.name: view(site.value, lineages[site.barriers]) for site in self.particles.sites if site.value is not None}
 
     @cached_property
     def site_log_probs(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages; only where they were recorded (``record_log_probs``)."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.log_prob, lineages[site.generation]) for site in self.particles.sites if site.log_prob is not None}
+        return {site.name: take(site.log_prob, lineages[site.barriers]) for site in self.particles.sites if site.log_prob is not None}
 
     @cached_property
     def site_scores(self) -> dict[str, Tensor]:
         """``{name: [N, *P]}`` along the surviving lineages: scores of observed sites whose distribution has them (``StepReward``)."""
         lineages = self.particles.lineages()
-        return {site.name: take(site.score, lineages[site.generation]) for site in self.particles.sites if site.score is not None}
+        return {site.name: take(site.score, lineages[site.barriers]) for site in self.particles.sites if site.score is not None}
 
     @cached_property
     def history(self) -> History:
-        """All particles of the run, those that died included, and where the lanes of this posterior come from."""
+        """All particles of the run, those that died included, and where the particles of this posterior come from."""
         return History.of(self.particles.sites, self.particles.records, self.particles.weights.log_weights)
 
-    def lane(self, index: tuple[int, ...]) -> Any:
-        """What the model returned for one lane.
+    def particle(self, index: tuple[int, ...]) -> Any:
+        """What the model returned for one particle.
 
         :param tuple index: particle, then an index for each level of ``max_plate_nesting``.
         """
-        return lane_of(self.value, index)
+        return particle_of(self.value, index)
 
     @property
     def lengths(self) -> Tensor:
-        """``[N, *P]``: steps that each lane took, i.e. segments between barriers with a latent site, until it was done."""
-        assert self.particles.lengths is not None, "lengths are kept by sweeps only"
-        return self.particles.lengths[self.particles.public]
+        """``[N, *P]``: steps that each particle took, i.e. segments between barriers with a latent site, until it was done."""
+        return self._known("lengths", self.particles.lengths)
 
     @property
     def log_likelihood(self) -> Tensor:
-        """``[N, *P]`` float64: log-probability of the observed sites of each lane, not tempered."""
-        assert self.particles.log_likelihood is not None, "log-likelihoods are kept by sweeps only"
-        return self.particles.log_likelihood[self.particles.public]
+        """``[N, *P]`` float64: log-probability of the observed sites of each particle, not tempered."""
+        return self._known("log_likelihood", self.particles.log_likelihood)
 
-    def draw(self) -> Trajectory:
-        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``."""
-        log_w = self.particles.weights.log_weights
-        return self.take(dist.Categorical(logits=log_w.movedim(0, -1)).sample())
+    def _known(self, name: str, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            raise ValueError(f"this {type(self).__name__} does not know {name}, which only algorithms that run and score particles do")
+        return tensor[self.particles.public]
 
-    def take(self, lanes: Tensor) -> Trajectory:
-        """The trajectories of given lanes.
+    def draw(self, *, dead: bool = False) -> Trajectory:
+        """One trajectory by weight, for each plate index on its own: ``{name: [*plates, *event]}``.
 
-        :param Tensor lanes: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
+        :param bool dead: give the last particle of a dead population, a trajectory of density zero from which a chain may start.
+        :raises ValueError: for a dead population unless ``dead``.
         """
-        picked = lanes[None]
+        weights = self.particles.weights
+        if not weights.alive and not dead:
+            self.require_alive()
+        drawn = dist.Categorical(logits=weights.to_draw_by.movedim(0, -1)).sample()
+        return self.take(drawn if weights.alive else torch.where(weights.dead, self.num_particles - 1, drawn))
+
+    def require_alive(self) -> None:
+        """
+        :raises ValueError: if a population is dead, naming it: there is nothing to draw from.
+        """
+        if not bool(self.dead.any()):
+            return
+        index = self.dead.nonzero()[0].tolist()
+        where = f" of problem {index[0] if len(index) == 1 else tuple(index)}" if index else ""
+        raise ValueError(
+            f"every particle{where} has weight zero, so there is nothing to draw: select the populations that live by ~posterior.dead, "
+            "or run the algorithm with more particles"
+        )
+
+    def take(self, particles: Tensor) -> Trajectory:
+        """The trajectories of given particles.
+
+        :param Tensor particles: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
+        """
+        picked = particles[None]
         return Trajectory(
             {name: take_one(value, picked) for name, value in self.sites.items()},
             length=None if self.particles.lengths is None else self.particles.lengths.gather(0, picked)[0],
@@ -210,7 +249,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
     def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
         """The posterior of a function of the model's return value, or Pyro's marginal of sites.
 
-        :param fn: called with what the model returned for one lane; its values must be hashable. A site name (or list, or ``None`` for
+        :param fn: called with what the model returned for one particle; its values must be hashable. A site name (or list, or ``None`` for
             the return value) gives Pyro's ``EmpiricalMarginal`` instead.
         :returns: a :class:`DiscreteMarginal`; with independent plates, nested lists of them, one per plate index.
         """
@@ -225,7 +264,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
             index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
             here: tuple[Any, ...] = (slice(None), *plate)
             mass = weights[here].tolist()
-            return DiscreteMarginal((fn(self.lane((n, *index))), w) for n, w in enumerate(mass) if w > 0)
+            return DiscreteMarginal((fn(self.particle((n, *index))), w) for n, w in enumerate(mass) if w > 0)
 
         def nest(plate: tuple[int, ...]) -> Any:
             return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
@@ -238,7 +277,7 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
         :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
         """
-        first = self.lane((0,) * self.particles.weights.log_weights.dim())
+        first = self.particle((0,) * self.particles.weights.log_weights.dim())
         if not callable(getattr(first, "answers", None)):
             raise TypeError(
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
@@ -259,11 +298,17 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
         - ``ess``: effective sample size before each barrier (of a chain of each iteration, of a ladder of each stage; see :attr:`unit`);
         - ``resampled``: for each of them, whether any population was resampled;
         - ``complete``: whether the model came to its end;
+        - ``dead``: whether every particle has weight zero;
         - ``log_evidence``, or ``no_evidence``: why there is none.
 
         Others add what their algorithm tells of itself; see there.
         """
-        found: dict[str, Any] = {"num_particles": self.num_particles, **self._by_unit(), "complete": self.complete}
+        found: dict[str, Any] = {
+            "num_particles": self.num_particles,
+            **self._by_unit(),
+            "complete": self.complete,
+            "dead": self.dead.tolist(),
+        }
         try:
             found["log_evidence"] = self.log_evidence.tolist()
         except ValueError as error:
@@ -276,10 +321,14 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
 
     def __repr__(self) -> str:
         plates = tuple(self.log_weights.shape[1:])
-        evidence = f"{self.log_evidence.item():.4g}" if not plates else f"{plates}, mean {self.log_evidence.mean().item():.4g}"
+        try:
+            log_evidence = self.log_evidence
+            evidence = f"log evidence {log_evidence.item():.4g}" if not plates else f"log evidence {plates}, mean {log_evidence.mean():.4g}"
+        except ValueError:
+            evidence = "no evidence"
         now = self.particles.weights.ess[self.particles.public]
         ess = f"{now.item():.1f}" if not plates else f"{now.min().item():.1f} to {now.max().item():.1f}"
         return (
             f"ParticlePosterior({self.num_particles} particles, {len(self.particles.records)} barriers, "
-            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, log evidence {evidence}, ESS {ess})"
+            f"{sum(int(step.resampled.any()) for step in self.particles.records)} resampled, {evidence}, ESS {ess})"
         )

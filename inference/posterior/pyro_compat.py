@@ -33,7 +33,9 @@ class Weighted(Protocol):
     @property
     def sites(self) -> dict[str, Tensor]: ...
 
-    def lane(self, index: tuple[int, ...]) -> Any: ...
+    def particle(self, index: tuple[int, ...]) -> Any: ...
+
+    def require_alive(self) -> None: ...
 
     def _traces(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]: ...
 
@@ -61,6 +63,7 @@ class PyroTraces(TracePosterior, LogWeightsMixin):
 
     @property
     def _categorical(self: Weighted) -> dist.Categorical:
+        self.require_alive()
         return dist.Categorical(logits=self.log_weights)
 
     def _traces(self: Weighted, *args: Any, **kwargs: Any) -> Iterator[tuple[Trace, Tensor]]:
@@ -75,7 +78,7 @@ class PyroTraces(TracePosterior, LogWeightsMixin):
                 fn = dist.Delta(value[n], event_dim=value[n].dim()).mask(False)
                 trace.add_node(name, name=name, type="sample", fn=fn, value=value[n], is_observed=False, infer={}, cond_indep_stack=())
             index = (n, *itertools.repeat(0, self.particles.nesting))
-            trace.add_node("_RETURN", name="_RETURN", type="return", value=self.lane(index))
+            trace.add_node("_RETURN", name="_RETURN", type="return", value=self.particle(index))
             yield trace, self.log_weights[n]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ class SearchPosterior(ParticlePosterior):
     :ivar bool decisive: whether the weights alone make the choice, whatever vote a model prefers.
     """
 
-    gives_evidence: ClassVar[bool] = False
+    estimates_posterior: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ..particles.history import History, Site, Step
+from ..particles.history import History, ResamplingRecord, Site
 from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
@@ -18,7 +18,7 @@ class Stage(NamedTuple):
     """One power of the likelihood ``[*plates]``, its resampling, the evidence up to it ``[*plates]``, and moves that changed a particle."""
 
     beta: Tensor
-    step: Step
+    record: ResamplingRecord
     log_evidence: Tensor
     move_rate: Tensor
 
@@ -38,7 +38,7 @@ class TemperedPosterior(ParticlePosterior):
                 weights,
                 plate_dims,
                 tuple(Site(name, value, None, len(stages)) for name, value in particles.items()),
-                tuple(stage.step for stage in stages),
+                tuple(stage.record for stage in stages),
                 particles.value,
                 lengths=particles.length,
                 log_likelihood=particles.log_likelihood,
@@ -54,17 +54,17 @@ class TemperedPosterior(ParticlePosterior):
     @property
     def betas(self) -> Tensor:
         """``[S, *P]``: power of the likelihood at each stage."""
-        return self._stacked([stage.beta[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.beta[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     @property
     def log_evidences(self) -> Tensor:
         """``[S, *P]``: log of the estimated evidence of the tempered model at each stage."""
-        return self._stacked([stage.log_evidence[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.log_evidence[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     @property
     def move_rates(self) -> Tensor:
         """``[S, *P]``: fraction of the moves of each stage that changed their particle."""
-        return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages])
+        return self._stacked([stage.move_rate[self.particles.public] for stage in self._stages], self.log_weights[0])
 
     def diagnostics(self) -> dict[str, Any]:
         """As for every posterior, and ``betas`` and ``move_rates`` of each stage."""

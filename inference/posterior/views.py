@@ -1,4 +1,4 @@
-"""Ways to look at a posterior; each is imported on first use, and so are the packages it needs."""
+"""Views of a posterior; each is imported on first use, as are the packages it needs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class PosteriorViews:
         :param str title: at the top of the page.
         :param describe: ``describe(name, value)`` gives the text of a latent site's value ``[*event]``. By default an object in the model's
             return value with a method ``describe(value)`` does, such as a ``Context``, which decodes steps.
-        :param answer: ``answer(lane)`` reduces what the model returned for a particle to what particles agree or differ in. By default the
-            method ``answers()`` of the return value, if it has one.
+        :param answer: ``answer(particle)`` reduces what the model returned for a particle to what particles agree or differ in. By default
+            the method ``answers()`` of the return value, if it has one.
         :param equivalent: pools answers that count as the same, as in :meth:`ParticlePosterior.answers`.
         :returns: the path.
         :raises OSError: if the file cannot be written.
@@ -72,7 +72,7 @@ class PosteriorViews:
         equivalent: Equivalent | None = None,
         ax: Axes | None = None,
     ) -> Figure:
-        """Lines of descent, coloured by answer, over the strips of ESS and evidence. Lanes are ordered so that no two lines cross.
+        """Lines of descent, coloured by answer, over the strips of ESS and evidence. Particles are ordered so that no two lines cross.
 
         :param plate: index of the problem, for a posterior with independent plates.
         :param answer: as for :meth:`to_html`.
@@ -132,7 +132,7 @@ class PosteriorViews:
         ``log_weight``, ``answer``, ``length`` and ``log_likelihood``, one column for each scalar site, ``log_prob[site]`` where they were
         recorded, and ``score[site]``.
 
-        :param bool steps: the whole genealogy instead, dead branches included: a row for each lane at each step with its ``parent``,
+        :param bool steps: the whole genealogy instead, dead branches included: a row for each particle at each step with its ``parent``,
             ``weight``, ``log_factor``, ``score``, ``text``, ``offspring`` among the particles of the posterior, and ``ess``,
             ``resampled`` and ``log_evidence`` of its population.
         :param describe: as for :meth:`to_html`.

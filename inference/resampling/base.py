@@ -31,9 +31,9 @@ class Resampler(Protocol):
 
 
 class ConditionalResampler(Resampler, Protocol):
-    """A scheme that can also resample around a reference that must survive, for conditional SMC.
+    """A scheme that can also resample given that a reference survives, for conditional SMC.
 
-    Not resampling with one slot overwritten, which is biased: the law of ancestors A and slot k is the scheme's own law tilted to
+    Not resampling with one slot overwritten, which is biased: the distribution of ancestors A and slot k is the scheme's own tilted to
     ``A_k = reference``, i.e. ``r(A | W) 1[A_k = b] / (N W_b)``.
     """
 
@@ -46,7 +46,7 @@ class ConditionalResampler(Resampler, Protocol):
         :param Tensor log_weights: ``[N, *plates]``, unnormalised.
         :param Tensor reference: ``[*plates]``, the particle that must survive; its weight is positive.
         :param Tensor u: ``[num_conditional_uniforms(N), *plates]`` in [0, 1).
-        :returns: ancestors ``[N, *plates]``, and the slot ``[*plates]`` in which the reference goes on.
+        :returns: ancestors ``[N, *plates]``, and the slot ``[*plates]`` in which the reference continues.
         """
         ...
 

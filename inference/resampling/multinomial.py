@@ -23,7 +23,7 @@ class Multinomial:
         return num_particles
 
     def conditional(self, log_weights: Tensor, reference: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The slots are exchangeable, so the reference may as well go on in the first (Andrieu, Doucet & Holenstein, 2010)."""
+        """The slots are exchangeable, so the reference may as well continue in the first (Andrieu, Doucet & Holenstein, 2010)."""
         slot = torch.zeros_like(reference)
         return pin(self(log_weights, u), slot, reference), slot
 

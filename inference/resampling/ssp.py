@@ -12,7 +12,7 @@ class SSP:
     """Offspring counts in {floor, ceil} of ``N W_i`` by pairwise rounding (Srinivasan, 2001; Gerber, Chopin & Whiteley, 2019).
 
     Two fractional parts (a, b) trade mass until one of them is an integer, with probabilities that keep both expectations; the other
-    goes on to the next pair. The pairs form a binary tree, so that a population takes ``log2 N`` rounds on the device.
+    joins the next pair. The pairs form a binary tree, so that a population takes ``log2 N`` passes on the device.
     """
 
     __name__ = "ssp"

@@ -2,7 +2,9 @@
 
 from .base import Search
 from .beam_search import BeamSearch
+from .best_first import BestFirst
 from .dvts import DVTS
+from .rebase import REBASE
 from .votes import BestOfN, SelfConsistency
 
-__all__ = ["DVTS", "BeamSearch", "BestOfN", "Search", "SelfConsistency"]
+__all__ = ["DVTS", "REBASE", "BeamSearch", "BestFirst", "BestOfN", "Search", "SelfConsistency"]

@@ -1,19 +1,21 @@
-"""What searches share: arguments, cost, and what is left of a run that was interrupted."""
+"""What searches share: arguments, cost, and the partial posterior of an interrupted run."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
 
 from ..cost import CostMeter
+from ..errors import attach_partial
 from ..handlers.candidate_messenger import CandidateMessenger
 from ..handlers.filter_options import FilterOptions
 from ..handlers.sweep import sweep
+from ..particles.run_scope import RunScope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.validation import check_model
@@ -23,11 +25,14 @@ class Search(ABC):
     """A search over executions of a model by the scores of their prefixes.
 
     :param model: as for :class:`SMC`.
-    :param int num_particles: lanes.
+    :param int num_particles: particles.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem is searched on its own.
     :param bool audit: keep the log-probabilities that an audit compares.
-    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
+    :cvar bool replays: whether the model is run again along the candidates.
     """
+
+    replays: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -48,7 +53,7 @@ class Search(ABC):
         """The handler of one run."""
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
-        """The result, given the posterior of the lanes with which the model ended."""
+        """The result, given the posterior of the particles with which the model ended."""
         assert isinstance(ended, SearchPosterior)
         return ended
 
@@ -63,20 +68,19 @@ class Search(ABC):
 
         An exception in the middle, Ctrl-C included, carries what was found so far as ``partial_posterior``.
 
-        :raises SMCFailed: if all lanes of a population have score minus infinity.
+        :raises SMCFailed: if all particles of all populations have score minus infinity.
         :raises AuditError: if an audit was asked for and fails.
         """
         start = time.perf_counter()
         messenger = self.messenger()
         report = None if self.callback is None else _Report(messenger, self.callback)
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=self.replays)):
             try:
                 result = self.conclude(messenger, sweep(self.model, messenger, args, kwargs, outside=report), args, kwargs)
             except BaseException as error:
-                partial = self.salvage(messenger, args, kwargs)
-                error.partial_posterior = partial  # type: ignore[attr-defined]
-                if partial is not None:
-                    partial.cost = {**meter.totals, "seconds": time.perf_counter() - start}
+                attach_partial(error, lambda: self.salvage(messenger, args, kwargs))
+                if error.partial_posterior is not None:  # type: ignore[attr-defined]
+                    error.partial_posterior.cost = {**meter.totals, "seconds": time.perf_counter() - start}  # type: ignore[attr-defined]
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - start}
         return result

@@ -17,17 +17,18 @@ from .tree_search import TreeSearch
 
 
 class BeamMessenger(SearchMessenger):
-    """Keeps the best unfinished lanes of each population and copies them; finished ones are put aside."""
+    """Keeps the best unfinished particles of each population and copies them; finished ones are put aside."""
 
-    def __init__(self, options: FilterOptions, beam_width: int, *, sort_completed: bool = False) -> None:
+    def __init__(self, options: FilterOptions, beam_width: int, *, sort_completed: bool = False, filter_duplicates: bool = False) -> None:
         super().__init__(options, "beam search")
-        self.beam_width, self.sort_completed = beam_width, sort_completed
+        self.beam_width, self.sort_completed, self.filter_duplicates = beam_width, sort_completed, filter_duplicates
 
     def __enter__(self) -> BeamMessenger:
         self.completed: list[Candidates] = []
         self.active: Candidates | None = None
-        self.over: Tensor | None = None  # [*plates] populations without an unfinished lane
+        self.over: Tensor | None = None  # [*plates] populations without an unfinished particle
         self.has_completed: Tensor | None = None  # [*plates]
+        self.prefix: Tensor | None = None  # [N, *plates] a number for each prefix, the same for equal ones
         super().__enter__()
         return self
 
@@ -37,26 +38,50 @@ class BeamMessenger(SearchMessenger):
         assert self.has_completed is not None
         in_play = (log_weights > -torch.inf) & ~self.over
         completed, active = in_play & done, in_play & ~done
+        if self.filter_duplicates:
+            self.prefix = self.first_of_equals(log_weights)
+            active = active & (self.prefix == self.system.numbers)
         self.completed.append(self.candidates(completed))
         self.active = self.candidates(active)
         self.has_completed = self.has_completed | completed.any(0)
-        # The best, in the order of their lanes; lane i becomes a copy of the (i mod kept)-th of them.
+        # The best, in the order of their particles; particle i becomes a copy of the (i mod kept)-th of them.
         best_first = torch.where(active, log_weights, -torch.inf).argsort(dim=0, descending=True, stable=True)
         rank = best_first.argsort(dim=0)
         kept = active & (rank < self.beam_width)
         num_kept = kept.sum(0)
         self.over = self.over | (num_kept == 0)
-        lanes = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
+        kept_first = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
         own = self.system.numbers
-        ancestors = torch.where(self.over, own, lanes.gather(0, own % num_kept.clamp(min=1)))
+        ancestors = torch.where(self.over, own, kept_first.gather(0, own % num_kept.clamp(min=1)))
+        if self.prefix is not None:
+            self.prefix = self.prefix.gather(0, ancestors)
         return ancestors, log_weights.gather(0, ancestors)
+
+    def first_of_equals(self, like: Tensor) -> Tensor:
+        """``[N, *plates]``: for each particle, the first whose latent sites all have the same values."""
+        system = self.system
+        before = torch.zeros_like(system.numbers) if self.prefix is None else self.prefix
+        segment = [site.value for site in system.sites if site.value is not None and site.barriers == len(system.records)]
+        values = [value.reshape(*value.shape[: like.dim()], -1) for value in segment]
+
+        def equal_to(i: int) -> Tensor:
+            same = before == before[i]
+            for value in values:
+                equal = (value == value[i]).all(-1)
+                for dim in range(1, like.dim()):
+                    if like.shape[dim] < equal.shape[dim]:  # one population holds what the plate does
+                        equal = equal.all(dim, keepdim=True)
+                same = same & equal
+            return same
+
+        return torch.stack([equal_to(i).to(torch.uint8).argmax(0) for i in range(len(before))])
 
     def finalists(self) -> Candidates:
         assert self.active is not None
         return self._first(Candidates.joined([self._completed(), self.active]))
 
     def finished(self) -> Candidates | None:
-        if self.has_completed is None or not bool(self.has_completed.all()):
+        if self.has_completed is None or self.over is None or not bool((self.has_completed | self.over).all()):
             return None
         return self._first(self._completed())
 
@@ -67,12 +92,17 @@ class BeamMessenger(SearchMessenger):
         return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
 
     def _first(self, pool: Candidates) -> Candidates:
-        """The first ``N`` that are eligible, repeated where there are fewer."""
+        """The first ``N`` that are eligible, repeated where there are fewer; of a dead population the last ``N``, without weight."""
         eligible_first = (~pool.eligible).to(torch.uint8).argsort(dim=0, stable=True)
-        return pool.take(eligible_first.gather(0, self.system.numbers % pool.eligible.sum(0)))
+        count, own = pool.eligible.sum(0), self.system.numbers
+        first = eligible_first.gather(0, own % count.clamp(min=1))
+        found = pool.take(torch.where(count > 0, first, len(pool.eligible) - len(own) + own))
+        return found._replace(
+            log_weights=torch.where(count > 0, found.log_weights, -torch.inf), scores=torch.where(count > 0, found.scores, -torch.inf)
+        )
 
     def check_alive(self) -> None:
-        """A population that has completed a lane may lose all others."""
+        """A population that has completed a particle may lose all others."""
         if self.has_completed is not None:
             spared = [(site, self._spared(weights, self.has_completed)) for site, weights in self.system.unchecked]
             self.system.unchecked = spared
@@ -86,21 +116,24 @@ class BeamMessenger(SearchMessenger):
 class BeamSearch(TreeSearch):
     """Step-level beam search guided by scores.
 
-    ``beam_width * expand`` lanes take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
-    copied until all lanes are filled again (ties go to the first). The search of a problem ends when all of its lanes have finished, or
-    with the model. Its result are the first ``beam_width * expand`` finished candidates, topped up with the lanes of the last round.
+    ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
+    copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
+    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with the particles of the
+    last step.
 
-    The score of a lane is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``) it is
-    the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so that
-    ``posterior.answers()`` is the weighted vote over the candidates. A deterministic selection gives no evidence.
+    The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)
+    it is the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so
+    that ``posterior.answers()`` is the weighted vote over the candidates. A deterministic selection gives no evidence.
 
     :param model: as for :class:`SMC`.
-    :param int beam_width: lanes kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
-    :param int expand: continuations drawn of each kept lane.
+    :param int beam_width: particles kept at each barrier. (In [1] this is n / M, and M, here ``expand``, is called the beam width.)
+    :param int expand: continuations drawn of each kept particle.
     :param bool sort_completed: return the best finished candidates instead of the first.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has beams of its own.
+    :param bool filter_duplicates: of unfinished particles with equal values of all latent sites keep the first, as [1] can by their texts;
+        copies of a prefix often draw the same step.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own beams.
     :param bool audit: as for :class:`SMC`.
-    :param callback: called with the posterior of the present lanes after each barrier.
+    :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.
 
     References
@@ -116,6 +149,7 @@ class BeamSearch(TreeSearch):
         expand: int,
         *,
         sort_completed: bool = False,
+        filter_duplicates: bool = False,
         max_plate_nesting: int = 0,
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
@@ -123,7 +157,9 @@ class BeamSearch(TreeSearch):
         check_count("beam_width", beam_width)
         check_count("expand", expand)
         super().__init__(model, beam_width * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
-        self.beam_width, self.expand, self.sort_completed = beam_width, expand, sort_completed
+        self.beam_width, self.expand = beam_width, expand
+        self.sort_completed, self.filter_duplicates = sort_completed, filter_duplicates
 
     def messenger(self) -> BeamMessenger:
-        return BeamMessenger(self.options, self.beam_width, sort_completed=self.sort_completed)
+        options = {"sort_completed": self.sort_completed, "filter_duplicates": self.filter_duplicates}
+        return BeamMessenger(self.options, self.beam_width, **options)

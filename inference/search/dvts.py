@@ -16,14 +16,14 @@ from .tree_search import TreeSearch
 
 
 class SubtreeMessenger(SearchMessenger):
-    """Greedy selection within groups of ``expand`` neighbouring lanes, each group a subtree."""
+    """Greedy selection within groups of ``expand`` neighbouring particles, each group a subtree."""
 
     def __init__(self, options: FilterOptions, expand: int) -> None:
         super().__init__(options, "DVTS")
         self.groups = (options.num_particles // expand, expand)
 
     def __enter__(self) -> SubtreeMessenger:
-        self.stopped: Tensor | None = None  # [N, *plates] lanes of subtrees that have stopped
+        self.stopped: Tensor | None = None  # [N, *plates] particles of subtrees that have stopped
         self.final: list[Candidates] = []
         self.active: Candidates | None = None
         super().__enter__()
@@ -37,7 +37,7 @@ class SubtreeMessenger(SearchMessenger):
         stopping = ~self.stopped & (done.gather(0, best) | dead)
         going = ~self.stopped & ~stopping
         own = self.system.numbers
-        # An unfinished sibling of a finished best candidate has no vote; its lane repeats the best, so that it makes no more work.
+        # An unfinished sibling of a finished best candidate has no vote; its particle repeats the best, so that it makes no more work.
         left = stopping & ~done & ~dead
         ancestors = torch.where(going | left, best, own)
         weights = torch.where(left, -torch.inf, log_weights.gather(0, ancestors))
@@ -47,7 +47,7 @@ class SubtreeMessenger(SearchMessenger):
         return ancestors, weights
 
     def best_of_subtree(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N, *plates]``: for each lane, the best lane of its subtree (ties: the first), and its score."""
+        """``[N, *plates]``: for each particle, the best particle of its subtree (ties: the first), and its score."""
         num_subtrees, expand = self.groups
         score, place = log_weights.unflatten(0, self.groups).max(1, keepdim=True)
         first = torch.arange(num_subtrees, device=log_weights.device).view(-1, *(1,) * log_weights.dim()) * expand
@@ -58,27 +58,27 @@ class SubtreeMessenger(SearchMessenger):
         assert self.active is not None
         pool = Candidates.joined([*self.final, self.active])
         own = torch.cat([self.system.numbers] * (len(self.final) + 1))
-        # Every lane of every subtree is a last candidate exactly once.
-        by_lane = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
-        return pool.take(by_lane[: self.options.num_particles])
+        # Every particle of every subtree is a last candidate exactly once.
+        by_particle = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
+        return pool.take(by_particle[: self.options.num_particles])
 
 
 class DVTS(TreeSearch):
     """Diverse verifier tree search: independent greedy searches.
 
-    Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and goes on with the best (ties: the first). It stops
-    when its best candidate has finished, or with the model. The result are the last candidates of all subtrees, subtree by subtree:
-    ``num_subtrees * expand`` lanes, weighted by their scores. Where a subtree has stopped, siblings that are not finished have weight zero
-    (the released code [1] lets half-written solutions vote), and their lanes repeat the best candidate.
+    Each of ``num_subtrees`` subtrees draws ``expand`` candidates for its next step and continues with the best (ties: the first). It stops
+    when its best candidate has finished, or with the model. The result holds the last candidates of all subtrees, subtree by subtree:
+    ``num_subtrees * expand`` particles, weighted by their scores. Where a subtree has stopped, siblings that are not finished have weight
+    zero (the released code [1] lets half-written solutions vote), and their particles repeat the best candidate.
 
     Scores are as for :class:`BeamSearch`; there is no evidence.
 
     :param model: as for :class:`SMC`.
     :param int num_subtrees: independent searches.
     :param int expand: candidates for each step.
-    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has subtrees of its own.
+    :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own subtrees.
     :param bool audit: as for :class:`SMC`.
-    :param callback: called with the posterior of the present lanes after each barrier.
+    :param callback: called with the posterior of the present particles after each barrier.
     :raises ValueError: for arguments out of range.
 
     References

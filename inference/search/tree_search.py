@@ -1,12 +1,12 @@
-"""Searches that select lanes on the way, and return some that are no longer there in the end."""
+"""Searches that select particles at barriers and may return candidates that were set aside earlier."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
-from ..handlers.audit_messenger import audit
+from ..handlers.audit_messenger import Audited, audit
 from ..handlers.replay_messenger import ReplayMessenger
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..handlers.sweep import sweep
@@ -20,11 +20,13 @@ class TreeSearch(Search):
 
     That execution draws and scores nothing: a trajectory ends where it was done.
 
-    :param int num_particles: lanes.
+    :param int num_particles: particles.
     :param int max_plate_nesting: as for :class:`SMC`.
     :param bool audit: replay the result once more and compare every log-probability, see :class:`AuditMessenger`.
-    :param callback: called with the :class:`SearchPosterior` of the present lanes after each barrier.
+    :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
+
+    replays: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -44,7 +46,8 @@ class TreeSearch(Search):
         result = self.replayed(messenger, chosen, args, kwargs)
         if self.audit:
             n, nesting, log_probs = self.options.num_particles, self.options.max_plate_nesting, messenger.known_log_probs(chosen)
-            result.audit = audit(self.model, result.sites, log_probs, n, nesting, args, kwargs)
+            swept = Audited.of(result, log_probs, same_barriers=False)
+            result.audit = audit(self.model, swept, n, nesting, args, kwargs)
         return result
 
     def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
@@ -53,7 +56,7 @@ class TreeSearch(Search):
         return messenger.result(chosen, sweep(self.model, replay, args, kwargs))
 
     def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
-        """The finished candidates if every problem has some, else the lanes of the last barrier."""
+        """The finished candidates if every problem has some, else the particles of the last barrier."""
         finished = messenger.finished() if isinstance(messenger, SearchMessenger) else None
         if finished is not None:
             with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too

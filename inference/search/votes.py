@@ -14,10 +14,10 @@ from .base import Search
 
 
 class BestOfN(Search):
-    """N independent executions of the model, of which the one with the highest weight is taken (ties: the first).
+    """N independent executions of the model; the one with the highest weight wins (ties: the first).
 
     All particles stay in the result with their ``scores``, but only the best has a weight. :class:`Importance` is the same run with all
-    weights kept: weighted best-of-N, and unlike this one an estimate of the posterior.
+    weights kept: weighted best-of-N, which unlike this estimates the posterior.
 
     :param model: as for :class:`SMC`; barriers do nothing.
     :param int num_particles: N.
@@ -48,7 +48,7 @@ class BestMessenger(CandidateMessenger):
 class SelfConsistency(Search):
     """N independent draws from the model's prior with equal weights: ``posterior.answers()`` is the majority vote.
 
-    What the model observes is not evaluated: a reward model is never called, and neither hard constraints nor likelihoods count.
+    Observed sites are not evaluated: reward models are not called, and constraints and likelihoods do not count.
 
     :param model: as for :class:`SMC`; barriers do nothing.
     :param int num_particles: N.

@@ -1,4 +1,4 @@
-"""Telling from plain values whether two runs are of the same kind."""
+"""Fingerprints of settings: plain values that tell whether two runs have the same ones."""
 
 from __future__ import annotations
 

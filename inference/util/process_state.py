@@ -1,4 +1,4 @@
-"""What a probabilistic program changes for the whole process: Pyro's handlers and plates, and the random number generators."""
+"""Process-wide state that a probabilistic program changes: Pyro's handlers and plates, and the random number generators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """As if no handler and no plate were active: what runs inside is a program of its own, e.g. a filter inside a model under a filter.
+    """As if no handler and no plate were active: what runs inside is a separate program, e.g. a filter inside a model under a filter.
 
     Pyro keeps both in one list each for the whole process.
     """

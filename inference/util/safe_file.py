@@ -1,4 +1,4 @@
-"""Files of plain values and tensors: written as a whole or not at all, and read without running any code of theirs."""
+"""Files of plain values and tensors, written atomically and read without executing code from them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def read(path: Path, kind: str, version: int) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.get("kind") != kind:
         raise ValueError(f"{path} is not a {kind}")
     if stored.get("version") != version:
-        raise ValueError(f"{path} is a {kind} of format {stored.get('version')!r}, this program reads format {version}; write it anew")
+        raise ValueError(f"{path} is a {kind} of format {stored.get('version')!r}, this program reads format {version}; write it again")
     content: dict[str, Any] = stored.get("content", {})
     if digest(content) != stored.get("digest"):
         raise ValueError(f"{path} is damaged: its contents do not match their checksum")

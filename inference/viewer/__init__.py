@@ -1,1 +1,1 @@
-"""Posteriors to look at: figures, a page to open in a browser, tables. Works with the posterior of any model."""
+"""Views of a posterior: figures, an HTML page, tables. Works with the posterior of any model."""

@@ -14,7 +14,7 @@ from ..resampling import systematic
 from .viewable import Viewable
 
 _STATS = {"length": "length", "observed_log_prob": "log_likelihood"}
-"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a group of its own, pointwise."""
+"""Sample statistics by the name of what a trajectory has. ``log_likelihood`` would be a separate group, pointwise."""
 
 
 def inference_data(posterior: Viewable, resample: bool) -> Any:
@@ -68,6 +68,7 @@ def _of_particles(posterior: Viewable, resample: bool) -> tuple[dict[str, Tensor
     stats |= {name: value for name, value in known.items() if value is not None}
     sites = dict(posterior.sites)
     if resample:
+        posterior.require_alive()
         u = torch.rand(systematic.num_uniforms(len(log_weights)), *log_weights.shape[1:], dtype=torch.float64, device=log_weights.device)
         # Systematic resampling gives copies side by side, which ArviZ would take for autocorrelation.
         drawn = systematic(log_weights, u)[torch.randperm(len(log_weights), device=log_weights.device)]

@@ -6,7 +6,7 @@ import html
 
 
 class Viewer:
-    """Shows a page in a frame of its own, apart from the notebook's scripts and styles.
+    """Shows a page in its own frame, apart from the notebook's scripts and styles.
 
     :param str page: text of the page.
     :param int height: in pixels.

@@ -19,7 +19,7 @@ def particles(posterior: Viewable, answer: Answer | None, equivalent: Equivalent
 
 
 def genealogy(posterior: Viewable, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> Any:
-    """A row per lane and step."""
+    """A row per particle and step."""
     return _table([_genealogy(each, describe) for each in populations(posterior)])
 
 
@@ -37,23 +37,23 @@ def _table(parts: list[dict[str, Any]]) -> Any:
 def _particles(population: Population, answer: Answer | None, equivalent: Equivalent | None) -> dict[str, Any]:
     posterior, n = population.posterior, population.posterior.num_particles
 
-    def lanes(tensor: Tensor) -> Any:
-        return population.lanes(tensor).cpu().numpy()
+    def numbers(tensor: Tensor) -> Any:
+        return population.of_particles(tensor).cpu().numpy()
 
     columns: dict[str, Any] = {
         **{name: [number] * n for name, number in population.place.items()},
         "particle": list(range(n)),
-        "weight": lanes(posterior.particles.weights.normalized),
-        "log_weight": lanes(posterior.particles.weights.log_weights),
+        "weight": numbers(posterior.particles.weights.normalized),
+        "log_weight": numbers(posterior.particles.weights.log_weights),
     }
     answers = answers_of(population, answer)
     if answers is not None:
         stands_for = {each: each for each in answers} if equivalent is None else representatives(answers, equivalent)
         columns["answer"] = [stands_for[each] for each in answers]
     if posterior.particles.lengths is not None:
-        columns["length"] = lanes(posterior.particles.lengths)
+        columns["length"] = numbers(posterior.particles.lengths)
     if posterior.particles.log_likelihood is not None:
-        columns["log_likelihood"] = lanes(posterior.particles.log_likelihood)
+        columns["log_likelihood"] = numbers(posterior.particles.log_likelihood)
     found = dict(posterior.sites)
     found |= {f"log_prob[{name}]": value for name, value in posterior.site_log_probs.items()}
     found |= {f"score[{name}]": value for name, value in posterior.site_scores.items()}
@@ -66,12 +66,12 @@ def _particles(population: Population, answer: Answer | None, equivalent: Equiva
 
 def _genealogy(population: Population, describe: Describe | None) -> dict[str, Any]:
     found = Genealogy.of(population, describe)
-    c, n = found.num_columns, found.num_lanes
+    c, n = found.num_columns, found.num_particles
     parents = torch.cat([torch.full((1, n), -1), found.parents])
     columns: dict[str, Any] = {name: [number] * (c * n) for name, number in population.place.items()}
     wide = {
         "step": torch.arange(c)[:, None].expand(c, n),
-        "lane": torch.arange(n).expand(c, n),
+        "particle": torch.arange(n).expand(c, n),
         "parent": parents,
         "weight": found.normalized,
         "log_weight": found.log_weights,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..particles.history import Site, Step
+from ..particles.history import ResamplingRecord, Site
 from ..particles.pytree import map_objects
 from .populations import Population
 
@@ -23,21 +23,21 @@ _SHORT = 8
 
 @dataclass(frozen=True)
 class Genealogy:
-    """One column for each segment between barriers, C in all, with N lanes; and the N particles of the posterior after it.
+    """One column for each segment between barriers, C in all, with N particles; and the N particles of the posterior after it.
 
     What was not known is nan, or ``None`` for a whole tensor.
 
-    :ivar Tensor parents: ``[C - 1, N]``: lane in the column before.
+    :ivar Tensor parents: ``[C - 1, N]``: particle in the column before.
     :ivar Tensor log_weights: ``[C, N]`` before the column's barrier.
     :ivar Tensor log_factors: ``[C, N]``: what the observed sites of the segment added to the log-likelihood.
-    :ivar Tensor scores: ``[C, N]``: mean of what observed sites say of a lane.
-    :ivar Tensor done: ``[C, N]``: lanes that had finished at the barrier.
+    :ivar Tensor scores: ``[C, N]``: mean of what observed sites say of a particle.
+    :ivar Tensor done: ``[C, N]``: particles that had finished at the barrier.
     :ivar Tensor ess: ``[C]``.
     :ivar Tensor resampled: ``[C]``.
     :ivar Tensor log_evidence: ``[C]``, ``None`` where the mean weight is no estimate of it.
     :ivar list texts: ``[C][N]``.
     :ivar Tensor column: ``[N]`` in which each particle of the posterior lived last.
-    :ivar Tensor lane: ``[N]``: its lane there.
+    :ivar Tensor particle: ``[N]``: its particle there.
     :ivar Tensor weights: ``[N]`` of the particles of the posterior, normalised.
     :ivar list answers: ``[N]``, ``None`` where the model gives none.
     :ivar list last_texts: ``[N]`` of the particles of the posterior, where none are known by columns.
@@ -53,7 +53,7 @@ class Genealogy:
     log_evidence: Tensor | None
     texts: list[list[str]]
     column: Tensor
-    lane: Tensor
+    particle: Tensor
     weights: Tensor
     answers: list[Hashable] | None
     last_texts: list[str] | None
@@ -67,20 +67,20 @@ class Genealogy:
         """
         posterior, history = population.posterior, population.posterior.history
         n, like = posterior.num_particles, posterior.particles.weights.log_weights
-        steps = list(history.steps)
-        open_end = not steps or any(site.generation == len(steps) for site in history.sites)
+        steps = list(history.records)
+        open_end = not steps or any(site.barriers == len(steps) for site in history.sites)
         if open_end:  # the last segment has no barrier
             none = torch.zeros_like(posterior.particles.weights.log_mean, dtype=torch.bool)
             own = torch.arange(n).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
-            steps.append(Step(posterior.particles.weights.ess, own, none, like, posterior.particles.log_likelihood))
+            steps.append(ResamplingRecord(posterior.particles.weights.ess, own, none, like, posterior.particles.log_likelihood))
 
-        def lanes(tensors: list[Tensor | None]) -> Tensor:
+        def stacked(tensors: list[Tensor | None]) -> Tensor:
             nan = torch.full((n,), torch.nan, dtype=torch.float64)
-            return torch.stack([nan if tensor is None else population.lanes(tensor).cpu().double() for tensor in tensors])
+            return torch.stack([nan if tensor is None else population.of_particles(tensor).cpu().double() for tensor in tensors])
 
-        parents = torch.stack([population.lanes(step.ancestors).cpu() for step in steps])[:-1]
-        log_weights = lanes([step.log_weights for step in steps])
-        cumulative = lanes([None if posterior.particles.log_likelihood is None else step.log_likelihood for step in steps])
+        parents = torch.stack([population.of_particles(step.ancestors).cpu() for step in steps])[:-1]
+        log_weights = stacked([step.log_weights for step in steps])
+        cumulative = stacked([None if posterior.particles.log_likelihood is None else step.log_likelihood for step in steps])
         before = torch.cat([torch.zeros(1, n).double(), cumulative[:-1].gather(1, parents)])
         log_n = torch.tensor(float(n)).double().log()
         return cls(
@@ -88,14 +88,14 @@ class Genealogy:
             log_weights=log_weights,
             log_factors=torch.where(before == -torch.inf, 0.0, cumulative - before),
             scores=_scores(population, len(steps)),
-            done=torch.nan_to_num(lanes([step.done for step in steps])).bool(),
+            done=torch.nan_to_num(stacked([step.done for step in steps])).bool(),
             ess=torch.stack([population.own(step.ess).cpu() for step in steps]),
             resampled=torch.stack([population.own(step.resampled).cpu() for step in steps]),
             log_evidence=log_weights.logsumexp(1) - log_n if population.evidence else None,
             texts=_texts(population, history.sites, len(steps), describe) if texts else [[""] * n for _ in steps],
-            column=population.lanes(history.generation).cpu(),
-            lane=population.lanes(history.lane).cpu(),
-            weights=population.lanes(posterior.particles.weights.normalized).cpu(),
+            column=population.of_particles(history.barriers).cpu(),
+            particle=population.of_particles(history.particle).cpu(),
+            weights=population.of_particles(posterior.particles.weights.normalized).cpu(),
             answers=answers_of(population, answer),
             last_texts=_last_texts(population, describe) if texts and not history.sites else None,
         )
@@ -105,7 +105,7 @@ class Genealogy:
         return len(self.texts)
 
     @property
-    def num_lanes(self) -> int:
+    def num_particles(self) -> int:
         return self.weights.shape[0]
 
     @property
@@ -115,16 +115,16 @@ class Genealogy:
 
     @property
     def finished_before(self) -> Tensor:
-        """``[C, N]``: lanes that had finished before the segment, and did nothing in it."""
-        return torch.cat([torch.zeros(1, self.num_lanes).bool(), self.done[:-1].gather(1, self.parents)])
+        """``[C, N]``: particles that had finished before the segment, and did nothing in it."""
+        return torch.cat([torch.zeros(1, self.num_particles).bool(), self.done[:-1].gather(1, self.parents)])
 
     def trimmed(self) -> Genealogy:
-        """Without the columns at the end in which nothing happens: every lane had finished, and none was resampled."""
-        last, column, lane = self.num_columns - 1, self.column, self.lane
+        """Without the columns at the end in which nothing happens: every particle had finished, and none was resampled."""
+        last, column, particle = self.num_columns - 1, self.column, self.particle
         idle = self.finished_before.all(1)
         while last > 0 and bool(idle[last]) and not bool(self.resampled[last]):
             here = column == last
-            lane = torch.where(here, self.parents[last - 1][lane], lane)
+            particle = torch.where(here, self.parents[last - 1][particle], particle)
             last, column = last - 1, torch.where(here, last - 1, column)
         kept = slice(last + 1)
         return replace(
@@ -139,27 +139,27 @@ class Genealogy:
             log_evidence=None if self.log_evidence is None else self.log_evidence[kept],
             texts=self.texts[kept],
             column=column,
-            lane=lane,
+            particle=particle,
         )
 
     @property
     def offspring(self) -> Tensor:
-        """``[C, N]``: particles of the posterior that descend from each lane."""
-        count = torch.zeros(self.num_columns, self.num_lanes, dtype=torch.long)
-        count.index_put_((self.column, self.lane), torch.ones_like(self.lane), accumulate=True)
+        """``[C, N]``: particles of the posterior that descend from each particle."""
+        count = torch.zeros(self.num_columns, self.num_particles, dtype=torch.long)
+        count.index_put_((self.column, self.particle), torch.ones_like(self.particle), accumulate=True)
         for c in range(self.num_columns - 1, 0, -1):
             count[c - 1].index_add_(0, self.parents[c - 1], count[c])
         return count
 
     @property
     def alive(self) -> Tensor:
-        """``[C, N]``: lanes with any."""
+        """``[C, N]``: particles with any."""
         return self.offspring > 0
 
     @property
     def rows(self) -> Tensor:
-        """``[C, N]``: the row in which to draw each lane, so that no two lines of descent cross."""
-        rows = [torch.arange(self.num_lanes)]
+        """``[C, N]``: the row in which to draw each particle, so that no two lines of descent cross."""
+        rows = [torch.arange(self.num_particles)]
         for parents in self.parents:
             rows.append(rows[-1][parents].argsort(stable=True).argsort())
         return torch.stack(rows)
@@ -167,16 +167,16 @@ class Genealogy:
     @property
     def last_rows(self) -> Tensor:
         """``[N]``: the same for the particles of the posterior."""
-        return self.rows[self.column, self.lane].argsort(stable=True).argsort()
+        return self.rows[self.column, self.particle].argsort(stable=True).argsort()
 
 
 def answers_of(population: Population, answer: Answer | None) -> list[Hashable] | None:
     """``[N]``: the answer of each particle of the posterior."""
     posterior = population.posterior
-    lanes = (posterior.lane((n, *population.index)) for n in range(posterior.num_particles))
+    particles = (posterior.particle((n, *population.index)) for n in range(posterior.num_particles))
     if answer is not None:
-        return [answer(lane) for lane in lanes]
-    found = [lane.answers() if callable(getattr(lane, "answers", None)) else None for lane in lanes]
+        return [answer(particle) for particle in particles]
+    found = [particle.answers() if callable(getattr(particle, "answers", None)) else None for particle in particles]
     return None if all(each is None for each in found) else found
 
 
@@ -185,7 +185,7 @@ def _scores(population: Population, num_columns: int) -> Tensor:
     for site in population.posterior.history.sites:
         if site.score is not None:
             score = population.value(site.score).cpu().double()
-            found[site.generation].append(score.reshape(len(score), -1).mean(1))
+            found[site.barriers].append(score.reshape(len(score), -1).mean(1))
     nan = torch.full((population.posterior.num_particles,), torch.nan, dtype=torch.float64)
     return torch.stack([torch.stack(column).mean(0) if column else nan for column in found])
 
@@ -196,8 +196,8 @@ def _texts(population: Population, sites: Iterable[Site], num_columns: int, desc
     parts: list[list[list[tuple[str, str]]]] = [[[] for _ in range(n)] for _ in range(num_columns)]
     for site in sites:
         if site.value is not None:
-            for lane, value in enumerate(population.value(site.value).cpu()):
-                parts[site.generation][lane].append((site.name, describe(site.name, value)))
+            for particle, value in enumerate(population.value(site.value).cpu()):
+                parts[site.barriers][particle].append((site.name, describe(site.name, value)))
     return [[_joined(found) for found in column] for column in parts]
 
 

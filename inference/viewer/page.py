@@ -1,4 +1,4 @@
-"""A posterior as one HTML file to look into: no network, no library, nothing that runs but the script of this package."""
+"""A posterior as one HTML file without network access, libraries or scripts other than this package's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(
     data = {
         "title": title,
         "note": _note(posterior, len(shown), len(found)),
-        "event": "resampled" if posterior.gives_evidence else "selected",
+        "event": "resampled" if posterior.estimates_posterior else "selected",
         "unit": "stage" if posterior.unit == "stage" else "step",
         "populations": [_population(each, describe, answer, equivalent) for each in shown],
     }
@@ -84,14 +84,14 @@ def _note(posterior: Viewable, shown: int, total: int) -> str:
 
 def _population(population: Population, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> dict[str, Any]:
     posterior = population.posterior
-    nodes = posterior.num_particles * max(1, len(posterior.history.steps))
+    nodes = posterior.num_particles * max(1, len(posterior.history.records))
     if nodes > MOST_NODES:
         raise ValueError(
-            f"{posterior.num_particles} particles x {len(posterior.history.steps)} steps are too many to draw one by one (at most "
+            f"{posterior.num_particles} particles x {len(posterior.history.records)} steps are too many to draw one by one (at most "
             f"{MOST_NODES} in all); run fewer particles, or use to_dataframe(steps=True)"
         )
     found = Genealogy.of(population, describe, answer).trimmed()
-    first = posterior.lane((0, *population.index))
+    first = posterior.particle((0, *population.index))
     problem = getattr(first, "problem", None)
     texts: dict[str, int] = {}
     columns = []
@@ -121,7 +121,7 @@ def _population(population: Population, describe: Describe | None, answer: Answe
         "answers": answers,
         "last": {
             "column": found.column.tolist(),
-            "lane": found.lane.tolist(),
+            "particle": found.particle.tolist(),
             "row": found.last_rows.tolist(),
             "weight": _numbers(found.weights),
             "answer": index,

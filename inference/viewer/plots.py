@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DEAD, _OTHER, _BAND = "#c9d1d9", "#8a94a0", "#eef1f4"
 _NAMED = 8
-"""Answers with a colour of their own."""
+"""Answers with their own colour."""
 _WIDEST = 20
 """Largest node, in multiples of one of average weight."""
 _LONGEST = 24
@@ -40,7 +40,7 @@ def genealogy(
         _lines(ax, found, equivalent)
         return _figure_of(ax)
     strips = [found.ess] if found.log_evidence is None else [found.ess, found.log_evidence]
-    height = min(8.0, max(2.2, 0.1 * found.num_lanes))
+    height = min(8.0, max(2.2, 0.1 * found.num_particles))
     drawn = empty(min(14.0, max(6.5, 0.26 * found.num_columns + 3.0)), height + 0.8 + 0.8 * len(strips))
     grid = drawn.add_gridspec(1 + len(strips), 1, height_ratios=[height, *(0.8 for _ in strips)])
     top = drawn.add_subplot(grid[0])
@@ -48,7 +48,7 @@ def genealogy(
     below = [dress(drawn.add_subplot(grid[1 + i], sharex=top)) for i in range(len(strips))]
     columns = np.arange(1, found.num_columns + 1)
     below[0].bar(columns, found.ess, 0.6, color=[COLOURS[3] if resampled else _DEAD for resampled in found.resampled.tolist()])
-    below[0].set_ylim(0, found.num_lanes)
+    below[0].set_ylim(0, found.num_particles)
     for axes, values, name in zip(below, strips, ("ESS", "log evidence"), strict=False):
         if values is not found.ess:
             axes.plot(columns, values, color=COLOURS[0], marker="o", markersize=3, linewidth=1.4)
@@ -66,7 +66,7 @@ def _lines(axes: Axes, found: Genealogy, equivalent: Equivalent | None) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
 
-    n, end, rows, alive = found.num_lanes, found.num_columns + 1, found.rows, found.alive
+    n, end, rows, alive = found.num_particles, found.num_columns + 1, found.rows, found.alive
     colours, last, legend = _paint(found, equivalent)
     along = np.linspace(0, 1, 12)
     bend = 3 * along**2 - 2 * along**3
@@ -76,10 +76,10 @@ def _lines(axes: Axes, found: Genealogy, equivalent: Equivalent | None) -> None:
         links.append((lives, colour, np.column_stack([x + (to_x - x) * along, float(y) + (float(to_y) - float(y)) * bend])))
 
     for c, parents in enumerate(found.parents.tolist(), 1):
-        for lane, parent in enumerate(parents):
-            link(c, rows[c - 1, parent], c + 1, rows[c, lane], bool(alive[c, lane]), colours[c][lane])
-    for i, (c, lane) in enumerate(zip(found.column.tolist(), found.lane.tolist(), strict=True)):
-        link(c + 1, rows[c, lane], end, found.last_rows[i], True, last[i])
+        for particle, parent in enumerate(parents):
+            link(c, rows[c - 1, parent], c + 1, rows[c, particle], bool(alive[c, particle]), colours[c][particle])
+    for i, (c, particle) in enumerate(zip(found.column.tolist(), found.particle.tolist(), strict=True)):
+        link(c + 1, rows[c, particle], end, found.last_rows[i], True, last[i])
     for lives, width in ((False, 0.5), (True, 0.9)):
         kept = [(colour, line) for alive_, colour, line in links if alive_ == lives]
         axes.add_collection(
@@ -107,10 +107,10 @@ def _lines(axes: Axes, found: Genealogy, equivalent: Equivalent | None) -> None:
 
 
 def _paint(found: Genealogy, equivalent: Equivalent | None) -> tuple[list[list[str]], list[str], list[tuple[str, str]]]:
-    """Colours of the lanes of each column, by the answer to which most of their offspring's weight leads; of the particles; a legend."""
+    """Colours of each column's particles, by the answer with most of their offspring's weight; of the last particles; a legend."""
     if found.answers is None:
         colours = [[COLOURS[0] if lives else _DEAD for lives in column] for column in found.alive.tolist()]
-        return colours, [COLOURS[0]] * found.num_lanes, []
+        return colours, [COLOURS[0]] * found.num_particles, []
     known = DiscreteMarginal(zip(found.answers, found.weights.tolist(), strict=True))
     probs = known.probs if equivalent is None else known.pooled(equivalent).probs
     named = [each for each in probs if each is not None][:_NAMED]
@@ -118,9 +118,9 @@ def _paint(found: Genealogy, equivalent: Equivalent | None) -> tuple[list[list[s
     stands_for = {each: each for each in found.answers} if equivalent is None else representatives(found.answers, equivalent)
     last = [of_name.get(stands_for[each], _OTHER) for each in found.answers]
     palette = [*of_name.values(), _OTHER]
-    share = torch.zeros(found.num_columns, found.num_lanes, len(palette), dtype=torch.float64)
+    share = torch.zeros(found.num_columns, found.num_particles, len(palette), dtype=torch.float64)
     one_hot = torch.nn.functional.one_hot(torch.tensor([palette.index(colour) for colour in last]), len(palette))
-    share.index_put_((found.column, found.lane), one_hot * (found.weights[:, None] + 1e-12), accumulate=True)
+    share.index_put_((found.column, found.particle), one_hot * (found.weights[:, None] + 1e-12), accumulate=True)
     for c in range(found.num_columns - 1, 0, -1):
         share[c - 1].index_add_(0, found.parents[c - 1], share[c])
     leading = share.argmax(-1).tolist()
@@ -162,7 +162,7 @@ def answers(
     ax.invert_yaxis()
     ax.set_xlim(0, 1.12)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    ax.set_xlabel("posterior probability" if posterior.gives_evidence else "share of the vote")
+    ax.set_xlabel("posterior probability" if posterior.estimates_posterior else "share of the vote")
     ax.grid(False)
     return _figure_of(ax)
 

@@ -1,4 +1,4 @@
-"""The populations of a posterior, each with a genealogy of its own."""
+"""The populations of a posterior, each with its own genealogy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Population:
         levels = range(-posterior.particles.nesting, 0)
         return tuple(next(picked) if dim in posterior.particles.plate_dims else 0 for dim in levels)
 
-    def lanes(self, tensor: Tensor) -> Tensor:
+    def of_particles(self, tensor: Tensor) -> Tensor:
         """``[N]`` of ``[N, *plates]``."""
         for i in self.index:
             tensor = tensor[:, min(i, tensor.shape[1] - 1)]
@@ -74,7 +74,11 @@ def _within(posterior: Viewable, place: dict[str, int], evidence: bool) -> Itera
     shape = tuple(posterior.log_weights.shape[1:])
     for plate in itertools.product(*map(range, shape)):
         names = plate_names(len(shape))
-        yield Population({**dict(zip(names, plate, strict=True)), **place}, posterior, plate, evidence and posterior.gives_evidence)
+        yield Population({**dict(zip(names, plate, strict=True)), **place}, posterior, plate, evidence and _has_evidence(posterior))
+
+
+def _has_evidence(posterior: Viewable) -> bool:
+    return posterior.estimates_posterior and posterior.no_evidence is None
 
 
 def plate_names(count: int) -> list[str]:
@@ -96,7 +100,7 @@ def one(posterior: Viewable, plate: int | tuple[int, ...] | None, what: str) -> 
             f"posterior.{where}[0]; to_html shows all of them"
         )
     given = plate_index(posterior, plate)
-    return Population(dict(zip(plate_names(len(given)), given, strict=True)), posterior, given, posterior.gives_evidence)
+    return Population(dict(zip(plate_names(len(given)), given, strict=True)), posterior, given, _has_evidence(posterior))
 
 
 def plate_index(posterior: Viewable, plate: int | tuple[int, ...] | None) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ _BAR = 90
 
 def summary(posterior: Viewable) -> str:
     """The representation with its answers, if the model gives any."""
-    first = posterior.lane((0,) * (posterior.particles.nesting + 1))
+    first = posterior.particle((0,) * (posterior.particles.nesting + 1))
     told = f"<div><code>{html.escape(repr(posterior))}</code></div>"
     if not callable(getattr(first, "answers", None)):
         return told

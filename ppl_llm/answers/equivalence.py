@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
 from importlib.util import find_spec
@@ -46,7 +47,7 @@ class MathEquivalence:
     are both ``18`` and differ. Votes therefore compare with one representative of each class
     (:func:`~ppl_llm.inference.representatives`). No text makes it raise an error.
 
-    Works in threads. Comparisons run in a process of their own and are given up after ``timeout``; answers that cannot be compared in time
+    Works in threads. Comparisons run in their own process and are given up after ``timeout``; answers that cannot be compared in time
     are different. Answers that are written alike, numbers with or without units, words, times, choice letters and numbers in a base are
     decided at once, and every result is remembered.
 
@@ -197,3 +198,18 @@ def _close(first: dict[str, Any], second: dict[str, Any]) -> bool | None:
         half = Decimal((0, (5,), size.adjusted() - _DIGITS)) / size if size else _EXACT
         return distance <= (_EXACT if first["exact"] and second["exact"] else half)
     return False if distance > _NEAR else None
+
+
+def equivalence_named(name: str) -> Callable[[Hashable, Hashable], bool]:
+    """``exact``: answers are compared as they are written; ``math``: by :class:`MathEquivalence`.
+
+    :raises ImportError: for ``math`` without its extra.
+    :raises ValueError: for another name.
+    """
+    if name == "exact":
+        return operator.eq
+    if name != "math":
+        from ..inference.util.validation import unknown_name
+
+        raise unknown_name("equivalence", name, ("exact", "math"))
+    return MathEquivalence()

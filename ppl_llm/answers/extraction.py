@@ -122,6 +122,17 @@ def _choice(text: str) -> str | None:
     return (letter[1] or letter[2]).upper() if letter else None
 
 
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]{0,60}(?:\.\d{1,60})?(?![\w])")
+
+
+def _last_number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return found[-1].rstrip(",") if found else None
+
+
+FALLBACKS: dict[str, Callable[[str], str | None]] = {"last-number": _last_number}
+"""Guesses, made only where they are asked for by name and no form is found."""
+
 FORMS: dict[str, Callable[[str], str | None]] = {
     "boxed": _boxed,
     "prefilled": _prefilled,
@@ -152,17 +163,18 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     The time is linear in the length of the text.
 
     :param str text: of a solution.
-    :param forms: the forms to look for.
+    :param forms: the forms to look for. ``last-number``, the last number of a text that has none of the others, is a guess and must be
+        asked for: ``forms=(*FORMS, "last-number")``.
     :returns: ``None`` where there is none of them.
     :raises ValueError: for a form that does not exist.
     """
-    unknown = [form for form in forms if form not in FORMS]
+    unknown = [form for form in forms if form not in FORMS and form not in FALLBACKS]
     if unknown:
-        raise ValueError(f"unknown form of answers {unknown[0]!r}; known: {', '.join(FORMS)}")
+        raise ValueError(f"unknown form of answers {unknown[0]!r}; known: {', '.join((*FORMS, *FALLBACKS))}")
     parts = [text.rpartition(_END_OF_THOUGHT)[2], text] if _END_OF_THOUGHT in text else [text]
     for part in parts:
         turn = _first_turn(part)
-        for form, find in FORMS.items():
+        for form, find in (*FORMS.items(), *FALLBACKS.items()):
             answer = find(turn) if form in forms else None
             if answer is not None:
                 return answer

@@ -18,7 +18,7 @@ _START = 120.0
 
 
 class WorkerProcess:
-    """Sends requests to a script in a process of its own, which is ended if a reply does not come in time.
+    """Sends requests to a script in its own process, which is ended if a reply does not come in time.
 
     Safe in threads, which take turns, and after a fork. Signals, by which some libraries bound their time, work in the main thread only,
     and a thread cannot be ended at all.

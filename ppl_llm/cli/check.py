@@ -13,6 +13,7 @@ from . import loading, remote
 from .commands import app
 from .errors import reported
 from .findings import Findings
+from .loading import DTYPE
 
 FAILED = 1
 _KINDS = ("auto", "lm", "prm")
@@ -29,6 +30,7 @@ def check(
     tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of the server's tokenizer; by default the model's.")] = None,
     family: Annotated[str | None, typer.Option(help="Of a reward model: qwen, skywork, math-shepherd or rlhflow.")] = None,
     device: Annotated[str | None, typer.Option(help="Where the model runs, e.g. cuda or auto; by default the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
@@ -45,22 +47,22 @@ def check(
         served = remote.Served(chosen, model_or_url, model, tokenizer, family)
         if not is_address(model_or_url) and (model, tokenizer) != (None, None):
             raise ValueError(f"--model and --tokenizer go with the address of a server, such as http://host:8000/v1, not {model_or_url!r}")
-        _check(chosen, served, device, findings)
+        _check(chosen, served, device, dtype, findings)
     if as_json:
         typer.echo(json.dumps({"model": model_or_url, "kind": chosen, **findings.as_dict()}, indent=2))
     if not findings.ok:
         raise typer.Exit(FAILED)
 
 
-def _check(kind: str, served: remote.Served, device: str | None, findings: Findings) -> None:
+def _check(kind: str, served: remote.Served, device: str | None, dtype: str | None, findings: Findings) -> None:
     if kind == "lm":
         from .lm_checks import LMChecks
 
-        LMChecks(remote.load_lm(served, device), findings).run()
+        LMChecks(remote.load_lm(served, device, dtype), findings).run()
     else:
         from .prm_checks import PRMChecks
 
-        PRMChecks(remote.load_prm(served, device), findings).run()
+        PRMChecks(remote.load_prm(served, device, dtype=dtype), findings).run()
 
 
 def _found_kind(name: str, model: str | None) -> str:
@@ -70,10 +72,12 @@ def _found_kind(name: str, model: str | None) -> str:
             return _served_kind(name, model)
     if name.startswith("demo"):
         return "lm" if name == "demo" else "prm"
-    from ..lm.loading import load_tokenizer, locate
+    from ..lm.loading import is_gguf, load_tokenizer, locate
     from ..reward.prm.families import detect_family, read_config
 
     source = locate(name, "lm")
+    if is_gguf(source):
+        return "lm"
     config = read_config(source)
     try:
         detect_family(source, config, load_tokenizer(source))

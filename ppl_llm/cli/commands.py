@@ -17,11 +17,13 @@ from rich.text import Text
 
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
+from ..reward.choice import REWARD_KINDS, RewardChoice
 from . import completion, evaluation, loading, page_file, remote
-from .errors import INTERRUPTED, reported
+from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
+from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, notes, prompt_options, tell, unescaped
 from .one_line_errors import OneLineErrors
 from .settings import Settings
 
@@ -71,7 +73,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def _list(method: str) -> str:
+def _list(method: str | None) -> str | None:
     if method == "list":
         methods()
         raise typer.Exit()
@@ -97,12 +99,13 @@ def solve(
         ),
     ] = "demo",
     prm: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address.",
+            help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address; the demo language model has its own.",
             autocompletion=completion.model(completion.PRMS),
         ),
-    ] = "demo",
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help=REWARD, autocompletion=completion.among(REWARD_KINDS))] = None,
     lm_model: Annotated[str | None, typer.Option(help="Name that the server knows the language model by.")] = None,
     lm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
     prm_model: Annotated[str | None, typer.Option(help="Name that the server knows the reward model by.")] = None,
@@ -114,13 +117,21 @@ def solve(
         Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
     ] = None,
     method: Annotated[
-        str, typer.Option(callback=_list, is_eager=True, help=_METHOD_HELP, autocompletion=completion.among(SOLVING))
-    ] = "smc",
+        str | None,
+        typer.Option(
+            callback=_list,
+            is_eager=True,
+            help=_METHOD_HELP,
+            autocompletion=completion.among(SOLVING),
+            show_default="smc; self-consistency without a reward",
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help=_PRESET_HELP, show_default="exact", autocompletion=completion.among(completion.PRESETS))
     ] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
+    max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     json_schema: Annotated[
         Path | None,
@@ -128,6 +139,14 @@ def solve(
     ] = None,
     regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
     choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
+    equivalence: Annotated[str, typer.Option(help=EQUIVALENCE)] = "exact",
+    answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
@@ -144,31 +163,46 @@ def solve(
 
     Ctrl-C shows the posterior so far.
     """
-    settings = Settings(
-        lm=lm,
-        prm=prm,
-        method=method,
-        preset=preset,
-        max_steps=max_steps,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        options=given(options),
-        dtype=dtype,
-        json_schema=json_schema,
-        regex=regex,
-        choices=choices,
-    )
     log = JsonLog() if log_json else None
-    served = remote.Served("lm", lm, lm_model, lm_tokenizer), remote.Served("prm", prm, prm_model, prm_tokenizer, prm_family)
     with reported(verbose, log):
+        chosen_reward = RewardChoice.of(lm, prm, reward)
+        settings = Settings(
+            lm=lm,
+            reward=chosen_reward,
+            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" else "smc",
+            preset=preset,
+            max_steps=max_steps,
+            max_tokens=max_tokens,
+            max_tokens_completion=max_tokens_completion,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop=unescaped(stop),
+            finish=finish,
+            equivalence=equivalence,
+            answer_fallback=answer_fallback,
+            seed=seed,
+            options=given(options),
+            dtype=dtype,
+            json_schema=json_schema,
+            regex=regex,
+            choices=choices,
+        )
+        prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
+        served = (
+            remote.Served("lm", lm, lm_model, lm_tokenizer),
+            remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
+        )
+        lm_options = prompt_options(system_prompt, chat_template)
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
         settings.check()
         for each in served:
             each.check()
-        scale = None if calibration is None else loading.load_calibration(calibration, prm)
+        if calibration is not None and prm_name is None:
+            raise ValueError(f"--calibration is for a process reward model, and the reward is {chosen_reward}")
+        scale = None if calibration is None else loading.load_calibration(calibration, str(prm_name))
         loading.check_device(device)
         if html is not None:
             page_file.check(html)
@@ -180,15 +214,25 @@ def solve(
 
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
-            models = remote.load_lm(served[0], device, dtype), remote.load_prm(served[1], device, scale, dtype)
-            progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log)
-            outcome = sweep(settings, *models, text, progress)
+            language_model = remote.load_lm(served[0], device, dtype, **lm_options)
+            reward_model = None
+            if settings.asks_reward:
+                reward_model = chosen_reward.load(
+                    language_model,
+                    lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
+                    lambda name: remote.load_prm(served[1], device, scale, dtype),
+                    settings.steps_end,
+                )
+            for note in notes(settings, reward_model, reward is not None or prm is not None):
+                tell(note, log)
+            progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log, max_tokens_completion)
+            outcome = sweep(settings, language_model, reward_model, text, progress)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {settings.named.method.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)
-        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial)
+        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
@@ -198,6 +242,8 @@ def solve(
         if html is not None:
             with reported(verbose, log):
                 page_file.write(outcome.posterior, html, settings.named.method.name)
+    if outcome.failure is not None:
+        raise typer.Exit(FAILED)
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
 
@@ -246,7 +292,7 @@ def demo(
     """
     from .comparison import Comparison, parse_levels, problems_of
 
-    settings = Settings(prm=prm, options={"particles": particles}, seed=seed, dtype=dtype)
+    settings = Settings(reward=RewardChoice("prm", prm), options={"particles": particles}, seed=seed, dtype=dtype)
     with reported(verbose):
         settings.check()
         if problems < 1:

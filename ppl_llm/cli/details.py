@@ -16,7 +16,7 @@ class Details(NamedTuple):
     :ivar bool estimates: whether the weights estimate the model's posterior; those of a search are votes.
     :ivar list ess: effective sample size; the least of several islands.
     :ivar dict values: what else there is, for programs.
-    :ivar list lines: the same for people.
+    :ivar list lines: the same as text.
     """
 
     log_evidence: float | None
@@ -44,8 +44,12 @@ def details(posterior: ParticlePosterior) -> Details:
     values = posterior.diagnostics()
     log_evidence, reason = values.pop("log_evidence", None), values.pop("no_evidence", None)
     ess, resampled, complete = values.pop("ess"), values.pop("resampled"), values.pop("complete")
+    if not values["dead"]:
+        values.pop("dead")
     values = {name: value for name, value in values.items() if name not in ("num_particles", "method")}
     lines = []
+    if "dead" in values:
+        lines.append("every particle has weight zero: none satisfies what is observed, so there is no answer")
     if values.get("distinct_iterations", 0) < values.get("iterations", 0):
         lines.append(f"{values['distinct_iterations']} of {values['iterations']} iterations differ: the others kept the state before")
     if "islands" in values:
@@ -56,7 +60,7 @@ def details(posterior: ParticlePosterior) -> Details:
     if not complete:
         values["complete"] = False
         lines.append("stopped before every solution was finished")
-    return Details(log_evidence, reason, posterior.unit, posterior.gives_evidence, ess, resampled, values, lines)
+    return Details(log_evidence, reason, posterior.unit, posterior.estimates_posterior, ess, resampled, values, lines)
 
 
 def _numbers(values: list[float]) -> str:

@@ -12,6 +12,7 @@ from .json_log import JsonLog
 
 BAD_INPUT = 2
 AUDIT_FAILED = 1
+FAILED = 1
 INTERRUPTED = 130
 
 

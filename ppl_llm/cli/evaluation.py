@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 
 from ..methods import BUDGETED
+from ..reward.choice import REWARD_KINDS, RewardChoice
 from . import completion
 from .errors import INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
+from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
 from .remote import importing
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _EVALUATE_EXAMPLES = (
     "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
     "\n\nppl-llm evaluate reasoning-gym:chain_sum --task-option seed=3 --task-option min_terms=4 --limit 50 --out runs/sums"
 )
+_DEFAULT_METHODS = "smc,importance,self-consistency,best-of-n"
 _METHODS_HELP = f"Separated by commas, with options after colons, such as smc:islands=4: {', '.join(BUDGETED)}."
 
 
@@ -81,27 +84,46 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the records; the same command again resumes the run.")],
     methods: Annotated[
-        str, typer.Option(help=_METHODS_HELP, autocompletion=completion.several(BUDGETED))
-    ] = "smc,importance,self-consistency,best-of-n",
+        str | None,
+        typer.Option(
+            help=_METHODS_HELP,
+            autocompletion=completion.several(BUDGETED),
+            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward",
+        ),
+    ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
     seeds: Annotated[int, typer.Option(help="Repetitions of everything.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.")] = None,
     task_option: Annotated[list[str] | None, typer.Option(help=_TASK_OPTION)] = None,
     lm: Annotated[str, typer.Option(help="Language model: demo, a directory, or a name on the Hugging Face Hub.")] = "demo",
-    prm: Annotated[str, typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name.")] = "demo",
+    prm: Annotated[
+        str | None,
+        typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name; the demo language model has its own."),
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help=REWARD, autocompletion=completion.among(REWARD_KINDS))] = None,
+    prm_family: Annotated[
+        str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from those of its steps: last, prod, min or mean.")] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
+    max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
+    answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
+    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures.")] = False,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
     device: Annotated[str | None, typer.Option(help="Where the models run, e.g. cuda or auto; by default the CPU.")] = None,
     dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
-    equivalence: Annotated[
-        str, typer.Option(help="When answers are the same: exact (letter by letter), or math (needs math-verify).")
-    ] = "exact",
+    equivalence: Annotated[str, typer.Option(help=EQUIVALENCE)] = "exact",
     calibration: Annotated[Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.")] = None,
     answer_scores: Annotated[
         bool, typer.Option("--answer-scores", help="Record the score of each whole solution as one step as well, for model-based votes.")
@@ -121,9 +143,40 @@ def evaluate(
         from ..evaluation.source import Models
         from ..tasks.load import open_task
 
-        scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, prm))
-        models = Models(lm, prm, preset, aggregation, max_steps, max_tokens, temperature, device, equivalence, scale, answer_scores, dtype)
+        chosen = RewardChoice.of(lm, prm, reward)
+        named = chosen.name if chosen.kind == "prm" else None
+        if calibration is not None and named is None:
+            raise ValueError(f"--calibration is for a process reward model, and the reward is {chosen}")
+        scale = None if calibration is None else dataclasses.astuple(loading.load_calibration(calibration, str(named)))
+        models = Models(
+            lm,
+            prm,
+            preset,
+            aggregation,
+            max_steps,
+            max_tokens,
+            temperature,
+            device,
+            equivalence,
+            scale,
+            answer_scores,
+            dtype,
+            reward=reward,
+            max_tokens_completion=max_tokens_completion,
+            top_p=top_p,
+            top_k=top_k,
+            stop=unescaped(stop),
+            finish=finish_of(lm, finish),
+            prm_family=prm_family,
+            answer_fallback=answer_fallback,
+            keep_texts=keep_texts,
+            **prompt_options(system_prompt, chat_template),
+        )
         models.check()
+        if methods is None:
+            methods = "self-consistency" if chosen.kind == "none" else _DEFAULT_METHODS
+            if chosen.kind == "none":
+                tell("no reward model was given: a majority vote. Others need --prm, or --reward judge, confidence or another", log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")
@@ -162,6 +215,9 @@ def evaluate(
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that evaluate wrote.")],
     other: Annotated[Path | None, typer.Argument(help="Another one, to compare the first with.", show_default=False)] = None,
+    failures: Annotated[
+        bool, typer.Option("--failures", help="List solutions without an answer, and wrong ones, by their last lines.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
 ) -> None:
     """Tables on the terminal, and figures in one HTML file that opens without a network.
@@ -173,6 +229,12 @@ def report(
         from ..evaluation.report import tables, write
         from ..evaluation.results import Results
 
+        if failures:
+            from ..evaluation.failures import failures as listed
+
+            if other is not None:
+                raise ValueError("--failures goes with one run")
+            return _print(listed(Results.read(folder)))
         try:
             if other is None:
                 results = Results.read(folder)
@@ -258,7 +320,7 @@ def _print(tables: Sequence[tuple[str, list[list[str]]]]) -> None:
 
 
 class Live:
-    """A line on stderr: how far, how long to go, how accurate so far."""
+    """A progress line on stderr: batches done, time left, accuracy so far."""
 
     def __init__(self, console: Console, log: JsonLog | None = None) -> None:
         self.console, self.log, self.began = console, log, time.perf_counter()

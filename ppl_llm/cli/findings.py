@@ -40,7 +40,7 @@ class Findings:
         self._console = console
 
     def add(self, name: str, ok: bool | None, detail: str, remedy: str = "") -> None:
-        """Note and print a finding."""
+        """Record and print a finding."""
         found = Finding(name, ok, plain(detail), plain(remedy))
         self.items.append(found)
         if self._console is None:

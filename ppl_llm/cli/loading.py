@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..lm.base import LanguageModel
@@ -19,19 +19,20 @@ DTYPE = "Number format of local models' weights: float32, bfloat16 or float16; b
 """Help of ``--dtype``."""
 
 
-def load_lm(name: str, device: str | None = None, dtype: str | None = None) -> LanguageModel:
+def load_lm(name: str, device: str | None = None, dtype: str | None = None, **options: Any) -> LanguageModel:
     """A language model.
 
     :param str name: ``demo``, a directory, or a name on the Hugging Face Hub.
     :param str device: where to put it, e.g. ``cuda`` or ``auto``.
     :param str dtype: number format of its weights, e.g. ``bfloat16``; by default that of the checkpoint.
+    :param options: of :class:`~ppl_llm.TransformersLM`.
     :raises OSError: if it cannot be found or read.
     :raises ValueError: if it cannot be used.
     """
     from ..lm.loading import parse_dtype
     from ..lm.transformers_lm import TransformersLM
 
-    return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype))
+    return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype), **options)
 
 
 def load_prm(

@@ -37,7 +37,8 @@ PAIRS = (
 )
 """Ordinary arithmetic, and what the models in this package know."""
 
-_TOLERANCE = 0.05
+_TOLERANCES = {"float32": 0.05, "float64": 0.05, "float16": 0.2, "bfloat16": 0.5}
+"""Of log-odds that two ways through a model of this number format give."""
 _MARGIN = 0.02
 """Of the probabilities of a right and a wrong step."""
 
@@ -85,8 +86,10 @@ class PRMChecks:
         alone = self.prm.step_log_odds(PlainText().context(pair.problem, [[pair.good]]))[0, 0]
         followed = self.prm.step_log_odds(PlainText().context(pair.problem, [[pair.good, pair.then]]))[0, 0]
         gap = abs(float(alone - followed))
-        remedy = "" if gap < _TOLERANCE else "the model looks ahead or the format changes what was written; its scores cannot be kept"
-        self.findings.add("earlier scores", gap < _TOLERANCE, f"change by {gap:.1e} when a step follows", remedy)
+        dtype = "" if self.remote else str(next(self.prm.model.parameters()).dtype).removeprefix("torch.")
+        kept = gap < _TOLERANCES.get(dtype, _TOLERANCES["bfloat16"])
+        remedy = "" if kept else "the model looks ahead or the format changes what was written; its scores cannot be kept"
+        self.findings.add("earlier scores", kept, f"change by {gap:.1e} when a step follows", remedy)
 
     def _precision(self) -> None:
         probabilities = getattr(self.prm.scorer, "gives_probabilities", None)

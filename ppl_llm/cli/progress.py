@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from .json_log import JsonLog
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
 
+_REFRESH_SECONDS = 0.25
 _ROWS = 12
 """Steps shown at a time."""
 
@@ -48,19 +50,35 @@ class Progress:
     :param bool verbose: print a line per step where there is no terminal.
     :param str unit: what the algorithm calls back after: ``step``, ``iteration`` or ``stage``.
     :param JsonLog log: where the steps go as events instead.
+    :param int max_tokens: of a solution; half of them without an answer are worth a note.
     """
 
-    def __init__(self, console: Console, title: str, verbose: bool = False, unit: str = "step", log: JsonLog | None = None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        verbose: bool = False,
+        unit: str = "step",
+        log: JsonLog | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         from ..inference import CostMeter
+        from ..lm.decoding.watching import watching
 
+        self._watching = watching
         self.console, self.title, self.unit, self.count, self.log = console, title, unit, 0, log
         self.lines = verbose and not console.is_terminal and log is None
+        self.max_tokens, self.rambling = max_tokens, False
+        self._alive = self._tokens = self._rounds = 0
+        self._shown = 0.0
         self.rows: deque[Row] = deque(maxlen=_ROWS)
         self._meter = CostMeter()
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal and log is None else None
 
     def __enter__(self) -> Progress:
         self._meter.__enter__()
+        self._watch_tokens = self._watching(self._token) if self._live is not None else nullcontext()
+        self._watch_tokens.__enter__()
         self._start = time.perf_counter()
         if self._live is not None:
             self._live.start()
@@ -70,6 +88,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+        self._watch_tokens.__exit__(kind, error, trace)
         self._meter.__exit__(kind, error, trace)
 
     def __call__(self, posterior: ParticlePosterior) -> None:
@@ -82,6 +101,7 @@ class Progress:
         else:
             told = details(posterior)
             ess, resampled = told.ess[-1], told.resampled[-1]
+        self._watch(posterior)
         self.rows.append(Row(self.unit, self.count, ess, posterior.num_particles, resampled, done, rate))
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -90,8 +110,47 @@ class Progress:
         if self.lines:
             self.console.print(str(self.rows[-1]), markup=False, highlight=False, soft_wrap=True)
 
+    def _watch(self, posterior: ParticlePosterior) -> None:
+        """Say once that solutions ramble: half of the tokens are spent, and most of them have no answer."""
+        if self.max_tokens is None or self.rambling:
+            return
+        context = posterior.value
+        written = (context.lengths - context.prompt_lengths).flatten()
+        if not bool((written >= self.max_tokens / 2).any()):
+            return
+        without = sum(answer is None for answer in context.answers())
+        if 2 * without > posterior.num_particles:
+            self.rambling = True
+            note = (
+                f"{without} of {posterior.num_particles} solutions have no answer after up to {int(written.max())} of {self.max_tokens} "
+                "tokens: ask for "
+                "\\boxed{...} in the problem or with --system-prompt, lower --temperature, or see --answer-fallback last-number"
+            )
+            if self.log is not None:
+                self.log.event("note", message=note)
+            else:
+                self.console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _token(self, alive: int) -> None:
+        """After each token, with the number of sequences that continue: the line below the table moves four times a second."""
+        now = time.perf_counter()
+        self._alive, self._tokens, self._rounds = alive, self._tokens + alive, self._rounds + 1
+        if self._live is not None and now - self._shown > _REFRESH_SECONDS:
+            self._shown = now
+            self._live.update(self._table(), refresh=True)
+
+    def _caption(self) -> str:
+        """Sequences alive, tokens per second, and the time that is left at most where solutions are bounded."""
+        seconds = time.perf_counter() - self._start
+        text = f"{self._alive} sequences alive, {self._tokens / max(seconds, 1e-9):,.0f} tokens/s, {seconds:.0f} s"
+        if self.max_tokens is None or self.unit != "step" or not self._rounds:
+            return text
+        left = max(0.0, self.max_tokens - self._rounds) * seconds / self._rounds
+        return f"{text}, at most {left:.0f} s left"
+
     def _table(self) -> Table:
-        table = Table(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        caption = self._caption() if self._rounds else None
+        table = Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0))
         for name in (self.unit, "ESS", "resampled", "finished", "tokens/s"):
             table.add_column(name, justify="right", style="dim" if name == "resampled" else "")
         for row in self.rows:

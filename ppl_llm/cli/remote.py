@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..remote.address import Address, is_address
 from . import loading
@@ -51,14 +51,14 @@ class Served(NamedTuple):
         return {f"{self.option}_{name}": value for name, value in named.items() if value is not None}
 
 
-def load_lm(served: Served, device: str | None = None, dtype: str | None = None) -> LanguageModel:
+def load_lm(served: Served, device: str | None = None, dtype: str | None = None, **options: Any) -> LanguageModel:
     """A language model here or on a server; see :func:`ppl_llm.cli.loading.load_lm`."""
     if not is_address(served.where):
-        return loading.load_lm(served.where, device, dtype)
+        return loading.load_lm(served.where, device, dtype, **options)
     with importing():
         from ..lm.openai_lm import OpenAILM
 
-        return OpenAILM(served.where, served.model, tokenizer=served.tokenizer)
+        return OpenAILM(served.where, served.model, tokenizer=served.tokenizer, **options)
 
 
 def load_prm(served: Served, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None) -> RewardModel:

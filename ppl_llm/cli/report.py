@@ -1,9 +1,9 @@
-"""The outcome of a run, for people and for programs."""
+"""The outcome of a run, as a table and as JSON."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,12 +15,12 @@ from .details import Details, details
 if TYPE_CHECKING:
     from ..answers.voting import Answer
     from ..context import Context
-    from ..inference import ParticlePosterior
+    from ..inference import Equivalent, ParticlePosterior
     from ..programs.models import ReasoningModel
 
 _SHOWN = 8
 """Answers shown in the table; JSON has all."""
-_ROUNDS = 24
+_ESS_SHOWN = 24
 """Steps, iterations or stages of which the effective sample size is shown; JSON has all."""
 _BAR = 24
 
@@ -29,15 +29,16 @@ _BAR = 24
 class Solution:
     """One particle: its steps with the reward model's probability that each is right.
 
+    :ivar list step_scores: ``None`` for a step without text, which has none.
     :ivar float weight: its posterior weight.
-    :ivar float score: aggregated score of the whole solution.
+    :ivar float score: aggregated score of the whole solution; ``None`` without a reward, and no ``step_scores`` either.
     :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min`` or ``mean``.
     """
 
     steps: list[str]
-    step_scores: list[float]
+    step_scores: list[float | None]
     weight: float
-    score: float
+    score: float | None
     aggregation: str
 
 
@@ -56,28 +57,43 @@ class Report:
     cost: dict[str, float]
     audit: dict[str, float] | None
     settings: dict[str, Any]
+    unanswered: int
+    failure: str | None
 
     @classmethod
-    def of(cls, model: ReasoningModel, posterior: ParticlePosterior, problem: str, settings: dict[str, Any], partial: bool) -> Report:
+    def of(
+        cls,
+        model: ReasoningModel,
+        posterior: ParticlePosterior,
+        problem: str,
+        settings: dict[str, Any],
+        partial: bool,
+        equivalent: Equivalent | None = None,
+        failure: str | None = None,
+    ) -> Report:
         """
         :param ReasoningModel model: that was run.
         :param ParticlePosterior posterior: of a single problem.
         :param bool partial: whether the run was interrupted.
+        :param equivalent: when two answers are the same.
+        :param str failure: why no solution was good enough.
         """
-        answer = model.choose(posterior)
+        answer = model.choose(posterior, equivalent)
         audit = posterior.audit
         return cls(
             problem=problem,
             partial=partial,
             answer=answer,
-            answers=list(posterior.answers().probs.items()),
+            answers=list(posterior.answers(equivalent).probs.items()),
             details=details(posterior),
             particles=posterior.num_particles,
             finished=int(posterior.value.done.sum()),
-            best=solution_of(model, posterior.value, posterior.weights.tolist(), answer),
+            best=solution_of(model, posterior.value, posterior.weights.tolist(), answer, equivalent),
             cost=dict(posterior.cost),
-            audit=None if audit is None else {"error": audit.error, "rounding": audit.rounding, "sites": audit.num_sites},
+            audit=None if audit is None else asdict(audit),
             settings=settings,
+            unanswered=sum(given is None for given in posterior.value.answers()),
+            failure=failure,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,6 +112,8 @@ class Report:
                 **self.details.values,
                 "particles": self.particles,
                 "finished": self.finished,
+                "without_answer": self.unanswered,
+                **({} if self.failure is None else {"failure": self.failure}),
                 "best": {
                     "steps": self.best.steps,
                     "step_scores": self.best.step_scores,
@@ -115,25 +133,32 @@ class Report:
         told = self.details
         title = "Posterior over answers" if told.estimates else "Vote over answers"
         if self.partial:
-            title = f"Partial {title[0].lower()}{title[1:]}: interrupted after {len(told.ess)} {told.unit}s"
+            how = "interrupted" if self.failure is None else "no solution had a weight"
+            title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}s"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         finished = f"{self.finished} of {self.particles} finished"
         resampled = f"resampled {sum(told.resampled)} of {len(told.resampled)} times"
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
         console.print(Text(f"{evidence}, {finished}, {resampled}"))
+        if self.failure is not None:
+            console.print(Text(self.failure, style="yellow"))
+        if self.unanswered:
+            console.print(Text(f"{self.unanswered} of {self.particles} solutions have no answer", style="yellow"))
         if told.estimates:
-            more = f" .. {len(told.ess) - _ROUNDS} more" if len(told.ess) > _ROUNDS else ""
-            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ROUNDS]) + more, style="dim"))
+            more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""
+            console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ESS_SHOWN]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
             console.print(Text(line, style="dim"))
         best = self.best
-        _heading(console, f"Best solution (weight {best.weight:.3f}, {best.aggregation} score {best.score:.3f})")
+        score = "" if best.score is None else f", {best.aggregation} score {best.score:.3f}"
+        _heading(console, f"Best solution (weight {best.weight:.3f}{score})")
         console.print(steps_table(best))
         _heading(console, "Cost")
         console.print(Text(_cost_line(self.cost)))
         if self.audit is not None:
-            console.print(Text(f"audit passed: {self.audit['sites']} sites replayed, error {self.audit['error']:.3g}"))
+            compared = "{num_sites} sites and {num_leaves} values of the result replayed, error {error:.3g}".format(**self.audit)
+            console.print(Text(f"audit passed: {compared}"))
 
     def _answers_table(self, bar: str) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -152,35 +177,53 @@ class Report:
 def steps_table(solution: Solution) -> Table:
     """The steps of a solution with their scores."""
     table = Table(box=None, padding=(0, 2, 0, 0))
+    if solution.score is None:
+        table.add_column("step")
+        for step in solution.steps:
+            table.add_row(Text(plain(step).strip()))
+        return table
     table.add_column("score", justify="right", vertical="top")
     table.add_column("step")
     for step, score in zip(solution.steps, solution.step_scores, strict=True):
+        if score is None:
+            continue
         style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
         table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
     return table
 
 
-def solution_of(model: ReasoningModel, context: Context, weights: list[float], answer: Answer) -> Solution:
+def solution_of(
+    model: ReasoningModel, context: Context, weights: list[float], answer: Answer, equivalent: Equivalent | None = None
+) -> Solution:
     """The solution of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
 
     Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
 
     :param Context context: the solutions to one problem, ``[N]``.
     :param list weights: of each.
-    :param answer: that was chosen; ``None`` where no solution has one.
+    :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
+    :param equivalent: when two answers are the same.
     """
     import torch
 
     from ..context import StopReason
+    from ..reward.base import scored_steps
 
+    def chosen(given: Answer) -> bool:
+        return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))
+
+    candidates = [n for n, given in enumerate(context.answers()) if chosen(given)] or list(range(len(weights)))
+    if model.prm is None:
+        n = max(candidates, key=lambda i: weights[i])
+        return Solution(context[n].steps, [], weights[n], None, model.aggregation)
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
-    real = (context.reasons != StopReason.FINISHED).cpu()
+    taken, real = (context.reasons != StopReason.FINISHED).cpu(), scored_steps(model.prm, context).cpu()
     scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
-    candidates = [n for n, given in enumerate(context.answers()) if given == answer]
     by_score = model.preset.vote == "argmax"
     n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
-    return Solution(context[n].steps, log_odds[n][real[n]].sigmoid().tolist(), weights[n], float(prefix[n].sigmoid()), model.aggregation)
+    of_steps = [float(z.sigmoid()) if own else None for z, own in zip(log_odds[n][taken[n]], real[n][taken[n]], strict=True)]
+    return Solution(context[n].steps, of_steps, weights[n], float(prefix[n].sigmoid()), model.aggregation)
 
 
 def _heading(console: Console, text: str, style: str = "bold") -> None:

@@ -18,25 +18,34 @@ class Outcome(NamedTuple):
     """What a run left.
 
     :ivar ParticlePosterior posterior: ``None`` where it was interrupted too early to leave one.
-    :ivar bool partial: whether it was interrupted.
+    :ivar bool partial: whether it was interrupted, or failed.
+    :ivar str failure: why no solution was good enough, where that is so.
     """
 
     model: ReasoningModel
     posterior: ParticlePosterior | None
     partial: bool
+    failure: str | None = None
 
 
-def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel, problem: str, progress: Progress) -> Outcome:
+def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel | None, problem: str, progress: Progress) -> Outcome:
     """Seed, run, and on Ctrl-C keep what was computed up to the last barrier, iteration or stage.
 
     :raises ValueError: what the library raises for a problem or models it cannot work with.
     """
     import pyro
 
+    from ..inference import SMCFailed
+
     model, run = settings.build(lm, prm, callback=progress)
     pyro.set_rng_seed(settings.seed)
     try:
         with progress:
             return Outcome(model, run(problem), partial=False)
+    except SMCFailed as failed:
+        partial = getattr(failed, "partial_posterior", None)
+        if partial is None:
+            raise
+        return Outcome(model, partial, partial=True, failure=str(failed))
     except KeyboardInterrupt as interrupt:
         return Outcome(model, getattr(interrupt, "partial_posterior", None), partial=True)

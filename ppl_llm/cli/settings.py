@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS, Call, ChosenMethod, parse_method
+from ..reward.choice import RewardChoice
 from .method_options import method_options, takers
+from .model_options import finish_of
 
 if TYPE_CHECKING:
     from ..constraints import Constraint
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
     from ..programs.step_proposal import StepProposal
 
-_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("max_steps", "max_tokens", "temperature")} | {
+LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback")
+"""Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
+
+COMPLETION_TOKENS = 1024
+"""Default of ``--max-tokens-completion``."""
+
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
     name: option.flag for option in method_options().values() for name in (option.name, option.parameter) if name
 }
 """Flags by the name of the parameter in the library's messages."""
@@ -30,6 +38,8 @@ MAX_SEED = 2**32 - 1
 class Settings:
     """The options of ``solve``. ``None`` leaves the choice to the method, the preset or the library.
 
+    :ivar RewardChoice reward: what scores the steps.
+
     :ivar str method: a name with options perhaps, ``smc:islands=4``.
     :ivar dict options: of the method, given apart from its name.
     :ivar Path json_schema: a file with the schema that the solution is a value of; and ``regex``, which it matches as a whole; and
@@ -37,12 +47,19 @@ class Settings:
     """
 
     lm: str = "demo"
-    prm: str = "demo"
+    reward: RewardChoice = field(default_factory=lambda: RewardChoice("prm", "demo"))
     method: str = "smc"
     preset: str | None = None
     max_steps: int = 40
     max_tokens: int | None = None
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens_completion: int | None = COMPLETION_TOKENS
+    finish: str | None = None
+    answer_fallback: str | None = None
+    equivalence: str = "exact"
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
@@ -106,6 +123,28 @@ class Settings:
                 raise ValueError(f"{flag} and --method {self.method} both set {name}; give it once")
         return {**named.options, **self.options}
 
+    @property
+    def steps_end(self) -> str | tuple[str, ...]:
+        """The delimiter(s) of steps; a single one as a string."""
+        return self.stop[0] if len(self.stop) == 1 else self.stop or "\n\n"
+
+    def equivalent(self) -> Callable[[Hashable, Hashable], bool]:
+        """When two answers are the same.
+
+        :raises ValueError: for an unknown name, or where an extra is missing.
+        """
+        from ..answers.equivalence import equivalence_named
+
+        try:
+            return equivalence_named(self.equivalence)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def asks_reward(self) -> bool:
+        """Whether the method asks a reward."""
+        return self.named.method.scored
+
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
@@ -126,9 +165,11 @@ class Settings:
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
-        given: dict[str, Any] = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+        if self.stop:
+            chosen["stop"] = self.steps_end
         preset = self.preset or "exact"
-        model = reasoning(lm, prm, preset=preset, max_steps=self.max_steps, temperature=self.temperature, **given)
+        model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
         return self.named.adapted(model)
 
     def check(self) -> None:
@@ -140,6 +181,14 @@ class Settings:
 
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
+        if self.reward.kind == "none" and self.asks_reward:
+            raise ValueError(
+                f"--method {self.named.method.name} needs a reward, and the demo reward model knows nothing of other language models than "
+                "demo: give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
+                "--method self-consistency"
+            )
+        self.reward.check()
+        self.equivalent()
         try:
             parse_dtype(self.dtype)
             for name, value in self.given().items():
@@ -156,7 +205,8 @@ class Settings:
         method = self.named.method
         return {
             "lm": self.lm,
-            "prm": self.prm,
+            "reward": str(self.reward) if self.asks_reward else "none",
+            "prm": self.reward.name if self.reward.kind == "prm" and self.asks_reward else None,
             "method": method.name,
             "preset": model.preset.name,
             **{"particles": None, "resampler": None, "ess_threshold": None},
@@ -164,7 +214,14 @@ class Settings:
             **{name: value for name, value in self.named.model_options.items() if name != "preset"},
             "max_steps": self.max_steps,
             "max_tokens": model.options.max_tokens,
+            "max_tokens_completion": self.max_tokens_completion,
             "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "stop": self.steps_end,
+            "finish": model.finish,
+            "equivalence": self.equivalence,
+            **({} if self.answer_fallback is None else {"answer_fallback": self.answer_fallback}),
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
             **({} if self.constraint is None else {"constraint": repr(self.constraint)}),

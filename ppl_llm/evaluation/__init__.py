@@ -1,13 +1,45 @@
 """Accuracy against budget: records that survive anything, votes recomputed from them, and figures of merit."""
 
-from .aggregators import Candidate
-from .budget_ratio import BudgetRatio
-from .intervals import Interval, bootstrap, proportion
-from .metrics import pass_at_k
-from .records import Key, RecordStore, read_records
-from .results import Results
-from .run import evaluate
-from .source import Models
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from .aggregators import Candidate, best_of_majority_at_k, log_score, majority, weighted_majority
+    from .budget_ratio import BudgetRatio
+    from .harness import PPLHarnessLM
+    from .intervals import Interval, bootstrap, proportion
+    from .metrics import pass_at_k
+    from .records import Key, RecordStore, read_records
+    from .results import Results
+    from .run import evaluate
+    from .self_certainty import borda_vote
+    from .source import Models
+    from .tables import accuracy_rows, as_text, difference_rows
+
+_MODULES = {
+    "BudgetRatio": "budget_ratio",
+    "Candidate": "aggregators",
+    "Interval": "intervals",
+    "Key": "records",
+    "Models": "source",
+    "PPLHarnessLM": "harness",
+    "RecordStore": "records",
+    "Results": "results",
+    "accuracy_rows": "tables",
+    "as_text": "tables",
+    "best_of_majority_at_k": "aggregators",
+    "bootstrap": "intervals",
+    "borda_vote": "self_certainty",
+    "difference_rows": "tables",
+    "evaluate": "run",
+    "log_score": "aggregators",
+    "majority": "aggregators",
+    "pass_at_k": "metrics",
+    "proportion": "intervals",
+    "read_records": "records",
+    "weighted_majority": "aggregators",
+}
 
 __all__ = [
     "BudgetRatio",
@@ -15,11 +47,23 @@ __all__ = [
     "Interval",
     "Key",
     "Models",
+    "PPLHarnessLM",
     "RecordStore",
     "Results",
+    "accuracy_rows",
+    "as_text",
+    "best_of_majority_at_k",
     "bootstrap",
+    "borda_vote",
+    "difference_rows",
     "evaluate",
+    "log_score",
+    "majority",
     "pass_at_k",
     "proportion",
     "read_records",
+    "weighted_majority",
 ]
+
+
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -33,6 +33,7 @@ class Candidate:
     :ivar str path: identifies the text, so that repeated paths are known.
     :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
     :ivar float self_certainty: mean over the tokens, where it was recorded, see :func:`~ppl_llm.evaluation.self_certainty.self_certainty`.
+    :ivar str text: where it was recorded.
     """
 
     answer: Answer
@@ -45,6 +46,7 @@ class Candidate:
     path: str | None = None
     whole_log_odds: float | None = None
     self_certainty: float | None = None
+    text: str | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
@@ -96,8 +98,8 @@ def majority(candidates: Sequence[Candidate]) -> Answer:
 
 
 def posterior_majority(candidates: Sequence[Candidate]) -> Answer:
-    """The answer of the largest posterior weight."""
-    return best(tally(candidates, lambda candidate: candidate.weight))
+    """The answer of the largest posterior weight; ``None`` where every candidate with an answer has weight zero."""
+    return best(tally([candidate for candidate in candidates if candidate.weight > 0], lambda candidate: candidate.weight))
 
 
 def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:

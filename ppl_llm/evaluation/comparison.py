@@ -163,8 +163,8 @@ class Comparison:
         """
         summary = " ".join(f"{name}: {size(run)}" for name, run in self.runs.items())
         text = page(" against ".join(self.names), summary, self.sections())
-        stem = re.sub(r"[^\w.-]+", "-", self.names[1])
-        return save(Path(folder) / f"comparison-with-{stem}.html", text, [])
+        other = re.sub(r"[^\w.-]+", "-", self.names[1])
+        return save(Path(folder) / f"comparison-with-{other}.html", text, [])
 
     def _plot(self, name: str, run: Results, i: int) -> Plot:
         return Plot(f"{'ab'[i]}-accuracy", f"Accuracy of {name}", curve_words(run), figures.scaling(run))
@@ -179,7 +179,7 @@ def across_temperatures(runs: Sequence[Results], budget: int) -> Numbers:
     """``[problems, seeds]`` of the first run: whether a majority vote in each run's temperature, and then between the winners, is right,
     with the same share of the budget from each run; nan where the budget cannot be shared or a run has not as many samples.
 
-    :param runs: on the same problems, each at a temperature of its own.
+    :param runs: on the same problems, each at its own temperature.
     """
     share, rest = divmod(budget, len(runs))
 

@@ -30,7 +30,7 @@ def powers_of_two(axes: Any, ticks: list[int]) -> None:
 
 
 def inline(drawn: Figure, name: str, title: str, description: str) -> str:
-    """An ``svg`` element for a page: transparent, in the page's text colour, with ids of its own.
+    """An ``svg`` element for a page: transparent, in the page's text colour, with its own ids.
 
     :param str name: unique in the page.
     :param str title: short name of the figure.

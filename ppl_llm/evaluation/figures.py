@@ -75,7 +75,7 @@ def levels(results: Accuracies) -> Figure:
     return drawn
 
 
-def coverage(ks: list[int], values: list[float], votes: list[float], law: PowerLaw | None) -> Figure:
+def coverage(ks: list[int], values: list[float], votes: list[float], power_law: PowerLaw | None) -> Figure:
     """pass@k of the independent samples with the fitted power law, and a majority vote among as many.
 
     :param votes: maj@k.
@@ -83,10 +83,10 @@ def coverage(ks: list[int], values: list[float], votes: list[float], law: PowerL
     drawn, axes = figure()
     axes.plot(ks, values, label="pass@k", **style(0))
     axes.plot(ks, votes, label="maj@k", **style(2))
-    if law is not None:
+    if power_law is not None:
         fine = np.geomspace(1, max(ks), 100)
-        label = f"exp(-{law.scale:.2f} k^-{law.exponent:.2f})"
-        axes.plot(fine, law(fine), color=COLOURS[1], linestyle="--", label=label)
+        label = f"exp(-{power_law.scale:.2f} k^-{power_law.exponent:.2f})"
+        axes.plot(fine, power_law(fine), color=COLOURS[1], linestyle="--", label=label)
     powers_of_two(axes, ks)
     axes.set_xlabel("k samples")
     axes.set_ylabel("share of problems")

@@ -56,7 +56,7 @@ class PPLHarnessLM(TemplateLM):
     ``loglikelihood_rolling`` requests are answered exactly, by the language model alone.
 
     :param lm: a language model, or a name as in :class:`~ppl_llm.evaluation.source.Models`.
-    :param prm: a reward model, or a name.
+    :param prm: a reward model, or a name; ``None`` for that of the demo language model, and none for any other.
     :param str method: see :data:`ppl_llm.methods.BUDGETED`.
     :param int budget: completions per request.
     :param str preset: see :func:`ppl_llm.reasoning`.
@@ -78,7 +78,7 @@ class PPLHarnessLM(TemplateLM):
     def __init__(
         self,
         lm: str | LanguageModel = "demo",
-        prm: str | RewardModel = "demo",
+        prm: str | RewardModel | None = None,
         method: str = "smc",
         budget: int = 16,
         *,
@@ -105,19 +105,23 @@ class PPLHarnessLM(TemplateLM):
         self.budget, self.answer_line, self.seed = budget, answer_line, seed
         names = Models(
             lm if isinstance(lm, str) else "demo",
-            prm if isinstance(prm, str) else "demo",
+            "demo" if prm is not None and not isinstance(prm, str) else prm,
             preset,
             aggregation,
             max_steps,
             max_tokens,
             temperature,
             device,
+            reward=None if isinstance(lm, str) or prm is not None else "none",
         )
         names.check()
+        if names.chosen_reward.kind == "none" and self.method.method.scored:
+            raise ValueError(f"method {method!r} needs a reward model, and none is given; give prm, or take method 'self-consistency'")
         self.names, self.vote_aggregation = names, names.vote_aggregation
         loaded = names.load() if isinstance(lm, str) or isinstance(prm, str) else None
+        named_prm = loaded is not None and (prm is None or isinstance(prm, str))
         self.lm: LanguageModel = loaded.lm if loaded is not None and isinstance(lm, str) else lm  # type: ignore[assignment]
-        self.prm: RewardModel = loaded.prm if loaded is not None and isinstance(prm, str) else prm  # type: ignore[assignment]
+        self.prm: RewardModel | None = loaded.prm if named_prm else prm  # type: ignore[assignment, union-attr]
         self._batches = 0
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

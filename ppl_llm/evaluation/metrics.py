@@ -21,7 +21,7 @@ class Accuracies:
     """Accuracy and cost by method and budget, from records.
 
     :param records: see :mod:`ppl_llm.evaluation.work`.
-    :param dict configuration: what they were made with.
+    :param dict configuration: settings of the run.
     :ivar list problems: ids, in order of first appearance.
     :ivar list seeds: of the records.
     :ivar dict levels: level of each problem that has one.

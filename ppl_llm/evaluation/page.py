@@ -100,7 +100,7 @@ class Plot:
 class Section:
     """
     :ivar str note: a sentence on how to read it.
-    :ivar list blocks: tables and plots; plots in a list of their own stand side by side.
+    :ivar list blocks: tables and plots; plots in a nested list stand side by side.
     """
 
     title: str

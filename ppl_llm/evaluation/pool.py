@@ -177,5 +177,5 @@ def _answer(connection: Connection, models: Models, parts: Sequence[Sequence[Pro
             answer = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
         try:
             connection.send(answer)
-        except OSError:  # the parent is gone, and with it whoever would read this
+        except OSError:  # the parent is gone, and nobody would read this
             return

@@ -37,7 +37,7 @@ class RecordStore:
 
     Every append is one write, flushed and synchronised. A last line that a crash left incomplete is removed on opening; the work that it
     stood for is then missing and done again. A lock keeps a second process out. Use it as a context. Several processes may write to one
-    folder as different shards, each to a file of its own.
+    folder as different shards, each to its own file.
 
     :param folder: created where it does not exist.
     :param dict configuration: plain values; the records of one folder share it.

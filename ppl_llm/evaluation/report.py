@@ -79,7 +79,10 @@ def size(results: Results) -> str:
     """How much a run holds."""
     found = len(results.problems)
     problems = f"{found} problems" if found == results.num_problems else f"{found} of {results.num_problems} problems"
-    return f"{problems}, {len(results.seeds)} seeds, {len(results.methods)} methods."
+    records = [record for cells in results.by_key.values() for record in cells.values()]
+    dead = sum(bool(record.get("dead")) for record in records)
+    lost = f" In {dead} of {len(records)} runs every candidate had weight zero: no answer, and counted as wrong." if dead else ""
+    return f"{problems}, {len(results.seeds)} seeds, {len(results.methods)} methods.{lost}"
 
 
 def accuracy_sections(results: Results) -> list[Section]:
@@ -142,8 +145,8 @@ def coverage_section(results: Results, prefix: str = "") -> Section:
     words = f"pass@k goes from {values[0]:.2f} at 1 to {values[-1]:.2f} at {coverage.ks[-1]}"
     fit = "no power law could be fitted"
     if coverage.power_law is not None:
-        law = coverage.power_law
-        fit = f"fitted power law exp(-{law.scale:.3f} k^-{law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
+        power_law = coverage.power_law
+        fit = f"fitted power law exp(-{power_law.scale:.3f} k^-{power_law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
     drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.power_law)
     plot = Plot(f"{prefix}coverage", "Coverage", f"{words}; {fit}.", drawn)
     note = (

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..methods import get_method
 from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
@@ -62,7 +63,7 @@ def evaluate(
 ) -> Progress:
     """Run every method at every budget on every problem; what ``out`` already holds is not done again.
 
-    Problems are worked on in fixed groups that share a batch, each with seeds of its own, so that an interrupted evaluation ends with the
+    Problems are worked on in fixed groups that share a batch, each with its own seeds, so that an interrupted evaluation ends with the
     same records as an uninterrupted one. More methods, budgets or seeds may be added later.
 
     :param problems: with an ``id``, ``text`` and gold ``answer``.
@@ -81,11 +82,19 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
+    scored = [name for name in methods if get_method(name).method.scored]
+    if models.chosen_reward.kind == "none" and scored:
+        raise ValueError(
+            f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
+            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
+        )
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]
     configuration = {
         **asdict(models),
+        "reward": str(models.chosen_reward),
+        "prm": models.named_prm,
         "group_size": group_size,
         "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
         "num_problems": len(problems),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from ..inference.util.validation import unknown_name
+from ..answers.equivalence import equivalence_named
+from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, reasoning
 from ..programs.presets import get_preset
 from ..remote.address import is_address
 from ..reward.base import RewardModel
+from ..reward.choice import RewardChoice
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Models:
     """Names and options from which every process loads the same program.
 
     :param str lm: ``demo``, a directory, a name on the Hugging Face Hub, or the address of a server that has one model.
-    :param str prm: ``demo``, ``demo-weak``, a directory, a name on the Hub, or an address.
+    :param str prm: process reward model: ``demo``, ``demo-weak``, a directory, a name on the Hub, or an address.
+    :param str reward: one of :data:`~ppl_llm.reward.choice.REWARD_KINDS`; ``prm=NAME`` is the same as ``reward="prm:NAME"``. Without
+        either it is the demo reward model for the demo language model, and none for any other; see ``chosen_reward``.
     :param str preset: see :func:`ppl_llm.reasoning`.
     :param str aggregation: replaces the preset's.
     :param int max_steps: steps at most.
@@ -34,11 +37,21 @@ class Models:
     :param bool answer_scores: record the reward model's score of each whole solution written as one step (the model-based aggregation),
         for votes recomputed from the records; needs a local process reward model.
     :param str dtype: number format of local models' weights, e.g. ``bfloat16``; by default that of the checkpoint.
+    :param int max_tokens_completion: tokens of a solution at most.
+    :param float top_p: nucleus sampling.
+    :param int top_k: sampling from the likeliest tokens only.
+    :param tuple stop: delimiters of steps; a blank line by default.
+    :param str finish: regular expression of a step that ends a solution.
+    :param str system_prompt: system turn before a problem.
+    :param str chat_template: Jinja template in place of the tokenizer's.
+    :param str prm_family: of a process reward model; recognised by its configuration by default.
+    :param str answer_fallback: see :func:`ppl_llm.reasoning`.
+    :param bool keep_texts: record the text of each candidate.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
     lm: str = "demo"
-    prm: str = "demo"
+    prm: str | None = None
     preset: str = "exact"
     aggregation: str | None = None
     max_steps: int = 40
@@ -49,6 +62,31 @@ class Models:
     calibration: tuple[float, float] | None = None
     answer_scores: bool = False
     dtype: str | None = None
+    reward: str | None = None
+    max_tokens_completion: int | None = None
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    finish: str | None = None
+    system_prompt: str | None = None
+    chat_template: str | None = None
+    prm_family: str | None = None
+    answer_fallback: str | None = None
+    keep_texts: bool = False
+
+    @property
+    def chosen_reward(self) -> RewardChoice:
+        """The reward.
+
+        :raises ValueError: if two are given, or one that does not exist.
+        """
+        return RewardChoice.of(self.lm, self.prm, self.reward)
+
+    @property
+    def named_prm(self) -> str | None:
+        """The name of the process reward model; ``None`` for any other reward."""
+        chosen = self.chosen_reward
+        return chosen.name if chosen.kind == "prm" else None
 
     @property
     def vote_aggregation(self) -> str:
@@ -63,17 +101,16 @@ class Models:
         :raises ImportError: for ``math`` without its extra.
         :raises ValueError: for another name.
         """
-        if self.equivalence == "exact":
-            return operator.eq
-        if self.equivalence != "math":
-            raise unknown_name("equivalence", self.equivalence, ("exact", "math"))
-        from ..answers.equivalence import MathEquivalence
-
-        return MathEquivalence()
+        return equivalence_named(self.equivalence)
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
-        return {"aggregation": self.vote_aggregation, "equivalent": self.equivalent(), "answer_scores": self.answer_scores}
+        return {
+            "aggregation": self.vote_aggregation,
+            "equivalent": self.equivalent(),
+            "answer_scores": self.answer_scores,
+            "keep_texts": self.keep_texts,
+        }
 
     def load(self) -> ReasoningModel:
         """The Pyro program.
@@ -81,27 +118,34 @@ class Models:
         :raises OSError: if a model cannot be found or read.
         :raises ValueError: if it cannot be used, or an option is out of range.
         """
-        from ..lm.transformers_lm import TransformersLM
-        from ..reward.calibration import CalibratedReward, Calibration
-        from ..reward.prm.transformers_prm import TransformersPRM
-
         self.check()
-        calibration = None if self.calibration is None else Calibration(*self.calibration)
-        lm: LanguageModel
-        prm: RewardModel
-        if is_address(self.lm):
+        lm = self._load_lm(self.lm, system_prompt=self.system_prompt, chat_template=self.chat_template)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self._steps_end)
+        return reasoning(lm, reward, self.preset, **self._options())
+
+    def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:
+        if is_address(name):
             from ..lm.openai_lm import OpenAILM
 
-            lm = OpenAILM(self.lm)
-        else:
-            lm = TransformersLM.from_pretrained(self.lm, device_map=self.device, dtype=parse_dtype(self.dtype))
-        if is_address(self.prm):
+            return OpenAILM(name, **prompts)
+        from ..lm.transformers_lm import TransformersLM
+
+        return TransformersLM.from_pretrained(name, device_map=self.device, dtype=parse_dtype(self.dtype), **prompts)
+
+    def _load_prm(self, name: str) -> RewardModel:
+        from ..reward.calibration import CalibratedReward, Calibration
+
+        calibration = None if self.calibration is None else Calibration(*self.calibration)
+        family = self.prm_family or "auto"
+        if is_address(name):
             from ..reward.prm.remote_prm import RemotePRM
 
-            prm = RemotePRM(self.prm) if calibration is None else CalibratedReward(RemotePRM(self.prm), calibration)
-        else:
-            prm = TransformersPRM.from_pretrained(self.prm, device_map=self.device, dtype=parse_dtype(self.dtype), calibration=calibration)
-        return reasoning(lm, prm, self.preset, **self._options())
+            prm = RemotePRM(name, family=family)
+            return prm if calibration is None else CalibratedReward(prm, calibration)
+        from ..reward.prm.transformers_prm import TransformersPRM
+
+        dtype = parse_dtype(self.dtype)
+        return TransformersPRM.from_pretrained(name, family, device_map=self.device, dtype=dtype, calibration=calibration)
 
     def check(self) -> None:
         """
@@ -109,10 +153,19 @@ class Models:
         """
         self.equivalent()
         parse_dtype(self.dtype)
-        if self.answer_scores and is_address(self.prm):
-            raise ValueError("answer_scores needs a reward model in this process; a served one gives scores of steps")
+        self.chosen_reward.check()
+        prm = self.named_prm
+        if self.answer_scores and (prm is None or is_address(prm)):
+            raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")
+        if prm is None and (self.calibration is not None or self.prm_family is not None):
+            raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
         reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
 
     def _options(self) -> dict[str, Any]:
-        names = ("aggregation", "max_steps", "max_tokens", "temperature")
-        return {name: getattr(self, name) for name in names}
+        names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback")}
+        return given | ({"stop": self._steps_end} if self.stop else {})
+
+    @property
+    def _steps_end(self) -> str | tuple[str, ...]:
+        return self.stop[0] if len(self.stop) == 1 else tuple(self.stop) or DEFAULT_STOP

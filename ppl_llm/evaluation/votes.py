@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..answers.voting import Answer
-from ..context import Context, StopReason
+from ..context import Context
 from ..inference import ParticlePosterior
 from ..programs.models import ReasoningModel
+from ..reward.base import scored_steps, step_scores
 from .aggregators import Candidate, best_of_n, majority, posterior_majority, weighted_majority
+
+_CERTAIN = 1e9
+"""Log-odds of what is certain, in records, which hold finite numbers only."""
 
 VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
     "majority": lambda candidates, aggregation: majority(candidates),
@@ -33,9 +38,9 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
     """
     context: Context = posterior.value.select_plate(1, problem)
     weights = posterior.weights[:, problem].tolist()
-    scores = model.prm.step_log_odds(context).cpu()
-    whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(scores)  # type: ignore[attr-defined]
-    real = (context.reasons != StopReason.FINISHED).cpu()
+    scores = None if model.prm is None else step_scores(model.prm, context, context.num_steps >= model.max_steps).cpu()
+    whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(weights)  # type: ignore[union-attr]
+    real = None if model.prm is None else scored_steps(model.prm, context).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
     done = context.done.tolist()
     known = [log_p[:, problem] for name, log_p in posterior.site_log_probs.items() if name in posterior.sites]
@@ -44,10 +49,11 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
         Candidate(
             answer=answer,
             weight=weights[n],
-            step_log_odds=tuple(scores[n][real[n]].tolist()),
+            step_log_odds=() if scores is None or real is None else _scores(scores[n][real[n]]),
             tokens=tokens[n],
             log_prob=log_probs[n],
             finished=done[n],
+            text=text,
             path=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
             whole_log_odds=whole[n],
         )
@@ -55,8 +61,16 @@ def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int
     ]
 
 
-def as_record(candidate: Candidate) -> dict[str, Any]:
-    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same."""
+def _scores(log_odds: Tensor) -> tuple[float, ...]:
+    """Of the steps of a solution, in finite numbers; one without any text is certainly wrong."""
+    return tuple(log_odds.clamp(-_CERTAIN, _CERTAIN).tolist()) or (-_CERTAIN,)
+
+
+def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
+    """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same.
+
+    :param bool keep_text: with the text of the solution.
+    """
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
         "whole_log_odds": (candidate.whole_log_odds, ".9g"),
@@ -65,12 +79,17 @@ def as_record(candidate: Candidate) -> dict[str, Any]:
     return {
         "answer": candidate.answer,
         "weight": float(f"{candidate.weight:.6g}"),
-        "log_odds": [float(f"{z:.9g}") for z in candidate.step_log_odds],
+        "log_odds": [_finite(z, ".9g") for z in candidate.step_log_odds],
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
-        **{name: float(format(value, digits)) for name, (value, digits) in known.items() if value is not None},
+        **({"text": candidate.text} if keep_text else {}),
+        **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
+
+
+def _finite(value: float, digits: str) -> float:
+    return float(format(min(max(value, -1e300), 1e300), digits))
 
 
 def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
@@ -89,6 +108,7 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         path=record["path"],
         whole_log_odds=record.get("whole_log_odds"),
         self_certainty=record.get("self_certainty"),
+        text=record.get("text"),
     )
 
 

@@ -85,6 +85,7 @@ def execute(
     aggregation: str = "prod",
     equivalent: Callable[[Hashable, Hashable], bool] = operator.eq,
     answer_scores: bool = False,
+    keep_texts: bool = False,
 ) -> list[dict[str, Any]]:
     """The records of a unit.
 
@@ -92,6 +93,7 @@ def execute(
     :param str aggregation: score of a solution from those of its steps, for votes by score.
     :param equivalent: when two answers are the same.
     :param bool answer_scores: of the independent samples, record the reward model's score of each whole solution as well.
+    :param bool keep_texts: record the text of each candidate.
     """
     pyro.set_rng_seed(unit.rng_seed)
     # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
@@ -117,7 +119,7 @@ def execute(
                 if not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
-                    record["candidates"] = [as_record(c) for c in part]
+                    record["candidates"] = [as_record(c, keep_texts) for c in part]
                 records.append(record)
     return records
 
@@ -146,7 +148,8 @@ def _record(
         "correct": problem.is_right(answer),
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
-        "answers": {str(a): round(mass / total, 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        **({"dead": True} if total == 0 else {}),  # no candidate satisfies what is observed
         "right_samples": sum(problem.is_right(c.answer) for c in part),
         "num_samples": len(part),
         # What a vote that is recomputed from the records may choose is among these.

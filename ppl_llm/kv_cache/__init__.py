@@ -1,7 +1,8 @@
 """Keys and values of token sequences, and the forward passes of a transformers model over them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .cache import KVCache
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from .pool import DEFAULT_CACHE_BYTES, KVCachePool, Lease
     from .support import cache_engine, cache_keyword, context_limit
 
-# Imported on first use, as torch and transformers take seconds.
-_HOME = {
+_MODULES = {
     "CacheEngine": "engine",
     "CacheLookup": "lookup",
     "CacheTooLarge": "memory_limit",
@@ -41,12 +41,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -1,4 +1,4 @@
-"""Keys and values of many sequences in one block of memory, with a write position of its own for each sequence."""
+"""Keys and values of many sequences in one block of memory, with a separate write position for each sequence."""
 
 from __future__ import annotations
 

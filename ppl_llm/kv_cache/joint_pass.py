@@ -97,7 +97,7 @@ class JointPass:
 
     :param CacheEngine engine: of the model.
     :ivar bool possible: whether the model hands the keys of its cache to its attention function; if not, which the first pass shows, each
-        KV cache gets a pass of its own.
+        KV cache gets its own pass.
     """
 
     def __init__(self, engine: CacheEngine) -> None:

@@ -45,7 +45,7 @@ class Columns(Protocol):
 
 
 class RaggedLayer(CacheLayerMixin):
-    """A layer whose sequences have a write position of their own: what transformers asks of its size."""
+    """A layer whose sequences have their own write position: what transformers asks of its size."""
 
     is_sliding = False
     is_compileable = False

@@ -64,7 +64,7 @@ class CacheLookup:
         self.engine.pool.trim()
 
     def spread(self) -> Tensor:
-        """Give each requested sequence a row of its own, by copies of those that are repeated: ``[A]`` these rows."""
+        """Give each requested sequence its own row, by copies of those that are repeated: ``[A]`` these rows."""
         row_of = torch.where(self.repeated, self.num_rows - 1 + self.repeated.cumsum(0), self.row_of)
         copies = self.repeated.nonzero()[:, 0]
         source = self.row_of[copies]
@@ -107,6 +107,7 @@ def look_up(
     hint, held, known, prompt_length = torch.stack([hint, held, known, torch.minimum(prompt_lengths[first], known)]).cpu()
     _search(cache, hint, held, distinct, prompt_length)
     held = torch.minimum(held, known)
+    _borrow_prompts(engine, cache, hint, held, distinct, prompt_length)
     _share_prompts(engine, cache, hint, held, distinct, prompt_length)
     row = _settle(cache, hint, held)
     by_row = row.argsort()
@@ -130,26 +131,64 @@ def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_l
         held[part] = torch.maximum(longest, held[part])
 
 
+def _borrow_prompts(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_lengths: Tensor) -> None:
+    """Copy the beginnings of prompts that other KV caches hold, those of contexts that are still alive: these are then found, too."""
+    others = engine.pool.at_rest(cache)
+    cold = (held < prompt_lengths).nonzero()[:, 0]
+    if not others or len(cold) == 0:
+        return
+    device = tokens.device
+    prompts, which = _prompts_of(tokens, prompt_lengths, cold)
+    which = which.cpu()
+    best = torch.zeros(len(prompts), dtype=torch.long).scatter_reduce(0, which, held[cold], "amax")
+    donor, source = torch.full_like(best, -1), torch.zeros_like(best)
+    for number, other in enumerate(others):
+        rows = torch.arange(other.num_rows, device=device)
+        longest, row = torch.stack(other.common_prefix(rows[None].expand(len(prompts), -1), prompts[:, None]).max(-1)).cpu()
+        better = longest > best
+        best, donor, source = torch.where(better, longest, best), torch.where(better, number, donor), torch.where(better, row, source)
+    found = (donor >= 0).nonzero()[:, 0]
+    if len(found) == 0:
+        return
+    targets = _free_rows(engine, cache, hint[held > 0], len(prompts), tokens.shape[1])
+    for number in donor[found].unique().tolist():
+        mine = (donor == number).nonzero()[:, 0]
+        cache.take(others[number], source[mine].to(device), targets[mine].to(device), 0, int(best[mine].max()))
+        cache.lengths[targets[mine].to(device)] = best[mine].to(device)
+    lucky = donor[which] >= 0
+    hint[cold[lucky]], held[cold[lucky]] = targets[which][lucky], best[which][lucky]
+
+
+def _prompts_of(tokens: Tensor, prompt_lengths: Tensor, some: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct prompts of some sequences, padded with ``PAD``, and which of them each one has."""
+    column = torch.arange(tokens.shape[1], device=tokens.device)
+    begun = torch.where(column < prompt_lengths[some, None].to(tokens.device), tokens[some.to(tokens.device)], PAD)
+    return torch.unique(begun, dim=0, return_inverse=True)
+
+
+def _free_rows(engine: CacheEngine, cache: KVCache, used: Tensor, number: int, columns: int) -> Tensor:
+    """Rows ``[number]`` besides those that are ``used``; there are more where these do not suffice."""
+    in_use = torch.zeros(cache.num_rows, dtype=torch.bool)
+    in_use[used] = True
+    free = (~in_use).nonzero()[:, 0]
+    if len(free) < number:
+        added = torch.arange(cache.num_rows, cache.num_rows + number - len(free))
+        engine.reserve(cache, cache.num_rows + len(added), columns)
+        free = torch.cat([free, added])
+    return free[:number]
+
+
 def _share_prompts(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_lengths: Tensor) -> None:
     """Run the prompts of sequences that start from nothing, each distinct one once; these are then found, too."""
     cold = (held < prompt_lengths).nonzero()[:, 0]
     if len(cold) < 2:
         return
     device = tokens.device
-    column = torch.arange(tokens.shape[1], device=device)
-    begun = torch.where(column < prompt_lengths[cold, None].to(device), tokens[cold.to(device)], PAD)
-    prompts, which = torch.unique(begun, dim=0, return_inverse=True)
+    prompts, which = _prompts_of(tokens, prompt_lengths, cold)
     if len(prompts) == len(cold):
         return
-    in_use = torch.zeros(cache.num_rows, dtype=torch.bool)
-    in_use[hint[(held >= prompt_lengths) & (hint >= 0)]] = True
-    free = (~in_use).nonzero()[:, 0]
-    if len(free) < len(prompts):
-        added = torch.arange(cache.num_rows, cache.num_rows + len(prompts) - len(free))
-        engine.reserve(cache, cache.num_rows + len(added), tokens.shape[1])
-        free = torch.cat([free, added])
     # A prompt that a row holds in part already stays where it is.
-    rows = free[: len(prompts)].to(device)
+    rows = _free_rows(engine, cache, hint[(held >= prompt_lengths) & (hint >= 0)], len(prompts), tokens.shape[1]).to(device)
     lengths = (prompts != PAD).sum(-1)
     present = torch.minimum(cache.common_prefix(rows, prompts), lengths - 1)
     engine.append(cache, rows, prompts, lengths, present, lengths[:, None] - 1)

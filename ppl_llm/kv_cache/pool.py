@@ -89,6 +89,10 @@ class KVCachePool:
         cache.load(state)
         return self.lease(cache)
 
+    def at_rest(self, cache: KVCache) -> list[KVCache]:
+        """The other KV caches that hold something and that no step in progress is writing to."""
+        return [other for other in self.caches if other is not cache and other not in self._reserved and other.num_rows]
+
     def trim(self) -> None:
         """Release the least recently used KV caches until the bound holds."""
         total = sum(cache.num_bytes for cache in self.caches)

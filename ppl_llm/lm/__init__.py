@@ -1,7 +1,8 @@
 """Language models."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .autoregressive import AutoregressiveLM
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from .tabular_lm import TabularLM
     from .transformers_lm import TransformersLM
 
-# Imported on first use, as torch and transformers take seconds.
-_HOME = {
+_MODULES = {
     "AutoregressiveLM": "autoregressive",
     "DTYPES": "loading",
     "LanguageModel": "base",
@@ -43,12 +43,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

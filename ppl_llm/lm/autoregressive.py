@@ -17,7 +17,7 @@ from ..kv_cache.memory_limit import BatchLimit
 from .base import ConstrainedSample, StepOptions, StepSample
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
-from .decoding.sampling import warp
+from .decoding.sampling import chosen_log_probs, warp
 from .stopping import StopAutomaton
 
 
@@ -75,7 +75,7 @@ class AutoregressiveLM(ABC):
             tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
             return StepSample(tokens, None if options.constraint.asks else log_probs)
         task = self._sample(context, batch_shape, options, self._sampler.sample)
-        return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.view(batch_shape))
+        return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.to(torch.get_default_dtype()).view(batch_shape))
 
     def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
         """Draw one step for each sequence from the model restricted by ``options.constraint``.
@@ -107,11 +107,11 @@ class AutoregressiveLM(ABC):
             options=options,
             automaton=self.stop_automaton(options.stop),
             eos_ids=self.eos_ids,
-            room=(self.max_length - context.lengths).flatten().clamp(max=width),
+            room=(context.limit - context.lengths).flatten().clamp(max=width),
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
             uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
             tokens=torch.full((total, width), PAD, device=device),
-            log_probs=torch.zeros(total, dtype=None if options.constraint is None else torch.float64, device=device),
+            log_probs=torch.zeros(total, dtype=torch.float64, device=device),
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
@@ -126,8 +126,8 @@ class AutoregressiveLM(ABC):
         if options.constraint is not None:
             return self._restricted_log_prob(context, tokens, options)
 
-        def chosen(log_probs: Tensor, given: Tensor) -> Tensor:
-            return log_probs.gather(-1, given.clamp(min=0)[..., None])[..., 0]
+        def chosen(logits: Tensor, given: Tensor) -> Tensor:
+            return chosen_log_probs(logits, given.clamp(min=0))
 
         return self._over_step(context, tokens, options, chosen, -torch.inf)
 
@@ -139,8 +139,8 @@ class AutoregressiveLM(ABC):
         if options.constraint is not None:
             raise ValueError("step_entropy knows no constraint; take the entropy of the unrestricted model, constraint=None")
 
-        def entropy(log_probs: Tensor, given: Tensor) -> Tensor:
-            return torch.special.entr(log_probs.exp()).sum(-1)
+        def entropy(logits: Tensor, given: Tensor) -> Tensor:
+            return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
 
@@ -151,7 +151,7 @@ class AutoregressiveLM(ABC):
         """Sums ``[*batch_shape]`` of a figure of each token of a step: 0 on finished sequences, ``impossible`` where sampling gives no
         such step.
 
-        :param figure: ``[a, M]`` from normalised log-probabilities ``[a, M, V]`` of the warped distribution and the tokens ``[a, M]``.
+        :param figure: ``[a, M]`` in float64, from warped logits ``[a, M, V]`` and the tokens ``[a, M]``.
         """
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         original, context = context, context.expand(batch_shape)
@@ -169,8 +169,8 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = figure(warp(logits, options).log_softmax(-1), given)
-                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals)
+                    each = figure(warp(logits, options), given)
+                    totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
 
@@ -220,7 +220,7 @@ class AutoregressiveLM(ABC):
         if steps.shape[-1] != options.max_tokens:
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {steps.shape[-1]}")
         automaton = self.stop_automaton(options.stop)
-        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         state = torch.zeros(steps.shape[0], dtype=torch.int32, device=steps.device)
         open_ = torch.ones(steps.shape[0], dtype=torch.bool, device=steps.device)
         valid, short = open_.clone(), ~open_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,33 +17,71 @@ _DEMO = Path(__file__).parents[1] / "demo"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _DEMO_DIRECTORIES = {"lm": {"demo": "lm"}, "prm": {"demo": "prm", "demo-weak": "weak_prm"}, "orm": {}}
 
+_KINDS = {"lm": "language model", "prm": "process reward model", "orm": "outcome reward model"}
+_GGUF = ".gguf"
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def locate(name_or_path: str | Path, kind: str) -> str:
-    """A directory that holds a model, or a name on the Hugging Face Hub.
+    """A directory that holds a model, a GGUF file, or a name on the Hugging Face Hub.
 
-    :param name_or_path: a directory, a hub name, or the name of a model inside this package.
-    :param str kind: ``lm``, ``prm`` or ``orm``.
-    :raises OSError: if there is no such directory, or it holds no model in safetensors format.
+    :param name_or_path: a directory, a file in GGUF format, a hub name, or the name of a model inside this package.
+    :param str kind: ``lm``, ``prm`` or ``orm``; only language models are read from GGUF files.
+    :raises OSError: if there is no such directory or file, or it holds no model in safetensors format, or gguf is not installed.
     """
     name = str(name_or_path)
+    if not name.strip():
+        raise OSError(f"the name of the {_KINDS[kind]} is empty: give a directory, a hub name or {_packaged(kind)}")
     packaged = _DEMO_DIRECTORIES[kind].get(name)
     path = Path(name).expanduser() if packaged is None else _DEMO / packaged
+    if is_gguf(name):
+        return _gguf_file(path, kind)
     if not path.is_dir():
         if packaged is not None:
             raise OSError(f"the demo model {name!r} is missing from this installation: no directory {path}")
+        if path.is_file():
+            raise OSError(f"{name!r} is a file: give the directory that holds config.json and *.safetensors, or a file *.gguf")
         if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise OSError(f"no model directory {name!r}: give a directory that holds config.json and *.safetensors, or a hub name")
         return name
     if not (path / "config.json").is_file():
         raise OSError(f"the directory {str(path)!r} holds no config.json, hence no transformers model")
     if not any(path.glob("*.safetensors")):
+        if ggufs := sorted(file.name for file in path.glob(f"*{_GGUF}")):
+            raise OSError(f"the directory {str(path)!r} holds GGUF files and no *.safetensors: give one of them, {', '.join(ggufs[:4])}")
         raise OSError(
             f"the directory {str(path)!r} holds no *.safetensors file, and other formats can run code when they are loaded; convert it: "
             "load it with transformers where you trust it and call save_pretrained(directory)"
         )
     return str(path)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name is that of a file in GGUF format."""
+    return name.lower().endswith(_GGUF)
+
+
+def _gguf_file(path: Path, kind: str) -> str:
+    if not path.is_file():
+        raise OSError(f"there is no GGUF file {str(path)!r}")
+    if kind != "lm":
+        raise OSError(f"{str(path)!r} is a GGUF file, from which only language models are read; a {_KINDS[kind]} needs a directory")
+    if importlib.util.find_spec("gguf") is None:
+        raise OSError(f"{str(path)!r} is a GGUF file, and reading it needs gguf: pip install 'ppl-llm[gguf]'")
+    return str(path)
+
+
+def _packaged(kind: str) -> str:
+    names = [repr(name) for name in _DEMO_DIRECTORIES[kind]]
+    return f"one of this package's, {' or '.join(names)}" if names else "the path of one"
+
+
+def _where(source: str) -> tuple[str, dict[str, str]]:
+    """What transformers calls a model: a directory or hub name, and the file in it."""
+    if not is_gguf(source):
+        return source, {}
+    return str(Path(source).parent), {"gguf_file": Path(source).name}
 
 
 def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -61,9 +100,12 @@ def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tu
         always = "chosen for the model" if fixed[name] is None else f"always {fixed[name]!r}"
         raise ValueError(f"{name} is {always} here, got {kwargs[name]!r}; load the model yourself and pass it to the constructor")
     kwargs = {name: value for name, value in (fixed | kwargs).items() if value is not None}
+    where, file = _where(source)
+    if file:  # weights are dequantised, and no number format of a checkpoint is there to be followed
+        kwargs.setdefault("dtype", torch.float32)
     try:
         with _no_bar_for_the_demo(source):
-            model, report = cls.from_pretrained(source, **kwargs)
+            model, report = cls.from_pretrained(where, **file, **kwargs)
     except OSError as error:
         raise unreachable(source, error) from error
     except RuntimeError as error:
@@ -102,15 +144,16 @@ def load_tokenizer(source: str) -> Any:
             f"the directory {source!r} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}): copy the model's tokenizer there"
         )
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        where, file = _where(source)
+        return AutoTokenizer.from_pretrained(where, **file, trust_remote_code=False)
     except OSError as error:
         raise unreachable(source, error) from error
 
 
 def unreachable(source: str, error: Exception) -> OSError:
     """The error for a model that cannot be read."""
-    if Path(source).is_dir():
-        return OSError(f"cannot load the model directory {source!r}: {error}")
+    if Path(source).exists():
+        return OSError(f"cannot load the model {'directory' if Path(source).is_dir() else 'file'} {source!r}: {error}")
     return OSError(
         f"{source!r} is neither a directory here nor a model that could be fetched from the Hugging Face Hub (wrong name, no access, or no "
         f"network); without a network give the directory of a downloaded model. The hub said: {error}"

@@ -33,7 +33,7 @@ class OpenAILM:
     **Prompts** travel as token ids, and so do the steps that come back; ``mode="text"`` is for servers that know only text, see
     :class:`~ppl_llm.remote.text_mode.TextMode` for what is lost. The tokenizer is loaded here.
 
-    **Randomness.** Each sequence has a seed of its own, drawn from torch's generator before any sequence drops out, so that
+    **Randomness.** Each sequence has its own seed, drawn from torch's generator before any sequence drops out, so that
     ``pyro.set_rng_seed`` reproduces a run on the same server, and a request that is repeated after a failure gives the same step. A
     request of this API has one seed for all of its prompts, which would give sequences common random numbers, so a step of N sequences is N
     requests sent at once. ``seeded=False`` sends all sequences in one request without a seed, which servers answer faster: sequences are
@@ -123,10 +123,10 @@ class OpenAILM:
         :raises ValueError: if a problem is empty or its prompt fills the model's context.
         """
         batched = isinstance(problem, (list, tuple)) and not (problem and isinstance(problem[0], dict))
-        texts, prompts = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
+        texts, prompts, prefills = zip(*map(self.prompts, problem if batched and problem else [problem]), strict=True)
         if (longest := max(map(len, prompts))) >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
-        return Context.root(self, texts, list(prompts), batched)
+        return Context.root(self, texts, list(prompts), batched, prefills)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -145,7 +145,7 @@ class OpenAILM:
         context = context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
         seeds = self._seeds(total)
-        room = (self.max_length - context.lengths).flatten().clamp(max=width)
+        room = (context.limit - context.lengths).flatten().clamp(max=width)
         active = (~context.done).flatten().nonzero()[:, 0]
         tokens = torch.full((total, width), PAD, device=self.device)
         log_probs: Tensor | None = torch.zeros(total, device=self.device)
@@ -222,7 +222,7 @@ class OpenAILM:
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {tokens.shape[-1]}")
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         counts = (steps != PAD).sum(-1)
-        room = (self.max_length - context.lengths).flatten().clamp(max=options.max_tokens)
+        room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         known = torch.where((steps >= 0) & (steps < self.vocab_size), steps, PAD)
         lengths, over = step_lengths(known, self.stop_automaton(options.stop), self.eos_ids, room)
         done = context.done.flatten()

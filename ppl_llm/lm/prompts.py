@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """
+    :ivar str problem: its text, for reward models: the last user turn.
+    :ivar list ids: the prompt's token ids.
+    :ivar str prefill: the answer that the prompt has begun, where the last turn is the assistant's.
+    """
+
+    problem: str
+    ids: list[int]
+    prefill: str = ""
 
 
 class PromptBuilder:
@@ -34,8 +46,8 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.template_options = dict(template_options or {})
 
-    def __call__(self, problem: str | list[Message]) -> tuple[str, list[int]]:
-        """A problem's text and the token ids of its prompt.
+    def __call__(self, problem: str | list[Message]) -> Prompt:
+        """The prompt of a problem.
 
         :param problem: a string or a list of chat messages ``{"role": ..., "content": ...}``. Messages are used as they are, without
             ``system_prompt``; if the last one is the assistant's, the model continues it.
@@ -48,27 +60,46 @@ class PromptBuilder:
         if self.tokenizer.chat_template is not None:
             if isinstance(problem, str) and self.system_prompt is not None:
                 chat = [{"role": "system", "content": self.system_prompt}, *chat]
-            return text, list(self.tokenizer(self._render(chat), add_special_tokens=False)["input_ids"])
+            begun = chat[-1]["content"] if chat[-1]["role"] == "assistant" else ""
+            return Prompt(text, list(self.tokenizer(self._render(chat), add_special_tokens=False)["input_ids"]), begun)
         if not isinstance(problem, str):
             raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
         plain = problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}"
-        return text, list(self.tokenizer(plain)["input_ids"])
+        return Prompt(text, self._open_ended(plain))
+
+    @property
+    def appends_end(self) -> bool:
+        """Whether the tokenizer writes an end of text behind whatever it is given; prompts go without."""
+        return self._open_ended("1") != list(self.tokenizer("1")["input_ids"])
+
+    def _open_ended(self, text: str) -> list[int]:
+        """Token ids of a text without the end of text that a tokenizer's post-processor may append."""
+        ids, bare = (list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False))
+        appended = ids[-1:] == [self.tokenizer.eos_token_id] != bare[-1:]
+        return ids[:-1] if appended else ids
 
     def _render(self, chat: list[Message]) -> str:
         from jinja2 import TemplateError
 
-        goes_on = chat[-1]["role"] == "assistant"
-        options = {"tokenize": False, "add_generation_prompt": not goes_on, "continue_final_message": goes_on, **self.template_options}
+        continues = chat[-1]["role"] == "assistant"
+        options = {"tokenize": False, "add_generation_prompt": not continues, "continue_final_message": continues, **self.template_options}
         try:
-            return str(self.tokenizer.apply_chat_template(chat, **options))
+            return _untrimmed(str(self.tokenizer.apply_chat_template(chat, **options)), chat)
         except TemplateError as error:
             merged = _without_system_turn(chat)
             if merged is None:
                 raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
             try:
-                return str(self.tokenizer.apply_chat_template(merged, **options))
+                return _untrimmed(str(self.tokenizer.apply_chat_template(merged, **options)), merged)
             except TemplateError:
                 raise ValueError(f"the tokenizer's chat template refuses these messages ({error}): {chat!r}") from error
+
+
+def _untrimmed(rendered: str, chat: list[Message]) -> str:
+    """The prompt with the white space at the end of an answer that has begun, which templates such as Llama 3's cut off."""
+    begun = chat[-1]["content"] if chat[-1]["role"] == "assistant" else ""
+    lost = begun[len(begun.rstrip()) :]
+    return rendered if rendered.endswith(begun) or not rendered.endswith(begun.rstrip()) else rendered + lost
 
 
 def _without_system_turn(chat: list[Message]) -> list[Message] | None:

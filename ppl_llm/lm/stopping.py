@@ -130,7 +130,9 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
         if i in added:
             table[i] = text.encode()
         elif byte_level:
-            table[i] = bytes(alphabet[char] for char in text)
+            # A character that stands for no byte is in no merge: the token was added to the vocabulary as it reads.
+            known = all(char in alphabet for char in text)
+            table[i] = bytes(alphabet[char] for char in text) if known else text.encode()
         else:
             byte = _HEX_BYTE.fullmatch(text)
             table[i] = bytes([int(byte[1], 16)]) if byte else text.replace("▁", " ").encode()

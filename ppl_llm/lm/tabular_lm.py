@@ -63,14 +63,18 @@ class TabularLM(AutoregressiveLM):
         automaton = self.stop_automaton(options.stop)
         width = options.max_tokens
         stops_short = options.constraint is not None  # where nothing may follow
+        rooms = set((context.limit - context.lengths).clamp(max=width).flatten().tolist())
         rows = [[PAD] * width] if stops_short or bool(context.done.any()) else []
         pending: list[tuple[list[int], int]] = [([], 0)] if not bool(context.done.all()) else []
         while pending:
             tokens, state = pending.pop()
             for token in range(self.vocab_size):
                 after, grown = int(automaton.table[state, token]), [*tokens, token]
-                if after == automaton.accept or token == int(self.eos_ids) or len(grown) == width:
+                ended = after == automaton.accept or token == int(self.eos_ids)
+                if ended or len(grown) in rooms:
                     rows.append(grown + [PAD] * (width - len(grown)))
+                    if not ended and len(grown) < max(rooms):
+                        pending.append((grown, after))
                     continue
                 if stops_short:
                     rows.append(grown + [PAD] * (width - len(grown)))

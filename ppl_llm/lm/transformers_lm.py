@@ -67,8 +67,8 @@ class TransformersLM(AutoregressiveLM):
         device_loop: bool | None = None,
     ) -> None:
         self.model = model.eval()
-        self._prompt = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
-        self.tokenizer = self._prompt.tokenizer
+        self.prompts = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
+        self.tokenizer = self.prompts.tokenizer
         limit, name = context_limit(model.config.get_text_config())
         if max_length is not None and not 1 < max_length <= limit:
             raise ValueError(f"max_length must lie in 2 .. {limit} ({name}), got {max_length!r}")
@@ -132,15 +132,16 @@ class TransformersLM(AutoregressiveLM):
         device_loop: bool | None = None,
         **kwargs: Any,
     ) -> TransformersLM:
-        """Load a directory, a model of the Hugging Face Hub, or ``"demo"``, the small model inside this package.
+        """Load a directory, a model of the Hugging Face Hub, a GGUF file, or ``"demo"``, the small model inside this package.
 
-        Only safetensors are read and no code of the model's directory is run.
+        Only safetensors and GGUF files are read and no code of the model's directory is run. The weights of a GGUF file are dequantised
+        to ``dtype``, float32 by default; its tokenizer and chat template are used.
 
         :param device_map: where to put the model, see transformers; e.g. ``"cuda"``, or ``"auto"`` to shard it over all devices.
         :param dtype: e.g. ``torch.bfloat16``; by default that of the checkpoint.
         :param quantization_config: of transformers, e.g. a ``BitsAndBytesConfig``; a checkpoint that is quantised already needs none.
         :param kwargs: passed to transformers' ``from_pretrained``.
-        :raises OSError: if there is no such model, or not in safetensors format.
+        :raises OSError: if there is no such model, or neither in safetensors nor in GGUF format, or the extra ``gguf`` is missing.
         :raises ValueError: if the weights are incomplete or the architecture is not supported.
         """
         from transformers import AutoModelForCausalLM
@@ -177,11 +178,11 @@ class TransformersLM(AutoregressiveLM):
         problems = list(problem) if batched else [problem]
         if not problems:
             raise ValueError("start() got an empty list; give at least one problem")
-        texts, prompts = zip(*(self._prompt(each) for each in problems), strict=True)
+        texts, prompts, prefills = zip(*map(self.prompts, problems), strict=True)
         longest = max(map(len, prompts))
         if longest >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
-        return Context.root(self, texts, list(prompts), batched)
+        return Context.root(self, texts, list(prompts), batched, prefills)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

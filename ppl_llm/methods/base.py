@@ -78,6 +78,7 @@ class Method:
     :ivar str unit: what it reports after: ``step``, or ``iteration`` of a chain, or ``stage`` of a ladder.
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
     :ivar bool proposes: whether it takes proposals.
+    :ivar bool scored: whether it asks a reward; one that does not needs none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Method:
     unit: str = "step"
     budget: Budget | None = None
     proposes: bool = False
+    scored: bool = True
 
     @property
     def votes_by_weight(self) -> bool:

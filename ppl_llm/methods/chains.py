@@ -13,9 +13,11 @@ from .options import (
     ITERATIONS,
     KERNEL,
     PARTICLES,
+    PILOT,
     REFERENCES,
     RESAMPLER,
     SWEEPS,
+    WALK_STEPS,
     WARMUP,
     parse_betas,
 )
@@ -44,6 +46,10 @@ def _suffix_mh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Ru
     return chain(kernel(model, **_nesting(call)), o, call)
 
 
+def _prefix_walk(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    return chain(kernel(model, steps=o["walk_steps"], pilot=o["pilot"], **_nesting(call)), o, call)
+
+
 def _parallel_tempering(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     return chain(kernel(model, parse_betas(o["betas"]), moves(o["kernel"]), **_nesting(call)), o, call)
 
@@ -56,6 +62,12 @@ def _after_warmup(iterations: int) -> dict[str, int]:
 def _gibbs_sizes(budget: int, o: Options) -> dict[str, Any]:
     # The first filter writes N solutions, the others N - 1: their reference costs nothing.
     return {"particles": -(-budget // o["sweeps"]), "iterations": o["sweeps"] - 1}
+
+
+def _walk_sizes(budget: int, o: Options) -> dict[str, Any]:
+    # A first solution, and in each of 3 iterations a pilot and half a reasoning step for each step of the walk, a quarter of a solution.
+    pilot = max(1, budget // 12)
+    return {"walk_steps": max(1, 4 * (budget - 1 - 3 * pilot) // 3), "pilot": pilot, "iterations": 2, "warmup": 1}
 
 
 def _replicas(o: Options) -> int:
@@ -118,6 +130,21 @@ SUFFIX_MH = Method(
     ),
 )
 
+PREFIX_WALK = Method(
+    "prefix-walk",
+    "PrefixWalk",
+    "chain that writes a step or takes one back, led by the scores of beginnings",
+    (WALK_STEPS, PILOT, ITERATIONS, WARMUP.by_default(1)),
+    _prefix_walk,
+    "iteration",
+    Budget(
+        "3 iterations, one of them warm-up, of a quarter of a solution for each step of the walk; a quarter of B sets the scale",
+        "posterior",
+        _walk_sizes,
+        lambda o: 8,
+    ),
+)
+
 PARALLEL_TEMPERING = Method(
     "parallel-tempering",
     "ParallelTempering",
@@ -135,4 +162,4 @@ PARALLEL_TEMPERING = Method(
     ),
 )
 
-FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PARALLEL_TEMPERING)
+FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PREFIX_WALK, PARALLEL_TEMPERING)

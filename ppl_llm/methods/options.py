@@ -93,9 +93,16 @@ ANCESTOR_SAMPLING = Option("ancestor_sampling", bool, "Draw other beginnings for
 REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references")
 BETAS = Option("betas", str, "Powers of the scores, such as 0,0.3,1, or adaptive.", "adaptive")
 KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNELS) + ".", "suffix-mh", choices=tuple(KERNELS))
+WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
+PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0)
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
+FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
 SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
+ALLOCATION_TEMPERATURE = Option(
+    "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
+)
+CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
 
 # What a name may change in the model, see ppl_llm.reasoning

@@ -56,7 +56,11 @@ class ChosenMethod:
         changes = dict(self.model_options)
         if not changes:
             return model
-        kept = {"score_temperature": model.score_temperature} if "preset" not in changes else {}
+        kept: dict[str, Any] = {"max_tokens_completion": model.max_tokens_completion, "answer_fallback": model.answer_fallback}
+        if model.finish != model.preset.finish:
+            kept["finish"] = model.finish
+        if "preset" not in changes:
+            kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
         return reasoning(model.lm, model.prm, preset, **options)

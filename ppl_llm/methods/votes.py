@@ -32,6 +32,7 @@ SELF_CONSISTENCY = Method(
     (PARTICLES,),
     _vote,
     budget=Budget("B samples, the most frequent answer", "majority", shared=True),
+    scored=False,
 )
 
 WEIGHTED_BEST_OF_N = Method(

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class LookAhead:
     """The auxiliary particle filter for reasoning (a :class:`~ppl_llm.inference.Selection`): particles are resampled by what may come next.
 
-    At a barrier every particle draws one step more, which is scored and then thrown away. Particles are resampled in proportion to
-    ``weight * factor^power`` and keep the residual weight ``1 / factor^power``, so that every estimate stays unbiased. It costs as many
-    tokens again as the filter itself::
+    At a barrier every particle draws one more step, which is scored and then discarded. Particles are resampled in proportion to
+    ``weight * factor^power`` and keep the residual weight ``1 / factor^power``, so that every estimate stays unbiased. It doubles the
+    number of tokens that the filter samples::
 
         model = reasoning(lm, prm, "exact")
         SMC(model, 16, ess_threshold=1.0, selection=LookAhead.of(model)).run(problem)
@@ -76,7 +76,10 @@ class LookAhead:
         """The look-ahead of a reasoning model.
 
         :param float temperature: of the steps to come; the model's own by default.
+        :raises ValueError: for a model without a reward.
         """
+        if model.prm is None:
+            raise ValueError("a look-ahead asks the reward model, and this model has none")
         options = model.options if temperature is None else replace(model.options, temperature=temperature)
         return cls(
             model.lm,

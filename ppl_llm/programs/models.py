@@ -10,26 +10,28 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..answers.extraction import FALLBACKS, FORMS
 from ..answers.voting import Answer, argmax, weighted_majority
 from ..constraints.base import Constraint
-from ..context import DEFAULT_STOP, Context, StopReason
+from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from ..inference import Equivalent, barrier
 from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.safe_file import is_plain
+from ..inference.util.validation import unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel
+from ..reward.base import RewardModel, scored_steps, step_scores
 from .presets import Preset, get_preset
 
 
 class ReasoningModel:
-    """The Pyro model of a problem solved step by step; call it, or hand it to any inference algorithm. Made by :func:`reasoning`."""
+    """The Pyro model of a problem solved step by step; call it, or pass it to any inference algorithm. :func:`reasoning` makes it."""
 
     def __init__(
         self,
         lm: LanguageModel,
-        prm: RewardModel,
+        prm: RewardModel | None,
         preset: Preset,
         max_steps: int,
         options: StepOptions,
@@ -38,7 +40,10 @@ class ReasoningModel:
         finish: str | None,
         early_exit: bool,
         score: str = "log_prob",
+        max_tokens_completion: int | None = None,
+        answer_fallback: str | None = None,
     ) -> None:
+        self.max_tokens_completion, self.answer_fallback = max_tokens_completion, answer_fallback
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
         self.early_exit, self.score = early_exit, score
@@ -54,7 +59,8 @@ class ReasoningModel:
         """
         :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
         """
-        context = self.lm.start(problem)
+        forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
+        context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
         if not context.batch_shape:
             return self._solve(context)
         with pyro.plate("problems", len(context), dim=-1):
@@ -72,20 +78,27 @@ class ReasoningModel:
         o = self.options
         step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
         ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
-        pyro.sample(f"accept_{t}", self._factor(ctx, last_round=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
+        if self.prm is not None:
+            pyro.sample(f"accept_{t}", self._factor(ctx, last_step=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
         return ctx
 
-    def _factor(self, ctx: Context, last_round: bool) -> Any:
+    @property
+    def _reward(self) -> RewardModel:
+        if self.prm is None:
+            raise ValueError("this model has no reward: its solutions have no scores; give reasoning(...) a reward model")
+        return self.prm
+
+    def _factor(self, ctx: Context, last_step: bool) -> Any:
         preset = self.preset
         reward = StepReward(
-            self.prm,
+            self._reward,
             ctx,
             preset.potential,
             temperature=self.score_temperature,
             aggregation=self.aggregation,
             finished=preset.finished,
             score=self.score,
-            last_round=last_round,
+            last_step=last_step,
         )
         if preset.finished == "neutral":
             return reward
@@ -93,13 +106,14 @@ class ReasoningModel:
         if preset.last_factor:
             in_play = _population(ctx, ctx.advanced.any)
         else:
-            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_round, device=ctx.done.device)
+            in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_step, device=ctx.done.device)
         return reward.mask(in_play.expand(ctx.batch_shape))
 
     def prefix_scores(self, context: Context) -> Tensor:
         """``[*batch]``: log-odds of the aggregated score of each particle, by which ``argmax`` chooses."""
-        real = context.reasons != StopReason.FINISHED
-        return prefix_log_odds(self.prm.step_log_odds(context), real, self.aggregation)
+        real = scored_steps(self._reward, context)
+        scores = step_scores(self._reward, context, last_step=context.num_steps >= self.max_steps)
+        return prefix_log_odds(scores, real, self.aggregation)
 
     def choose(self, posterior: ParticlePosterior, equivalent: Equivalent | None = None) -> Any:
         """The answer that the preset gives; for a list of problems, one per problem.
@@ -111,7 +125,7 @@ class ReasoningModel:
         context: Context = posterior.value
         answers, weights = context.answers(), posterior.weights.cpu()
         # Best-of-N and self-consistency are votes themselves, and the latter never asks the reward model.
-        by_score = self.preset.vote == "argmax" and not getattr(posterior, "decisive", False)
+        by_score = self.preset.vote == "argmax" and not getattr(posterior, "decisive", False) and self.prm is not None
         scores = self.prefix_scores(context).cpu() if by_score else weights
 
         def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
@@ -124,14 +138,14 @@ class ReasoningModel:
         return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
 
 
-def _population(ctx: Context, any_lane: Callable[..., Tensor]) -> Tensor:
+def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
     """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
-    return any_lane(0, keepdim=True) if ctx.batch_shape else any_lane()
+    return any_particle(0, keepdim=True) if ctx.batch_shape else any_particle()
 
 
 def reasoning(
     lm: LanguageModel,
-    prm: RewardModel,
+    prm: RewardModel | None,
     preset: str | Preset = "exact",
     *,
     max_steps: int = 40,
@@ -148,6 +162,8 @@ def reasoning(
     early_exit: bool = True,
     tokens_per_step: int | None = None,
     constraint: Constraint | None = None,
+    max_tokens_completion: int | None = None,
+    answer_fallback: str | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -158,7 +174,7 @@ def reasoning(
         model.choose(posterior), posterior.answers(), posterior.log_evidence
 
     :param LanguageModel lm: writes the steps.
-    :param RewardModel prm: scores them.
+    :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x).
     :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
     :param int max_steps: steps at most; longer solutions stay unfinished.
     :param stop: delimiter(s) of steps.
@@ -176,8 +192,15 @@ def reasoning(
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :param Constraint constraint: on the solution; p is the language model renormalised at each token over what may follow. For the language
         model given that the solution is in a language, run the model with ``proposals=StepProposal(constraint=...)`` instead.
+    :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
+        model's context holds.
+    :param str answer_fallback: ``last-number`` takes the last number of a solution that gives its answer in no known form.
     :raises ValueError: for an unknown preset or options out of range.
     """
+    if max_tokens_completion is not None and (isinstance(max_tokens_completion, bool) or max_tokens_completion < 1):
+        raise ValueError(f"max_tokens_completion must be None or an integer of at least 1, got {max_tokens_completion!r}")
+    if answer_fallback is not None and answer_fallback not in FALLBACKS:
+        raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)
     chosen = get_preset(preset)
     if potential is not None:
         chosen = replace(chosen, potential=potential)
@@ -198,4 +221,6 @@ def reasoning(
         finish if finish is not None else chosen.finish,
         early_exit,
         score,
+        max_tokens_completion,
+        answer_fallback,
     )

@@ -25,8 +25,11 @@ class StepProposal:
         SMC(model, 16, proposals=StepProposal(constraint=Regex("[0-9]+"))).run(problem)
 
     A proposal is never truncated (``top_p``, ``top_k``), whatever the model's steps are: it must be able to write all that they can. The
-    weights p / q make up for a difference exactly, at a price: what q rarely writes and p often does has a large weight, so q should be the
-    broader one.
+    weights p / q correct for the difference exactly, at a price: steps that are rare under q and common under p get large weights, so q
+    should be the broader one.
+
+    A proposed step must end where the model's own would: both models need the same texts of tokens and, in a context that is nearly full,
+    the same room.
 
     :param LanguageModel lm: another language model with the same tokens.
     :param float temperature: of the proposed steps; the model's own by default.
@@ -35,7 +38,8 @@ class StepProposal:
         proposing model restricted to what may follow. The target is p(x) 1[x in L] times the program's other factors, and the evidence
         estimates the probability of L times theirs. A particle after which nothing may follow has weight zero. A text that has not ended
         counts as long as it begins a text of L. By itself it leaves the model's ``top_p`` and ``top_k`` as they are.
-    :raises ValueError: if nothing is different, or for a language model with other tokens.
+    :raises ValueError: if nothing is different; when run, for a language model with other tokens, or one whose context is full earlier or
+        later than the model's.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class StepProposal:
         check_constraint(constraint)
         self.lm, self.temperature, self.prompt, self.constraint = lm, temperature, prompt, constraint
         self._roots: dict[tuple[LanguageModel, tuple[str, ...]], Context] = {}
+        self._same_stops: set[tuple[LanguageModel, LanguageModel, tuple[str, ...]]] = set()
 
     @property
     def __name__(self) -> str:
@@ -70,10 +75,35 @@ class StepProposal:
             return ConstrainedStep(prior.context, o, self.constraint, prior)
         temperature = o.temperature if self.temperature is None else self.temperature
         context = self.context(prior.context)
+        self._check_support(site["name"], prior, context)
         if self.constraint is None:
             return LLMStep(context, o.stop, o.max_tokens, temperature, constraint=o.constraint)
         both = self.constraint if o.constraint is None else o.constraint & self.constraint
         return ConstrainedStep(context, StepOptions(o.stop, o.max_tokens, temperature), both)
+
+    def _check_support(self, name: str, prior: LLMStep, context: Context) -> None:
+        """Whether a step ends for the proposing model where it does for the model: else p / q is not defined where only one of them can.
+
+        :raises ValueError: for other stops, or another room.
+        """
+        p, q, o = language_model(prior.context), language_model(context), prior.options
+        key = (p, q, tuple(o.stops))
+        if p is not q and key not in self._same_stops:
+            if not torch.equal(p.stop_automaton(o.stop).table.cpu(), q.stop_automaton(o.stop).table.cpu()):
+                raise ValueError(
+                    f"site {name!r}: the proposing language model writes its tokens as other text, so its steps do not end at {o.stops} "
+                    "where the model's do; propose with a model that has the same tokenizer"
+                )
+            self._same_stops.add(key)
+        rooms = [(c.lm.max_length - c.lengths).clamp(max=o.max_tokens) for c in (prior.context, context)]
+        other = (rooms[0] != rooms[1].to(rooms[0].device)) & ~prior.context.done
+        if bool(other.any()):
+            room, proposed = (int(each[other.to(each.device)][0]) for each in rooms)
+            raise ValueError(
+                f"site {name!r}: the model's context has room for {room} more tokens, the proposing model's for {proposed}, so their steps "
+                f"would end in different places (max_tokens is {o.max_tokens}). Give both models the same max_length, for another prompt "
+                "that of the model and as much more as the prompt is longer, or let executions end earlier: fewer steps, or finish"
+            )
 
     def context(self, context: Context) -> Context:
         """What the proposing model reads in place of ``context``."""

@@ -22,7 +22,7 @@ class Address(NamedTuple):
         :param str base_url: e.g. ``http://host:8000/v1``; without a path, ``/v1`` is added.
         :raises ValueError: for anything but an http or https address, and for one that holds a password.
         """
-        parts = urlsplit(base_url)
+        parts = urlsplit(base_url.strip())
         if parts.username is not None or parts.password is not None:
             raise ValueError("a server's address must not hold a user name or password; give the key in an environment variable")
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -36,4 +36,4 @@ class Address(NamedTuple):
 
 def is_address(name: str) -> bool:
     """Whether a model's name is the address of a server."""
-    return name.startswith(("http://", "https://"))
+    return name.strip().lower().startswith(("http://", "https://"))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import random
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +28,8 @@ T = TypeVar("T")
 
 _CONNECT_SECONDS = 10.0
 _MAX_WAIT_SECONDS = 30.0
+_MAX_TOLD_SECONDS = 300.0
+"""Longest wait that a server may ask for with ``Retry-After``."""
 _SHOWN = 300
 """Characters of a server's message that are shown."""
 
@@ -43,6 +48,7 @@ class ServerClient:
     :param float timeout: seconds that the server may be silent.
     :param int max_attempts: tries of each request.
     :param float backoff: seconds before the second try; doubled, with jitter, before each further one, up to 30.
+        What the server asks for with ``Retry-After``, in seconds or as a date, is waited for, up to 300 seconds.
     :param int concurrency: requests under way at once.
     :param transport: an httpx transport in place of the network.
     :raises ImportError: without the extra ``remote``.
@@ -121,7 +127,7 @@ class ServerClient:
         )
         async for attempt in attempts:
             with attempt:
-                async with self._slots:
+                async with self._permits:
                     return read(await self._attempt(http, method, url, body, attempt.retry_state.attempt_number))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -165,7 +171,7 @@ class ServerClient:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = getattr(error, "retry_after", None) or 0.0
         own: float = self.backoff * 2 ** (state.attempt_number - 1) * self._jitter.uniform(0.5, 1.0)
-        return min(_MAX_WAIT_SECONDS, max(own, asked))
+        return max(min(_MAX_WAIT_SECONDS, own), min(_MAX_TOLD_SECONDS, asked))
 
     def _note_retry(self, state: tenacity.RetryCallState) -> None:
         self.retries += 1
@@ -184,13 +190,13 @@ class ServerClient:
                 limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
                 transport=self._transport,
             )
-            self._slots = asyncio.Semaphore(self.concurrency)
+            self._permits = asyncio.Semaphore(self.concurrency)
             self._pid = os.getpid()
             weakref.finalize(self, _close, self._http, loop)
         return self._http, loop
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_http", "_slots", "_transport")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_http", "_permits", "_transport")}
         return kept | {"_pid": -1, "_transport": None}
 
     def __repr__(self) -> str:
@@ -203,7 +209,15 @@ def _close(http: httpx.AsyncClient, loop: BackgroundLoop) -> None:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds to wait, from a number of them or a date (RFC 9110)."""
+    told = response.headers.get("retry-after", "").strip()
     try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
+        if math.isfinite(seconds := float(told)):
+            return max(0.0, seconds)
+    except ValueError:
+        pass
+    try:
+        until = parsedate_to_datetime(told)
     except ValueError:
         return None
+    return max(0.0, until.timestamp() - time.time())

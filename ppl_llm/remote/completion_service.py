@@ -12,7 +12,7 @@ from .errors import ServerError
 
 
 class CompletionService:
-    """Sends completion requests and sees to it that one and the same model answers all of them.
+    """Sends completion requests and checks that the same model answers all of them.
 
     :param ServerClient client: connections to the server.
     :param str counter: names of the counters begin with it.

@@ -11,7 +11,7 @@ from .completions import Choice
 class TokenMode:
     """Token ids both ways: the server continues exactly the tokens that were sampled (vLLM: ``return_token_ids``).
 
-    All sampling options are sent, also where they do nothing, since servers have defaults of their own (vLLM: those of the model's
+    All sampling options are sent, also where they do nothing, since servers have their own defaults (vLLM: those of the model's
     ``generation_config.json``, often a nucleus and a repetition penalty).
 
     :param set eos_ids: tokens that end the text.

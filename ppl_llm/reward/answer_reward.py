@@ -12,6 +12,7 @@ from torch import Tensor
 from ..context import Context
 from ..inference.cost import count
 from .score_cache import ScoreCache, finished_at, repeat_last
+from .step_texts import answer_text
 
 
 class AnswerReward(ABC):
@@ -25,7 +26,9 @@ class AnswerReward(ABC):
     - ``0.0``: even odds. The factor is 1 under the potential ``odds``, whose log-factor is the log-odds themselves. The neutral element of
       :class:`~ppl_llm.SumReward`.
     - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
-      finishes; one that is cut off before keeps it, where ``inf`` would count it as right.
+      finishes; one that is cut off before keeps it, where ``inf`` leaves the judgement to the end.
+
+    In the last round, after which no step comes, an answer that has not come to its end gets -inf: it ranks below every other.
 
     With ``partial`` unfinished answers are judged like finished ones, at every step.
 
@@ -53,6 +56,14 @@ class AnswerReward(ABC):
             return known
         return self._cache.put(context, self._extended(context, known), type(self).__name__)
 
+    def concluded_log_odds(self, context: Context) -> Tensor:
+        """:meth:`step_log_odds` where no step will follow: an answer without an end that is not judged is certainly wrong."""
+        scores = self.step_log_odds(context)
+        if self.partial:
+            return scores
+        cut = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
+        return torch.cat([scores[..., :-1], cut[..., None]], -1)
+
     def _extended(self, context: Context, known: Tensor) -> Tensor:
         """The scores of all steps, those after ``known [*batch, S]`` judged."""
         start, device = known.shape[-1], known.device
@@ -62,14 +73,15 @@ class AnswerReward(ABC):
         tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
         problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(flat, -1).tolist()
         places: list[tuple[int, int]] = [(sequence, step) for sequence, step in judged.nonzero().tolist()]
-        text_of: dict[tuple[int, ...], str] = {}
+        text_of: dict[tuple[int, tuple[int, ...]], str] = {}
         asked: dict[tuple[str, str], int] = {}
         which = []
         for sequence, step in places:
             ids = tuple(tokens[sequence][prompts[sequence] : ends[sequence][step]])
-            if ids not in text_of:
-                text_of[ids] = context.lm.decode(list(ids))
-            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[ids]), len(asked)))
+            key = problems[sequence], ids
+            if key not in text_of:
+                text_of[key] = answer_text(context, sequence, list(ids))
+            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[key]), len(asked)))
         new = torch.full(judged.shape, self.pending, device=device)
         if places:
             count(prm_calls=len(places))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..context import Context
+from ..context import Context, StopReason
 
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores every step of a context. Scores are log-odds in float32 read from logits, never probabilities turned into log-odds."""
+    """Scores every step of a context. Scores are log-odds in float32, computed from logits and never from probabilities."""
 
     def step_log_odds(self, context: Context) -> Tensor:
         """Log-odds that each step is right.
@@ -20,3 +20,24 @@ class RewardModel(Protocol):
         :raises ValueError: if a log-odds is nan, naming the sequence.
         """
         ...
+
+
+def step_scores(reward: RewardModel, context: Context, last_step: bool = False) -> Tensor:
+    """Log-odds of all steps ``[*batch, T]``.
+
+    :param bool last_step: whether no step comes after the last one: a reward of whole answers then has no score to wait for, and gives
+        an answer that has not come to its end -inf. Other rewards are as always.
+    """
+    concluded: Any = getattr(reward, "concluded_log_odds", None)
+    scores: Tensor = concluded(context) if last_step and concluded is not None else reward.step_log_odds(context)
+    return scores
+
+
+def scored_steps(reward: RewardModel, context: Context) -> Tensor:
+    """Which steps a reward scores, ``[*batch, T]``: as a rule those that were taken; a process reward model reads no step without text.
+
+    A step that is not scored has the score before it, and no factor of its own.
+    """
+    own: Any = getattr(reward, "scored_steps", None)
+    taken = context.reasons != StopReason.FINISHED
+    return taken if own is None else taken & own(context).to(taken.device)

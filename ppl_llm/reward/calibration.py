@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from ..context import Context
 from ..lm.loading import locate
 from ..remote.address import is_address
-from .base import RewardModel
+from .base import RewardModel, scored_steps, step_scores
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
 """In a reward model's directory."""
@@ -112,6 +112,14 @@ class CalibratedReward:
     def step_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""
         return self.calibration(self.prm.step_log_odds(context))
+
+    def scored_steps(self, context: Context) -> Tensor:
+        """The steps that the reward model scores, ``[*batch, T]``."""
+        return scored_steps(self.prm, context)
+
+    def concluded_log_odds(self, context: Context) -> Tensor:
+        """The same where no step will follow, see :func:`~ppl_llm.reward.base.step_scores`."""
+        return self.calibration(step_scores(self.prm, context, last_step=True))
 
     def whole_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch]`` of whole answers.

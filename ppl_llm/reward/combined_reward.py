@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..context import Context
-from .base import RewardModel
+from ..context import Context, StopReason
+from .base import RewardModel, scored_steps, step_scores
 
 
 class CombinedReward(ABC):
     """Base of rewards made of others (a :class:`~ppl_llm.reward.base.RewardModel`).
 
-    It keeps nothing itself. Each part keeps its scores with the context under a key of its own, so that a part may be used in several
+    It keeps nothing itself. Each part keeps its scores with the context under its own key, so that a part may be used in several
     combinations and alone.
 
     :param rewards: the parts, at least one.
     :param weights: a number for each part, 1 by default.
+    :ivar float neutral: log-odds of a part that says nothing.
     :raises ValueError: without parts, or for weights that do not fit them.
     """
+
+    neutral: float
 
     def __init__(self, rewards: Sequence[RewardModel], weights: Sequence[float] | None = None) -> None:
         self.rewards = tuple(rewards)
@@ -39,10 +42,31 @@ class CombinedReward(ABC):
 
     def step_log_odds(self, context: Context) -> Tensor:
         """:raises ValueError: if parts contradict each other with certainty, one saying inf and another -inf."""
-        parts = [(weight, reward.step_log_odds(context)) for weight, reward in zip(self.weights, self.rewards, strict=True) if weight > 0]
+        return self._scores(context, last_step=False)
+
+    def concluded_log_odds(self, context: Context) -> Tensor:
+        """:meth:`step_log_odds` where no step will follow, see :func:`~ppl_llm.reward.base.step_scores`."""
+        return self._scores(context, last_step=True)
+
+    def _scores(self, context: Context, last_step: bool) -> Tensor:
+        pairs = zip(self.weights, self.rewards, strict=True)
+        parts = [(weight, self._part(reward, context, last_step)) for weight, reward in pairs if weight > 0]
         if not parts:
             return torch.zeros(*context.batch_shape, context.num_steps, device=context.tokens.device)
         return self._combined(parts)
+
+    def scored_steps(self, context: Context) -> Tensor:
+        """The steps that some part scores, ``[*batch, T]``."""
+        return torch.stack([scored_steps(reward, context) for reward in self.rewards]).any(0)
+
+    def _part(self, reward: RewardModel, context: Context, last_step: bool) -> Tensor:
+        """A part's scores, which says nothing of a step that it does not score."""
+        scores = step_scores(reward, context, last_step)
+        if not hasattr(reward, "scored_steps"):
+            return scores
+        taken = context.reasons != StopReason.FINISHED
+        silent = (taken & ~scored_steps(reward, context)).to(scores.device)
+        return torch.where(silent, self.neutral, scores)
 
     @abstractmethod
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
@@ -58,6 +82,8 @@ class ProductReward(CombinedReward):
     :param rewards: the parts, at least one.
     :param weights: w_i, not negative; 1 by default.
     """
+
+    neutral = math.inf
 
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
         log_r = torch.stack([weight * logsigmoid(z.double()) for weight, z in parts]).sum(0)
@@ -75,6 +101,8 @@ class SumReward(CombinedReward):
     :param rewards: the parts, at least one.
     :param weights: w_i, not negative; 1 by default.
     """
+
+    neutral = 0.0
 
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
         total = parts[0][0] * parts[0][1]

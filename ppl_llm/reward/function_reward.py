@@ -17,8 +17,8 @@ SCALES = ("probability", "log_odds")
 class FunctionReward(AnswerReward):
     """Asks a Python function about answers; see :class:`~ppl_llm.reward.answer_reward.AnswerReward` for unfinished ones.
 
-    The function should give the same value for the same text: it is asked again when a trajectory is replayed. Wrap an expensive one in
-    :func:`functools.cache`. What it raises ends the run; let it catch what should count as a wrong answer.
+    The function must be deterministic: it is called again when a trajectory is replayed. Wrap an expensive one in
+    :func:`functools.cache`. An exception in it ends the run; catch what should count as a wrong answer.
 
     :param fn: called with the problem's text and the answer's text. Its value is a bool or the probability that the answer is right, and
         an answer it rejects with certainty has weight zero; or log-odds, see ``scale``. The potential ``odds`` needs values short of

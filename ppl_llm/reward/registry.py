@@ -25,5 +25,5 @@ REWARDS: dict[str, type[RewardModel]] = {
     "transformers-orm": TransformersORM,
     "transformers-prm": TransformersPRM,
 }
-"""Every reward model that the package exports, by name. The families of process reward models have a table of their own,
+"""Every reward model that the package exports, by name. The families of process reward models have their own table,
 :data:`~ppl_llm.reward.prm.families.FAMILIES`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import Context, StopReason
+from ..context import FINISHING, Context
 from ..context_cache import CacheEntry, CacheKey, find_entry
 
 
@@ -22,9 +22,17 @@ class ScoreCache:
             return torch.zeros(*context.batch_shape, 0, device=context.tokens.device)
         return entry.tensors["scores"]
 
-    def put(self, context: Context, scores: Tensor, name: str) -> Tensor:
+    def scored(self, context: Context) -> Tensor:
+        """Which steps have scores of their own, ``[*batch, S]``, where that was kept."""
+        entry = find_entry(context.cache_entries, self._key, lambda owner: None)
+        if entry is None or entry.tensors["scores"].shape[:-1] != context.batch_shape:
+            return torch.zeros(*context.batch_shape, 0, dtype=torch.bool, device=context.tokens.device)
+        return entry.tensors["scored"]
+
+    def put(self, context: Context, scores: Tensor, name: str, scored: Tensor | None = None) -> Tensor:
         """Keep ``scores [*batch, T]`` and return them.
 
+        :param Tensor scored: ``[*batch, T]``, the steps that have scores of their own, for rewards that do not score all steps.
         :param str name: of the reward model, for the error.
         :raises ValueError: if one of them is nan.
         """
@@ -32,24 +40,26 @@ class ScoreCache:
         if len(bad):
             *sequence, step = bad[0].tolist()
             raise ValueError(f"the log-odds that {name} gives to step {step} of sequence {tuple(sequence)} is nan")
-        context.cache_entries[self._key] = CacheEntry(None, {"scores": scores})
+        context.cache_entries[self._key] = CacheEntry(None, {"scores": scores} | ({} if scored is None else {"scored": scored}))
         return scores
 
 
 def repeat_last(known: Tensor, new: Tensor, taken: Tensor) -> Tensor:
-    """Scores of all steps ``[*batch, S + K]``; a step that a finished sequence did not take repeats the score before it.
+    """Scores of all steps ``[*batch, S + K]``; a step that has none of its own repeats the score before it.
+
+    Before the first score it is inf, certainly right: the log-score of no step at all.
 
     :param Tensor known: ``[*batch, S]`` of earlier steps.
-    :param Tensor new: ``[*batch, K]`` of later ones; arbitrary where none was taken.
-    :param Tensor taken: ``[*batch, K]``.
+    :param Tensor new: ``[*batch, K]`` of later ones; arbitrary where there is none.
+    :param Tensor taken: ``[*batch, K]``, the later steps that have a score of their own.
     """
     columns = list(known.unbind(-1))
     for score, real in zip(new.unbind(-1), taken.unbind(-1), strict=True):
-        columns.append(torch.where(real, score, columns[-1]) if columns else score)
+        before = columns[-1] if columns else torch.full_like(score, torch.inf)
+        columns.append(torch.where(real, score, before))
     return torch.stack(columns, -1) if columns else known
 
 
 def finished_at(context: Context) -> Tensor:
     """``[*batch, T]``: whether a sequence had finished by the end of each step."""
-    finishing = torch.tensor([StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN], device=context.reasons.device)
-    return torch.isin(context.reasons, finishing).cumsum(-1) > 0
+    return torch.isin(context.reasons, torch.tensor(FINISHING, device=context.reasons.device)).cumsum(-1) > 0

@@ -23,8 +23,8 @@ class SelfCertainty:
     This is not the self-certainty of Kang et al. (2025, arXiv:2502.18581), the divergence of that distribution from the uniform one: see
     :func:`ppl_llm.evaluation.self_certainty.self_certainty`.
 
-    Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It is free of a reward model: the
-    language model of the context is asked, in one pass over each new step (a :class:`~ppl_llm.reward.base.RewardModel`).
+    Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It needs no reward model: the
+    context's language model scores each new step in one pass (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     :param str measure: ``log_prob``, or ``entropy``, for local language models only.
     :param stop: the delimiter(s) that the steps are sampled with.

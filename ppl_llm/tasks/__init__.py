@@ -1,4 +1,4 @@
-"""Where problems come from: files, data sets of the Hugging Face Hub, the demo, and procedural tasks with verifiers of their own."""
+"""Where problems come from: files, data sets of the Hugging Face Hub, the demo, and procedural tasks with their own verifiers."""
 
 from typing import TYPE_CHECKING
 

@@ -48,7 +48,7 @@ def _ask(kind: str, *values: Any) -> Any:
 
 @dataclass(frozen=True)
 class ReasoningGymVerifier:
-    """Asks the verifier of a task of reasoning-gym, in a process of its own, which makes the problem again from these names and numbers.
+    """Asks the verifier of a task of reasoning-gym, in its own process, which makes the problem again from these names and numbers.
 
     A judgement that takes too long counts as wrong.
 

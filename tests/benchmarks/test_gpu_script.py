@@ -42,7 +42,7 @@ def test_everything_is_timed_without_the_packages_of_the_command_line():
         ("token step", "generate"),
         ("PRM append", "kept keys, whole call"),
         ("PRM append", "from nothing"),
-        ("resample", "half of the lanes copied"),
+        ("resample", "half of the sequences copied"),
         ("4 filters", "one after the other"),
         ("4 filters", "a plate in lockstep"),
         ("4 filters", "run_concurrently"),

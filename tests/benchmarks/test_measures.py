@@ -40,11 +40,11 @@ def test_records_say_how_they_were_made(load: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     rows = [{"way": "one", "ms": common.Spread.of([1.0, 2.0])}, {"way": "two", "ms": common.Spread.of([3.0])}]
     for _ in range(2):
-        common.record("some", rows, {"lanes": 3})
+        common.record("some", rows, {"sequences": 3})
     lines = [json.loads(line) for line in (tmp_path / "some.jsonl").read_text().splitlines()]
     assert [line["way"] for line in lines] == ["one", "two"] * 2
     assert lines[0]["ms"] == {"least": 1.0, "median": 1.5, "most": 2.0, "runs": 2}
-    assert lines[0]["settings"] == {"lanes": 3} and lines[0]["versions"]["torch"] == torch.__version__ and lines[0]["hardware"]["cpu"]
+    assert lines[0]["settings"] == {"sequences": 3} and lines[0]["versions"]["torch"] == torch.__version__ and lines[0]["hardware"]["cpu"]
     assert common.table(rows).splitlines()[2].split("|")[2].strip() == "1.5 (1-2)"
 
 
@@ -57,7 +57,7 @@ def test_text_of_the_made_up_vocabulary_is_encoded_into_its_tokens(load: Any):
 
 
 def test_padding_is_counted(load: Any):
-    rows = load("prm").compare(lanes=3, prefix=70, mean=6, repeats=1)
+    rows = load("prm").compare(sequences=3, prefix=70, mean=6, repeats=1)
     unneeded = {row["way"]: row["of them not needed"] for row in rows}
     assert unneeded["new steps"] == unneeded["whole traces"] == 0
     assert unneeded["transformers, padded new steps"] > 0.1

@@ -23,7 +23,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_peer_that_cannot_start_is_named(peers: Any, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RuntimeError, match=r"llamppl ended with status 1; its messages are above"):
-        peers.Peer("llamppl", sys.executable, model="nowhere", prompt="~", lanes=2, tokens=2, step=1)
+        peers.Peer("llamppl", sys.executable, model="nowhere", prompt="~", sequences=2, tokens=2, step=1)
     assert "ModuleNotFoundError" in capfd.readouterr().err
 
 

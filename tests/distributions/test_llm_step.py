@@ -1,7 +1,9 @@
-"""LLMStep on a tabular language model: the law of a step, exactly."""
+"""LLMStep on a tabular language model: the distribution of a step, exactly."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -12,8 +14,11 @@ from hypothesis import strategies as st
 from pyro.distributions.testing.gof import multinomial_goodness_of_fit
 from torch import Tensor
 
-from ppl_llm import PAD, LLMStep, TabularLM
+from ppl_llm import PAD, SMC, LLMStep, TabularLM
 from ppl_llm.lm.base import StepSample
+from ppl_llm.lm.transformers_lm import TransformersLM
+from tests.helpers import reasoning
+from tests.helpers.tiny_models import causal_lm, tokenizer
 
 SYMBOLS = ["a", "b", ";", "$"]
 
@@ -177,3 +182,35 @@ def test_bad_tables_and_problems() -> None:
     for text in ("", "xyz"):
         with pytest.raises(ValueError, match="a problem must be 1 or more of the symbols"):
             make_lm().start(text)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("backend", ["table", "cached transformer"])
+def test_log_probabilities_with_float64_as_the_default(backend: str) -> None:
+    """Drawn and scored log-probabilities agree, and entropies are there, whatever torch's default number format is."""
+    pyro.set_rng_seed(1)
+    lm: Any = make_lm() if backend == "table" else TransformersLM(causal_lm(), tokenizer(), max_length=64)
+    step = LLMStep(lm.start("a"), stop=";", max_tokens=4).expand([7])
+    value = step.sample()
+    drawn, scored = step.log_prob(value), step.log_prob(value.clone())
+    assert drawn.dtype == scored.dtype == torch.float64
+    torch.testing.assert_close(drawn, scored, atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(lm.step_entropy(lm.start("a"), value, step.options)).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_program_with_float64_as_the_default() -> None:
+    """Scores of given steps: an audit, and evidence against enumeration."""
+    pyro.set_rng_seed(2)
+    posterior = SMC(reasoning.solve, 2000, ess_threshold=1.0, audit=True).run("a")
+    assert posterior.audit is not None and posterior.audit.error == 0.0
+    exact = sum(p * math.prod(1 / (1 + math.exp(-s)) for s in z) for _, _, p, z, _ in reasoning.trajectories())
+    assert float(posterior.log_evidence.exp()) == pytest.approx(exact, rel=0.1)

@@ -54,7 +54,7 @@ def telescoping_error(model: Any, aggregation: str, score: str, temperature: flo
     posterior = Importance(model, 200).run("a")
     z = PRM.step_log_odds(posterior.value).tolist()
     done = posterior.value.done
-    assert bool(done.any()) and not bool(done.all())  # finished early, and cut off by the last round
+    assert bool(done.any()) and not bool(done.all())  # finished early, and cut off by the last step
     assert {1, 2, 3} <= set(posterior.lengths.tolist())
     expected = [prefix_score(row[:length], aggregation, score) / temperature for row, length in zip(z, posterior.lengths, strict=True)]
     want = torch.tensor(expected, dtype=torch.float64)
@@ -131,8 +131,8 @@ def test_rejects_wrong_terminal_factors(name: str, potential: str, monkeypatch: 
 def test_rejects_sequences_cut_off_without_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal factor on sequences that finish only: a trajectory cut off keeps the product of its potentials."""
 
-    def finished_only(self: Any, *args: Any, last_round: bool = False, **kwargs: Any) -> None:
-        original(self, *args, last_round=False, **kwargs)
+    def finished_only(self: Any, *args: Any, last_step: bool = False, **kwargs: Any) -> None:
+        original(self, *args, last_step=False, **kwargs)
 
     original = StepReward.__init__
     monkeypatch.setattr(StepReward, "__init__", finished_only)

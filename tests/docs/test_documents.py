@@ -76,12 +76,49 @@ def test_the_readme_is_one_screen_long() -> None:
 
 def test_prose_is_wrapped() -> None:
     """At 100 columns. Tables, headings, code and formulas are as long as they must be, and so is the text of the study with its markers."""
-    for path in [*(page for page in PAGES if page.name not in ("study.md", "evaluation.md")), ROOT / "CHANGELOG.md"]:
+    for path in [*(page for page in PAGES if page.name != "study.md"), ROOT / "CHANGELOG.md"]:
         code = {number for block in blocks(path) for number in range(block.line, block.line + block.text.count("\n"))}
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         prose = ((number, line) for number, line in lines if number not in code and not line.lstrip().startswith(("|", "#", "$$")))
         long = [number for number, line in prose if len(line) > 100]
         assert not long, f"{path.relative_to(ROOT)} is not wrapped at 100 columns: lines {long}"
+
+
+def python_sources() -> Iterator[tuple[str, str]]:
+    """Place and text of the Python of all pages and notebooks."""
+    for path in PAGES:
+        for block in blocks(path):
+            if block.language == "python":
+                yield f"{path.relative_to(ROOT)}:{block.line}", block.text
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                yield path.name, "".join(cell["source"])
+
+
+def imported(source: str) -> set[str]:
+    """Modules that a text imports, or imports names from."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def is_package(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.submodule_search_locations is not None
+
+
+def test_pages_import_from_packages() -> None:
+    """Readers learn names of packages; the files inside them may move."""
+    found = [(place, name) for place, text in python_sources() for name in imported(text) if name.split(".")[0] == "ppl_llm"]
+    assert len(found) > 20
+    assert [(place, name) for place, name in found if not is_package(name)] == []
+    assert imported("from ppl_llm.reward.calibration import Calibration") == {"ppl_llm.reward.calibration"}
+    assert is_package("ppl_llm.reward") and not is_package("ppl_llm.reward.calibration")
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

@@ -11,13 +11,16 @@ from ppl_llm.inference import (
     DVTS,
     PIMH,
     PMMH,
+    REBASE,
     SMC,
     BeamSearch,
+    BestFirst,
     BestOfN,
     EntropicAnnealing,
     Importance,
     ParallelTempering,
     ParticleGibbs,
+    PrefixWalk,
     SelfConsistency,
     SuffixMH,
     TemperedSMC,
@@ -85,6 +88,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 30, 50),
+    "PrefixWalk": chain(lambda model, nesting: PrefixWalk(model, steps=80, max_plate_nesting=nesting), 3, 9, 120),
     "PIMH": chain(lambda model, nesting: PIMH(model, 8, max_plate_nesting=nesting), 12, 12),
     "PMMH": replace(
         chain(lambda model, nesting: PMMH(model, 16, ["factor"], step_size=0.8, max_plate_nesting=nesting), 40, 40),
@@ -96,6 +100,8 @@ ALGORITHMS: dict[str, Algorithm] = {
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
+    "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

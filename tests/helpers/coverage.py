@@ -32,8 +32,8 @@ REJECTED_BY = {
     "ParticleGibbs": "sorted multinomial",
     "BeamSearch": "tests/inference/search/test_search.py::test_rejects_wrong_beam_searches",
     "DVTS": "tests/inference/search/test_search.py::test_rejects_wrong_subtrees",
-    "BestOfN": "tests/inference/search/test_search_laws.py::test_best_of_n_rejects_wrong_groups",
-    "SelfConsistency": "tests/inference/search/test_search_laws.py::test_law_of_the_majority",
+    "BestOfN": "tests/inference/search/test_search_distributions.py::test_best_of_n_rejects_wrong_groups",
+    "SelfConsistency": "tests/inference/search/test_search_distributions.py::test_distribution_of_the_majority",
 }
 """Of algorithms whose mutant is no subclass of theirs: the mutant's name, or the test that makes and rejects it."""
 

@@ -1,8 +1,8 @@
 """Exact tests of particle algorithms: all randomness of a real sweep, enumerated.
 
-Every joint outcome of a sweep (each lane's value at each step, each cell of the resampler's uniforms) is one column of an inner plate, so
-that the real engine runs once on all of them. A column's probability is the product of the probabilities of its choices; expectations over
-the algorithm's randomness are then finite sums, exact up to rounding.
+Every joint outcome of a sweep (each particle's value at each step, each cell of the resampler's uniforms) is one column of an inner plate,
+so that the real engine runs once on all of them. A column's probability is the product of the probabilities of its choices; expectations
+over the algorithm's randomness are then finite sums, exact up to rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ END, PAD = 0, -1
 
 
 class AbsorbingCategorical(TorchDistribution):
-    """Categorical on active lanes; ``PAD`` with probability one on the others."""
+    """Categorical on active particles; ``PAD`` with probability one on the others."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.integer
@@ -77,12 +77,12 @@ class ForcedCategorical(AbsorbingCategorical):
 
 @dataclass
 class Chain:
-    """A small state-space model with potentials on the whole prefix and lanes that finish at different times.
+    """A small state-space model with potentials on the whole prefix and particles that finish at different times.
 
     :ivar Tensor init: ``[V]``.
     :ivar Tensor transition: ``[V, V]``.
     :ivar list potentials: ``T`` tensors ``[(V + 1) ** (t + 1)]``, indexed by the code of the prefix.
-    :ivar bool ends: whether symbol 0 finishes a lane.
+    :ivar bool ends: whether symbol 0 finishes a particle.
     :ivar bool last_barrier: whether there is one after the last step.
     """
 
@@ -149,7 +149,7 @@ class Path:
         self.log_prob = torch.zeros(columns, dtype=torch.float64)
 
     def add(self, fn: AbsorbingCategorical, value: Tensor) -> None:
-        # A choice that a finished lane does not use is made uniformly: the columns that differ only in it share the outcome.
+        # A choice that a finished particle does not use is made uniformly: the columns that differ only in it share the outcome.
         log_p = torch.where(fn.active.expand_as(value), fn.log_prob(value), -math.log(fn.probs.shape[-1]))
         self.log_prob = self.log_prob + log_p.sum(0)
 

@@ -90,11 +90,12 @@ def grid(sizes: list[int]) -> Tensor:
 
 
 def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Tensor, rotations: Tensor | None) -> type[ReferenceMessenger]:
-    """A messenger whose free lanes take the enumerated values; the reference's lane is left to the real engine.
+    """A messenger whose free particles take the enumerated values; the reference's particle is left to the real engine.
 
-    :param Tensor free: ``[T, N - 1, columns]`` values of the free lanes.
+    :param Tensor free: ``[T, N - 1, columns]`` values of the free particles.
     :param Tensor indices: ``[barriers, columns]`` outcomes of ancestor sampling.
-    :param Tensor rotations: ``[barriers, columns]`` numbers that the first lane gets; ``None`` if the scheme's law does not depend on it.
+    :param Tensor rotations: ``[barriers, columns]`` numbers that the first particle gets; ``None`` if the scheme's distribution does not
+        depend on it.
     """
     columns = free.shape[-1]
     n = free.shape[1] + 1
@@ -109,14 +110,14 @@ def forced(base: type[ReferenceMessenger], free: Tensor, path: Path, indices: Te
             if not isinstance(msg["fn"], AbsorbingCategorical):
                 return
             t = int(msg["name"].split("_")[1])
-            lanes = torch.arange(n)[:, None]
+            particles = torch.arange(n)[:, None]
             slot = self.slot.expand(columns)
-            place = (lanes - (lanes > slot).long()).clamp(max=max(n - 2, 0))
+            place = (particles - (particles > slot).long()).clamp(max=max(n - 2, 0))
             values = free[t].gather(0, place) if n > 1 else torch.zeros(1, columns, dtype=torch.long)
             msg["value"] = torch.where(msg["fn"].active, values, PAD)
             drawn_from = msg["infer"].get("proposal", msg["fn"])
             log_p = torch.where(msg["fn"].active, drawn_from.log_prob(msg["value"]), -math.log(msg["fn"].probs.shape[-1]))
-            path.log_prob = path.log_prob + torch.where(lanes != slot, log_p, 0.0).sum(0)
+            path.log_prob = path.log_prob + torch.where(particles != slot, log_p, 0.0).sum(0)
             super()._pyro_sample(msg)
 
         def draw_reference(self, weights: Weights) -> Tensor:
@@ -161,7 +162,7 @@ def conditional_outcomes(
     v, length = model.num_symbols, model.length
     barriers = length if model.last_barrier else length - 1
     cells = num_cells(scheme, n)
-    turns = n if scheme == "stratified" else 1  # the law of the others is the same for every rotation
+    turns = n if scheme == "stratified" else 1  # the distribution of the others is the same for every rotation
     sizes = [len(references)] + [v] * (length * (n - 1)) + cells * barriers + [n if ancestors else 1] * barriers + [turns] * barriers
     chosen = grid(sizes)
     columns = chosen.shape[1]
@@ -201,7 +202,7 @@ def codes(values: list[Tensor], num_symbols: int) -> Tensor:
     return sum(((value + 1) * (num_symbols + 1) ** t for t, value in enumerate(values)), torch.zeros((), dtype=torch.long))
 
 
-def law(model: Chain) -> tuple[Tensor, Tensor]:
+def invariant_distribution(model: Chain) -> tuple[Tensor, Tensor]:
     """Trajectories ``[R, T]`` of positive probability, and their posterior probabilities."""
     paths = {path: mass for path, mass in model.paths().items() if mass > 0}
     pi = torch.tensor(list(paths.values()), dtype=torch.float64)
@@ -216,7 +217,7 @@ def invariance_error(
     :param bool own_sites_only: run each length of reference on its own, without the sites that it reaches done.
     """
     v, length = model.num_symbols, model.length
-    references, pi = law(model)
+    references, pi = invariant_distribution(model)
     ended = (references != PAD).sum(1)
     groups = [ended == steps for steps in ended.unique()] if own_sites_only else [torch.ones_like(ended, dtype=torch.bool)]
     table = torch.zeros((v + 1) ** length, dtype=torch.float64)

@@ -69,7 +69,7 @@ class Script(Messenger):
         value = torch.where(fn.active, self.drawn[t], PAD)
         if self.cut is None:
             free, log_p = fn.active, fn.log_prob(value)
-        else:  # lanes are the present and the proposed executions; the latter is drawn from the cut on
+        else:  # particles are the present and the proposed executions; the latter is drawn from the cut on
             value = value.expand(2, *self.drawn[t].shape)
             free = fn.active.expand_as(value)[1] & (t >= self.cut)
             log_p = fn.log_prob(value)[1]
@@ -106,10 +106,10 @@ class ScriptedSuffixMH(SuffixMH):
         script.add(torch.where(cut < steps, -steps.double().log(), -math.inf))
         script.cut, script.uniforms = cut, (cut + 0.5) / steps
         posterior = super().sweep(reference, *args, **kwargs)
-        lane = script.take(f"accept {name}") if moves else still
-        script.add(posterior.particles.weights.normalized.gather(0, lane[None])[0].log())
+        particle = script.take(f"accept {name}") if moves else still
+        script.add(posterior.particles.weights.normalized.gather(0, particle[None])[0].log())
         script.log_prob = script.log_prob if moves else before
-        posterior.draw = lambda: posterior.take(lane)
+        posterior.draw = lambda dead: posterior.take(particle)
         return posterior
 
 
@@ -218,26 +218,26 @@ def enumerate_swaps(
     return script.probs(), which, dict(after)
 
 
-def tempered_laws(model: Chain, betas: list[float]) -> Tensor:
+def tempered_distributions(model: Chain, betas: list[float]) -> Tensor:
     """``[K, paths]``: the target of each power, over ``model.paths()``."""
     prior = replace(model, potentials=[torch.ones_like(g) for g in model.potentials]).paths()
     p = torch.tensor(list(prior.values()), dtype=torch.float64)
     likelihood = torch.tensor(list(model.paths().values()), dtype=torch.float64) / p
-    laws = p * likelihood ** torch.tensor(betas, dtype=torch.float64)[:, None]
-    return laws / laws.sum(-1, keepdim=True)
+    distributions = p * likelihood ** torch.tensor(betas, dtype=torch.float64)[:, None]
+    return distributions / distributions.sum(-1, keepdim=True)
 
 
 def path_index(model: Chain, sites: dict[str, Tensor]) -> Tensor:
-    """Which of ``model.paths()`` each lane is."""
+    """Which of ``model.paths()`` each particle is."""
     place = (model.num_symbols + 1) ** torch.arange(model.length)
     table = torch.full((int(place[-1]) * (model.num_symbols + 1),), -1)
     table[((torch.tensor(list(model.paths())) + 1) * place).sum(-1)] = torch.arange(len(model.paths()))
     return table[sum((sites[f"x_{t}"] + 1) * place[t] for t in range(model.length))]
 
 
-def joint_law(laws: Tensor, states: Tensor) -> Tensor:
-    """``[columns]``: the product over replicas of the laws ``[K, S]`` at the states ``[K, columns]``."""
-    return laws.gather(1, states).prod(0)
+def joint_distribution(distributions: Tensor, states: Tensor) -> Tensor:
+    """``[columns]``: the product over replicas of the distributions ``[K, S]`` at the states ``[K, columns]``."""
+    return distributions.gather(1, states).prod(0)
 
 
 def joint_index(states: Tensor, size: int) -> Tensor:

@@ -105,7 +105,7 @@ def problems() -> Known:
     return Known(program, first_and_last, "first and last state of each", evidence, mean, nesting=1, enumerable=False)
 
 
-# Language model and rewards given by tables; lanes finish early --------------------------------------------------------------------------
+# Language model and rewards given by tables; particles finish early -----------------------------------------------------------------------
 
 
 def tabular() -> Known:

@@ -17,11 +17,14 @@ from torch import Tensor
 from ppl_llm.inference import (
     PIMH,
     PMMH,
+    REBASE,
     SMC,
+    BestFirst,
     EntropicAnnealing,
     ParallelTempering,
     ParticleMessenger,
     ParticlePosterior,
+    PrefixWalk,
     ReferenceMessenger,
     SuffixMH,
     TemperedSMC,
@@ -35,9 +38,13 @@ from ppl_llm.inference import (
 )
 from ppl_llm.inference.handlers.ancestor_messenger import AncestorMessenger
 from ppl_llm.inference.handlers.parameter_messenger import ParameterMessenger
+from ppl_llm.inference.handlers.particle_plate import ParticlePlate
 from ppl_llm.inference.handlers.suffix_log_prob import Splice, SuffixLogProb
 from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
+from ppl_llm.inference.particles.history import Site
+from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -305,7 +312,7 @@ def with_messenger(messenger: type[ParticleMessenger]) -> Callable[[SMC], None]:
 
 
 @mutant("stale locals", f"{EXACT_SMC}::test_the_audit_rejects_stale_state_that_the_evidence_does_not_show")
-def forget_lane_state(model: Chain) -> Chain:
+def forget_particle_state(model: Chain) -> Chain:
     """A model that does not thread its state through the barrier (pyro #2138): only the symbol is permuted."""
     from ppl_llm.inference import barrier
 
@@ -358,7 +365,7 @@ class FullReferenceWeight(AncestorMessenger):
 
 @mutant("offspring of the reference replays it", _REFERENCES)
 class CopiedReference(ReferenceMessenger):
-    """Every descendant of the reference's particle goes on along the reference: copied where it should branch (Turing.jl#2855)."""
+    """Every descendant of the reference's particle continues along the reference: copied where it should branch (Turing.jl#2855)."""
 
     def __enter__(self) -> CopiedReference:
         self.copies: Tensor | None = None
@@ -377,7 +384,7 @@ class CopiedReference(ReferenceMessenger):
 
 @mutant("reference always in the first slot", _REFERENCES)
 class FirstSlot(ReferenceMessenger):
-    """A scheme that treats lanes differently around a reference that always starts in the same one."""
+    """A scheme that treats particles differently around a reference that always starts in the same one."""
 
     def draw_rotation(self) -> Tensor:
         return torch.zeros_like(super().draw_rotation())
@@ -572,7 +579,7 @@ _PMMH = "tests/inference/mcmc/test_particle_mh.py::test_rejects_wrong_pmmh"
 
 @mutant("PIMH accepts always", _PIMH)
 class AcceptsAlways(PIMH):
-    """The next filter whatever its evidence: the law of an average filter, which is biased for few particles."""
+    """The next filter whatever its evidence: the distribution of an average filter, which is biased for few particles."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         return torch.ones_like(proposed.log_density)
@@ -620,7 +627,7 @@ class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[mis
 
 @mutant("PMMH keeps no evidence estimate", _PMMH)
 class FreshEvidence(PMMH):
-    """The present parameters' evidence estimated anew for each comparison (the noisy chain, biased for few particles)."""
+    """The present parameters' evidence estimated again for each comparison (the noisy chain, biased for few particles)."""
 
     def accept(self, present: Any, proposed: Any) -> Tensor:
         again = self.filter(present.unconstrained, (present.log_density.numel(),), {})
@@ -691,3 +698,222 @@ def only_blocked() -> AbstractContextManager[Any]:
 
 
 SHARED_KERNELS: dict[str, type[ParallelTempering] | type[PMMH]] = {"turns": SharedTurns, "adaptation": SharedAdaptation}
+
+
+# What sites mean
+IDIOMS_TEST = "tests/inference/test_idioms.py::test_rejects_other_meanings"
+_PROCESS = ParticlePlate._process_message
+
+
+@mutant("sites met twice", IDIOMS_TEST)
+def unchecked_names(plate: Any, msg: Any) -> None:
+    """Values are kept by name, and nothing notices that a name comes again."""
+    plate._met.clear()
+    _PROCESS(plate, msg)
+
+
+@mutant("splices without the prior of masked values", IDIOMS_TEST)
+def masked_splice(parts: SiteParts, value: Tensor) -> Tensor:
+    """A masked latent scores 0 after another particle's past, though its value came from the prior."""
+    return scaled(parts.log_probs(value)[0], parts.scale)
+
+
+@mutant("enumeration without the prior of masked values", IDIOMS_TEST)
+def masked_enumeration(parts: SiteParts, value: Tensor) -> Tensor:
+    """Every value of a masked latent weighs one."""
+    return masked_splice(parts, value)
+
+
+@mutant("proposals of masked sites", IDIOMS_TEST)
+def unmasked_proposal(parts: SiteParts, name: str) -> Tensor | None:
+    """Where log p is masked log q is not, and values come from q."""
+    return None
+
+
+@mutant("a subsample for every execution", IDIOMS_TEST)
+def fresh_subsample(plate: Any, msg: Any) -> None:
+    """Replays and iterations draw other data."""
+
+
+@mutant("subsampled problems as populations", IDIOMS_TEST)
+def no_subsampled_plates(msg: Any) -> set[Any]:
+    """Each problem of the subsample is weighed by its likelihood to the power P / S."""
+    return set()
+
+
+@mutant("hidden random numbers under chains", IDIOMS_TEST)
+def unchecked_randomness(start: str, before: Any, end: str, now: Any) -> None:
+    """What a chain's trajectory does not hold is drawn at random whenever it is run again."""
+
+
+@mutant("hidden random numbers under tempering", IDIOMS_TEST)
+def unchecked_tempered_randomness(start: str, before: Any, end: str, now: Any) -> None:
+    """The likelihood of a particle changes between its stages."""
+
+
+@mutant("values recorded as the model holds them", IDIOMS_TEST)
+def aliased_record(system: Any, msg: Any, log_prob: Tensor | None) -> None:
+    """A model that writes to its own tensors overwrites what was drawn."""
+    if not msg["is_observed"]:
+        system.sites.append(Site(msg["name"], msg["value"], None, len(system.records)))
+
+
+@mutant("an event of each particle's note for every particle", IDIOMS_TEST)
+def note_of_pairs(system: Any, msg: Any) -> torch.Size:
+    """``pyro.deterministic`` takes all dimensions for the event, the plate adds the particles once more: ``[N, N]``."""
+    return msg["fn"].shape()  # type: ignore[no-any-return]
+
+
+@mutant("given values enumerated", IDIOMS_TEST)
+def drawn_given(msg: Any) -> None:
+    """A value that poutine.replay gives is scored as if it had been drawn from another distribution."""
+    give(msg)
+    del msg["infer"]["given"]
+
+
+_DEFINED = "ppl_llm.inference.particles.site_util"
+_HANDLERS = "ppl_llm.inference.handlers"
+WRONG_SEMANTICS: dict[str, tuple[Any, str, str, str, str]] = {
+    "names": (unchecked_names, f"{_HANDLERS}.particle_plate.ParticlePlate._process_message", "a site's name twice", "chains", "SuffixMH"),
+    "splices": (masked_splice, f"{_DEFINED}.SiteParts.log_density", "`fn.mask(m)`, latent", "chains", "ancestor sampling"),
+    "enumeration": (masked_enumeration, f"{_DEFINED}.SiteParts.log_density", "`poutine.mask`, latent", "enumeration", "Enumeration"),
+    "proposals": (unmasked_proposal, f"{_DEFINED}.SiteParts.mask_of_events", "a masked site with a proposal", "SMC, importance", "SMC"),
+    "subsamples": (
+        fresh_subsample,
+        f"{_HANDLERS}.particle_plate.ParticlePlate._hold",
+        "`subsample_size`, shared latent",
+        "chains",
+        "SuffixMH",
+    ),
+    "problems": (
+        no_subsampled_plates,
+        "ppl_llm.inference.particles.particle_system.subsampled_plates",
+        "`subsample_size`, problems",
+        "SMC, importance",
+        "SMC",
+    ),
+    "hidden": (unchecked_randomness, f"{_HANDLERS}.randomness_messenger.require_same", "`poutine.block`", "chains", "SuffixMH"),
+    "hidden, tempered": (
+        unchecked_tempered_randomness,
+        f"{_HANDLERS}.randomness_messenger.require_same",
+        "random numbers without a site",
+        "tempering",
+        "TemperedSMC",
+    ),
+    "aliases": (
+        aliased_record,
+        "ppl_llm.inference.particles.particle_system.ParticleSystem.record",
+        "operations in place",
+        "SMC, importance",
+        "SMC",
+    ),
+    "notes": (
+        note_of_pairs,
+        "ppl_llm.inference.particles.particle_system.ParticleSystem._shape_of_note",
+        "`pyro.deterministic`",
+        "SMC, importance",
+        "Importance",
+    ),
+    "given": (drawn_given, "ppl_llm.inference.enumeration.give", "`poutine.replay`", "enumeration", "Enumeration"),
+}
+"""A meaning, what it stands for, and the cell of test_idioms.py that shows it."""
+
+
+# Searches that share out their particles
+_REBASE = "tests/inference/search/test_rebase.py::test_rejects_wrong_widths"
+
+
+class _LogScoresMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths((log_weights + 100.0).log(), active, left)  # a softmax does not see what is added
+
+
+class _FirstOfTiesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths(log_weights.flip(0), active.flip(0), left).flip(0)
+
+
+class _AllPlacesMessenger(RebaseMessenger):
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        expected = left * torch.where(active, log_weights.exp() / self.temperature, -torch.inf).softmax(0)
+        widths = expected.ceil().long()  # each by itself: more than there are places
+        return torch.minimum(widths, (left - (widths.cumsum(0) - widths)).clamp(min=0))
+
+
+def _with_widths(made: type[RebaseMessenger]) -> type[REBASE]:
+    class Wrong(REBASE):
+        def messenger(self) -> RebaseMessenger:
+            return made(self.options, self.temperature)
+
+    return Wrong
+
+
+@mutant("widths by log-scores", _REBASE)
+class WidthsByLogScores(_with_widths(_LogScoresMessenger)):  # type: ignore[misc]
+    """A softmax over log-odds or log-probabilities, which the temperature is not meant for."""
+
+
+@mutant("widths: first of ties", _REBASE)
+class FirstOfTies(_with_widths(_FirstOfTiesMessenger)):  # type: ignore[misc]
+    """A stable descending sort; the released code sorts upwards and turns the list round."""
+
+
+@mutant("widths rounded one by one", _REBASE)
+class RoundedOneByOne(_with_widths(_AllPlacesMessenger)):  # type: ignore[misc]
+    """Each width rounded up by itself, in the order of the particles, until there are no places."""
+
+
+WRONG_WIDTHS: dict[str, type[REBASE]] = {
+    "log-scores": WidthsByLogScores,
+    "first of ties": FirstOfTies,
+    "rounded one by one": RoundedOneByOne,
+}
+
+
+# Walks on prefixes
+_WALK = "tests/inference/mcmc/test_prefix_walk.py::test_rejects_wrong_walks"
+
+
+@mutant("a child taken by its value", _WALK)
+class TakenByValue(PrefixWalk):
+    """The one-try rejection shortcut: a drawn child is taken with probability V(child), the parent with V(here). It has the prior."""
+
+    def acceptance(self, here: Tensor, there: Tensor, up: Tensor) -> Tensor:
+        return torch.where(up, there, here).clamp(max=0.0).exp()
+
+
+@mutant("leaves of a window all alike", _WALK)
+class LeavesAlike(PrefixWalk):
+    """Each leaf of a window counted once, however long the walk stayed there."""
+
+    def visit_weights(self, spent: Tensor) -> Tensor:
+        return (spent > 0).double()
+
+
+WRONG_WALKS: dict[str, type[PrefixWalk]] = {"by value": TakenByValue, "leaves alike": LeavesAlike}
+
+
+# Searches with a frontier
+_FRONTIER = "tests/inference/search/test_best_first.py::test_rejects_wrong_pops"
+
+
+@mutant("a frontier of the last children", _FRONTIER)
+class LastChildren(BestFirst):
+    """Only the continuations drawn last are looked at: a greedy search, which never turns back."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        last = torch.where(frontier.open, self.priority(frontier), -torch.inf)
+        last[: -self.expand] = -torch.inf
+        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(frontier))
+
+
+@mutant("stops at the first answer drawn", _FRONTIER)
+class FirstDrawn(BestFirst):
+    """A complete execution ends the search as soon as it is drawn, though better prefixes are open."""
+
+    def pop(self, frontier: Any) -> Tensor:
+        complete = torch.where(frontier.open & frontier.done, self.priority(frontier), -torch.inf)
+        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(frontier))
+
+
+WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}

@@ -61,6 +61,11 @@ FULL_STATE = """
             return value.expand(self.batch_shape).select(dim, index)
 
         return State(*map(selected, (self.done, *self.variables)))
+
+    def concatenate(self, others):
+        states = [self, *others]
+        columns = zip(*((state.done, *state.variables) for state in states))
+        return State(*(torch.cat([v.expand(s.batch_shape) for s, v in zip(states, column)]) for column in columns))
 """
 """What posteriors of islands ask of a state object beside ``reorder`` and ``done``."""
 

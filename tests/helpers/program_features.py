@@ -1,4 +1,4 @@
-"""What a random program may have, and which of it meets a fault of the code."""
+"""What a random program may have."""
 
 from __future__ import annotations
 
@@ -41,28 +41,5 @@ FEATURES = frozenset(
         "gaussian parameter",
         "gaussian shared parameter",
         "gaussian positive parameter",
-        # of cells: what is run on a program, not what is in it
-        "ancestor sampling of masked sites",
-        "enumeration of masked sites",
-        "populations that may die",
-        "replayed sites under chains and enumeration",
     }
 )
-
-FAULTS = {
-    "reused name": "A2",
-    "ancestor sampling of masked sites": "A5",
-    "proposals of masked sites": "A6",
-    "enumeration of masked sites": "A7",
-    "subsample of problems": "A8",
-    "populations that may die": "A9",
-    "block": "A12",
-    "deterministic site": "A13",
-    "replay of scaled sites": "weighed by p^(s - 1), or refused for its shape",
-    "replay of sites without parents": "Pyro leaves their batch shape: islands give an IndexError",
-    "replayed sites under chains and enumeration": "particle Gibbs: RuntimeError on the batch shape of a site without parents",
-    "state object without batch_shape": "islands: the error of a failed run is lost in an AttributeError",
-}
-"""Features that meet a fault of today's code, by its number or in words; a line is deleted when its fault is fixed."""
-
-DEFAULT = FEATURES - FAULTS.keys()

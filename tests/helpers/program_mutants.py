@@ -10,19 +10,50 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+from torch import Tensor
+
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
-from tests.helpers import mutants
+from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
-from tests.helpers.program_cells import CHAIN, MANY, Cell
+from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
-NOT_OF_LAWS = {
+NOT_OF_DISTRIBUTIONS = {
+    "tensors counted by identity": "a view of a right posterior",
+    **dict.fromkeys(
+        (
+            "evidence of parts that have none",
+            "widths by log-scores",
+            "widths: first of ties",
+            "widths rounded one by one",
+            "a frontier of the last children",
+            "stops at the first answer drawn",
+        ),
+        "searches have no target",
+    ),
+    "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    "a selection that loses particles": "no cell has a selection of that kind",
+    "proposals of another support": "of language models",
+    "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
     "ESS on incremental weights": "the ladder's powers lie elsewhere; the estimates have the same expectations",
     "bisection upside down": "the ladder's powers lie elsewhere; the estimates have the same expectations",
+    **dict.fromkeys(
+        (
+            "one messenger for all runs",
+            "the first start of all chains",
+            "swaps take turns by the kernel's count",
+            "step sizes adapt the kernel",
+            "a nested run among the handlers of the outer one",
+        ),
+        "a single run is right; tests/inference/test_runs.py has several runs of one object",
+    ),
+    "values recorded as the model holds them": "programs do not write in place",
+    "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
-"""Mutants that leave laws and expectations of the algorithms as they are, and why."""
+"""Mutants that leave distributions and expectations of the algorithms as they are, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +89,19 @@ class Conditional:
     __name__ = "wrong"
 
     def __init__(self, wrong: Any, uniforms: Callable[[int], int]) -> None:
-        self.conditional, self.num_conditional_uniforms, self.num_uniforms = wrong.conditional, uniforms, uniforms
+        self.conditional, self.num_conditional_uniforms = wrong.conditional, uniforms
+        self.num_uniforms = RESAMPLERS["multinomial"].num_uniforms
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        """Where there is no reference, nothing is wrong."""
+        return RESAMPLERS["multinomial"](log_weights, u)
 
 
 def conditional(wrong: Any, uniforms: Callable[[int], int], particles: int) -> Case:
     scheme = Conditional(wrong(), uniforms)
     return Case(
         Cell(
-            lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),  # type: ignore[arg-type]
+            lambda m, n, q: ParticleGibbs(m, particles, resampler=scheme, ess_threshold=1.0, max_plate_nesting=n),
             CHAIN,
             MANY,
             particles,
@@ -93,10 +129,17 @@ def kernel(wrong: Any, *args: Any, replicas: int = 1000, parameter: str = "", **
     return Case(Cell(lambda m, n, q: wrong(m, *args, max_plate_nesting=n, **options), CHAIN, replicas, 4, parameter=parameter))
 
 
-def stage(wrong: Any) -> Case:
-    return Case(
-        Cell(lambda m, n, q: wrong(m, 6, betas=[0.2, 0.6, 1.0], ess_threshold=0.7, max_plate_nesting=n), replicas=1500, particles=6)
-    )
+def stage(wrong: Any, **options: Any) -> Case:
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> Any:
+        return wrong(model, 6, betas=[0.2, 0.6, 1.0], ess_threshold=0.7, max_plate_nesting=nesting, **options)
+
+    return Case(Cell(build, replicas=1500, particles=6))
+
+
+def meaning(key: str, cell: str) -> Case:
+    """A cell as it is, in an engine where a site means something else."""
+    wrong, target, *_ = mutants.WRONG_SEMANTICS[key]
+    return Case(CELLS[cell], partial(patch, target, wrong))
 
 
 def last_variable_only(program: AnyProgram) -> AnyProgram | None:
@@ -122,6 +165,8 @@ def cases() -> dict[str, Case]:
     for name in ("subtract max", "no reset", "reset to one", "shared ancestors", "summed plates"):
         found[name] = messenger(wrong[name])
     found["weights overwritten"] = messenger(wrong["weights overwritten"], 0.3)
+    for name in ("a dead population ends the run", "a dead population counts by its survivors"):
+        found[name] = messenger(wrong[name])
     for name in ("q over p", "forgotten proposal", "prior counted twice"):
         found[name] = messenger(wrong[name], proposes=True)
     found["stale locals"] = Case(Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, max_plate_nesting=n)), change=last_variable_only)
@@ -151,18 +196,34 @@ def cases() -> dict[str, Case]:
         "moves one power behind",
     ):
         found[name] = stage(wrong[name])
+    for name in ("the first M of N ancestors", "chains keep the weights of their starts"):
+        found[name] = stage(wrong[name], chain_length=3)
     for name in ("tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"):
         found[name] = kernel(wrong[name], [0.1, 0.5, 1.0])
     dropped = wrong["residual weights dropped"]
     found["residual weights dropped"] = Case(
         Cell(lambda m, n, q: SMC(m, 4, ess_threshold=1.0, selection=dropped("entropy", num_steps=6), max_plate_nesting=n))
     )
+    for name in ("a child taken by its value", "leaves of a window all alike"):
+        found[name] = kernel(wrong[name])
     for name in ("missing length ratio", "truncated suffix sum"):
         found[name] = kernel(wrong[name])
     for name in ("PIMH accepts always", "PIMH accepts the lower evidence"):
         found[name] = kernel(wrong[name], 3)
     for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):
         found[name] = kernel(wrong[name], 3, ["theta"], parameter="theta", step_size=1.0)
+    for name, key, cell in (
+        ("sites met twice", "names", "SuffixMH"),
+        ("splices without the prior of masked values", "splices", "ParticleGibbs, multinomial at 1.0, ancestor sampling"),
+        ("enumeration without the prior of masked values", "enumeration", "Enumeration"),
+        ("proposals of masked sites", "proposals", "SMC with proposals"),
+        ("subsampled problems as populations", "problems", "Importance"),
+        ("hidden random numbers under chains", "hidden", "SuffixMH"),
+        ("hidden random numbers under tempering", "hidden, tempered", "TemperedSMC"),
+        ("an event of each particle's note for every particle", "notes", "Importance"),
+        ("given values enumerated", "given", "Enumeration"),
+    ):
+        found[name] = meaning(key, cell)
     return found
 
 
@@ -175,4 +236,4 @@ def found_by(case: Case, check: Callable[[Cell, AnyProgram | None], bool], progr
         return check(case.cell, changed)
 
 
-__all__ = ["NOT_OF_LAWS", "Case", "Draw", "cases", "found_by", "partial"]
+__all__ = ["NOT_OF_DISTRIBUTIONS", "Case", "Draw", "cases", "found_by", "partial"]

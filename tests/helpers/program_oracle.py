@@ -62,8 +62,7 @@ class Oracle:
     """Exact answers of a discrete program.
 
     :param float power: of the likelihood.
-    :param float moment: instead, the expectation of importance weights to this power: 2 tells how uneven they are, and a power near 0
-        the probability of a weight above zero.
+    :param float moment: instead, the expectation of importance weights to this power: 2 tells how uneven they are.
     :param bool proposed: whether those weights are of proposals.
     """
 

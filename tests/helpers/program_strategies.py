@@ -35,7 +35,7 @@ from tests.helpers.program_ast import (
     Score,
     Statement,
 )
-from tests.helpers.program_features import DEFAULT
+from tests.helpers.program_features import FEATURES
 from tests.helpers.program_gaussian_strategy import Choose, generate_gaussian
 
 T = TypeVar("T")
@@ -66,13 +66,13 @@ class Choices:
         return value
 
 
-def random_program(seed: int, index: int, features: frozenset[str] = DEFAULT) -> tuple[AnyProgram, list[int]]:
+def random_program(seed: int, index: int, features: frozenset[str] = FEATURES) -> tuple[AnyProgram, list[int]]:
     """Program ``index`` of a run, and its choices; no other program of the run is needed for it."""
     choices = Choices(random.Random(f"{seed}/{index}"))
     return generate(choices, features), choices.made
 
 
-def programs(features: frozenset[str] = DEFAULT) -> st.SearchStrategy[AnyProgram]:
+def programs(features: frozenset[str] = FEATURES) -> st.SearchStrategy[AnyProgram]:
     """Programs for ``@given``."""
 
     @st.composite
@@ -82,7 +82,7 @@ def programs(features: frozenset[str] = DEFAULT) -> st.SearchStrategy[AnyProgram
     return drawn()
 
 
-def generate(choose: Choose, features: frozenset[str] = DEFAULT) -> AnyProgram:
+def generate(choose: Choose, features: frozenset[str] = FEATURES) -> AnyProgram:
     if "gaussian" in features and choose(6) == 5:
         return generate_gaussian(choose, features)
     return Builder(choose, features).build()
@@ -247,8 +247,10 @@ class Builder:
         if "reused name" in self.used:
             return replace(program, features=frozenset(self.used))
         fixable = len(plain) > 1 and self.mask == NO_MASK and "zero factor" not in self.used
-        if fixable and self.maybe("condition", 8):
-            chosen = self.one_of(plain)
+        # A hidden site is in no plate of the particles: its distribution has to have one value for each by its parents.
+        hidden_of = {name for s in draws if s.hidden for name in s.parents}
+        if fixable and self.maybe("condition", 8) and any(s.variable not in hidden_of for s in plain):
+            chosen = self.one_of([s for s in plain if s.variable not in hidden_of])
             program = replace(program, condition={chosen.site: self.choose(chosen.size)})
         elif fixable and self.maybe("replay", 8):
             chosen = self.one_of(plain)

@@ -1,4 +1,4 @@
-"""Chains that stop once every lane is done, with states that tell which lanes are, or do not."""
+"""Chains that stop once every particle is done, with states that tell which particles are, or do not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ppl_llm.inference import barrier
 from tests.helpers.exact import END, AbsorbingCategorical, Chain
 
 
-class Lanes:
-    """A state that tells which lanes are done."""
+class Particles:
+    """A state that tells which particles are done."""
 
     def __init__(self, x: Tensor, code: Tensor, done: Tensor) -> None:
         self.x, self.code, self.done = x, code, done
@@ -22,12 +22,12 @@ class Lanes:
     def batch_shape(self) -> torch.Size:
         return self.done.shape
 
-    def reorder(self, index: Tensor) -> Lanes:
-        return Lanes(*(tensor.expand(index.shape).gather(0, index) for tensor in (self.x, self.code, self.done)))
+    def reorder(self, index: Tensor) -> Particles:
+        return Particles(*(tensor.expand(index.shape).gather(0, index) for tensor in (self.x, self.code, self.done)))
 
 
 class Stopping(Chain):
-    """Stops once every lane is done, so that short trajectories lack sites."""
+    """Stops once every particle is done, so that short trajectories lack sites."""
 
     tells = True
 
@@ -40,7 +40,7 @@ class Stopping(Chain):
             done = done | (x == END)
             if self.last_barrier or t + 1 < self.length:
                 if self.tells:
-                    state = barrier(Lanes(x, code, done))
+                    state = barrier(Particles(x, code, done))
                     x, code, done = state.x, state.code, state.done
                 else:
                     x, code, done = barrier((x, code, done))
@@ -50,7 +50,7 @@ class Stopping(Chain):
 
 
 class Silent(Stopping):
-    """As :class:`Stopping`, but the barrier does not see which lanes are done."""
+    """As :class:`Stopping`, but the barrier does not see which particles are done."""
 
     tells = False
 

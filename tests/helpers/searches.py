@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import pyro
@@ -21,14 +22,14 @@ SYMBOLS = 4
 
 
 @dataclass
-class Lanes:
+class Particles:
     """What the model threads through its barriers."""
 
     code: Tensor
     done: Tensor
 
-    def reorder(self, index: Tensor) -> Lanes:
-        return Lanes(take(self.code, index), take(self.done, index))
+    def reorder(self, index: Tensor) -> Particles:
+        return Particles(take(self.code, index), take(self.done, index))
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -37,11 +38,11 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.code)
 
-    def __getitem__(self, i: int) -> Lanes:
-        return Lanes(self.code[i], self.done[i])
+    def __getitem__(self, i: int) -> Particles:
+        return Particles(self.code[i], self.done[i])
 
     def path(self) -> Path:
-        """Symbols of a single lane, padding left out."""
+        """Symbols of a single particle, padding left out."""
         code, symbols = int(self.code), []
         while code:
             code, digit = divmod(code, SYMBOLS + 1)
@@ -74,8 +75,8 @@ class Tree:
 
     :ivar Tensor probs: ``[SYMBOLS]``.
     :ivar list factors: ``length`` tensors ``[(SYMBOLS + 1) ** (t + 1)]``, by the code of the prefix.
-    :ivar forced: the symbols of round t, ``[lanes, problems]``, in place of draws.
-    :ivar list draws: the symbols of each round of each run, as they were drawn.
+    :ivar forced: the symbols of step t, ``[particles, problems]``, in place of draws.
+    :ivar list draws: the symbols of each step of each run, as they were drawn.
     """
 
     probs: Tensor
@@ -89,16 +90,16 @@ class Tree:
     def length(self) -> int:
         return len(self.factors)
 
-    def __call__(self, problems: int) -> Lanes:
+    def __call__(self, problems: int) -> Particles:
         with pyro.plate("problems", problems, dim=-1):
-            state = Lanes(torch.zeros(problems, dtype=torch.long), torch.zeros(problems, dtype=torch.bool))
+            state = Particles(torch.zeros(problems, dtype=torch.long), torch.zeros(problems, dtype=torch.bool))
             for t in range(self.length):
                 fn = AbsorbingCategorical(self.probs, ~state.done)
                 x = pyro.sample(f"x_{t}", fn if self.forced is None else Scripted.of(self.probs, ~state.done, self.forced(t)))
                 self.draws.append(x)
                 code = torch.where(state.done, state.code, state.code * (SYMBOLS + 1) + x + 1)
                 pyro.factor(f"y_{t}", torch.where(state.done, 0.0, self.factors[t][code.clamp(max=len(self.factors[t]) - 1)]))
-                state = Lanes(code, state.done | (x == 0) if self.ends else state.done.expand_as(code))
+                state = Particles(code, state.done | (x == 0) if self.ends else state.done.expand_as(code))
                 if t + 1 < self.length or self.final_barrier:
                     state = barrier(state)
         return state
@@ -142,7 +143,7 @@ def tree(seed: int, length: int = 4, impossible: bool = False, **kwargs: Any) ->
 
 
 Draw = Callable[[int, int], int]
-"""The symbol that lane i drew in round t."""
+"""The symbol that particle i drew in step t."""
 
 
 @dataclass
@@ -154,8 +155,10 @@ class Found:
     votes: bool = True
 
 
-def published_beam_search(tree: Tree, draw: Draw, beam_width: int, expand: int, sort_completed: bool = False) -> list[Found]:
-    """beam_search.py of search-and-learn, with n = beam_width * expand and M = expand; lanes of score -inf are lost."""
+def published_beam_search(
+    tree: Tree, draw: Draw, beam_width: int, expand: int, sort_completed: bool = False, filter_duplicates: bool = False
+) -> list[Found]:
+    """beam_search.py of search-and-learn, with n = beam_width * expand and M = expand; particles of score -inf are lost."""
     n = beam_width * expand
     beams: list[Path] = [()] * n
     completed: list[Found] = []
@@ -165,6 +168,8 @@ def published_beam_search(tree: Tree, draw: Draw, beam_width: int, expand: int, 
         beams = [beam for beam in beams if tree.score(beam) > -math.inf]
         completed += [Found(beam, tree.score(beam)) for beam in beams if tree.finished(beam)]
         active = [beam for beam in beams if not tree.finished(beam)]
+        if filter_duplicates:
+            active = list(dict.fromkeys(active))
         if not active:
             break
         best = sorted(range(len(active)), key=lambda i: (-tree.score(active[i]), i))[:beam_width]
@@ -197,19 +202,41 @@ def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> li
     return output
 
 
+def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list[Found]:
+    """select_softmax of rebase.py as released, in exact arithmetic; who is continued stays, and further copies fill the lanes set free."""
+    beams: list[Path] = [()] * n
+    found = beams
+    for t in range(tree.length):
+        beams = [beam if tree.finished(beam) else (*beam, draw(t, i)) for i, beam in enumerate(beams)]
+        found = beams
+        left = sum(not tree.finished(beam) for beam in beams)
+        active = [i for i, beam in enumerate(beams) if not tree.finished(beam) and tree.score(beam) > -math.inf]
+        if not active:
+            continue
+        best_first = sorted(active, key=lambda i: tree.score(beams[i]))[::-1]
+        shares = [Fraction(math.exp(math.exp(tree.score(beams[i])) / temperature)) for i in best_first]
+        copies = {i: 1 for i, beam in enumerate(beams) if tree.finished(beam)}
+        for k, i in enumerate(best_first):
+            copies[i] = math.ceil(left * shares[k] / sum(shares[k:]))
+            left -= copies[i]
+        further = iter([i for i in range(n) for _ in range(copies.get(i, 0) - 1)])
+        beams = [beams[i if copies.get(i, 0) else next(further)] for i in range(n)]
+    return [Found(beam, tree.score(beam)) for beam in found]
+
+
 SEEDS = 100
 """Problems of a run, each with draws of its own."""
 
 
 def candidates(posterior: SearchPosterior, problem: int) -> list[Found]:
-    lanes = [posterior.lane((n, problem)).path() for n in range(posterior.num_particles)]
+    particles = [posterior.particle((n, problem)).path() for n in range(posterior.num_particles)]
     assert posterior.scores is not None
     scores, weights = posterior.scores[:, problem].tolist(), posterior.log_weights[:, problem].tolist()
-    return [Found(path, s, votes=w == s) for path, s, w in zip(lanes, scores, weights, strict=True)]
+    return [Found(path, s, votes=w == s) for path, s, w in zip(particles, scores, weights, strict=True)]
 
 
 def searched(search: Any, model: Tree, seed: int = 0, problems: int = SEEDS) -> tuple[SearchPosterior, list[Tensor]]:
-    """The posterior, and what was drawn in each round."""
+    """The posterior, and what was drawn in each step."""
     pyro.set_rng_seed(seed)
     model.draws.clear()
     posterior = search.run(problems)
@@ -226,9 +253,9 @@ def disagreement(search: Any, model: Tree, published: Any, seed: int = 0, proble
     return sum(map(differs, range(problems))) / problems
 
 
-def scripted(rounds: list[list[int]], factors: dict[Path, float], **kwargs: Any) -> Tree:
+def scripted(steps: list[list[int]], factors: dict[Path, float], **kwargs: Any) -> Tree:
     """A tree with given draws of one problem, and log-factors of the named prefixes (0 elsewhere)."""
-    model = tree(0, len(rounds), forced=lambda t: torch.tensor(rounds[t])[:, None], **kwargs)
+    model = tree(0, len(steps), forced=lambda t: torch.tensor(steps[t])[:, None], **kwargs)
     for t, table in enumerate(model.factors):
         table.zero_()
         for path, value in factors.items():

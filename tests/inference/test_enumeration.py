@@ -61,7 +61,7 @@ def test_impossible_values_and_handlers() -> None:
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(chain=chains())
-def test_chains_with_lanes_that_finish(chain: Chain) -> None:
+def test_chains_with_particles_that_finish(chain: Chain) -> None:
     def single() -> Tensor:
         x = code = torch.zeros((), dtype=torch.long)
         done = torch.zeros((), dtype=torch.bool)

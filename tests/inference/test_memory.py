@@ -39,7 +39,7 @@ class Held:
         return len(self.tokens)
 
     def reorder(self, index: Tensor) -> Held:
-        return Held(self.tokens.expand(index.shape).gather(0, index))
+        return Held(self.tokens.expand(-1, *index.shape[1:]).gather(0, index))
 
     def concatenate(self, others: list[Held]) -> Held:
         return Held(torch.cat([self.tokens, *(other.tokens for other in others)]))

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import mutants
+from tests.helpers import mutants, population_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
+MODULES = (mutants, population_mutants)
+NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
+"""Of all files of mutants."""
 
 NAMED = {
     "resamplers that are not unbiased": [
@@ -22,11 +25,13 @@ NAMED = {
         "systematic at the midpoint",
         "cdf off by one",
         "copies of the best",
+        "certain copies without tolerance",
     ],
     "unsafe indices": ["index N from a float32 cumsum", "a particle of weight zero"],
     "bookkeeping of weights": ["subtract max", "no reset", "weights overwritten", "reset to one", "finished particles scored again"],
     "populations": ["shared ancestors", "summed plates"],
-    "proposals": ["q over p", "forgotten proposal", "prior counted twice"],
+    "populations that die": ["a dead population ends the run", "a dead population counts by its survivors"],
+    "proposals": ["q over p", "forgotten proposal", "prior counted twice", "proposals of another support"],
     "conditional resampling": [
         "sorted multinomial",
         "systematic, one slot overwritten",
@@ -39,7 +44,7 @@ NAMED = {
         "reference always in the first slot",
     ],
     "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
-    "stale state": ["stale locals"],
+    "stale state": ["stale locals", "an audit of log-probabilities alone", "an audit without permutations"],
     "tempering": [
         "increments instead of weights",
         "evidence of the last stage",
@@ -50,7 +55,8 @@ NAMED = {
         "bisection upside down",
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
-    "annealed resampling": ["residual weights dropped"],
+    "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
+    "posteriors": ["tensors counted by identity", "evidence of parts that have none"],
     "suffixes": ["missing length ratio", "truncated suffix sum"],
     "runs that share their state": [
         "one messenger for all runs",
@@ -70,7 +76,7 @@ NAMED = {
 """What must not be missing, by the kind of bug."""
 
 HELPERS = {"Mutant", "mutant", "with_messenger"}
-"""Public names of tests/helpers/mutants.py that are no mutants."""
+"""Public names of the files of mutants that are no mutants."""
 
 
 @cache
@@ -99,7 +105,7 @@ def test_every_mutant_is_rejected_by_a_test(name: str) -> None:
     """The tests named exist, use the mutant (by its name or through a table that holds it), and assert something."""
     mutant = MUTANTS[name]
     assert mutant.rejected_by, f"no test rejects the mutant {name!r}"
-    tables = {table for table, value in vars(mutants).items() if isinstance(value, dict | list) and holds(value, mutant.wrong)}
+    tables = {table for table, value in NAMES.items() if isinstance(value, dict | list) and holds(value, mutant.wrong)}
     for test in mutant.rejected_by:
         path, function = test.split("::")
         node = functions(path).get(function)
@@ -117,11 +123,12 @@ def test_every_named_bug_has_a_mutant(kind: str) -> None:
 
 
 def test_every_wrong_engine_is_entered() -> None:
-    """A class or function added to tests/helpers/mutants.py without an entry fails here."""
+    """A class or function added to a file of mutants without an entry fails here."""
+    own = {module.__name__ for module in MODULES}
     defined = {
         name
-        for name, value in vars(mutants).items()
-        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == mutants.__name__ and not name.startswith("_")
+        for name, value in NAMES.items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ in own and not name.startswith("_")
     }
     assert defined - HELPERS - {mutant.wrong.__name__ for mutant in MUTANTS.values()} == set()
 
@@ -152,7 +159,7 @@ def test_the_right_engine_fails_the_rejecting_test(name: str, test: str, monkeyp
     path, function = test.split("::")
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     fn = getattr(module, function)
-    tables = [value for value in vars(mutants).values() if isinstance(value, dict | list) and value is not MUTANTS and holds(value, wrong)]
+    tables = [value for value in NAMES.values() if isinstance(value, dict | list) and value is not MUTANTS and holds(value, wrong)]
     keys = [key for table in tables if isinstance(table, dict) for key, entry in table.items() if holds(entry, wrong)]
     for table in tables:
         for key in [key for key in keys if isinstance(table, dict) and key in table and holds(table[key], wrong)]:

@@ -227,8 +227,8 @@ def test_stock_predictive_continues_our_posterior(parallel: bool) -> None:
         pyro.sample("y_next", dist.Categorical(EMISSION[z]))
 
     posterior = SMC(exact.program, 20_000).run()
-    lanes = torch.multinomial(posterior.weights, n, replacement=True)
-    drawn = Predictive(longer, {name: value[lanes] for name, value in posterior.sites.items()}, parallel=parallel)()["y_next"]
+    particles = torch.multinomial(posterior.weights, n, replacement=True)
+    drawn = Predictive(longer, {name: value[particles] for name, value in posterior.sites.items()}, parallel=parallel)()["y_next"]
     p = (exact.mean[3:] @ TRANSITION.double()) @ EMISSION.double()
     found = torch.stack([(drawn == k).double().mean() for k in range(3)])
     assert ((found - p).abs() < Z * (p * (1 - p) * (1 / n + 1 / 2000)).sqrt()).all()

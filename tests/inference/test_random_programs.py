@@ -27,9 +27,9 @@ from tests.helpers.program_ast import AnyProgram, Program
 from tests.helpers.program_cells import CELLS
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
-from tests.helpers.program_features import DEFAULT, FAULTS, FEATURES
+from tests.helpers.program_features import FEATURES
 from tests.helpers.program_gaussian_oracle import oracle_of
-from tests.helpers.program_mutants import NOT_OF_LAWS, cases
+from tests.helpers.program_mutants import NOT_OF_DISTRIBUTIONS, cases
 from tests.helpers.program_oracle import Oracle
 from tests.helpers.program_shrink import shrink
 from tests.helpers.program_strategies import Choices, generate, programs, random_program
@@ -39,27 +39,16 @@ from tests.inference.random_programs import main, programs_needed
 SEED, PROGRAMS, CELLS_EACH = 15, 40, 12
 
 
-OF_CELLS = {
-    "ancestor sampling of masked sites",
-    "enumeration of masked sites",
-    "populations that may die",
-    "replayed sites under chains and enumeration",
-}
-"""Features that are no part of a program."""
-
-
 def spread_over_features() -> list[int]:
-    """Indices of programs of which each, as long as one is lacking, brings a feature that fewer than three before it have."""
-    chosen: list[int] = []
+    """Indices of programs, one after the other that with the rarest features of which fewer than three programs are chosen yet."""
+    pool = {index: random_program(SEED, index)[0].features for index in range(400)}
+    frequency = Counter(feature for features in pool.values() for feature in features)
     seen: Counter[str] = Counter()
-    for index in range(1000):
-        features = random_program(SEED, index)[0].features
-        lacking = {feature for feature in DEFAULT - OF_CELLS if seen[feature] < 3}
-        if features & lacking or not lacking:
-            chosen.append(index)
-            seen.update(features)
-        if len(chosen) == PROGRAMS:
-            break
+    chosen: list[int] = []
+    while len(chosen) < PROGRAMS:
+        best = max(pool, key=lambda index: (math.fsum(1 / frequency[f] for f in pool[index] if seen[f] < 3), -index))
+        chosen.append(best)
+        seen.update(pool.pop(best))
     return chosen
 
 
@@ -68,19 +57,22 @@ FIXED = spread_over_features()
 
 @cache
 def allotted() -> dict[int, list[str]]:
-    """Cells of each program: of those that apply to it, the ones that the fewest programs before it have."""
-    taken = Counter(dict.fromkeys(CELLS, 0))
-    cells = {}
+    """Cells of each program: of those that apply to it, the ones that the fewest programs before it have, and can have."""
+    possible: dict[int, list[str]] = {}
     for index in FIXED:
         checker = checker_of(index)
-        possible = [name for name, cell in CELLS.items() if checker.wanted(name, cell) is not None]
-        cells[index] = sorted(possible, key=lambda name: taken[name])[:CELLS_EACH]
+        possible[index] = [name for name, cell in CELLS.items() if checker.wanted(name, cell) is not None]
+    programs_of = Counter(name for names in possible.values() for name in names)
+    taken: Counter[str] = Counter()
+    cells = {}
+    for index, names in possible.items():
+        cells[index] = sorted(names, key=lambda name: (taken[name], programs_of[name]))[:CELLS_EACH]
         taken.update(cells[index])
     return cells
 
 
 def checker_of(index: int) -> Checker:
-    return Checker(random_program(SEED, index)[0], f"{SEED}/{index}", DEFAULT, 0.5)
+    return Checker(random_program(SEED, index)[0], f"{SEED}/{index}", 0.5)
 
 
 @pytest.mark.parametrize("index", FIXED)
@@ -92,13 +84,12 @@ def test_a_random_program(index: int) -> None:
 
 def test_the_programs_have_every_feature_and_meet_every_cell() -> None:
     drawn = Counter(feature for index in FIXED for feature in random_program(SEED, index)[0].features)
-    assert len(FIXED) == PROGRAMS and set(drawn) == DEFAULT - OF_CELLS
+    assert len(FIXED) == PROGRAMS and set(drawn) == FEATURES
     assert min(drawn.values()) >= 2
     met = Counter(name for names in allotted().values() for name in names)
     assert set(met) == set(CELLS)
-    assert min(met.values()) >= 4
+    assert min(met.values()) >= 2
     assert set(ALGORITHMS) | set(SEARCHES) <= set(CELLS)
-    assert set(FAULTS) < FEATURES
 
 
 # The oracle ------------------------------------------------------------------------------------------------------------------------------
@@ -113,8 +104,11 @@ def test_the_oracle_shares_no_code_with_what_it_judges(module: Any) -> None:
     assert imported <= plain | {"tests.helpers.program_ast", "tests.helpers.program_oracle"}
 
 
+NOT_IN_TRACES = {"gaussian", "replay", "fn.mask ends", "poutine.mask ends", "block", "reused name", "subsample of problems"}
+
+
 @settings(max_examples=40)
-@given(program=programs(DEFAULT - {"gaussian", "replay", "fn.mask ends", "poutine.mask ends"}))
+@given(program=programs(FEATURES - NOT_IN_TRACES))
 def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
     """Log-probabilities of Pyro's own trace, with the latent sites at the values of a path."""
     assert isinstance(program, Program)
@@ -125,7 +119,7 @@ def test_paths_have_the_mass_that_pyro_gives_them(program: AnyProgram) -> None:
         chosen = [rng.choice(paths) for paths in each]
         mass = math.prod([mass, *(part for part, _ in chosen)])
         raw = oracle.raw(shared, tuple(env for _, env in chosen))
-        checker = Checker(program, "", DEFAULT)
+        checker = Checker(program, "")
         data = {site: stacked(program, site, [raw]) for site in raw}
         with pyro.plate("one", 1, dim=-1 - program.nesting):
             trace = poutine.trace(poutine.condition(checker.model, data=data)).get_trace()
@@ -149,9 +143,9 @@ def test_gaussian_evidence_agrees_with_importance_of_pyro(program: AnyProgram) -
 # The fuzz itself -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_mutant_is_a_case_of_the_fuzz_or_leaves_laws_alone() -> None:
-    assert set(cases()) | set(NOT_OF_LAWS) == set(mutants.MUTANTS)
-    assert not set(cases()) & set(NOT_OF_LAWS)
+def test_every_mutant_is_a_case_of_the_fuzz_or_leaves_distributions_alone() -> None:
+    assert set(cases()) | set(NOT_OF_DISTRIBUTIONS) == set(mutants.MUTANTS)
+    assert not set(cases()) & set(NOT_OF_DISTRIBUTIONS)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +166,8 @@ def test_every_mutant_is_a_case_of_the_fuzz_or_leaves_laws_alone() -> None:
     ],
 )
 def test_finds_wrong_engines_soon(name: str) -> None:
-    """Each is found by 6 programs or fewer; ``--mutants`` tells for all."""
-    assert programs_needed(name, cases()[name], 0, 12) is not None
+    """Today each is found by 6 programs or fewer; ``--mutants`` tells for all."""
+    assert programs_needed(name, cases()[name], 0, 40) is not None
 
 
 def test_a_failure_shrinks_to_what_it_needs() -> None:
@@ -185,16 +179,17 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
     program, choices = next(
         (p, c) for p, c in (random_program(0, k) for k in range(100)) if isinstance(p, Program) and p.ends and p.proposals and fails(p)
     )
-    small = shrink(choices, DEFAULT, fails)
+    small = shrink(choices, FEATURES, fails)
     assert fails(program) and fails(small)
-    assert isinstance(small, Program) and small.problems == 1 and len(small.draws) == 2 and small.features == {"problems"}
+    assert isinstance(small, Program) and small.problems == 1 and len(small.draws) == 2
+    assert not (small.ends or small.proposals) and len(small.statements) == 2
     assert "torch.tensor([[1.0, 1.0]])" in code_of(small)
 
 
 def test_choices_repeat_a_program() -> None:
     for index in range(20):
         program, choices = random_program(SEED, index)
-        assert generate(Choices(recorded=choices), DEFAULT) == program
+        assert generate(Choices(recorded=choices), FEATURES) == program
 
 
 def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from ppl_llm import Context, reasoning
 from ppl_llm.inference import SMC, IslandPosterior, ParticleMessenger, ParticlePosterior, TemperMessenger, barrier, count
 from ppl_llm.inference.handlers.resume_messenger import ResumeMessenger
 from tests.helpers.exact import AbsorbingCategorical
-from tests.helpers.mutants import forget_lane_state
+from tests.helpers.mutants import forget_particle_state
 from tests.helpers.reasoning import LM, PRM, solve
 from tests.inference.test_smc import OBSERVATIONS, walk
 from tests.inference.test_smc_exact import spiky
@@ -67,7 +67,7 @@ def subsampled(data: Tensor) -> Tensor:
 
 
 def stragglers_die() -> Tensor:
-    """Ends when every lane is done, which comes early for the lineages that survive: the others are killed by the fourth factor."""
+    """Ends when every particle is done, which comes early for the lineages that survive: the others are killed by the fourth factor."""
     done = torch.zeros((), dtype=torch.bool)
     for t in range(6):
         x = pyro.sample(f"x_{t}", AbsorbingCategorical(torch.tensor([0.6, 0.4]), ~done))
@@ -87,7 +87,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "two sites": (two_sites, (4,), {"audit": True}),
     "tempered": (TemperMessenger(likelihood=0.5)(two_sites), (4,), {}),
     "plate": (spiky(), (3,), {"max_plate_nesting": 1}),
-    "model that forgets its state": (forget_lane_state(spiky(ends=False)), (3,), {"max_plate_nesting": 1}),
+    "model that forgets its state": (forget_particle_state(spiky(ends=False)), (3,), {"max_plate_nesting": 1}),
     "subsampling": (subsampled, (torch.arange(9.0),), {"max_plate_nesting": 1}),
     "reasoning": (REASONING, ("a",), {}),
     "early exit of the survivors": (stragglers_die, (), {"ess_threshold": 1.0}),
@@ -112,14 +112,14 @@ def test_slices_give_what_a_run_gives(case: str) -> None:
         assert_same(states[-1], whole)
         assert torch.equal(torch.get_rng_state(), after)
         assert states[-1].cost.get("tokens_sampled") == whole.cost.get("tokens_sampled")
-        assert [state.complete for state in states] == [False] * whole.step + [True] and whole.complete
-        assert [state.step for state in states] == [*range(1, whole.step + 1), whole.step]
+        assert [state.complete for state in states] == [False] * whole.num_barriers + [True] and whole.complete
+        assert [state.num_barriers for state in states] == [*range(1, whole.num_barriers + 1), whole.num_barriers]
         if states[-1].audit is not None:
             assert whole.audit is not None and states[-1].audit.error == whole.audit.error
 
 
 class SurvivingLineages(ResumeMessenger):
-    """Goes through the beginning with the values of the surviving lineages, as if dead lanes had never been."""
+    """Goes through the beginning with the values of the surviving lineages, as if dead particles had never been."""
 
     def __init__(self, messenger: ParticleMessenger, start: Any, rng: Any) -> None:
         super().__init__(messenger, start, rng)
@@ -128,18 +128,18 @@ class SurvivingLineages(ResumeMessenger):
 
 
 class ForgottenDone(ResumeMessenger):
-    """Does not know any more which lanes were done."""
+    """Does not know any more which particles were done."""
 
-    def _go_on(self, value: Any) -> None:
-        super()._go_on(value)
+    def _proceed(self, value: Any) -> None:
+        super()._proceed(value)
         self.messenger.system.done = None
 
 
 class ForgottenLikelihood(ResumeMessenger):
-    """Goes on without the log-likelihood so far."""
+    """Continues without the log-likelihood so far."""
 
-    def _go_on(self, value: Any) -> None:
-        super()._go_on(value)
+    def _proceed(self, value: Any) -> None:
+        super()._proceed(value)
         self.messenger.system.log_likelihood = torch.zeros_like(self.messenger.system.log_likelihood)
 
 
@@ -152,7 +152,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_rejects_wrong_ways_to_go_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_wrong_ways_to_continue(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppl_llm.inference.smc.ResumeMessenger", WRONG[case])
     with pytest.raises((AssertionError, ValueError)):
         test_slices_give_what_a_run_gives(case)
@@ -192,7 +192,7 @@ def test_no_distribution_is_asked_twice() -> None:
     def model(steps: int) -> Tensor:
         z = torch.zeros(())
         for t in range(steps):
-            count(rounds=1)
+            count(steps=1)
             z = pyro.sample(f"z_{t}", Counting(z, 1.0))
             pyro.sample(f"y_{t}", Counting(z, 1.0), obs=torch.tensor(0.3))
             z = barrier(z)
@@ -201,4 +201,4 @@ def test_no_distribution_is_asked_twice() -> None:
     Counting.work.clear()
     *_, last = SMC(model, 8, ess_threshold=1.0).iterate(10)
     assert Counting.work == {"draws": 10, "scores": 10}
-    assert last.cost["rounds"] == 10  # what is gone through again is not counted
+    assert last.cost["steps"] == 10  # replayed steps are not counted

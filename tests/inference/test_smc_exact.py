@@ -16,7 +16,7 @@ from tests.helpers.mutants import (
     WRONG_PROPOSALS,
     WRONG_RESAMPLERS,
     WRONG_WEIGHTS,
-    forget_lane_state,
+    forget_particle_state,
     score_finished_again,
     with_messenger,
 )
@@ -112,5 +112,5 @@ def test_the_audit_rejects_stale_state_that_the_evidence_does_not_show() -> None
     torch.manual_seed(0)
     model = spiky(ends=False)
     assert SMC(model, 50, ess_threshold=1.0, max_plate_nesting=1, audit=True).run(4).audit.error == 0.0
-    with pytest.raises(AuditError, match=r"site '[xy]_\d', lane .* does not thread"):
-        SMC(forget_lane_state(model), 50, ess_threshold=1.0, max_plate_nesting=1, audit=True).run(4)
+    with pytest.raises(AuditError, match=r"site '[xy]_\d', particle .* does not thread"):
+        SMC(forget_particle_state(model), 50, ess_threshold=1.0, max_plate_nesting=1, audit=True).run(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppl_llm import reasoning
-from ppl_llm.inference import SMC, Importance, SMCFailed, barrier
+from ppl_llm.inference import SMC, Importance, ParticleGibbs, SMCFailed, barrier
 from tests.helpers.reasoning import LM, PRM
 from tests.inference.test_slices import REASONING, assert_same
 from tests.inference.test_smc import OBSERVATIONS, walk
@@ -22,7 +23,7 @@ from tests.inference.test_smc import OBSERVATIONS, walk
 def test_the_caller_may_stop() -> None:
     pyro.set_rng_seed(1)
     for state in SMC(walk, 50).iterate(OBSERVATIONS):
-        if state.step == 2:
+        if state.num_barriers == 2:
             break
     assert not state.complete and set(state.sites) == {"z_0", "z_1"}
     torch.testing.assert_close(state.value, state.sites["z_1"])
@@ -60,12 +61,12 @@ def test_budget_of_tokens() -> None:
     *_, last = SMC(REASONING, 20, max_tokens_total=budget).iterate("a")
     assert_same(last, stopped)
     pyro.set_rng_seed(3)
-    assert SMC(REASONING, 20, max_tokens_total=budget + 1).run("a").step == 3
+    assert SMC(REASONING, 20, max_tokens_total=budget + 1).run("a").num_barriers == 3
     with pytest.raises(ValueError, match="max_tokens_total must be an integer of at least 1, got 0"):
         SMC(REASONING, 20, max_tokens_total=0)
 
 
-def test_a_budget_does_not_stop_lanes_that_are_done() -> None:
+def test_a_budget_does_not_stop_particles_that_are_done() -> None:
     """Nothing is left to sample: the model may as well return."""
     model = reasoning(LM, PRM, "exact", stop=";", max_tokens=1, max_steps=400)
     pyro.set_rng_seed(4)
@@ -100,10 +101,10 @@ def test_interruptions_keep_the_last_state(error: type[BaseException], tmp_path:
         stop.clear()
         with pytest.raises(error) as caught:
             for state in smc.iterate(6):
-                stop[:] = [1 if again else 3] if state.step == 3 else []
+                stop[:] = [1 if again else 3] if state.num_barriers == 3 else []
         partial = caught.value.partial_posterior
         assert_same(partial, state)
-        assert partial.step == 3 and not partial.complete
+        assert partial.num_barriers == 3 and not partial.complete
         stop.clear()
         partial.save(tmp_path / "state")
         assert_same(smc.resume(tmp_path / "state"), whole)
@@ -125,8 +126,8 @@ def test_dead_populations_carry_the_state_before() -> None:
 
     with pytest.raises(SMCFailed, match="'wall_2'") as caught:
         for state in SMC(model, 5).iterate():
-            assert state.step < 3
-    assert caught.value.partial_posterior.step == 2
+            assert state.num_barriers < 3
+    assert caught.value.partial_posterior.num_barriers == 2
 
 
 def test_a_model_that_catches_exceptions_is_left_all_the_same() -> None:
@@ -139,7 +140,7 @@ def test_a_model_that_catches_exceptions_is_left_all_the_same() -> None:
                 raise AssertionError("the pause must pass") from None
         return z
 
-    assert [state.step for state in SMC(model, 4).iterate()] == [1, 2, 3, 3]
+    assert [state.num_barriers for state in SMC(model, 4).iterate()] == [1, 2, 3, 3]
 
 
 def test_models_that_change_between_slices() -> None:
@@ -172,4 +173,43 @@ def test_importance_in_slices() -> None:
     pyro.set_rng_seed(6)
     *_, last = Importance(walk, 30).iterate(OBSERVATIONS)
     assert_same(last, whole)
-    assert [state.step for state in SMC(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), 3).iterate()] == [0]
+    assert [state.num_barriers for state in SMC(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), 3).iterate()] == [0]
+
+
+class Bare:
+    """A state that can be permuted and indexed, and no more."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def reorder(self, index: Tensor) -> Bare:
+        return Bare(self.z.gather(0, index))
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, i: int) -> Bare:
+        return Bare(self.z[i])
+
+
+@pytest.mark.parametrize(
+    ("run", "fails_at"),
+    [(lambda model: SMC(model, 4, islands=2).run(), 1), (lambda model: ParticleGibbs(model, 4).run(5), 4)],
+    ids=["islands are taken apart", "iterations are joined"],
+)
+def test_an_error_comes_through_where_no_posterior_can_be_built(run: Callable[[Any], Any], fails_at: int) -> None:
+    """Neither can be done with a state that has neither ``select_plate`` nor ``concatenate``."""
+    calls = 0
+
+    def model() -> Bare:
+        nonlocal calls
+        state = barrier(Bare(pyro.sample("z", dist.Normal(0.0, 1.0))))
+        calls += 1
+        if calls == fails_at:
+            raise OSError("no more disk")
+        return state
+
+    with pytest.raises(OSError, match="no more disk") as caught:
+        run(model)
+    assert caught.value.partial_posterior is None
+    assert caught.value.__notes__[0].startswith("partial_posterior is None, because building it gave")

@@ -80,7 +80,7 @@ def test_an_adaptive_run_on_a_language_model(kernel: Any) -> None:
     evidence = exact_evidence()
     assert len(posterior.betas) > 1 and abs(float((posterior.log_evidence.exp() / evidence).mean()) - 1) < 0.05
     first = (posterior.weights * (posterior.sites["step_0"][..., 0] == 1)).sum(0)
-    exact = program.law(lambda steps, z: math.prod(1 / (1 + math.exp(-v)) for v in z))
+    exact = program.distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-v)) for v in z))
     p = sum(mass for tokens, mass in exact.items() if tokens[0] == 1)
     assert abs(first.mean() - p) < 6.5 * first.std() / math.sqrt(20)  # t with 19 degrees of freedom
     assert first.std() / math.sqrt(20) < 0.02
@@ -118,14 +118,24 @@ def coin() -> Tensor:
     return barrier(x)
 
 
+def tails() -> None:
+    pyro.sample("x", dist.Bernoulli(0.3))
+    pyro.factor("y", torch.tensor(-math.inf))
+
+
 @pytest.mark.parametrize("kernel", [SuffixMH, partial(ParticleGibbs, num_particles=2)])
 @pytest.mark.parametrize("betas", ["adaptive", [0.5, 1.0]])
 def test_impossible_particles_die_and_never_come_back(kernel: Any, betas: Any) -> None:
     """A hard constraint: the likelihood is discontinuous at power 0; Z-hat is the share of the prior that satisfies it."""
     pyro.set_rng_seed(4)
     few = TemperedSMC(replicate(coin, 100, 0), 5, betas=betas, kernel=kernel, ess_threshold=0.2, max_plate_nesting=1)
-    with pytest.raises(SMCFailed, match=r"all 5 particles have weight zero after site 'likelihood\^.*' for problem \d+") as caught:
-        few.run()
+    some = few.run()
+    assert 0 < int(some.dead.sum()) < 100 and (some.log_evidence == -math.inf).equal(some.dead)
+    assert torch.equal((some.weights * some.value).sum(0), (~some.dead).double())
+    with pytest.raises(
+        SMCFailed, match=r"all 5 particles have weight zero after site 'likelihood\^.*' in each of 100 populations"
+    ) as caught:
+        TemperedSMC(replicate(tails, 100, 0), 5, betas=betas, kernel=kernel, ess_threshold=0.2, max_plate_nesting=1).run()
     assert caught.value.site.startswith("likelihood^") and caught.value.partial_posterior is None  # type: ignore[attr-defined]
     found = TemperedSMC(coin, 2000, betas=betas, kernel=kernel, ess_threshold=0.2).run()
     assert abs(float(found.log_evidence.exp()) - 0.3) < Z * math.sqrt(0.21 / 2000)

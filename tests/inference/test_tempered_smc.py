@@ -67,7 +67,7 @@ def test_tempered_targets_telescope(model: Callable[[], Tensor], ladder: list[fl
 
 
 class Listed:
-    """Proposes every path of a chain, each lane another one: a population without chance."""
+    """Proposes every path of a chain, each particle another one: a population without chance."""
 
     def __init__(self, model: Chain) -> None:
         self.model = model

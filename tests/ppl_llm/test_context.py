@@ -115,7 +115,7 @@ def test_a_delimiter_at_the_last_place_is_no_length_stop() -> None:
     assert grown.reasons[:, 0].tolist() == [StopReason.DELIMITER, StopReason.LENGTH]
 
 
-def test_memos_that_do_not_fit_are_forgotten() -> None:
+def test_cache_entries_that_do_not_fit_are_forgotten() -> None:
     root = LM.start("a")
     root.cache_entries["mark"] = CacheEntry(None, {"row": torch.zeros(5, dtype=torch.long)})
     assert "mark" in root.extend(torch.tensor([[2]] * 5), stop=";").cache_entries

@@ -12,7 +12,7 @@ import ppl_llm
 
 
 def test_every_export_exists_and_is_listed() -> None:
-    assert sorted(ppl_llm._HOME) == sorted(ppl_llm.__all__)
+    assert sorted(ppl_llm._MODULES) == sorted(ppl_llm.__all__)
     for name in ppl_llm.__all__:
         assert getattr(ppl_llm, name) is not None
     assert set(ppl_llm.__all__) <= set(dir(ppl_llm))

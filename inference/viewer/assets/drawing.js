@@ -21,7 +21,7 @@ function paint(node) {
 }
 
 const title = (node) => {
-  const parts = [node.final ? "result" : `${data.unit} ${node.c + 1}`, `lane ${node.lane}`, `weight ${show(node.weight)}`];
+  const parts = [node.final ? "result" : `${data.unit} ${node.c + 1}`, `particle ${node.particle}`, `weight ${show(node.weight)}`];
   if (qualityOf(node) !== null && !node.idle) parts.push(`${state.quality} ${show(qualityOf(node))}`);
   if (node.answer !== null) parts.push(`answer ${answerName(node.answer)}`);
   if (!node.final && node.offspring === 0) parts.push("died out");
@@ -59,7 +59,7 @@ function draw() {
   const living = (node) => (node.offspring > 0 || node.final ? 1 : 0);
   for (const node of [...all].sort((a, b) => living(a) - living(b))) {
     if (node.parent) {
-      const from = node.parent, to = node.x - node.r, half = (to - from.x) / 2, moved = !node.final && node.lane !== from.lane;
+      const from = node.parent, to = node.x - node.r, half = (to - from.x) / 2, moved = !node.final && node.particle !== from.particle;
       const tip = moved ? ` M${to - 3} ${node.y - 2.2} L${to} ${node.y} L${to - 3} ${node.y + 2.2}` : "";
       node.edge = make("path", { d: `M${from.x} ${from.y} C${from.x + half} ${from.y} ${to - half} ${node.y} ${to} ${node.y}${tip}` }, edges);
       node.edge.setAttribute("stroke-width", living(node) ? clamp(0.9, 3.5, 0.8 * Math.sqrt((node.weight ?? 1 / n) * n)) : 0.7);

@@ -27,16 +27,16 @@ const answerName = (index) => state.population.answers[index][0] ?? "no answer";
 
 // From the numbers to nodes: parents, children, what each leads to.
 function grow(population) {
-  const nodes = population.columns.map((column, c) => column.row.map((row, lane) => ({
-    c, lane, row, weight: column.weight[lane], factor: column.factor[lane], score: column.score[lane], idle: column.idle[lane] === 1,
-    text: population.texts[column.text[lane]], parent: null, kids: [], mass: new Map(), offspring: 0, answer: null,
+  const nodes = population.columns.map((column, c) => column.row.map((row, particle) => ({
+    c, particle, row, weight: column.weight[particle], factor: column.factor[particle], score: column.score[particle], idle: column.idle[particle] === 1,
+    text: population.texts[column.text[particle]], parent: null, kids: [], mass: new Map(), offspring: 0, answer: null,
   })));
   const end = population.last;
   const last = end.weight.map((weight, i) => ({
-    c: nodes.length, lane: i, row: end.row[i], weight, factor: null, score: null, idle: false, text: end.text ? end.text[i] : "", parent: nodes[end.column[i]][end.lane[i]],
+    c: nodes.length, particle: i, row: end.row[i], weight, factor: null, score: null, idle: false, text: end.text ? end.text[i] : "", parent: nodes[end.column[i]][end.particle[i]],
     kids: [], mass: new Map(), offspring: 0, answer: population.answers.length ? end.answer[i] : null, final: true,
   }));
-  population.columns.forEach((column, c) => c && column.parent.forEach((lane, i) => { nodes[c][i].parent = nodes[c - 1][lane]; }));
+  population.columns.forEach((column, c) => c && column.parent.forEach((particle, i) => { nodes[c][i].parent = nodes[c - 1][particle]; }));
   for (const node of [...nodes.flat(), ...last]) if (node.parent) node.parent.kids.push(node);
   for (const leaf of last) {
     for (let node = leaf.parent; node; node = node.parent) {

@@ -34,7 +34,7 @@ function describe(node, summary) {
   detail.replaceChildren();
   detail.classList.toggle("pinned", state.pinned === node);
   const pinned = state.pinned === node ? " (kept)" : "";
-  const place = node.final ? `Particle ${node.lane} of the result` : `${data.unit[0].toUpperCase()}${data.unit.slice(1)} ${node.c + 1}, lane ${node.lane}`;
+  const place = node.final ? `Particle ${node.particle} of the result` : `${data.unit[0].toUpperCase()}${data.unit.slice(1)} ${node.c + 1}, particle ${node.particle}`;
   make("h2", {}, detail, (summary ? `Heaviest: ${place.toLowerCase()}` : place) + pinned);
   rows.push(["weight", show(node.weight)]);
   if (!node.idle && node.score !== null) rows.push(["score", show(node.score)]);

@@ -1,7 +1,8 @@
 """Sampling of steps, token by token."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .cached_decoder import CachedDecoder, CachedLogits
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from .step_sampler import StepSampler
     from .uncached_sampler import UncachedSampler
 
-# Imported on first use, as torch and transformers take seconds.
-_HOME = {
+_MODULES = {
     "CachedDecoder": "cached_decoder",
     "CachedLogits": "cached_decoder",
     "DecodeRequest": "decoder",
@@ -55,12 +55,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -97,7 +97,7 @@ class StepGraphs:
             with Uncounted():
                 replay = self._capture(body)
         except RuntimeError as error:
-            first = error.__context__ or error  # ending a capture that has failed is an error of its own
+            first = error.__context__ or error  # ending a capture that has failed raises another error
             self.failure = f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}"
             _log.warning("the token step is launched operation by operation, as it cannot be captured as a CUDA graph: %s", self.failure)
             return None

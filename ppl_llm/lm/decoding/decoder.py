@@ -22,7 +22,7 @@ class StepTask(NamedTuple):
     :ivar Tensor eos_ids: token ids that end the text.
     :ivar Tensor room: ``[N]`` tokens that each sequence may take.
     :ivar Tensor uniforms: ``[N, M]``, one for each token.
-    :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]``, filled in at ``active``.
+    :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]`` in float64, filled in at ``active``.
     """
 
     context: Context

@@ -34,7 +34,7 @@ class BatchedStep(CountedRequest):
     :param DeviceBatch service: samples it together with others.
     :param CachedDecoder decoder: of the sequences; its KV cache is reserved for it.
     :param StepTask task: where the results go.
-    :ivar int lanes: sequences that were alive when the host last looked.
+    :ivar int sequences: how many were alive when the host last looked.
     :ivar Tensor rows: ``[A]`` where each sequence lies in the batch, -1 once it has left it; this and ``outputs [A]`` on the host.
     :ivar int begin: tokens that all sequences had before.
     :ivar int left: tokens that its sequences may still take.
@@ -111,8 +111,8 @@ class DeviceBatch:
         alive, lengths = torch.stack([state.alive[: self._number].long(), self._cache.lengths[: self._number]]).cpu().unbind()
         alive = alive.bool()
         for member in self._members:
-            member.lanes = int(alive[member.rows[member.rows >= 0]].sum())
-        finished = [member for member in self._members if member.lanes == 0]
+            member.sequences = int(alive[member.rows[member.rows >= 0]].sum())
+        finished = [member for member in self._members if member.sequences == 0]
         if finished or padded(int(alive.sum())) < padded(self._number):
             for member in self._members:
                 self._send_back(member, ~alive, lengths)
@@ -189,10 +189,10 @@ class DeviceBatch:
             for _ in range(passes):
                 self._longest = min(self._longest + 1, cache.max_length)
                 self.loop.advance(cache, self._longest, rows, self._options, self._automaton)
-        seconds, total = time.perf_counter() - began, sum(member.lanes for member in self._members)
+        seconds, total = time.perf_counter() - began, sum(member.sequences for member in self._members)
         for member in self._members:
             mine = min(passes, member.left)
-            member.charge(seconds * member.lanes / total, mine)
+            member.charge(seconds * member.sequences / total, mine)
             member.left -= mine
 
     def _open(self) -> KVCache:

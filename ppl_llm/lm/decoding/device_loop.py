@@ -57,7 +57,7 @@ class DeviceLoop:
         self.state = DeviceState(0, 0, engine.device)
 
     def another(self) -> DeviceLoop:
-        """One like this with sequences of its own."""
+        """One like this with its own sequences."""
         return DeviceLoop(self._engine, self._eos_ids, self._capture, check_every=self.check_every, kv_bucket=self._kv_bucket)
 
     def run(self, decoder: CachedDecoder, task: StepTask) -> None:

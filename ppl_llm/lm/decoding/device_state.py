@@ -33,7 +33,7 @@ class DeviceState:
         self.output = torch.full((rows,), rows, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.full((rows + 1, width + 1), PAD, device=device)
-        self.log_probs = torch.zeros(rows + 1, device=device)
+        self.log_probs = torch.zeros(rows + 1, dtype=torch.float64, device=device)
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._state = torch.zeros(rows, dtype=torch.int32, device=device)
         self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the sequence's next token belongs to

@@ -17,11 +17,11 @@ class CountedRequest:
     """A step of the sequences of one program, whose share of the cost is counted where the program counts (a ``Request``).
 
     :param service: samples it together with others.
-    :param int lanes: sequences that take the step.
+    :param int sequences: how many take the step.
     """
 
-    def __init__(self, service: Any, lanes: int) -> None:
-        self.service, self.lanes = service, lanes
+    def __init__(self, service: Any, sequences: int) -> None:
+        self.service, self.sequences = service, sequences
         self.finished = False
         self.error: BaseException | None = None
         self._variables = copy_context()  # the program's
@@ -39,12 +39,12 @@ class StepRequest(CountedRequest):
 
     :param JointDecoding service: samples it together with others.
     :param requests: the step's decode requests, one after the other.
-    :param int lanes: sequences at the beginning of the step.
+    :param int sequences: how many there are at the beginning of the step.
     :ivar due: the decode request to be answered next, ``None`` before the step has begun.
     """
 
-    def __init__(self, service: JointDecoding, requests: DecodeRequests, lanes: int) -> None:
-        super().__init__(service, lanes)
+    def __init__(self, service: JointDecoding, requests: DecodeRequests, sequences: int) -> None:
+        super().__init__(service, sequences)
         self.due: DecodeRequest | None = None
         self._requests = requests
 
@@ -52,7 +52,7 @@ class StepRequest(CountedRequest):
         """Up to the next decode request; ``draw`` answers this one."""
         try:
             self.due = self._variables.run(self._requests.send, draw)  # type: ignore[arg-type]
-            self.lanes = len(self.due.uniforms)
+            self.sequences = len(self.due.uniforms)
         except StopIteration:
             self.finished = True
         except Exception as error:  # whatever it is, it is for the program that asked
@@ -86,9 +86,9 @@ class JointDecoding:
                 request.fail(error)
             return
         passing = [each.tokens is not None for each in due]
-        total = sum(request.lanes for request, passes in zip(waiting, passing, strict=True) if passes)
+        total = sum(request.sequences for request, passes in zip(waiting, passing, strict=True) if passes)
         seconds = time.perf_counter() - began
         for request, passes, draw in zip(waiting, passing, draws, strict=True):
             if passes:
-                request.charge(seconds * request.lanes / total)
+                request.charge(seconds * request.sequences / total)
             request.proceed(draw)

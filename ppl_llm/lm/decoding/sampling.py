@@ -34,6 +34,14 @@ def warp(logits: Tensor, options: StepOptions) -> Tensor:
     return logits
 
 
+def chosen_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities ``[...]`` in float64 of tokens ``[...]`` given warped logits ``[..., V]``.
+
+    ``log_softmax`` in float32 is too high by some 2e-5 on average in vocabularies of 50,000 tokens and more; ``logsumexp`` is not.
+    """
+    return logits.gather(-1, tokens[..., None])[..., 0].double() - logits.logsumexp(-1).double()
+
+
 def inverse_cdf(logits: Tensor, u: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     """Tokens ``[A]`` and their log-probabilities from logits ``[A, V]`` and uniforms ``[A]`` in [0, 1).
 
@@ -70,7 +78,7 @@ def inverse_cdf_of_masses(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         # How far into the block the target lies, on the scale of the block's exact sum.
         rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
         token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
-    return token, mass.gather(-1, token[:, None])[:, 0].log() - total.log().to(mass.dtype)
+    return token, (mass.gather(-1, token[:, None])[:, 0].double().log() - total.log()).to(mass.dtype)
 
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ def _search(cdf: Tensor, target: Tensor) -> Tensor:
 
 
 def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:
-    """Answer decode requests, each with a forward pass of its own."""
+    """Answer decode requests, each with its own forward pass."""
     for decoder, tokens, alive, _, _ in requests:
         if tokens is not None:
             decoder.advance(tokens, alive)

@@ -13,6 +13,7 @@ from ...inference.concurrent.program import current_program
 from .decoder import Decoder, DecodeRequest, DecodeRequests, DecoderSource, Draw, StepTask
 from .joint_decoding import JointDecoding, StepRequest
 from .sampling import sample_each
+from .watching import tell_alive
 
 _KEEP_OCCUPANCY = 0.9
 """Rows are compacted once fewer than this share of them is alive (measured best of 0.999, 0.9, 0.75, 0.5)."""
@@ -73,6 +74,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
             alive = alive & (state != automaton.accept) & torch.isin(token, eos_ids, invert=True) & (own_room > k + 1)
             if k % check_every == 0:
                 num_alive = int(alive.sum())
+                tell_alive(num_alive)
                 if num_alive == 0:
                     break
                 if num_alive <= _KEEP_OCCUPANCY * len(alive) and k + 1 < options.max_tokens:

@@ -75,7 +75,7 @@ class UncachedSampler:
         context, active, options, automaton, eos_ids, _, _, _, _ = task
         texts, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
         room, u = task.room[active], task.uniforms[active]
-        tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), device=self._device)
+        tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), dtype=torch.float64, device=self._device)
         rows = torch.arange(len(u), device=self._device)
         grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
         watch = torch.zeros(len(u), dtype=torch.int32, device=self._device)

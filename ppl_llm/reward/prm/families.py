@@ -30,7 +30,7 @@ class PRMFamily:
     model, so three things must agree: the architecture, whether the tokenizer has a chat template, and the model's name.
 
     :ivar str name: what ``family=`` takes.
-    :ivar str model_name: what it is called.
+    :ivar str model_name: its published name.
     :ivar str layout: what its weights consist of.
     :ivar network_class: a transformers class that its weights fit.
     :ivar format_class: makes its :class:`~ppl_llm.reward.prm.formats.base.PRMFormat` from a tokenizer and options.
@@ -91,11 +91,14 @@ class PRMFamily:
         return form
 
     def network(self, model: Any, form: PRMFormat) -> Any:
-        """What computes log-odds: a model with a head of its own in float32, or two rows of a language model's head."""
+        """What computes log-odds: a model with its own head in float32, or two rows of a language model's head."""
         if hasattr(model, "with_precise_head"):
             return model.with_precise_head()
         return TokenPairPRM(model, form.good_id, form.bad_id)  # type: ignore[attr-defined]
 
+
+OVERLONG = ("zero", "last")
+"""Scores of steps beyond the end of a reward model's context: weight zero, or the score before it."""
 
 _QWEN = (151936, 152064)
 

@@ -84,6 +84,11 @@ class PoolingScorer:
         if len(row) == 1:
             return _logit(row[0], 1 - row[0]) if self.gives_probabilities else row[0]
         if self._pair is None:
+            if len(row) != 2:
+                raise ValueError(
+                    f"the server returned {len(row)} outputs for each token, and a head of scores has one or two: this is a language model "
+                    "with its vocabulary; serve the reward model itself, or pass the family that it is of"
+                )
             bad, good = row[0], row[1]
         else:
             good, bad = (row[0], row[1]) if len(row) == 2 else (row[self._pair[0]], row[self._pair[1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,17 @@ from torch import Tensor
 from ...context import Context
 from ...context_cache import CacheKey
 from ...inference.cost import count
+from ...inference.util.validation import unknown_name
 from ...remote.client import DEFAULT_VARIABLE, ServerClient
 from ...remote.served import ServedModel
 from ...remote.served_tokenizer import ServedTokenizer
 from ..score_cache import ScoreCache, repeat_last
-from .families import PRMFamily, detect_family, get_family, read_config
+from ..step_texts import answer_text, begun_steps, step_texts
+from .families import OVERLONG, PRMFamily, detect_family, get_family, read_config
 from .next_token_scorer import NextTokenScorer
 from .pooling_scorer import PoolingScorer
+
+_log = logging.getLogger(__name__)
 
 _REMEMBERED = 2**16
 """Steps whose token ids are kept."""
@@ -47,6 +52,7 @@ class RemotePRM:
     :param bool whole_answer: score the answer so far as a single step.
     :param int max_length: longest trace in tokens; by default, and at most, what the server or the configuration tells.
     :param dict format_options: of the family's format, e.g. ``{"system_prompt": None}``.
+    :param str overlong: as for :class:`~ppl_llm.TransformersPRM`.
     :param client: keywords for :class:`~ppl_llm.remote.client.ServerClient`.
     :raises ServerError: if the server cannot be reached, and ValueError if it does not serve the model or the family cannot be told.
     """
@@ -62,11 +68,15 @@ class RemotePRM:
         whole_answer: bool = False,
         max_length: int | None = None,
         format_options: Mapping[str, Any] | None = None,
+        overlong: str = "zero",
         api_key_env: str = DEFAULT_VARIABLE,
         **client: Any,
     ) -> None:
         if endpoint not in ("auto", "pooling", "completions"):
             raise ValueError(f"endpoint must be one of auto, pooling, completions, got {endpoint!r}")
+        if overlong not in OVERLONG:
+            raise unknown_name("overlong", overlong, OVERLONG)
+        self.overlong = overlong
         known = None if family == "auto" else get_family(family)
         self.client = ServerClient(base_url, api_key_env=api_key_env, **client)
         served = ServedModel.find(self.client, model)
@@ -97,7 +107,7 @@ class RemotePRM:
         """Log-odds that each step is right: ``[*batch, T]`` float32.
 
         :raises ServerError: if the server fails for good.
-        :raises ValueError: if a trace is longer than the model's context, or a score is nan.
+        :raises ValueError: if a score is nan.
         """
         known = self._cache.get(context)
         start = known.shape[-1]
@@ -105,11 +115,26 @@ class RemotePRM:
             return known
         flat = context.lengths.numel()
         queries = self._queries(context, start)
-        found = self._ask([query for sequence in queries for query in sequence if query is not None])
-        new = torch.tensor([[0.0 if query is None else found[query] for query in sequence] for sequence in queries], device=known.device)
+        asked = [query for sequence in queries for query in sequence if query is not None and not self._too_long(query)]
+        found = self._ask(asked)
+        scores = [[0.0 if query is None else found.get(query, 0.0) for query in sequence] for sequence in queries]
+        new = torch.tensor(scores, device=known.device)
         taken = torch.tensor([[query is not None for query in sequence] for sequence in queries], device=known.device)
-        scores = repeat_last(known.reshape(flat, start), new, taken)
-        return self._cache.put(context, scores.view(*context.batch_shape, -1), f"the reward model {self.model!r}")
+        scored = taken
+        beyond = torch.tensor([[self._too_long(query) for query in sequence] for sequence in queries], device=known.device)
+        if bool(beyond.any()):
+            _log.warning("%d solutions exceed the reward model's context of %d tokens", int(beyond.any(-1).sum()), self.max_length)
+            kept = torch.zeros_like(beyond) if self.overlong == "last" and start else beyond
+            new, taken = torch.where(beyond, -torch.inf, new), torch.where(beyond, kept, taken)
+        all_scores = repeat_last(known.reshape(flat, start), new, taken)
+        known_scored = self._cache.scored(context).reshape(flat, start)
+        all_scored = torch.cat([known_scored, scored], -1).view(*context.batch_shape, -1)
+        return self._cache.put(context, all_scores.view(*context.batch_shape, -1), f"the reward model {self.model!r}", all_scored)
+
+    def scored_steps(self, context: Context) -> Tensor:
+        """The steps that have text, ``[*batch, T]``; the others are not read."""
+        self.step_log_odds(context)
+        return self._cache.scored(context)
 
     def _ask(self, queries: list[Query]) -> dict[Query, float]:
         wanted: dict[tuple[int, ...], list[int]] = {}
@@ -123,33 +148,37 @@ class RemotePRM:
 
     def _queries(self, context: Context, start: int) -> list[list[Query | None]]:
         """For each flat sequence and step from ``start`` on what to ask; ``None`` for a step that a finished sequence did not take."""
-        flat = context.lengths.numel()
-        tokens = context.tokens.reshape(flat, -1).tolist()
-        starts, ends = (bounds.reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
-        problems = [self.format.prompt(problem) for problem in context.problems]
-        prompts, which = context.prompt_lengths.flatten().tolist(), context.problem_index.flatten().tolist()
+        before = torch.zeros(context.batch_shape, dtype=torch.long)
+        answers = [context.tokens.reshape(-1, context.tokens.shape[-1]).tolist(), context.prompt_lengths.flatten().tolist()]
+        ends, which = context.ends.reshape(-1, context.num_steps).tolist(), context.problem_index.flatten().tolist()
+        heads = [self._head(context, p) for p in range(len(context.problems))]
         result: list[list[Query | None]] = []
-        for sequence, row in enumerate(tokens):
-            head, ids, ask = problems[which[sequence]], list[int](), list[Query | None]()
+        for sequence, steps in enumerate(step_texts(context, 0, before)):
+            head, ids = heads[which[sequence]], list[int]()
             places: list[int | None] = []
-            for t, (begin, end) in enumerate(zip(starts[sequence], ends[sequence], strict=True)):
-                if end > begin and not self.whole_answer:
-                    ids += self._step(context.lm.decode(row[begin:end]), t)
-                places.append(len(head) + len(ids) - 1 if end > begin else None)
+            for step in steps:
+                if step is not None and not self.whole_answer:
+                    ids += self._step(step.text, step.number)
+                places.append(len(head) + len(ids) - 1 if step is not None else None)
+            trace, ask = tuple(head + ids), list[Query | None]()
             for t in range(start, context.num_steps):
                 place = places[t]
-                trace = tuple(head + ids)
                 if place is not None and self.whole_answer:
-                    trace = tuple(head + self.format.answer(context.lm.decode(row[prompts[sequence] : ends[sequence][t]])))
+                    row, prompt = answers[0][sequence], answers[1][sequence]
+                    trace = tuple(head + self.format.answer(answer_text(context, sequence, row[prompt : ends[sequence][t]])))
                     place = len(trace) - 1
                 ask.append(None if place is None else (trace, place))
-                if place is not None and len(trace) + (self.endpoint == "completions") > self.max_length:
-                    raise ValueError(
-                        f"the trace of sequence {sequence} has {len(trace)} tokens in the reward model's format, "
-                        f"which exceeds its context of {self.max_length} tokens"
-                    )
             result.append(ask)
         return result
+
+    def _head(self, context: Context, problem: int) -> list[int]:
+        """Token ids of a problem, and of the steps of an answer that its prompt has begun."""
+        steps, _ = ([], "") if self.whole_answer else begun_steps(context.prefill_of(problem))
+        return self.format.prompt(context.problems[problem]) + [i for t, step in enumerate(steps) for i in self._step(step, t)]
+
+    def _too_long(self, query: Query | None) -> bool:
+        """Whether the model's context ends before the token to be scored."""
+        return query is not None and query[1] + 1 + (self.endpoint == "completions") > self.max_length
 
     def _step(self, text: str, index: int) -> list[int]:
         if (index, text) not in self._written:

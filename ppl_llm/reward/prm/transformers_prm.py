@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...context import PAD, Context
+from ...context import FINISHING, PAD, Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
+from ...inference.util.validation import unknown_name
 from ...kv_cache.pool import DEFAULT_CACHE_BYTES
 from ...lm.loading import load, load_tokenizer, locate
 from ..calibration import Calibration, find_calibration
 from ..score_cache import repeat_last
-from .families import detect_family, get_family, read_config
+from ..step_texts import StepText, answer_text, begun_steps, step_texts
+from .families import OVERLONG, detect_family, get_family, read_config
 from .prefix_scorer import PrefixScorer, padded
+
+_log = logging.getLogger(__name__)
 
 
 class TransformersPRM:
@@ -36,6 +41,8 @@ class TransformersPRM:
     :param bool whole_answer: score the answer so far as a single step.
     :param int cache_bytes: memory for keys and values; the sequences of one call may exceed it.
     :param Calibration calibration: maps all log-odds to calibrated ones.
+    :param str overlong: a step that does not fit into the model's context any more gets weight ``zero`` (log-odds -inf), or the ``last``
+        score before it. A warning is logged.
     :param format_options: options of the family's format, e.g. ``system_prompt`` and ``step_token`` of
         :class:`~ppl_llm.reward.prm.formats.qwen.QwenFormat`.
     :raises ValueError: for an unknown family, or a tokenizer or model that does not fit it.
@@ -50,8 +57,12 @@ class TransformersPRM:
         whole_answer: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         calibration: Calibration | None = None,
+        overlong: str = "zero",
         **format_options: Any,
     ) -> None:
+        if overlong not in OVERLONG:
+            raise unknown_name("overlong", overlong, OVERLONG)
+        self.overlong = overlong
         kind = get_family(family)
         self._format = kind.make_format(tokenizer, model.config.get_text_config().vocab_size, **format_options)
         self.model = kind.network(model.eval(), self._format)
@@ -74,6 +85,7 @@ class TransformersPRM:
         quantization_config: Any = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         calibration: Calibration | str | Path | bool | None = None,
+        overlong: str = "zero",
         **format_options: Any,
     ) -> TransformersPRM:
         """Load a PRM: a directory, a name on the Hugging Face Hub, or ``"demo"`` or ``"demo-weak"`` from this package.
@@ -99,7 +111,7 @@ class TransformersPRM:
         if missing or unexpected:
             found = [f"{what} {keys[:6]}" for what, keys in (("missing keys", missing), ("unexpected keys", unexpected)) if keys]
             raise ValueError(f"{source!r} is not a {kind.model_name} ({kind.layout}): {'; '.join(found)}")
-        options = {"whole_answer": whole_answer, "cache_bytes": cache_bytes, "calibration": fitted, **format_options}
+        options = {"whole_answer": whole_answer, "cache_bytes": cache_bytes, "calibration": fitted, "overlong": overlong, **format_options}
         return cls(model, tokenizer, family=kind.name, **options)
 
     def release_caches(self) -> None:
@@ -110,7 +122,7 @@ class TransformersPRM:
     def step_log_odds(self, context: Context) -> Tensor:
         """Log-odds that each step is right: ``[*batch, T]`` float32.
 
-        :raises ValueError: if a trace is longer than the model's context, or a score is nan.
+        :raises ValueError: if a score is nan.
         """
         entry = self._entry(context)
         while entry.tensors["scores"].shape[-1] < context.num_steps:
@@ -122,15 +134,18 @@ class TransformersPRM:
     def whole_log_odds(self, context: Context) -> Tensor:
         """Log-odds of everything that each sequence has written so far, put to the model as one step: ``[*batch]`` float32.
 
-        :raises ValueError: if a trace is longer than the model's context, or a score is nan.
+        :raises ValueError: if a score is nan.
         """
-        entry = self._blank(context)
+        entry = self._blank(context, whole_answer=True)
         begin, end = context.prompt_lengths.flatten().tolist(), context.lengths.flatten().tolist()
         texts = [tuple(row[b:e]) for row, b, e in zip(context.tokens.reshape(len(end), -1).tolist(), begin, end, strict=True)]
-        written = {text: self._format.answer(context.lm.decode(list(text))) if text else [] for text in dict.fromkeys(texts)}
-        ids, lengths = self._appended(entry, [written[text] for text in texts])
+        answers = [answer_text(context, sequence, list(text)) if text else "" for sequence, text in enumerate(texts)]
+        written = {answer: self._format.answer(answer) if answer else [] for answer in dict.fromkeys(answers)}
+        ids, lengths = self._appended(entry, [written[answer] for answer in answers])
         taken = torch.tensor([[bool(text)] for text in texts], device=self._device)
-        scores, _, _ = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
+        fits = self._fitting(lengths[:, None])
+        scores, _, _ = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken & fits)
+        scores = torch.where(fits, scores, -torch.inf)
         if scores.isnan().any():
             raise ValueError(f"the log-odds of whole answer {int(scores.isnan().nonzero()[0, 0])} is nan")
         return self._calibrated(scores[:, 0]).view(context.batch_shape).to(context.tokens.device)
@@ -145,9 +160,10 @@ class TransformersPRM:
             return entry
         return self._blank(context)
 
-    def _blank(self, context: Context) -> CacheEntry:
-        """Prompts alone."""
-        prompts = [self._format.prompt(problem) for problem in context.problems]
+    def _blank(self, context: Context, whole_answer: bool | None = None) -> CacheEntry:
+        """Prompts alone, with the steps of answers that they have begun, but for whole answers."""
+        whole = self.whole_answer if whole_answer is None else whole_answer
+        prompts = [self._prompt(context, p, whole) for p in range(len(context.problems))]
         problem = context.problem_index.to(self._device)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)[problem]
         tensors = {
@@ -156,34 +172,77 @@ class TransformersPRM:
             "prompt_lengths": lengths,
             "scores": torch.zeros(*context.batch_shape, 0, device=self._device),
             "rows": torch.full(context.batch_shape, -1, device=self._device),
+            "scored": torch.zeros(*context.batch_shape, 0, dtype=torch.bool, device=self._device),
+            "full": torch.zeros(context.batch_shape, dtype=torch.bool, device=self._device),
         }
         return CacheEntry(None, tensors)
+
+    def _prompt(self, context: Context, problem: int, whole_answer: bool) -> list[int]:
+        """Token ids of a problem, and of the steps of an answer that its prompt has begun."""
+        steps, _ = ([], "") if whole_answer else begun_steps(context.prefill_of(problem))
+        return self._format.prompt(context.problems[problem]) + [i for t, step in enumerate(steps) for i in self._format.step(step, t)]
+
+    def scored_steps(self, context: Context) -> Tensor:
+        """The steps that have text, ``[*batch, T]``; the others are not read."""
+        self.step_log_odds(context)
+        return self._entry(context).tensors["scored"].to(context.tokens.device)
 
     def _score_new_steps(self, context: Context, entry: CacheEntry) -> CacheEntry:
         """All steps without a score, in one pass: every sequence is run up to its end and read at each of its new steps."""
         lengths, scores = entry.tensors["lengths"].flatten(), entry.tensors["scores"]
-        added = self._new_steps(context, scores.shape[-1])
-        sizes = torch.tensor([[len(step) for step in sequence] for sequence in added], device=self._device)  # [sequences, new steps]
-        ids, ends = self._appended(entry, [[i for step in sequence for i in step] for sequence in added])
+        added = self._new_steps(context, scores.shape[-1], entry.tensors["scored"].sum(-1))
+        written = torch.tensor([[len(step) for step in sequence] for sequence in added], device=self._device)  # [sequences, new steps]
+        # Once a step does not fit, none after it is read.
+        fits = self._fitting(lengths[:, None] + written.cumsum(-1)) & ~entry.tensors["full"].flatten()[:, None]
+        sizes = torch.where(fits, written, 0)
+        kept = fits.tolist()
+        ids, ends = self._appended(
+            entry,
+            [[i for step, fit in zip(steps, fit_of, strict=True) if fit for i in step] for steps, fit_of in zip(added, kept, strict=True)],
+        )
         at = lengths[:, None] + sizes.cumsum(-1) - 1
         first = lengths + _first_size(sizes) - 1
         new, rows, owner = self._run(entry, ids, ends, first, at, sizes > 0)
-        return self._updated(context, entry, owner, new, sizes > 0, {"rows": rows, "lengths": ends, "ids": ids})
+        new, taken = self._without_room(scores, new, sizes > 0, (written > 0) & ~fits)
+        full = entry.tensors["full"].flatten() | (~fits).any(-1)
+        changed = {"rows": rows, "lengths": ends, "ids": ids, "full": full}
+        return self._updated(context, entry, owner, new, taken, written > 0, changed)
+
+    def _fitting(self, ends: Tensor) -> Tensor:
+        """Which sequences of these lengths fit into the model's context; a warning where some do not."""
+        fits = ends <= self.max_length
+        if not bool(fits.all()):
+            longest = int(ends.max())
+            _log.warning("a solution has %d tokens in the reward model's format, which exceeds its context of %d", longest, self.max_length)
+        return fits
+
+    def _without_room(self, known: Tensor, new: Tensor, taken: Tensor, over: Tensor) -> tuple[Tensor, Tensor]:
+        """New scores ``[sequences, K]`` and the steps that have one of their own, with those for which the context has no room."""
+        if self.overlong == "last" and known.shape[-1]:
+            return new, taken
+        # Without any score before it, there is no last one.
+        beyond = over if self.overlong == "zero" else over & (taken.cumsum(-1) == 0)
+        return torch.where(beyond, -torch.inf, new), taken | beyond
 
     def _score_answers(self, context: Context, entry: CacheEntry) -> CacheEntry:
         """The next step without a score, each sequence's answer up to it written as one step after the prompt."""
         step = entry.tensors["scores"].shape[-1]
         starts, ends = (bounds[..., step].flatten().tolist() for bounds in (context.step_starts, context.ends))
-        prompts = context.prompt_lengths.flatten().tolist()
+        spoke = entry.tensors["scored"].any(-1).flatten().tolist()
+        prompts, reasons = context.prompt_lengths.flatten().tolist(), context.reasons[..., step].flatten().tolist()
         tokens = context.tokens.reshape(len(ends), -1).tolist()
-        texts = [row[begin:end] if end > start else None for row, begin, start, end in zip(tokens, prompts, starts, ends, strict=True)]
-        written = {
-            tuple(text): self._format.answer(context.lm.decode(text)) for text in texts if text is not None
-        }  # each distinct answer once
-        ids, lengths = self._appended(entry, [[] if text is None else written[tuple(text)] for text in texts])
-        taken = torch.tensor([[text is not None] for text in texts], device=self._device)
-        new, rows, owner = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken)
-        return self._updated(context, entry, owner, new, taken, {"rows": rows})
+        answers: list[str | None] = []
+        for sequence, (row, begin, start, end) in enumerate(zip(tokens, prompts, starts, ends, strict=True)):
+            answer = answer_text(context, sequence, row[begin:end]) if end > start else ""
+            scored = bool(context.lm.decode(row[start:end]).strip()) or (not spoke[sequence] and reasons[sequence] in FINISHING)
+            answers.append(answer if end > start and scored else None)
+        written = {answer: self._format.answer(answer) for answer in answers if answer is not None}  # each distinct one once
+        ids, lengths = self._appended(entry, [[] if answer is None else written[answer] for answer in answers])
+        taken = torch.tensor([[answer is not None] for answer in answers], device=self._device)
+        fits = self._fitting(lengths[:, None])
+        new, rows, owner = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken & fits)
+        new, own = self._without_room(entry.tensors["scores"], new, taken & fits, taken & ~fits)
+        return self._updated(context, entry, owner, new, own, taken, {"rows": rows})
 
     def _run(self, entry: CacheEntry, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Scores ``[sequences, K]`` of the sequences that took a step, where they lie now, and who holds them."""
@@ -200,11 +259,15 @@ class TransformersPRM:
         return scores, rows, scored.lease
 
     def _updated(
-        self, context: Context, entry: CacheEntry, owner: Any, new: Tensor, taken: Tensor, changed: dict[str, Tensor]
+        self, context: Context, entry: CacheEntry, owner: Any, new: Tensor, own: Tensor, scored: Tensor, changed: dict[str, Tensor]
     ) -> CacheEntry:
-        """The entry with more scores ``new [sequences, K]``; steps that were not taken repeat the score before them."""
+        """The entry with more scores ``new [sequences, K]``; steps without one of their ``own`` repeat the score before them.
+
+        :param Tensor scored: ``[sequences, K]``, the steps that were taken and have text.
+        """
         known = entry.tensors["scores"]
-        scores = repeat_last(known.reshape(len(new), known.shape[-1]), new, taken)
+        scores = repeat_last(known.reshape(len(new), known.shape[-1]), new, own)
+        scored = torch.cat([entry.tensors["scored"].reshape(len(new), known.shape[-1]), scored], -1)
         bad = scores.isnan().nonzero()
         if len(bad):
             sequence, step = bad[0].tolist()
@@ -213,25 +276,24 @@ class TransformersPRM:
                 "the reward model's weights or activations overflow; try dtype=torch.bfloat16 or torch.float32"
             )
         shape = context.batch_shape
-        changed = {"scores": scores, **changed}
+        changed = {"scores": scores, "scored": scored, **changed}
         return CacheEntry(owner, entry.tensors | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
 
-    def _new_steps(self, context: Context, start: int) -> list[list[list[int]]]:
-        """Token ids of each sequence's steps from ``start`` on; none for a step that a finished sequence did not take."""
-        flat = context.lengths.numel()
-        tokens = context.tokens.reshape(flat, -1).tolist()
-        starts, ends = (bounds[..., start:].reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
-        written: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    def _new_steps(self, context: Context, start: int, before: Tensor) -> list[list[list[int]]]:
+        """Token ids of each sequence's steps from ``start`` on; none for a step that was not taken, or has no text.
 
-        def encode(index: int, ids: tuple[int, ...]) -> list[int]:
-            if ids and (index, ids) not in written:
-                written[index, ids] = self._format.step(context.lm.decode(list(ids)), index)
-            return written.get((index, ids), [])
+        :param Tensor before: ``[*batch]``, steps with text before ``start``.
+        """
+        written: dict[StepText, list[int]] = {}
 
-        return [
-            [encode(start + t, tuple(row[begin:end])) for t, (begin, end) in enumerate(zip(step_starts, step_ends, strict=True))]
-            for row, step_starts, step_ends in zip(tokens, starts, ends, strict=True)
-        ]
+        def encode(step: StepText | None) -> list[int]:
+            if step is None:
+                return []
+            if step not in written:
+                written[step] = self._format.step(step.text, step.number)
+            return written[step]
+
+        return [[encode(step) for step in sequence] for sequence in step_texts(context, start, before)]
 
     def _appended(self, entry: CacheEntry, added: list[list[int]]) -> tuple[Tensor, Tensor]:
         """The token ids of all sequences with more at their ends, ``[sequences, W]``, and their new lengths."""
@@ -239,7 +301,6 @@ class TransformersPRM:
         ids = entry.tensors["ids"].reshape(len(lengths), -1)
         extra = padded(added).to(self._device)
         grown = lengths + (extra != PAD).sum(-1)
-        self._scorer.require_room(grown)
         width = int(grown.max())
         wide = torch.nn.functional.pad(ids, (0, max(0, width + 1 - ids.shape[1])), value=PAD)
         column = lengths[:, None] + torch.arange(extra.shape[1], device=self._device)

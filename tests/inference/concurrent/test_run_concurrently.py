@@ -1,4 +1,4 @@
-"""Programs that take turns: each as if it were alone, whatever the others do and whoever comes first."""
+"""Programs that take turns: each as if it were alone, whatever the others do and whichever comes first."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.helpers.waiting import Counting, wait
 
 
 def walk(service: Counting, steps: int, number: int) -> Callable[[], ParticlePosterior]:
-    """A particle filter that waits within each of its steps, inside of Pyro's handlers; a different number of rounds each time."""
+    """A particle filter that waits within each of its steps, inside of Pyro's handlers; a different number of turns each time."""
 
     def model() -> Tensor:
         z = torch.zeros(())
         for t in range(steps):
             with pyro.plate("inner", 2, dim=-1):
                 z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
-                wait(service, rounds=1 + (t + number) % 4)
+                wait(service, turns=1 + (t + number) % 4)
                 pyro.sample(f"y_{t}", dist.Normal(z, 0.5), obs=torch.tensor(0.3))
             z = barrier(z)
         return z
@@ -54,19 +54,19 @@ def assert_equal(found: Sequence[ParticlePosterior], expected: Sequence[Particle
         assert torch.equal(one.log_weights, other.log_weights)
 
 
-@pytest.mark.parametrize(("max_lanes", "max_programs"), [(256, None), (1, None), (2, None), (256, 2)])
-def test_each_result_is_that_of_the_program_alone(max_lanes: int, max_programs: int | None):
+@pytest.mark.parametrize(("max_sequences", "max_programs"), [(256, None), (1, None), (2, None), (256, 2)])
+def test_each_result_is_that_of_the_program_alone(max_sequences: int, max_programs: int | None):
     service = Counting()
     programs = [walk(service, 3 + number % 3, number) for number in range(7)]
     expected = alone(programs, range(7))
-    found = run_concurrently(programs, seeds=range(7), max_lanes=max_lanes, max_programs=max_programs)
+    found = run_concurrently(programs, seeds=range(7), max_sequences=max_sequences, max_programs=max_programs)
     assert_equal(found, expected)
-    assert max(service.batches) == min(max_lanes, max_programs or 7)
+    assert max(service.batches) == min(max_sequences, max_programs or 7)
     assert _PYRO_STACK == [] and _DIM_ALLOCATOR._stack == []
 
 
 def test_programs_that_share_their_handlers_and_generators_are_rejected(monkeypatch: pytest.MonkeyPatch):
-    """The broken version does not change the process's state when another program goes on."""
+    """The broken version does not change the process's state when another program continues."""
     service = Counting()
     programs = [walk(service, 3, number) for number in range(3)]
     expected = alone(programs, range(3))
@@ -110,10 +110,10 @@ def test_seeds_come_from_torchs_generator():
 def test_places_are_filled_again_as_soon_as_they_are_free():
     service = Counting()
 
-    def program(lanes: int, rounds: int) -> Callable[[], None]:
-        return lambda: wait(service, lanes, rounds)
+    def program(sequences: int, turns: int) -> Callable[[], None]:
+        return lambda: wait(service, sequences, turns)
 
-    run_concurrently([program(2, 3), program(2, 1), program(3, 2), program(9, 1), program(1, 1)], max_lanes=5)
+    run_concurrently([program(2, 3), program(2, 1), program(3, 2), program(9, 1), program(1, 1)], max_sequences=5)
     # 2 + 2, then 2 and the third, which fits then; the one of 9 has to be alone, and nobody overtakes it.
     assert service.batches == [4, 5, 5, 9, 1]
 
@@ -122,14 +122,14 @@ def test_an_exception_reaches_its_caller_only():
     service = Counting()
 
     def failing() -> None:
-        wait(service, rounds=3, fails_at=2)
+        wait(service, turns=3, fails_at=2)
 
     def wrong() -> None:
         wait(service)
         raise KeyError("no such step")
 
     def fine() -> str:
-        wait(service, rounds=5)
+        wait(service, turns=5)
         return "fine"
 
     found = run_concurrently([failing, fine, wrong, fine], return_exceptions=True)
@@ -142,7 +142,7 @@ def test_the_first_exception_stops_the_others_where_they_are():
     reached = list[int]()
 
     def failing() -> None:
-        wait(service, rounds=6)
+        wait(service, turns=6)
         raise KeyError("no such step")
 
     def long() -> None:
@@ -179,7 +179,7 @@ def test_ctrl_c_within_a_program():
     service = Counting()
 
     def interrupted() -> None:
-        wait(service, rounds=8)
+        wait(service, turns=8)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -202,7 +202,7 @@ def test_the_signal_of_ctrl_c_while_a_program_runs(ctrl_c: None):
     reached = list[str]()
 
     def signalled() -> None:
-        wait(service, rounds=8)
+        wait(service, turns=8)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         reached.append("request")
@@ -243,7 +243,7 @@ def test_gradients_are_on_where_the_caller_has_them_on():
 
 def test_arguments():
     for options, message in (
-        ({"max_lanes": 0}, "max_lanes must be an integer of at least 1, got 0"),
+        ({"max_sequences": 0}, "max_sequences must be an integer of at least 1, got 0"),
         ({"max_programs": 0}, "max_programs must be an integer of at least 1, got 0"),
         ({"seeds": [1, 2]}, "seeds must hold one seed for each of the 1 programs, got 2"),
         ({"seeds": [-1]}, r"seeds must be integers in 0 \.\. 4294967295, got -1"),

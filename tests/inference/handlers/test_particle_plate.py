@@ -69,7 +69,7 @@ def test_every_distribution_that_is_left_alone_is_tested() -> None:
 
 
 def test_a_distribution_that_waits_for_expand_is_expanded() -> None:
-    """Without it all lanes would share one draw."""
+    """Without it all particles would share one draw."""
     fn = AbsorbingCategorical(torch.full((50,), 0.02), torch.ones(N, dtype=torch.bool))
     assert fn.batch_shape == (N,) and fn.sample().unique().numel() == 1
     found = met(particle_plate(N, 0), fn)

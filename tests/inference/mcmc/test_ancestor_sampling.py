@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from ppl_llm.inference import TemperMessenger
 from ppl_llm.inference.handlers.ancestor_messenger import AncestorMessenger
 from tests.helpers.exact import Chain, chains
-from tests.helpers.exact_conditional import conditional_outcomes, invariance_error, law
+from tests.helpers.exact_conditional import conditional_outcomes, invariance_error, invariant_distribution
 from tests.helpers.mutants import WRONG_ANCESTORS, WRONG_REFERENCES
 from tests.helpers.programs_that_stop import Silent, Stopping, three_symbols
 from tests.inference.test_smc_exact import EXACT, spiky
@@ -84,7 +84,7 @@ def test_tempered_targets(likelihood: float, prior: float) -> None:
 
 
 def tempered_error(data: Chain, likelihood: float, prior: float, target_likelihood: float, target_prior: float) -> float:
-    references, _ = law(data)
+    references, _ = invariant_distribution(data)
     plain = Chain(data.init, data.transition, [torch.ones_like(g) for g in data.potentials], data.ends)
     p = torch.tensor([plain.paths()[tuple(path)] for path in references.tolist()], dtype=torch.float64)
     joint = torch.tensor([data.paths()[tuple(path)] for path in references.tolist()], dtype=torch.float64)

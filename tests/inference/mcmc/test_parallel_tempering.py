@@ -21,7 +21,7 @@ from ppl_llm.inference import ParallelTempering, ParticleGibbs, TemperMessenger,
 from ppl_llm.inference.mcmc.replicate import replicate
 from tests.helpers import reasoning as program
 from tests.helpers.exact import Chain, chains, spiky
-from tests.helpers.exact_moves import enumerate_swaps, joint_index, joint_law, path_index, tempered_laws
+from tests.helpers.exact_moves import enumerate_swaps, joint_distribution, joint_index, path_index, tempered_distributions
 from tests.helpers.mutants import WRONG_SWAPS
 
 EXACT = 1e-12
@@ -57,11 +57,11 @@ def swap_matrix(algorithm: type[ParallelTempering], likelihood: Tensor, betas: l
 
 def imbalance(algorithm: type[ParallelTempering], model: Chain, betas: list[float]) -> float:
     """Largest ``|pi_i S_ij - pi_j S_ji|`` over both turns, with pi the product of the tempered targets."""
-    laws = tempered_laws(model, betas)
-    likelihood = tempered_laws(model, [1.0])[0] / tempered_laws(model, [0.0])[0]  # up to a constant, which cancels
-    size, replicas = laws.shape[1], len(betas)
+    distributions = tempered_distributions(model, betas)
+    likelihood = tempered_distributions(model, [1.0])[0] / tempered_distributions(model, [0.0])[0]  # up to a constant, which cancels
+    size, replicas = distributions.shape[1], len(betas)
     states = torch.tensor(list(itertools.product(range(size), repeat=replicas))).T
-    pi = torch.zeros(size**replicas, dtype=torch.float64).index_put((joint_index(states, size),), joint_law(laws, states))
+    pi = torch.zeros(size**replicas, dtype=torch.float64).index_put((joint_index(states, size),), joint_distribution(distributions, states))
     worst = 0.0
     for turn in (0, 1):
         matrix = swap_matrix(algorithm, likelihood, betas, turn)
@@ -82,10 +82,10 @@ def test_swaps_with_impossible_states() -> None:
     """A state of likelihood zero may live in the replica at power 0 and nowhere else; two such states stay in place."""
     likelihood = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
     p = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
-    laws = torch.stack([p, p * likelihood**0.5, p * likelihood])
+    distributions = torch.stack([p, p * likelihood**0.5, p * likelihood])
     matrix = swap_matrix(ParallelTempering, likelihood, [0.0, 0.5, 1.0], 0)
     states = torch.tensor(list(itertools.product(range(3), repeat=3))).T
-    pi = torch.zeros(27, dtype=torch.float64).index_put((joint_index(states, 3),), joint_law(laws, states))
+    pi = torch.zeros(27, dtype=torch.float64).index_put((joint_index(states, 3),), joint_distribution(distributions, states))
     flow = pi[:, None] * matrix
     assert float((flow - flow.T).abs().max()) < EXACT
     torch.testing.assert_close(matrix.sum(1), torch.ones(27, dtype=torch.float64))
@@ -106,11 +106,13 @@ def test_rejects_wrong_swaps(wrong: type[ParallelTempering]) -> None:
 def drift(model: Chain, betas: list[float], turn: int, algorithm: type[ParallelTempering] = ParallelTempering) -> float:
     """Largest ``|pi K - pi|`` of one iteration over the joint states of all replicas."""
     probs, which, after = enumerate_swaps(model, algorithm, betas, turn)
-    laws = tempered_laws(model, betas)
-    size = laws.shape[1]
+    distributions = tempered_distributions(model, betas)
+    size = distributions.shape[1]
     states = torch.tensor(list(itertools.product(range(size), repeat=len(betas)))).T
-    pi = torch.zeros(size ** len(betas), dtype=torch.float64).index_put((joint_index(states, size),), joint_law(laws, states))
-    mass = joint_law(laws, which) * probs
+    pi = torch.zeros(size ** len(betas), dtype=torch.float64).index_put(
+        (joint_index(states, size),), joint_distribution(distributions, states)
+    )
+    mass = joint_distribution(distributions, which) * probs
     moved = torch.zeros_like(pi).index_add_(0, joint_index(path_index(model, after), size), mass)
     return float((moved - pi).abs().max())
 
@@ -188,10 +190,10 @@ def test_swap_rates_are_those_of_the_targets() -> None:
     """Mean acceptance over independent chains at stationarity against its expectation by sums (false alarm 1e-6)."""
     pyro.set_rng_seed(1)
     model, betas = shortened(spiky(ends=False), 2), [0.2, 1.0]
-    laws = tempered_laws(model, betas)
-    likelihood = (laws[1] / laws[0]).log() / (betas[1] - betas[0])
+    distributions = tempered_distributions(model, betas)
+    likelihood = (distributions[1] / distributions[0]).log() / (betas[1] - betas[0])
     ratio = ((betas[0] - betas[1]) * (likelihood[None, :] - likelihood[:, None])).exp().clamp(max=1.0)
-    exact = float((laws[0][:, None] * laws[1][None, :] * ratio).sum())
+    exact = float((distributions[0][:, None] * distributions[1][None, :] * ratio).sum())
     rates = ParallelTempering(model, betas, max_plate_nesting=1).run(10, 4000, warmup_steps=30).swap_rates
     assert rates.shape == (1, 4000)
     assert abs(float(rates.mean()) - exact) < 4.9 * float(rates.std()) / math.sqrt(4000)

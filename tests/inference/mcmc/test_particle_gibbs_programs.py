@@ -1,4 +1,4 @@
-"""Particle Gibbs on programs with plates, proposals, powers and continuous sites: chains from exact draws stay in law.
+"""Particle Gibbs on programs with plates, proposals, powers and continuous sites: chains from exact draws keep their distribution.
 
 Every test is one batch of chains in a plate, each from a draw of the exact posterior, compared with that posterior after a few sweeps;
 false alarm 1e-6 each.
@@ -126,7 +126,7 @@ def shared_switch() -> Tensor:
     return x
 
 
-def switch_law() -> Tensor:
+def switch_distribution() -> Tensor:
     """``[2] * 7`` posterior of switch and of both units' symbols, in plain Python."""
     table = torch.zeros([2] * 7, dtype=torch.float64)
     for path in itertools.product((0, 1), repeat=7):
@@ -146,7 +146,7 @@ def switch_law() -> Tensor:
 def test_dependent_plate(ancestor_sampling: bool) -> None:
     pyro.set_rng_seed(3)
     replicates = 10_000
-    pi = switch_law().flatten()
+    pi = switch_distribution().flatten()
     drawn = torch.multinomial(pi, replicates, replacement=True)
     bits = torch.stack([(drawn >> place) & 1 for place in range(6, -1, -1)]).double()  # [7, R]
     state = Trajectory({"switch": bits[0, :, None], **{f"x_{t}": bits[1 + 2 * t : 3 + 2 * t].T for t in range(3)}})
@@ -178,7 +178,7 @@ def walk() -> Tensor:
     return z
 
 
-def smoothing_law() -> tuple[Tensor, Tensor]:
+def smoothing_distribution() -> tuple[Tensor, Tensor]:
     """Mean and covariance of all states given all observations, by linear algebra."""
     steps = torch.eye(4, dtype=torch.float64) - 0.9 * torch.diag(torch.ones(3, dtype=torch.float64), -1)
     precision = steps.T @ steps + 4 * torch.eye(4, dtype=torch.float64)
@@ -190,7 +190,7 @@ def test_continuous_states_against_the_smoother() -> None:
     """Means and covariances of 10 000 chains after two sweeps, and ancestor sampling moves early states more often."""
     pyro.set_rng_seed(4)
     replicates = 10_000
-    mean, covariance = smoothing_law()
+    mean, covariance = smoothing_distribution()
     start = torch.distributions.MultivariateNormal(mean, covariance).sample((replicates,))
     moved = {}
     for ancestor_sampling in (False, True):
@@ -210,7 +210,7 @@ def test_continuous_states_against_the_smoother() -> None:
 
 
 def test_suffixes_outside_a_foreign_support_are_impossible() -> None:
-    """A site whose support depends on the past: Uniform(z, z + 1) can rarely go on from another z."""
+    """A site whose support depends on the past: Uniform(z, z + 1) can rarely continue from another z."""
     pyro.set_rng_seed(5)
 
     def steps() -> Tensor:
@@ -228,7 +228,7 @@ def test_suffixes_outside_a_foreign_support_are_impossible() -> None:
 
 # Several references
 def test_references_side_by_side() -> None:
-    """K filters of N lanes in one batch; each stays in law, and all K N lanes are pooled with proper answers."""
+    """K filters of N particles in one batch; each keeps its distribution, and all K N particles are pooled with proper answers."""
     pyro.set_rng_seed(6)
     kernel = ParticleGibbs(solve, 4, ancestor_sampling=True, num_references=3)
     posterior = kernel.run(5, "a")
@@ -242,7 +242,7 @@ def test_references_side_by_side() -> None:
         ParticleGibbs(solve, 4, num_references=0)
 
 
-def test_references_side_by_side_stay_in_law() -> None:
+def test_references_side_by_side_keep_their_distribution() -> None:
     """800 problems with 5 references each: 4000 chains."""
     pyro.set_rng_seed(7)
     kernel = ParticleGibbs(reasoning_plate, 2, ess_threshold=1.0, num_references=5, max_plate_nesting=1)

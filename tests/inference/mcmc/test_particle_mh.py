@@ -1,4 +1,4 @@
-"""PIMH and PMMH: exact laws with all randomness enumerated, then chains from exact draws against the exact posterior."""
+"""PIMH and PMMH: exact distributions with all randomness enumerated, then chains from exact draws against the exact posterior."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from ppl_llm.inference.particles.weighted_particles import WeightedParticles
 from ppl_llm.inference.particles.weights import Weights
 from ppl_llm.inference.posterior.particle_posterior import ParticlePosterior
 from tests.helpers.exact import PAD, Chain, chains, enumerate_sweep, estimator_error
-from tests.helpers.exact_conditional import codes, conditional_outcomes, grid, law
+from tests.helpers.exact_conditional import codes, conditional_outcomes, grid, invariant_distribution
 from tests.helpers.mutants import WRONG_PIMH, WRONG_PMMH
 from tests.helpers.programs_that_stop import Silent, Stopping, three_symbols
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, solve, trajectories
@@ -36,7 +37,7 @@ exactly = settings(max_examples=4)
 
 
 def columns_of(posterior: ParticlePosterior, index: Tensor, keep: Any = lambda value: True) -> ParticlePosterior:
-    """The populations ``index`` of the plate; sites that every lane reached done are left out where ``keep`` says so."""
+    """The populations ``index`` of the plate; sites that every particle reached done are left out where ``keep`` says so."""
     particles = posterior.particles
     return ParticlePosterior(
         WeightedParticles(
@@ -51,9 +52,9 @@ def columns_of(posterior: ParticlePosterior, index: Tensor, keep: Any = lambda v
 
 
 def pimh_errors(model: Chain, scheme: str, kernel: type[PIMH] = PIMH) -> tuple[float, float]:
-    """Every (present filter, proposed filter, acceptance) as a column, through the real iteration from the extended invariant law.
+    """Every (present filter, proposed filter, acceptance) as a column, through the real iteration from the extended invariant distribution.
 
-    :returns: largest error of the law of trajectories, and of the law of the evidence estimate.
+    :returns: largest error of the distribution of trajectories, and of the distribution of the evidence estimate.
     """
     probs, posterior = enumerate_sweep(model, 2, scheme, 1.0)
     keep = probs > 0
@@ -79,7 +80,7 @@ def pimh_errors(model: Chain, scheme: str, kernel: type[PIMH] = PIMH) -> tuple[f
     state.filter = FilterState(columns_of(posterior, which, has_value), {})
     after = Enumerated(model, 2, resampler=scheme, max_plate_nesting=1).sweep(state, len(which))
     mass = invariant[which] * probs[proposed] * weight[0]
-    trajectories, pi = law(model)
+    trajectories, pi = invariant_distribution(model)
     v, length = model.num_symbols, model.length
     table = torch.zeros((v + 1) ** length, dtype=torch.float64)
     done = torch.full(after.log_weights.shape, PAD)
@@ -96,15 +97,15 @@ def pimh_errors(model: Chain, scheme: str, kernel: type[PIMH] = PIMH) -> tuple[f
 @pytest.mark.parametrize("scheme", ["systematic", "multinomial", "ssp"])
 @exactly
 @given(data=chains(length=2))
-def test_pimh_keeps_the_extended_law(scheme: str, data: Chain) -> None:
-    """Trajectories and evidence estimates have the law of the extended target after an iteration: all 3000 to 18 000 outcomes."""
+def test_pimh_keeps_the_extended_distribution(scheme: str, data: Chain) -> None:
+    """Trajectories and evidence estimates have the distribution of the extended target after an iteration: all 3000 to 18 000 outcomes."""
     data.last_barrier = False
     assert max(pimh_errors(data, scheme)) < EXACT
 
 
 @pytest.mark.parametrize("kind", [Stopping, Silent])
 def test_pimh_joins_filters_of_different_lengths(kind: type[Stopping]) -> None:
-    """Populations accept on their own; a filter lacks the sites that all its lanes reached done."""
+    """Populations accept on their own; a filter lacks the sites that all its particles reached done."""
     model = three_symbols(2, True, kind=kind)
     assert max(pimh_errors(model, "systematic")) < EXACT
 
@@ -118,9 +119,9 @@ def test_rejects_wrong_pimh(name: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic", "stratified", "residual"])
 def test_a_filter_drawn_given_its_trajectory(scheme: str) -> None:
-    """A state without a filter gets one of the extended law: E[1 / Z-hat] = 1 / Z and E[Z-hat] = E_filter[Z-hat^2] / Z."""
+    """A state without a filter gets one of the extended distribution: E[1 / Z-hat] = 1 / Z and E[Z-hat] = E_filter[Z-hat^2] / Z."""
     model = Chain(spiky().init, spiky().transition, spiky().potentials[:2], False, last_barrier=False)
-    references, pi = law(model)
+    references, pi = invariant_distribution(model)
     z = sum(model.paths().values())
     which, probs, posterior = conditional_outcomes(model, 2, scheme, 1.0, references, messenger=ParameterReferenceMessenger)
     estimate = posterior.log_evidence.exp()
@@ -228,7 +229,7 @@ def calibration_chi2(kernel: PMMH, replicates: int, sweeps: int) -> tuple[float,
 
 
 def test_pmmh_finds_the_temperature_of_a_calibration() -> None:
-    """2000 chains stay in law for three iterations of N = 2 (false alarm 1e-6)."""
+    """2000 chains keep their distribution for three iterations of N = 2 (false alarm 1e-6)."""
     pyro.set_rng_seed(0)
     chi2, moved = calibration_chi2(PMMH(calibrated, 2, ["temperature"], step_size=1.0, max_plate_nesting=1), 2000, 3)
     assert chi2 < bound(19) and moved > 0.5
@@ -287,7 +288,7 @@ def test_one_particle_is_the_independence_sampler() -> None:
     """One particle: acceptance with the likelihood ratio. 3000 chains from exact draws (false alarm 1e-6)."""
     pyro.set_rng_seed(3)
     model = spiky()
-    references, pi = law(model)
+    references, pi = invariant_distribution(model)
     drawn = torch.multinomial(pi, 3000, replacement=True)
     kernel = PIMH(model, 1, max_plate_nesting=1)
     state = Trajectory({f"x_{t}": references[drawn, t] for t in range(3)})
@@ -345,8 +346,13 @@ def test_dead_filters_are_rejected() -> None:
         posterior, state = kernel.step(state)
         assert (state["x"] == 1).all() and (posterior.log_evidence == 0).all()
     assert 0.3 < state.chain.acceptance_rate.mean() < 0.7
-    with pytest.raises(SMCFailed, match="all 1 particles have weight zero"):
-        PIMH(hard, 1, max_plate_nesting=1).run(3)
+    chain = PIMH(hard, 1, max_plate_nesting=1).run(3)
+    alive = torch.stack([~iteration.dead for iteration in chain.iterations])
+    assert int((~alive[0]).sum()) > 0 and torch.equal(chain.dead, ~alive.any(0))  # some start dead, and are replaced once another lives
+    assert (chain.weights.sum(0)[~chain.dead] == 1).all() and (chain.weights[chain.sites["x"] == 0] == 0).all()
+    impossible = poutine.condition(hard, {"x": torch.zeros(50)})
+    with pytest.raises(SMCFailed, match="all 1 particles have weight zero after site 'f' in each of 50 populations"):
+        PIMH(impossible, 1, max_plate_nesting=1).run(3)
 
 
 @pytest.mark.parametrize(

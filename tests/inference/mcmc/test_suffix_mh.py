@@ -175,7 +175,7 @@ def bound(df: int, log_alpha: float = 14.0) -> float:
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
 def test_power_posterior_of_a_language_model(alpha: float) -> None:
-    """8000 exact draws stay in law under two sweeps; without the ratio of lengths they do not (false alarm 1e-6)."""
+    """8000 exact draws keep their distribution under two sweeps; without the ratio of lengths they lose it (false alarm 1e-6)."""
     pyro.set_rng_seed(0)
     chi2, df = power_posterior_chi2(power_kernel(alpha), alpha, 8000, 2)
     assert df > 5 and chi2 < bound(df)
@@ -218,7 +218,7 @@ def test_pyro_drives_it_from_given_values() -> None:
 
 
 def test_a_model_that_stops_early_must_tell() -> None:
-    """Otherwise the number of steps depends on the other lane, and with it the ratio of lengths."""
+    """Otherwise the number of steps depends on the other particle, and with it the ratio of lengths."""
     pyro.set_rng_seed(4)
     silent = three_symbols(3, True, kind=Silent)
     with pytest.raises(ValueError, match=r"a trajectory of \d steps took \d when it was run again: the model stops early, but barrier"):

@@ -33,7 +33,7 @@ def test_resumed_runs_are_the_same(case: str, tmp_path: Path) -> None:
     after = torch.get_rng_state()
     pyro.set_rng_seed(0)
     for state in smc().iterate(*args):
-        state.save(tmp_path / f"state {state.step} {state.complete}")
+        state.save(tmp_path / f"state {state.num_barriers} {state.complete}")
     for path in tmp_path.iterdir():
         pyro.set_rng_seed(99)
         resumed = smc().resume(path)
@@ -51,7 +51,7 @@ def test_slices_after_a_resumption(tmp_path: Path) -> None:
     pyro.set_rng_seed(1)
     next(iter(smc.iterate("a"))).save(tmp_path / "first")
     states = list(smc.iterate_from(tmp_path / "first"))
-    assert [state.step for state in states] == [2, 3, 3]
+    assert [state.num_barriers for state in states] == [2, 3, 3]
     assert_same(states[-1], whole)
     states[0].save(str(tmp_path / "second"), caches=False)
     assert_same(smc.resume(tmp_path / "second"), whole)
@@ -206,7 +206,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_a_file_of_a_machine_with_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the way is not the file, but the generators that the run would go on with."""
+    """What is in the way is not the file, but the generators that the run would continue with."""
     model, args, options = CASES["two sites"]
     smc = SMC(model, 8, **options)
     [first, *_] = smc.iterate(*args)

@@ -19,20 +19,24 @@ ADDED: dict[str, set[str]] = {
     "TemperedSMC": {"betas", "move_rates"},
     "TemperedSMC of ParticleGibbs": {"betas", "move_rates"},
     "TemperedSMC, adaptive": {"betas", "move_rates"},
+    "WasteFreeSMC": {"betas", "move_rates"},
     "ParticleGibbs": CHAIN,
     "ParticleGibbs, systematic": CHAIN,
     "ParticleGibbs, ancestor sampling": CHAIN,
     "ParticleGibbs, two references": CHAIN,
     "SuffixMH": CHAIN | {"acceptance_rate"},
+    "PrefixWalk": CHAIN | {"acceptance_rate"},
     "PIMH": CHAIN | {"acceptance_rate"},
     "PMMH": CHAIN | {"acceptance_rate", "step_size_scale"},
     "ParallelTempering": CHAIN | {"betas", "swap_rates"},
     "BeamSearch": {"method", "scores"},
     "DVTS": {"method", "scores"},
+    "REBASE": {"method", "scores"},
+    "BestFirst": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }
-EVERY = {"num_particles", "ess", "resampled", "complete"}
+EVERY = {"num_particles", "ess", "resampled", "complete", "dead"}
 
 
 def run(name: str, plates: bool) -> ParticlePosterior:

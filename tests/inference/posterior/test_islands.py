@@ -136,15 +136,15 @@ def test_results_of_islands() -> None:
     seen: list[ParticlePosterior] = []
     model = reasoning(LM, PRM, "exact", stop=";", max_tokens=MAX_TOKENS, max_steps=MAX_STEPS, temperature=TEMPERATURE)
     posterior = SMC(model, 500, islands=4, audit=True, callback=seen.append).run("a")
-    assert isinstance(posterior, IslandPosterior) and posterior.num_particles == 2000 and posterior.step == MAX_STEPS
+    assert isinstance(posterior, IslandPosterior) and posterior.num_particles == 2000 and posterior.num_barriers == MAX_STEPS
     assert posterior.audit is not None and posterior.audit.error == 0.0
     assert posterior.value.tokens.shape[0] == posterior.sites["step_0"].shape[0] == posterior.lengths.shape[0] == 2000
     for k, island in enumerate(posterior.islands):
-        lanes = slice(500 * k, 500 * (k + 1))
+        particles = slice(500 * k, 500 * (k + 1))
         assert island.ess.shape == (MAX_STEPS,) and island.ancestors.shape == (MAX_STEPS, 500)
-        assert torch.equal(island.log_weights, posterior.log_weights[lanes])
-        assert torch.equal(island.value.tokens, posterior.value.tokens[lanes])
-        assert torch.equal(island.sites["step_1"], posterior.sites["step_1"][lanes])
+        assert torch.equal(island.log_weights, posterior.log_weights[particles])
+        assert torch.equal(island.value.tokens, posterior.value.tokens[particles])
+        assert torch.equal(island.sites["step_1"], posterior.sites["step_1"][particles])
     torch.testing.assert_close(posterior.log_evidence, posterior.island_log_evidence.logsumexp(0) - math.log(4))
     assert len(posterior.island_log_evidence.unique()) == 4  # they are independent
     exact = sum(p * likelihood(steps, z) for _, steps, p, z, _ in trajectories())
@@ -162,7 +162,7 @@ def test_islands_over_a_plate_of_problems() -> None:
     assert posterior.islands[0].ess.shape == (MAX_STEPS, 2)
     apart = [float(SMC(model, 3000).run(problem).log_evidence) for problem in ("a", "b")]
     torch.testing.assert_close(posterior.log_evidence, torch.tensor(apart).double(), atol=0.15, rtol=0)
-    assert len(posterior.marginal(lambda lane: lane.text)) == 2
+    assert len(posterior.marginal(lambda particle: particle.text)) == 2
 
 
 @pytest.mark.parametrize("islands", [0, 1.5, True])

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.inference import SMC, EntropicAnnealing, Weights
+from ppl_llm.inference import SMC, EntropicAnnealing, Weights, barrier
 from tests.helpers.exact import Chain, chains, enumerate_sweep, estimator_error, spiky
 from tests.helpers.mutants import DroppedResidual
+from tests.helpers.population_mutants import WRONG_SELECTIONS
 
 EXACT = 1e-10
 exactly = settings(max_examples=4, deadline=None, derandomize=True)
@@ -30,15 +32,15 @@ def selecting(selection: Any) -> Any:
 
 @dataclass
 class Arbitrary:
-    """Any positive numbers: by step, by lane, and by the symbol that a particle is at."""
+    """Any positive numbers: by step, by particle, and by the symbol that a particle is at."""
 
     numbers: list[int]
     keeps_target: bool = True
 
     def __call__(self, weights: Weights, state: Any, step: int) -> Tensor:
         table = torch.tensor(self.numbers, dtype=torch.float64).log()
-        lanes = torch.arange(weights.num_particles)[:, None]
-        return table[(5 * step + 3 * lanes + state[0] + 1) % len(table)] + 0.5 * weights.log_weights
+        particles = torch.arange(weights.num_particles)[:, None]
+        return table[(5 * step + 3 * particles + state[0] + 1) % len(table)] + 0.5 * weights.log_weights
 
 
 @pytest.mark.parametrize("ess_threshold", [0.8, 1.0])
@@ -141,3 +143,64 @@ def test_annealing_keeps_more_particles() -> None:
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EntropicAnnealing(**{"num_steps": 5, **kwargs})
+
+
+# Selections that lose particles ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Fixed:
+    """The same log-weights at every barrier."""
+
+    log_v: list[float]
+    keeps_target: bool = True
+
+    def __call__(self, weights: Weights, state: Any, step: int) -> Tensor:
+        return torch.tensor(self.log_v, dtype=torch.float64)
+
+
+def two_particles() -> Tensor:
+    x = pyro.sample("x", dist.Normal(torch.zeros(()), 1.0))
+    return barrier(x)
+
+
+@pytest.mark.parametrize("keeps_target", [True, False])
+@pytest.mark.parametrize(
+    ("log_v", "message"),
+    [
+        ([0.0, -math.inf], r"selection Fixed gave particle 1 of positive weight the log-weight -inf at barrier 0: it must be finite"),
+        ([-math.inf, -math.inf], "gave particle 0 of positive weight the log-weight -inf"),
+        ([math.nan, 0.0], "gave particle 0 of positive weight the log-weight nan"),
+        ([0.0, math.inf], "gave particle 1 of positive weight the log-weight inf"),
+        ([0.0], r"selection Fixed gave log-weights of shape \(1,\), expected \(2,\)"),
+    ],
+)
+def test_selections_must_not_lose_particles(log_v: list[float], message: str, keeps_target: bool) -> None:
+    with pytest.raises(ValueError, match=message):
+        SMC(two_particles, 2, ess_threshold=1.0, selection=Fixed(log_v, keeps_target)).run()
+
+
+@dataclass
+class Losing:
+    """V = 0 for particles at symbol 0."""
+
+    keeps_target: bool = True
+
+    def __call__(self, weights: Weights, state: Any, step: int) -> Tensor:
+        return torch.where(state[0] == 0, -math.inf, weights.log_weights)
+
+
+@pytest.mark.parametrize("name", WRONG_SELECTIONS)
+def test_rejects_selections_that_lose_particles(name: str) -> None:
+    """Unchecked, estimates are wrong by more than 10 % of the evidence."""
+
+    def mutate(smc: SMC) -> None:
+        selecting(Losing())(smc)
+        smc.messenger = lambda: WRONG_SELECTIONS[name](smc.options)  # type: ignore[method-assign]
+
+    model = replace(spiky(ends=False), potentials=spiky(ends=False).potentials[:2])
+    try:
+        error = estimator_error(model, *enumerate_sweep(model, 2, "multinomial", 1.0, mutate=mutate))
+    except ValueError:
+        error = 0.0
+    assert error > 0.1

@@ -1,9 +1,10 @@
-"""Laws of the resampling schemes, exactly: the outcome is constant on cells of the uniforms (tests/helpers/exact.py)."""
+"""Distributions of the resampling schemes, exactly: the outcome is constant on cells of the uniforms (tests/helpers/exact.py)."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.inference import RESAMPLERS, multinomial, ssp, systematic
+from ppl_llm.inference import RESAMPLERS, multinomial, residual, ssp, systematic
 from ppl_llm.inference.resampling import get_resampler
 from tests.helpers.exact import num_uniforms, uniform_cuts
 from tests.helpers.mutants import WRONG_RESAMPLERS, left_search_multinomial, pyro_style_systematic
+from tests.helpers.population_mutants import WRONG_RESIDUALS
 
 INDEPENDENT = ("multinomial", "stratified", "residual")  # slot k depends on the k-th uniform alone
 exactly = settings(max_examples=60, deadline=None, derandomize=True)
@@ -27,21 +29,21 @@ def weights(draw: st.DrawFn, max_size: int = 6) -> Tensor:
     return torch.tensor(raw, dtype=torch.float64) / sum(raw)
 
 
-def slot_laws(scheme: str, fn: object, w: Tensor) -> Tensor:
-    """``[K, N]``: law of each slot's ancestor, for schemes whose slots have their own uniform."""
+def slot_distributions(scheme: str, fn: object, w: Tensor) -> Tensor:
+    """``[K, N]``: distribution of each slot's ancestor, for schemes whose slots have their own uniform."""
     n = len(w)
     log_w = w.log()[:, None].expand(n, n).contiguous()
-    laws = torch.zeros(n, n, dtype=torch.float64)
+    distributions = torch.zeros(n, n, dtype=torch.float64)
     for k in range(n):
         edges = uniform_cuts(scheme, log_w[:, :1], k)[:, 0]
         middles, masses = (edges[1:] + edges[:-1]) / 2, edges.diff()
         u = torch.full((n, n), 0.5, dtype=torch.float64)
         u[k] = middles
-        laws[k].index_add_(0, fn(log_w, u)[k], masses)  # type: ignore[operator]
-    return laws
+        distributions[k].index_add_(0, fn(log_w, u)[k], masses)  # type: ignore[operator]
+    return distributions
 
 
-def comb_law(fn: object, w: Tensor) -> list[tuple[float, Tensor]]:
+def comb_distribution(fn: object, w: Tensor) -> list[tuple[float, Tensor]]:
     """(probability, counts) of a scheme with one uniform."""
     edges = uniform_cuts("systematic", w.log()[:, None], 0)[:, 0]
     outcomes = []
@@ -51,7 +53,7 @@ def comb_law(fn: object, w: Tensor) -> list[tuple[float, Tensor]]:
     return outcomes
 
 
-def ssp_law(w: Tensor) -> list[tuple[float, Tensor]]:
+def ssp_distribution(w: Tensor) -> list[tuple[float, Tensor]]:
     """(probability, counts) of SSP: the tree of pairwise roundings walked in plain Python, then checked against the real scheme."""
     n = len(w)
     expected = (w.log().softmax(0) * n).tolist()
@@ -100,10 +102,10 @@ def moments(outcomes: list[tuple[float, Tensor]]) -> tuple[Tensor, Tensor]:
 @exactly
 @given(w=weights())
 def test_unbiased_and_no_more_variable_than_multinomial(scheme: str, w: Tensor) -> None:
-    laws = slot_laws(scheme, RESAMPLERS[scheme], w)
+    distributions = slot_distributions(scheme, RESAMPLERS[scheme], w)
     n = len(w)
-    torch.testing.assert_close(laws.sum(0), n * w, atol=1e-12, rtol=0)
-    variance = (laws * (1 - laws)).sum(0)
+    torch.testing.assert_close(distributions.sum(0), n * w, atol=1e-12, rtol=0)
+    variance = (distributions * (1 - distributions)).sum(0)
     assert (variance <= n * w * (1 - w) + 1e-12).all()
 
 
@@ -111,7 +113,7 @@ def test_unbiased_and_no_more_variable_than_multinomial(scheme: str, w: Tensor) 
 @exactly
 @given(w=weights(max_size=5))
 def test_unbiased_with_counts_next_to_the_expected(scheme: str, w: Tensor) -> None:
-    outcomes = comb_law(systematic, w) if scheme == "systematic" else ssp_law(w)
+    outcomes = comb_distribution(systematic, w) if scheme == "systematic" else ssp_distribution(w)
     n = len(w)
     mean, variance = moments(outcomes)
     torch.testing.assert_close(mean, n * w, atol=1e-12, rtol=0)
@@ -126,7 +128,7 @@ def test_unbiased_with_counts_next_to_the_expected(scheme: str, w: Tensor) -> No
 def test_rejects_biased_schemes(name: str) -> None:
     scheme, wrong = WRONG_RESAMPLERS[name]
     w = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    mean = slot_laws(scheme, wrong, w).sum(0) if scheme in INDEPENDENT else moments(comb_law(wrong, w))[0]
+    mean = slot_distributions(scheme, wrong, w).sum(0) if scheme in INDEPENDENT else moments(comb_distribution(wrong, w))[0]
     assert (mean - 4 * w).abs().max() > 0.01
 
 
@@ -184,3 +186,32 @@ def test_unknown_names_suggest_the_nearest() -> None:
     assert num_uniforms("systematic", 7) == 1
     with pytest.raises(ValueError, match="unknown resampler 'systmatic'; did you mean 'systematic'"):
         get_resampler("systmatic")
+
+
+def lost_copies(scheme: Any) -> list[int]:
+    """Numbers of equally weighted particles, up to 256, of which not every one gets its copy."""
+    lost = []
+    for n in range(1, 257):
+        ancestors = scheme(torch.zeros(n, dtype=torch.float64), torch.full((scheme.num_uniforms(n),), 0.3, dtype=torch.float64))
+        if sorted(ancestors.tolist()) != list(range(n)):
+            lost.append(n)
+    return lost
+
+
+@pytest.mark.parametrize("name", ["residual", "systematic", "stratified", "ssp"])
+def test_equal_weights_keep_every_particle(name: str) -> None:
+    """49 / 49 is 1 but for rounding."""
+    assert lost_copies(RESAMPLERS[name]) == []
+
+
+def test_a_conditional_residual_scheme_keeps_every_particle_of_equal_weight() -> None:
+    for n in (49, 98, 103):
+        u = torch.full((n + 1,), 0.3, dtype=torch.float64)
+        ancestors, slot = residual.conditional(torch.zeros(n, dtype=torch.float64), torch.tensor(5), u)
+        assert sorted(ancestors.tolist()) == list(range(n)) and int(slot) == 5
+
+
+@pytest.mark.parametrize("name", WRONG_RESIDUALS)
+def test_rejects_copies_lost_to_rounding(name: str) -> None:
+    """All copies of 49, 98, 103, .. particles become random ones."""
+    assert lost_copies(WRONG_RESIDUALS[name]())[:3] == [49, 98, 103]

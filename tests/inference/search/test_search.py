@@ -19,7 +19,7 @@ from ppl_llm.inference import (
 )
 from ppl_llm.inference.search.beam_search import BeamMessenger
 from ppl_llm.inference.search.dvts import SubtreeMessenger
-from tests.helpers.searches import disagreement, published_beam_search, published_dvts, tree
+from tests.helpers.searches import disagreement, published_beam_search, published_dvts, results, scripted, searched, tree
 
 SHAPES = [(1, 1), (1, 4), (2, 2), (3, 2), (4, 1), (2, 3)]
 
@@ -31,6 +31,29 @@ def test_beam_search_is_the_published_one(shape: tuple[int, int], sort_completed
     model = tree(0)
     search = BeamSearch(model, *shape, sort_completed=sort_completed, max_plate_nesting=1)
     assert disagreement(search, model, lambda draw: published_beam_search(model, draw, *shape, sort_completed)) == 0.0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_beam_search_without_duplicates(shape: tuple[int, int]) -> None:
+    """100 seeds each; of four symbols many copies draw the same."""
+    for ends in (True, False):
+        model = tree(0, ends=ends)
+        search = BeamSearch(model, *shape, filter_duplicates=True, max_plate_nesting=1)
+        assert disagreement(search, model, lambda draw, m=model: published_beam_search(m, draw, *shape, filter_duplicates=True)) == 0.0
+
+
+def test_duplicates_matter() -> None:
+    """At least a fifth of the problems is solved differently with them."""
+    model = tree(0)
+    search = BeamSearch(model, 3, 2, max_plate_nesting=1)
+    assert disagreement(search, model, lambda draw: published_beam_search(model, draw, 3, 2, filter_duplicates=True)) > 0.2
+
+
+def test_prefixes_that_differ_early_are_no_duplicates() -> None:
+    """Equal last steps after different beginnings: both are kept."""
+    model = scripted([[1, 2], [3, 3], [1, 1]], {})
+    posterior, _ = searched(BeamSearch(model, 2, 1, filter_duplicates=True, max_plate_nesting=1), model, problems=1)
+    assert [path for path, _, _ in results(posterior)] == ["131", "231"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -52,8 +75,8 @@ def test_other_trees(seed: int, length: int, width: int, expand: int, ends: bool
         assert disagreement(dvts, model, lambda draw, m=model: published_dvts(m, draw, width, expand), seed, 20) == 0.0
 
 
-def test_lanes_of_score_zero_are_never_kept() -> None:
-    """A tenth of the steps is impossible: dead lanes are neither returned nor continued while others live."""
+def test_particles_of_score_zero_are_never_kept() -> None:
+    """A tenth of the steps is impossible: dead particles are neither returned nor continued while others live."""
     model = tree(2, impossible=True)
     search = BeamSearch(model, 4, 3, max_plate_nesting=1)
     assert disagreement(search, model, lambda draw: published_beam_search(model, draw, 4, 3)) == 0.0
@@ -78,14 +101,14 @@ class Forgets(BeamMessenger):
 
 
 class FinishedCompete(BeamMessenger):
-    """Finished lanes stay in the beam and take places of unfinished ones."""
+    """Finished particles stay in the beam and take places of unfinished ones."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         return super().select(log_weights, torch.zeros_like(done))
 
 
 class LastOfTies(BeamMessenger):
-    """Ties go to the last lane, as ``np.argsort(scores)[-k:]`` has it."""
+    """Ties go to the last particle, as ``np.argsort(scores)[-k:]`` has it."""
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         ancestors, _ = super().select(log_weights - 1e-9 * (self.options.num_particles - self.system.numbers), done)
@@ -118,7 +141,7 @@ class UnfinishedVote(SubtreeMessenger):
 
 
 class Interleaved(SubtreeMessenger):
-    """Lane i belongs to subtree i mod n, not i // expand: candidates of different subtrees compete (as in search-and-learn #28)."""
+    """Particle i belongs to subtree i mod n, not i // expand: candidates of different subtrees compete (as in search-and-learn #28)."""
 
     def best_of_subtree(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         num_subtrees, expand = self.groups

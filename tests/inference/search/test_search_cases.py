@@ -17,7 +17,7 @@ from tests.helpers.searches import SYMBOLS, Path, candidates, results, scripted,
 
 
 def test_dvts_by_hand() -> None:
-    """Two subtrees of three candidates. The first stops in round 2, the second goes on to the end."""
+    """Two subtrees of three candidates. The first stops in step 2, the second continues to the end."""
     model = scripted(
         [[1, 2, 3, 0, 1, 1], [0, 1, 0, 3, 2, 0], [1, 1, 1, 2, 3, 0]],
         {(1,): -1.0, (2,): -0.5, (3,): -2.0, (0,): -3.0, (2, 0): -0.25, (2, 1): -0.75, (1, 3): -1.0, (1, 2): -4.0, (1, 0): -2.0,
@@ -43,15 +43,15 @@ def test_dvts_drops_a_finished_candidate_that_is_not_the_best() -> None:
 
 
 def test_beam_search_by_hand() -> None:
-    """Width 2, two copies each: 0 finishes first; then the beam has 2 and 3, in the order of their lanes."""
+    """Width 2, two copies each: 0 finishes first; then the beam has 2 and 3, in the order of their particles."""
     model = scripted(
         [[0, 1, 2, 3], [1, 0, 2, 3], [0, 1, 2, 0]],
         {(0,): -5.0, (1,): -3.0, (2,): -2.0, (3,): -1.0, (2, 1): -1.0, (2, 2): -1.0, (3, 3): -4.0,
          (2, 1, 0): -0.5, (2, 2, 0): -0.25, (2, 1, 2): -0.125},
     )  # fmt: skip
     posterior, _ = searched(BeamSearch(model, 2, 2, max_plate_nesting=1), model, problems=1)
-    # Round 2: lanes 2, 3, 2, 3 draw 1, 0, 2, 3: 30 finishes; 21 (-3), 22 (-3), 33 (-5): the first two are kept.
-    # Round 3: lanes 21, 22, 21, 22 draw 0, 1, 2, 0.
+    # Step 2: particles 2, 3, 2, 3 draw 1, 0, 2, 3: 30 finishes; 21 (-3), 22 (-3), 33 (-5): the first two are kept.
+    # Step 3: particles 21, 22, 21, 22 draw 0, 1, 2, 0.
     assert results(posterior) == [("0", -5.0, True), ("30", -1.0, True), ("210", -3.5, True), ("220", -3.25, True)]
     assert posterior.lengths[:, 0].tolist() == [1, 2, 3, 3]
     assert posterior.ancestors[:2, :, 0].tolist() == [[2, 3, 2, 3], [0, 2, 0, 2]]
@@ -74,12 +74,12 @@ def test_expansion_over_the_whole_tree_is_exhaustive_search() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_distinct_continuations_make_it_classical_beam_search(width: int) -> None:
-    """Every kept lane is continued by every symbol: at each level the best ``width`` of all children, as in machine translation."""
+    """Every kept particle is continued by every symbol: at each level the best ``width`` of all children, as in machine translation."""
     length, branching = 4, 3
     for seed in range(8):
 
         def children(t: int) -> Tensor:
-            """Lanes i, i + width, i + 2 width are the copies of the i-th kept lane: each gets a symbol of its own."""
+            """Particles i, i + width, i + 2 width are the copies of the i-th kept particle: each gets a symbol of its own."""
             return (1 + torch.arange(width * branching) // width)[:, None]
 
         model = tree(100 + seed, length, ends=False, forced=children)
@@ -95,7 +95,7 @@ def test_distinct_continuations_make_it_classical_beam_search(width: int) -> Non
 
 
 def test_finished_candidates_outlive_a_dead_beam() -> None:
-    """After round 1 every unfinished lane dies: the finished ones are the result, repeated."""
+    """After step 1 every unfinished particle dies: the finished ones are the result, repeated."""
     model = scripted([[0, 1, 2, 0], [1, 1, 1, 1]], {(0,): -1.0, (1, 1): -math.inf, (2, 1): -math.inf})
     posterior, _ = searched(BeamSearch(model, 2, 2, max_plate_nesting=1), model, problems=1)
     assert results(posterior) == [("0", -1.0, True)] * 4

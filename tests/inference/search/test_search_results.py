@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_llm.inference import (
     DVTS,
+    REBASE,
     AuditError,
     BeamSearch,
     BestOfN,
@@ -40,6 +41,7 @@ def walk(length: int = 3) -> Tensor:
 SEARCHES = {
     "beam search": lambda model, nesting=0: BeamSearch(model, 3, 2, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting=0: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "REBASE": lambda model, nesting=0: REBASE(model, 6, max_plate_nesting=nesting),
     "best-of-N": lambda model, nesting=0: BestOfN(model, 6, max_plate_nesting=nesting),
     "self-consistency": lambda model, nesting=0: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }
@@ -88,17 +90,17 @@ def test_problems_do_not_influence_each_other() -> None:
     model = tree(0, 4)
     posterior, draws = searched(BeamSearch(model, 1, 2, max_plate_nesting=1), model)
     ended = [(~(torch.stack(draws)[:, :, p] >= 0)).any().item() for p in range(SEEDS)]
-    assert 0.1 < sum(ended) / SEEDS < 0.9  # some problems were idle in the last round
+    assert 0.1 < sum(ended) / SEEDS < 0.9  # some problems were idle in the last step
     assert int(posterior.resampled.sum()) > 0
 
 
-def test_a_constraint_that_no_lane_meets() -> None:
+def test_a_constraint_that_no_particle_meets() -> None:
     def wall() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.factor("wall", torch.full_like(x, -math.inf))
         barrier(x)
 
-    for name in ("beam search", "DVTS", "best-of-N"):
+    for name in ("beam search", "DVTS", "REBASE", "best-of-N"):
         with pytest.raises(SMCFailed, match="all 6 particles have weight zero after site 'wall'"):
             SEARCHES[name](wall).run()
     assert SEARCHES["self-consistency"](wall).run().weights.tolist() == [1 / 6] * 6  # what is observed is not evaluated
@@ -136,7 +138,7 @@ def test_searches_of_conditioned_and_tempered_models() -> None:
     torch.testing.assert_close(tempered.scores, 0.5 * tempered.log_likelihood)
 
 
-def test_interrupt_keeps_the_lanes_of_the_last_barrier() -> None:
+def test_interrupt_keeps_the_particles_of_the_last_barrier() -> None:
     seen: list[Any] = []
 
     def model() -> None:
@@ -159,21 +161,21 @@ def test_interrupt_keeps_the_lanes_of_the_last_barrier() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_interrupt_keeps_finished_candidates(error: type[BaseException]) -> None:
-    """After round 2 three candidates have finished: they are the partial result, the best first, and repeated."""
+    """After step 2 three candidates have finished: they are the partial result, the best first, and repeated."""
     model = scripted([[0, 1, 2, 3], [1, 0, 2, 0], [1, 1, 1, 1]], {(0,): -5.0, (1,): -3.0, (2,): -2.0, (3,): -1.0})
-    rounds = model.forced
+    forced = model.forced
     failing = {"now": True}
 
     def stops(t: int) -> Tensor:
         if t == 2 and failing["now"]:
             raise error
-        assert rounds is not None
-        return rounds(t)
+        assert forced is not None
+        return forced(t)
 
     model.forced = stops
     with pytest.raises(error) as caught:
         BeamSearch(model, 2, 2, sort_completed=True, max_plate_nesting=1).run(1)
-    # The replay of finished lanes would reach round 2 as well, where this model raises again: then it is the last barrier's lanes.
+    # The replay of finished particles would reach step 2 as well, where this model raises again: then it is the last barrier's particles.
     partial = caught.value.partial_posterior  # type: ignore[attr-defined]
     assert isinstance(partial, SearchPosterior)
 
@@ -181,8 +183,8 @@ def test_interrupt_keeps_finished_candidates(error: type[BaseException]) -> None
         if t == 2 and failing["now"]:
             failing["now"] = False
             raise error
-        assert rounds is not None
-        return rounds(t)
+        assert forced is not None
+        return forced(t)
 
     model.forced, failing["now"] = once, True
     with pytest.raises(error) as caught:
@@ -192,9 +194,9 @@ def test_interrupt_keeps_finished_candidates(error: type[BaseException]) -> None
     assert "seconds" in partial.cost
 
 
-@pytest.mark.parametrize("make", [BeamSearch, DVTS])
+@pytest.mark.parametrize("make", [BeamSearch, DVTS, lambda model, width, expand, **kw: REBASE(model, width * expand, **kw)])
 def test_audit_rejects_stale_state(make: Any) -> None:
-    """A model that goes on with the lanes from before the barrier."""
+    """A model that continues with the particles from before the barrier."""
     pyro.set_rng_seed(0)
     model = tree(6, ends=False)
     audited = make(model, 2, 3, max_plate_nesting=1, audit=True).run(20)
@@ -214,7 +216,7 @@ def test_audit_rejects_stale_state(make: Any) -> None:
         make(stale, 2, 3, audit=True).run()
 
 
-def test_audit_of_lanes_that_finish_early() -> None:
+def test_audit_of_particles_that_finish_early() -> None:
     pyro.set_rng_seed(0)
     for search in (BeamSearch(tree(0), 2, 3, max_plate_nesting=1, audit=True), DVTS(tree(0), 2, 3, max_plate_nesting=1, audit=True)):
         posterior = search.run(50)
@@ -229,6 +231,8 @@ def test_audit_of_lanes_that_finish_early() -> None:
         (lambda: BeamSearch(walk, 2.0, 1), "beam_width must be an integer of at least 1, got 2.0"),  # type: ignore[arg-type]
         (lambda: DVTS(walk, 0, 4), "num_subtrees must be an integer of at least 1, got 0"),
         (lambda: DVTS(walk, 2, True), "expand must be an integer of at least 1, got True"),
+        (lambda: REBASE(walk, 0), "num_particles must be an integer of at least 1, got 0"),
+        (lambda: REBASE(walk, 4, temperature=0.0), "temperature must be a finite number above 0, got 0.0"),
         (lambda: BestOfN(walk, 0), "num_particles must be an integer of at least 1, got 0"),
         (lambda: SelfConsistency("walk", 4), "model must be a function"),  # type: ignore[arg-type]
         (lambda: BestOfN(walk, 4, max_plate_nesting=-1), "max_plate_nesting must be an integer of at least 0, got -1"),

@@ -35,7 +35,7 @@ def walk(steps: int = 6, plates: int = 0) -> Any:
 
 
 def writer(max_steps: int = 12) -> ReasoningModel:
-    """Steps of a few symbols, among them markup, and three answers; lanes finish at different times."""
+    """Steps of a few symbols, among them markup, and three answers; particles finish at different times."""
     logits = torch.full((8, 8), -torch.inf)
     for symbol in (0, 1, 2):
         logits[symbol] = torch.tensor([1.0, 0.6, 0.2, -2.2, -2.4, -3.0, 1.5, -torch.inf])

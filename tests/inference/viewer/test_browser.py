@@ -42,7 +42,7 @@ PINNED = "document.querySelectorAll('svg [aria-pressed=true]').length"
 
 def place(browser: Browser, column: int, row: int) -> tuple[float, float]:
     """Where the mark of a column and row is on the screen."""
-    label = f"step {column + 1}, lane"
+    label = f"step {column + 1}, particle"
     marks = browser.evaluate(
         f"""[...document.querySelectorAll('#tree [role=button]')].filter((e) => e.getAttribute('aria-label').startsWith({label!r}))
         .map((e) => e.getBoundingClientRect()).map((b) => [b.x + b.width / 2, b.y + b.height / 2]).sort((a, b) => a[1] - b[1])"""
@@ -51,18 +51,18 @@ def place(browser: Browser, column: int, row: int) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def lane_at(found: Genealogy, column: int, row: int) -> int:
+def particle_at(found: Genealogy, column: int, row: int) -> int:
     return found.rows[column].tolist().index(row)
 
 
 def test_pointing_shows_the_step(show: Any) -> None:
     browser, found = show(solutions()), Genealogy.of(populations(solutions())[0]).trimmed()
-    hostile = [(c, lane) for c, column in enumerate(found.texts) for lane, text in enumerate(column) if HOSTILE in text]
-    for c, lane in [(0, lane_at(found, 0, 5)), (2, lane_at(found, 2, 11)), hostile[0], hostile[-1]]:
-        browser.point(*place(browser, c, int(found.rows[c, lane])))
+    hostile = [(c, particle) for c, column in enumerate(found.texts) for particle, text in enumerate(column) if HOSTILE in text]
+    for c, particle in [(0, particle_at(found, 0, 5)), (2, particle_at(found, 2, 11)), hostile[0], hostile[-1]]:
+        browser.point(*place(browser, c, int(found.rows[c, particle])))
         told = browser.evaluate(DETAIL)
-        assert told.startswith(f"Step {c + 1}, lane {lane}") and found.texts[c][lane].strip() in told
-        assert ("died out" in told) == (not bool(found.alive[c, lane]))
+        assert told.startswith(f"Step {c + 1}, particle {particle}") and found.texts[c][particle].strip() in told
+        assert ("died out" in told) == (not bool(found.alive[c, particle]))
     assert browser.evaluate("[...document.querySelectorAll('script')].length") == 2
     assert browser.evaluate("document.querySelectorAll('img, b').length") == 0
     assert browser.complaints == []
@@ -73,13 +73,13 @@ def test_clicking_keeps_it(show: Any) -> None:
     there, elsewhere = place(browser, 1, 3), place(browser, 3, 12)
     browser.click(*there)
     kept = browser.evaluate(DETAIL)
-    assert kept.startswith(f"Step 2, lane {lane_at(found, 1, 3)} (kept)") and browser.evaluate(PINNED) == 1
+    assert kept.startswith(f"Step 2, particle {particle_at(found, 1, 3)} (kept)") and browser.evaluate(PINNED) == 1
     browser.point(*elsewhere)
     assert browser.evaluate(DETAIL) == kept
     browser.click(*there)
     assert browser.evaluate(PINNED) == 0
     browser.point(*elsewhere)
-    assert browser.evaluate(DETAIL).startswith(f"Step 4, lane {lane_at(found, 3, 12)}")
+    assert browser.evaluate(DETAIL).startswith(f"Step 4, particle {particle_at(found, 3, 12)}")
     assert browser.complaints == []
 
 
@@ -87,21 +87,21 @@ def test_keys(show: Any) -> None:
     browser, found = show(solutions()), Genealogy.of(populations(solutions())[0]).trimmed()
     browser.evaluate("document.getElementById('colour').focus()")
     browser.press("Tab")
-    assert browser.evaluate(FOCUS).startswith("result, lane")
+    assert browser.evaluate(FOCUS).startswith("result, particle")
     assert browser.evaluate("document.querySelectorAll('#tree [tabindex=\"0\"]').length") == 1
     assert browser.evaluate("getComputedStyle(document.querySelector('.ring')).visibility") == "visible"
     heaviest = int(found.weights.argmax())
-    c, lane = int(found.column[heaviest]), int(found.lane[heaviest])
+    c, particle = int(found.column[heaviest]), int(found.particle[heaviest])
     browser.press("ArrowLeft")
-    assert browser.evaluate(FOCUS).startswith(f"step {c + 1}, lane {lane},")
+    assert browser.evaluate(FOCUS).startswith(f"step {c + 1}, particle {particle},")
     browser.press("ArrowLeft")
-    assert browser.evaluate(FOCUS).startswith(f"step {c}, lane {int(found.parents[c - 1][lane])},")
+    assert browser.evaluate(FOCUS).startswith(f"step {c}, particle {int(found.parents[c - 1][particle])},")
     browser.press("Home")
     assert browser.evaluate(FOCUS).startswith("step 1,")
-    row = int(found.rows[0, int(browser.evaluate(FOCUS).split("lane ")[1].split(",")[0])])
+    row = int(found.rows[0, int(browser.evaluate(FOCUS).split("particle ")[1].split(",")[0])])
     key, step = ("ArrowDown", 1) if row < 15 else ("ArrowUp", -1)
     browser.press(key)
-    assert browser.evaluate(FOCUS).startswith(f"step 1, lane {lane_at(found, 0, row + step)},")
+    assert browser.evaluate(FOCUS).startswith(f"step 1, particle {particle_at(found, 0, row + step)},")
     browser.press("Enter")
     assert browser.evaluate(PINNED) == 1 and "(kept)" in browser.evaluate(DETAIL)
     browser.press("Escape")
@@ -120,10 +120,12 @@ def test_edges_are_the_ancestors(show: Any) -> None:
     # From (column, row) to the row it leads to; the x of an edge's end depends on the size of its node.
     edges = sorted((lefts.index(edge[0]), ys.index(edge[1]), ys.index(edge[7])) for edge in drawn)
     expected = [
-        (c, int(found.rows[c, p]), int(found.rows[c + 1, lane])) for c, ps in enumerate(found.parents.tolist()) for lane, p in enumerate(ps)
+        (c, int(found.rows[c, p]), int(found.rows[c + 1, particle]))
+        for c, ps in enumerate(found.parents.tolist())
+        for particle, p in enumerate(ps)
     ]
-    ends = zip(found.column.tolist(), found.lane.tolist(), found.last_rows.tolist(), strict=True)
-    expected += [(c, int(found.rows[c, lane]), row) for c, lane, row in ends]
+    ends = zip(found.column.tolist(), found.particle.tolist(), found.last_rows.tolist(), strict=True)
+    expected += [(c, int(found.rows[c, particle]), row) for c, particle, row in ends]
     assert edges == sorted(expected)
 
 

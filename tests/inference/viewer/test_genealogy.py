@@ -19,20 +19,20 @@ def of(posterior: Any, plate: Any = None, **kwargs: Any) -> Genealogy:
 
 
 def paths(found: Genealogy) -> list[list[int]]:
-    """The lanes of each particle of the result, from its last column back to the first."""
+    """The particles of each particle of the result, from its last column back to the first."""
     back = []
-    for column, lane in zip(found.column.tolist(), found.lane.tolist(), strict=True):
-        lanes = [lane]
+    for column, particle in zip(found.column.tolist(), found.particle.tolist(), strict=True):
+        particles = [particle]
         for c in range(column, 0, -1):
-            lanes.append(int(found.parents[c - 1][lanes[-1]]))
-        back.append(lanes)
+            particles.append(int(found.parents[c - 1][particles[-1]]))
+        back.append(particles)
     return back
 
 
 def test_texts_of_a_line_of_descent_are_the_solution() -> None:
     found, posterior = of(solutions()), solutions()
-    for n, lanes in enumerate(paths(found)):
-        texts = [found.texts[c][lane] for c, lane in enumerate(reversed(lanes))]
+    for n, particles in enumerate(paths(found)):
+        texts = [found.texts[c][particle] for c, particle in enumerate(reversed(particles))]
         assert "".join(texts) == posterior.value[n].text
         assert [text for text in texts if text] == posterior.value[n].steps
 
@@ -41,7 +41,7 @@ def test_dead_branches_have_texts_and_scores() -> None:
     found = of(solutions())
     dead = ~found.alive & ~found.finished_before
     assert int(dead.sum()) > 10
-    assert all(found.texts[c][lane] for c, lane in dead.nonzero().tolist())
+    assert all(found.texts[c][particle] for c, particle in dead.nonzero().tolist())
     assert bool((~found.scores[dead].isnan()).all())
     assert any(HOSTILE in text for column in found.texts for text in column)
 
@@ -61,9 +61,9 @@ def test_problems_of_a_plate(plate: int) -> None:
     torch.testing.assert_close(found.weights, posterior.weights[:, plate])
     assert found.log_evidence is not None
     torch.testing.assert_close(found.log_evidence[-1], posterior.log_evidence[plate])
-    assert found.answers == [posterior.lane((n, plate)).answers() for n in range(8)]
-    assert ["".join(found.texts[c][lane] for c, lane in enumerate(reversed(lanes))) for lanes in paths(found)] == [
-        posterior.lane((n, plate)).text for n in range(8)
+    assert found.answers == [posterior.particle((n, plate)).answers() for n in range(8)]
+    assert ["".join(found.texts[c][particle] for c, particle in enumerate(reversed(particles))) for particles in paths(found)] == [
+        posterior.particle((n, plate)).text for n in range(8)
     ]
 
 
@@ -71,15 +71,15 @@ def crossings(found: Genealogy, rows: torch.Tensor) -> int:
     """Pairs of edges that cross between two columns."""
     count = 0
     for c, parents in enumerate(found.parents.tolist()):
-        ends = [(int(rows[c][parent]), int(rows[c + 1][lane])) for lane, parent in enumerate(parents)]
+        ends = [(int(rows[c][parent]), int(rows[c + 1][particle])) for particle, parent in enumerate(parents)]
         count += sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in itertools.combinations(ends, 2))
     return count
 
 
 def test_no_two_lines_cross() -> None:
     found = of(run(SMC(walk(), 12, resampler="multinomial", ess_threshold=1.0)))
-    lanes = torch.arange(12).expand(found.num_columns, 12)
-    assert crossings(found, lanes) > 0 == crossings(found, found.rows)
+    particles = torch.arange(12).expand(found.num_columns, 12)
+    assert crossings(found, particles) > 0 == crossings(found, found.rows)
     assert all(sorted(row) == list(range(12)) for row in found.rows.tolist())
     assert sorted(found.last_rows.tolist()) == list(range(12))
 
@@ -87,9 +87,9 @@ def test_no_two_lines_cross() -> None:
 def test_offspring_and_the_living() -> None:
     found = of(solutions())
     count = torch.zeros_like(found.offspring)
-    for lanes in paths(found):
-        for c, lane in enumerate(reversed(lanes)):
-            count[c, lane] += 1
+    for particles in paths(found):
+        for c, particle in enumerate(reversed(particles)):
+            count[c, particle] += 1
     assert torch.equal(count, found.offspring) and torch.equal(count > 0, found.alive)
 
 
@@ -99,8 +99,8 @@ def test_trimming_loses_idle_columns_only() -> None:
     model.early_exit = False
     late = run(Importance(model, 4), "g", seed=1)
     whole, short = of(late), of(late).trimmed()
-    assert whole.num_columns == 40 and short.num_columns == int(late.lengths.max()) == posterior.step
-    assert [lanes[::-1][: short.num_columns] for lanes in paths(whole)] == [lanes[::-1] for lanes in paths(short)]
+    assert whole.num_columns == 40 and short.num_columns == int(late.lengths.max()) == posterior.num_barriers
+    assert [particles[::-1][: short.num_columns] for particles in paths(whole)] == [particles[::-1] for particles in paths(short)]
     assert torch.equal(short.offspring, whole.offspring[: short.num_columns])
 
 
@@ -109,8 +109,8 @@ def test_searches_have_edges_from_where_each_finalist_ended() -> None:
         posterior = run(algorithm, "g")
         found = of(posterior)
         assert found.log_evidence is None
-        for n, lanes in enumerate(paths(found)):
-            assert "".join(found.texts[c][lane] for c, lane in enumerate(reversed(lanes))) == posterior.value[n].text
+        for n, particles in enumerate(paths(found)):
+            assert "".join(found.texts[c][particle] for c, particle in enumerate(reversed(particles))) == posterior.value[n].text
 
 
 def test_other_posteriors() -> None:
@@ -138,7 +138,7 @@ def test_sites_after_the_last_barrier_have_a_column() -> None:
 
     posterior = run(SMC(model, 5))
     found = of(posterior)
-    assert found.num_columns == 2 and found.column.tolist() == [1] * 5 and found.lane.tolist() == list(range(5))
+    assert found.num_columns == 2 and found.column.tolist() == [1] * 5 and found.particle.tolist() == list(range(5))
     torch.testing.assert_close(found.log_weights[1], posterior.log_weights)
     assert found.texts[1] == [plain(value) for value in posterior.sites["b"]]
     nothing = of(run(SMC(lambda: pyro.sample("a", dist.Normal(torch.zeros(()), 1.0)), 3)))

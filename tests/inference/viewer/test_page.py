@@ -67,7 +67,7 @@ def check_safe(text: str) -> dict[str, Any]:
 
 
 def check_population(shown: dict[str, Any], posterior: Any, plate: tuple[int, ...] = ()) -> None:
-    """Edges equal ancestors, weights sum to one, and all lanes are there once."""
+    """Edges equal ancestors, weights sum to one, and all particles are there once."""
     ancestors = posterior.ancestors[(slice(None), slice(None), *plate)].tolist()
     for c, column in enumerate(shown["columns"]):
         assert column["parent"] == (ancestors[c - 1] if c else None)
@@ -80,9 +80,9 @@ def check_population(shown: dict[str, Any], posterior: Any, plate: tuple[int, ..
     assert sum(last["weight"]) == pytest.approx(1, abs=1e-3)
     assert last["weight"] == pytest.approx(posterior.weights[(slice(None), *plate)].tolist(), rel=1e-4)
     if len(shown["columns"]) == len(ancestors):
-        assert last["lane"] == ancestors[-1]
+        assert last["particle"] == ancestors[-1]
     names = [name for name, _ in shown["answers"]]
-    given = [posterior.lane((n, *plate)).answers() for n in range(posterior.num_particles)]
+    given = [posterior.particle((n, *plate)).answers() for n in range(posterior.num_particles)]
     assert [names[i] for i in last["answer"]] == given
     assert sum(p for _, p in shown["answers"]) == pytest.approx(1, abs=1e-3)
 
@@ -121,7 +121,7 @@ def test_rejects_other_edges_and_weights() -> None:
 
 def test_title_is_text() -> None:
     assert check_safe(page(solutions(), title=HOSTILE))["title"] == HOSTILE
-    assert check_safe(page(solutions(), describe=lambda name, value: HOSTILE, answer=lambda lane: HOSTILE))["populations"][0][
+    assert check_safe(page(solutions(), describe=lambda name, value: HOSTILE, answer=lambda particle: HOSTILE))["populations"][0][
         "answers"
     ] == [[HOSTILE, 1.0]]
 

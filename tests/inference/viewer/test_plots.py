@@ -27,8 +27,8 @@ def test_lines_of_descent() -> None:
     assert len(top.collections[0].get_segments()) + len(top.collections[1].get_segments()) == 16 * found.num_columns
     ends = {(round(line[0][0]), round(line[0][1]), round(line[-1][1])) for each in top.collections[:2] for line in each.get_segments()}
     for c, parents in enumerate(found.parents.tolist()):
-        for lane, parent in enumerate(parents):
-            assert (c + 1, int(found.rows[c, parent]), int(found.rows[c + 1, lane])) in ends
+        for particle, parent in enumerate(parents):
+            assert (c + 1, int(found.rows[c, parent]), int(found.rows[c + 1, particle])) in ends
     assert [bar.get_height() for bar in ess.patches] == pytest.approx(solutions().ess[: found.num_columns].tolist())
     assert evidence.lines[0].get_ydata()[-1] == pytest.approx(float(solutions().log_evidence))
     assert drawn._repr_png_().startswith(b"\x89PNG")
@@ -41,10 +41,10 @@ def test_colours_lead_to_answers() -> None:
     assert found.answers is not None
     by_answer = {answer: {colour for given, colour in zip(found.answers, last, strict=True) if given == answer} for answer in found.answers}
     assert all(len(each) == 1 for each in by_answer.values()) and len({next(iter(each)) for each in by_answer.values()}) == len(by_answer)
-    # The last column's lanes have the colour of their particles.
-    for i, (c, lane) in enumerate(zip(found.column.tolist(), found.lane.tolist(), strict=True)):
-        if int((found.lane == lane).sum()) == 1:
-            assert colours[c][lane] == last[i]
+    # The last column's particles have the colour of their particles.
+    for i, (c, particle) in enumerate(zip(found.column.tolist(), found.particle.tolist(), strict=True)):
+        if int((found.particle == particle).sum()) == 1:
+            assert colours[c][particle] == last[i]
     assert legend[0][1] == COLOURS[0] and legend[0][0].endswith(f"{max(solutions().answers().probs.values()):.2f}")
     pooled = _paint(found, lambda a, b: True)
     assert len(set(pooled[1])) <= 2

@@ -45,11 +45,11 @@ def test_problems_islands_and_iterations() -> None:
     assert pooled.nunique() == 1
 
 
-def test_a_row_per_lane_and_step() -> None:
+def test_a_row_per_particle_and_step() -> None:
     pytest.importorskip("pandas", reason="needs pandas")
     table, found = solutions().to_dataframe(steps=True), Genealogy.of(one(solutions(), None, ""))
     assert len(table) == 16 * found.num_columns
-    parents = table.pivot(index="step", columns="lane", values="parent").to_numpy()
+    parents = table.pivot(index="step", columns="particle", values="parent").to_numpy()
     assert (parents[0] == -1).all() and (parents[1:] == found.parents.numpy()).all()
     assert table.groupby("step")["weight"].sum().tolist() == pytest.approx([1.0] * found.num_columns)
     assert table["text"].tolist() == [text for column in found.texts for text in column]

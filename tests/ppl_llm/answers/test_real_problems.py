@@ -83,7 +83,7 @@ def test_prompts(chat: str) -> None:
         builder = PromptBuilder(tokenizer(kind, chat), system_prompt="Reason step by step, and put the answer within \\boxed{}.")
         for name in SIZES:
             for problem in problems(name):
-                text, ids = builder(problem.text)
+                text, ids, _ = builder(problem.text)
                 assert text == problem.text
                 decoded = builder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
                 assert problem.text.strip() in decoded and decoded.count("Reason step by step") == 1

@@ -27,7 +27,7 @@ def test_votes(given_answers: list[str | None], data: st.DataObject) -> None:
     assert (majority(given_answers) is None and not known) or known.count(majority(given_answers)) == max(map(known.count, known))
 
 
-def test_ties_go_to_the_first_and_lanes_without_answer_have_no_vote() -> None:
+def test_ties_go_to_the_first_and_particles_without_answer_have_no_vote() -> None:
     assert majority([None, "2", "1", "1", "2"]) == "2"
     assert weighted_majority([None, "2", "1"], [0.9, 0.05, 0.05]) == "2"
     assert weighted_majority([None], [1.0]) is None

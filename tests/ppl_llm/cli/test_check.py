@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from ppl_llm import TransformersLM, TransformersPRM
 from ppl_llm.cli import app
+from ppl_llm.cli.lm_checks import TOLERANCES
 from ppl_llm.demo import LM_DIR, PRM_DIR, example
+from ppl_llm.lm.decoding.cached_decoder import CachedDecoder
 from tests.helpers.fake_server import FakeServer
 from tests.helpers.tiny_models import write_lm, write_prm
 from tests.helpers.tiny_prms import WRITE
@@ -186,3 +188,23 @@ def test_an_evaluation_loads_models_on_servers(network: Any, demo_pool: Any) -> 
 def test_options_of_servers_without_a_server(option: str) -> None:
     result = run("solve", example(1).text, option, "x")
     assert result.exit_code == 2 and f"{option} goes with the address of a server" in result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_healthy_model_passes_in_every_number_format(dtype: str, tmp_path: Path) -> None:
+    """In bfloat16 two ways through this model differ by more than the tolerance of float32."""
+    directory = str(write_lm(tmp_path / "lm", max_position_embeddings=2048, num_hidden_layers=6))
+    found = checked(directory, "--dtype", dtype)
+    gap = float(found["log-probabilities of sampled steps"]["detail"].split()[7])
+    assert (gap > TOLERANCES["float32"]) == (dtype == "bfloat16") and gap < TOLERANCES[dtype]
+
+
+def test_a_model_whose_cached_keys_are_wrong_fails_in_bfloat16_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = str(write_lm(tmp_path / "lm", max_position_embeddings=2048, num_hidden_layers=6))
+    finish = CachedDecoder.finish
+
+    def beside_itself(self: CachedDecoder, logits: Tensor, alive: Tensor) -> None:
+        finish(self, logits.roll(1, -1), alive)
+
+    monkeypatch.setattr(CachedDecoder, "finish", beside_itself)
+    assert checked(directory, "--dtype", "bfloat16", code=1)["log-probabilities of sampled steps"]["ok"] is False

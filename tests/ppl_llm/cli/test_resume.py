@@ -28,7 +28,7 @@ import pyro
 from tests.ppl_llm.cli.test_resume import PROBLEM, smc
 pyro.set_rng_seed(0)
 for state in smc().iterate(PROBLEM):
-    if state.step <= int(sys.argv[2]):
+    if state.num_barriers <= int(sys.argv[2]):
         state.save(sys.argv[1])
         time.sleep(0.2)  # it is killed sooner or later in the steps after
 """
@@ -58,11 +58,11 @@ def forget() -> None:
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    """SIGKILL while the run goes on and saves its states; this process goes on from the last file, bit for bit."""
+    """SIGKILL while the run saves its states; this process resumes from the last file, bit for bit."""
     path = tmp_path / "state"
     pyro.set_rng_seed(0)
     whole = smc().run(PROBLEM)
-    assert whole.step >= 4 and bool(whole.resampled.any())
+    assert whole.num_barriers >= 4 and bool(whole.resampled.any())
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), "3"], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -135,7 +135,7 @@ def test_interrupted_in_the_middle_of_a_step(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt) as caught:
             list(smc().iterate(PROBLEM))
     partial = caught.value.partial_posterior
-    assert 0 < partial.step < whole.step and not partial.complete
+    assert 0 < partial.num_barriers < whole.num_barriers and not partial.complete
     partial.save(tmp_path / "state")
     forget()
     resumed = smc().resume(tmp_path / "state")

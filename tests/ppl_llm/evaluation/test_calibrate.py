@@ -1,4 +1,4 @@
-"""Calibration on whole solutions: what made the scores dishonest is found again."""
+"""Calibration on whole solutions: the distortion of the scores is recovered."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.helpers.runs import record
 
 
 def solutions(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Steps whose honest log-odds were stretched by 2.5 and raised by 1; a solution is right if all of its steps are."""
+    """Steps whose calibrated log-odds were stretched by 2.5 and raised by 1; a solution is right if all of its steps are."""
     generator = torch.Generator().manual_seed(seed)
-    honest = 1.5 + 1.5 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    calibrated = 1.5 + 1.5 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
     real = torch.arange(4) < torch.randint(1, 5, (count, 1), generator=generator)
-    right = torch.bernoulli(honest.sigmoid(), generator=generator).bool() | ~real
-    return 2.5 * (honest + 0.4), real, right.all(-1).double()
+    right = torch.bernoulli(calibrated.sigmoid(), generator=generator).bool() | ~real
+    return 2.5 * (calibrated + 0.4), real, right.all(-1).double()
 
 
 def test_solutions_recover_the_map() -> None:

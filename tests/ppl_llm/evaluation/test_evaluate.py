@@ -85,7 +85,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         evaluate(PROBLEMS, Models(max_steps=7, max_tokens=40), tmp_path, methods=["smc"], budgets=[1], group_size=2)
 
 
-def test_an_exception_in_one_batch_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_an_exception_in_one_batch_is_reported_and_the_rest_continues(tmp_path: Path) -> None:
     problems = [*PROBLEMS[:2], Problem("hopeless", "x" * 3000, "1", {"level": 1})]
     progress = evaluate(problems, MODELS, tmp_path, methods=["smc"], budgets=[2], group_size=2)
     assert [unit.group for unit in progress.quarantined] == [1] and "tokens" in next(iter(progress.quarantined.values()))

@@ -1,4 +1,4 @@
-"""A disk that is full and a folder that cannot be written to: one clear error, nothing lost, and the same command goes on."""
+"""A disk that is full and a folder that cannot be written to: one clear error, nothing lost, and the same command resumes."""
 
 from __future__ import annotations
 

@@ -74,11 +74,11 @@ def test_chances_of_the_best_of_k(scores: list[int], data: st.DataObject) -> Non
 
 
 @given(scale=st.floats(0.1, 5), exponent=st.floats(0.1, 1))
-def test_coverage_law_is_recovered(scale: float, exponent: float) -> None:
+def test_coverage_power_law_is_recovered(scale: float, exponent: float) -> None:
     ks = [1, 2, 4, 8, 16]
-    law = fit_coverage([*ks, 10**9], [*(math.exp(-scale * k**-exponent) for k in ks), 1.0])
-    assert law.scale == pytest.approx(scale, rel=1e-6) and law.exponent == pytest.approx(exponent, rel=1e-6)
-    assert float(law(4)) == pytest.approx(math.exp(-scale * 4**-exponent))
+    power_law = fit_coverage([*ks, 10**9], [*(math.exp(-scale * k**-exponent) for k in ks), 1.0])
+    assert power_law.scale == pytest.approx(scale, rel=1e-6) and power_law.exponent == pytest.approx(exponent, rel=1e-6)
+    assert float(power_law(4)) == pytest.approx(math.exp(-scale * 4**-exponent))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))

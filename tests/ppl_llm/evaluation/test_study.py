@@ -1,4 +1,4 @@
-"""The study's shortcuts leave laws alone, its synthetic reward models err as they say, and its runs can be interrupted."""
+"""The study's shortcuts leave distributions alone, its synthetic reward models err as they say, and its runs can be interrupted."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_errors_out_of_range(arguments: tuple[object, ...], message: str) -> Non
 # Runs -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_run, "_networks", Networks(), raising=False)
     setting = replace(STRONG, methods=(*VOTES, "smc", "smc:preset=as_paper"), budgets=(1, 2), seeds=(0,), problems=3)
     problems = study_run._parts(3)[0]

@@ -37,7 +37,7 @@ class Killer:
         """:param Progress progress: after a unit."""
         if progress.done < self.after or self.victim is not None:
             return
-        time.sleep(self.rng.uniform(0, 0.2))  # the workers go on meanwhile
+        time.sleep(self.rng.uniform(0, 0.2))  # the workers continue meanwhile
         workers = sorted(multiprocessing.active_children(), key=lambda process: process.pid or 0)
         assert len(workers) == 3
         self.victim = self.rng.choice(workers)
@@ -125,7 +125,7 @@ def test_ctrl_c(workers: int, after_records: bool, tmp_path: Path) -> None:
     rng = random.Random(f"{workers}{after_records}")
     done = interrupted(tmp_path / "run", workers, rng.uniform(0, 0.5), after_records)
     assert done.returncode == 130
-    message = f"interrupted; the records in {tmp_path / 'run'} are complete up to here, the same command goes on"
+    message = f"interrupted; the records in {tmp_path / 'run'} are complete up to here; run the same command to resume"
     assert done.stderr.strip() == message and "Traceback" not in done.stdout
     kept = comparable(tmp_path / "run") if after_records else {}
     assert len(kept) < 96

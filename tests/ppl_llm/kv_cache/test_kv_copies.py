@@ -52,7 +52,7 @@ def steps(lm: TransformersLM, context: Context, number: int) -> Context:
     return context
 
 
-def lanes_after(number: int) -> tuple[TransformersLM, Context]:
+def sequences_after(number: int) -> tuple[TransformersLM, Context]:
     torch.manual_seed(0)
     lm = language_model()
     lm.eos_ids = torch.tensor([], dtype=torch.long)
@@ -74,7 +74,7 @@ def most_rows(survivors: set[int], row_of: list[int]) -> int:
 
 @pytest.mark.parametrize("name", ANCESTORS)
 def test_only_dead_sequences_are_overwritten_and_from_where_they_differ(name: str, monkeypatch: pytest.MonkeyPatch):
-    lm, context = lanes_after(2)
+    lm, context = sequences_after(2)
     prompt = int(context.prompt_lengths[0])
     survivors = set(ANCESTORS[name])
     row_of = next(iter(context.cache_entries.values())).tensors["rows"].tolist()
@@ -93,7 +93,7 @@ def test_only_dead_sequences_are_overwritten_and_from_where_they_differ(name: st
 
 def test_what_two_sequences_have_in_common_is_not_copied_again(monkeypatch: pytest.MonkeyPatch):
     """Sequences 0 and 1 part after the first step only: of the second one there is something to copy, of the first there is not."""
-    lm, context = lanes_after(1)
+    lm, context = sequences_after(1)
     context = steps(lm, context.reorder(torch.tensor([0, 0, 2, 3, 4, 5, 6, 7])), 1)
     first = int(context.ends[0, 0])
     copies = Copies(monkeypatch)
@@ -104,7 +104,7 @@ def test_what_two_sequences_have_in_common_is_not_copied_again(monkeypatch: pyte
 
 def test_settling_all_sequences_again_is_rejected(monkeypatch: pytest.MonkeyPatch):
     """The broken version copies every sequence to the next free row, as an index of the whole cache does."""
-    lm, context = lanes_after(2)
+    lm, context = sequences_after(2)
     row_of = next(iter(context.cache_entries.values())).tensors["rows"].tolist()
 
     def again(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:

@@ -296,7 +296,7 @@ def test_the_host_waits_once_in_eight_tokens():
     assert waits(THERE, 33) - waits(THERE, 1) == 4  # after the first of each eight, none of which is the last
 
 
-def test_the_host_waits_seldom_for_a_whole_round():
+def test_the_host_waits_seldom_for_a_whole_step():
     """Sampling, scoring, weights and resampling of a filter, apart from looks at the sequences and the cost of dropping some."""
     with FakeDevice() as device:
         model = LOOP.model(max_steps=4, max_tokens=1)

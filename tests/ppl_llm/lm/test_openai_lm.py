@@ -51,10 +51,10 @@ def test_scores_that_a_server_cannot_give_are_errors() -> None:
 # Ends of steps ------------------------------------------------------------------------------------------------------------------------
 
 
-def reasons(lm: OpenAILM, options: StepOptions = OPTIONS, num_lanes: int = 60) -> Context:
+def reasons(lm: OpenAILM, options: StepOptions = OPTIONS, num_sequences: int = 60) -> Context:
     pyro.set_rng_seed(1)
     context = lm.start("a")
-    return context.extend(lm.sample_step(context, torch.Size([num_lanes]), options).tokens, stop=options.stop)
+    return context.extend(lm.sample_step(context, torch.Size([num_sequences]), options).tokens, stop=options.stop)
 
 
 def test_reasons_of_ends() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from ppl_llm.lm.prompts import PromptBuilder
 from ppl_llm.lm.stopping import token_bytes
@@ -62,3 +67,33 @@ def test_messages_that_the_template_refuses() -> None:
         instructions([{"role": "system", "content": "S"}, user, user])
     with pytest.raises(ValueError, match="with a user turn"):
         turns([{"role": "system", "content": "S"}])
+
+
+def test_an_answer_that_has_begun_keeps_its_delimiter_where_the_template_trims() -> None:
+    tokens = copy.copy(tokenizer("byte-level", "chatml"))
+    tokens.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}{% if not loop.last %}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    begun = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "First.\n\n"}]
+    assert text(PromptBuilder(tokens), begun).endswith("First.\n\n")
+
+
+def test_a_prompt_is_not_ended_by_a_tokenizer_that_ends_whatever_it_reads() -> None:
+    tokens = copy.deepcopy(tokenizer("byte-level", "chatml"))
+    tokens.chat_template = None
+    end = tokens.eos_token
+    tokens.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokens.eos_token_id)])
+    assert tokens("U")["input_ids"][-1] == tokens.eos_token_id
+    builder = PromptBuilder(tokens)
+    assert builder("U")[1] == tokens("U", add_special_tokens=False)["input_ids"] and builder.appends_end
+    assert not PromptBuilder(tokenizer("byte-level", "chatml")).appends_end
+
+
+def test_a_token_of_a_byte_level_vocabulary_with_a_character_that_is_no_byte() -> None:
+    tokens = copy.deepcopy(tokenizer("byte-level", "chatml"))
+    state = json.loads(tokens.backend_tokenizer.to_str())
+    number = max(state["model"]["vocab"].values()) + 1000
+    state["model"]["vocab"]["\u65e5"] = number
+    tokens._tokenizer = Tokenizer.from_str(json.dumps(state))
+    assert token_bytes(tokens, number + 1)[number] == "\u65e5".encode()

@@ -96,10 +96,10 @@ def test_reasoning_by_a_number_of_tokens() -> None:
     model = reasoning(lm, prm, tokens_per_step=5, max_steps=4)
     torch.manual_seed(0)
     context = SMC(model, 3).run("Start with 12. First: add 5. Second: double it. What is the final number?").value
-    going_on = context.reasons == StopReason.LENGTH
-    assert going_on.any() and not (context.reasons == StopReason.DELIMITER).any()
+    unfinished = context.reasons == StopReason.LENGTH
+    assert unfinished.any() and not (context.reasons == StopReason.DELIMITER).any()
     lengths = torch.diff(context.ends, prepend=context.prompt_lengths[:, None], dim=1)
-    assert (lengths[going_on] == 5).all()
+    assert (lengths[unfinished] == 5).all()
 
 
 def logits_after(lm: TransformersLM, ids: list[int]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from ppl_llm.lm.base import StepOptions, StepSample
 from tests.helpers.exact import EnumeratedResampler
 
 SYMBOLS = ["a", "b", "$"]
-STEPS, LANES, V = 2, 2, 3
+STEPS, PARTICLES, V = 2, 2, 3
 _generator = torch.Generator().manual_seed(1)
 LOGITS = torch.randn(V, V, generator=_generator, dtype=torch.float64)
 REWARD = TabularReward(2.0 * torch.randn(V, generator=_generator), bias=-0.5, discount=0.6)
@@ -48,20 +48,22 @@ def program(lm: TabularLM, potential: str = "difference") -> Any:
 
 def enumerate_filter(mutate: Callable[[LookAhead], Any], temperature: float = 1.7, power: float = 1.0) -> tuple[Tensor, ParticlePosterior]:
     """Probability of every outcome, and the posterior with a column for each: 3^6 draws of steps x 2^2 cells of the resampler."""
-    draws = 2 * STEPS - 1  # a step and a look-ahead in each round, but none in the last
-    sizes = [V] * (draws * LANES) + [LANES] * STEPS
+    draws = 2 * STEPS - 1  # a step and a look-ahead at each barrier, but no look-ahead in the last
+    sizes = [V] * (draws * PARTICLES) + [PARTICLES] * STEPS
     grid = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).T.contiguous()
     columns = grid.shape[1]
     lm = EnumeratedLM(LOGITS, SYMBOLS, eos="$")
-    lm.script = list(grid[: draws * LANES].view(draws, LANES, columns))
+    lm.script = list(grid[: draws * PARTICLES].view(draws, PARTICLES, columns))
     lm.log_prob = torch.zeros(columns, dtype=torch.float64)
     model = program(lm)
     look_ahead = mutate(LookAhead.of(model, temperature=temperature, power=power))
-    resampler = EnumeratedResampler(systematic, grid[draws * LANES :].view(STEPS, 1, columns), "systematic")
-    posterior = SMC(model, LANES, resampler=resampler, ess_threshold=1.0, selection=look_ahead, max_plate_nesting=1).run(["a"] * columns)
+    resampler = EnumeratedResampler(systematic, grid[draws * PARTICLES :].view(STEPS, 1, columns), "systematic")
+    posterior = SMC(model, PARTICLES, resampler=resampler, ess_threshold=1.0, selection=look_ahead, max_plate_nesting=1).run(
+        ["a"] * columns
+    )
     log_prob = lm.log_prob
     for t, chosen in enumerate(posterior.resampled):
-        log_prob = log_prob + torch.where(chosen, resampler.log_prob[t], -math.log(LANES))
+        log_prob = log_prob + torch.where(chosen, resampler.log_prob[t], -math.log(PARTICLES))
     return log_prob.exp(), posterior
 
 

@@ -13,14 +13,17 @@ import torch
 from ppl_llm.inference import (
     DVTS,
     PIMH,
+    REBASE,
     SMC,
     BeamSearch,
+    BestFirst,
     BestOfN,
     EntropicAnnealing,
     Enumeration,
     Importance,
     ParallelTempering,
     ParticleGibbs,
+    PrefixWalk,
     SelfConsistency,
     SuffixMH,
     TemperedSMC,
@@ -41,12 +44,15 @@ POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
     (ParticleGibbs, {"num_particles": 16, "num_references": 3, "resampler": "systematic"}, (40,), 60),
     (PIMH, {"num_particles": 32}, (60,), 60),
     (SuffixMH, {}, (250,), 25),
+    (PrefixWalk, {"steps": 150}, (16,), 10),
     (ParallelTempering, {"betas": [0.2, 0.6, 1.0]}, (200,), 30),
 ]
 
 SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
+    (REBASE, {"num_particles": 12}),
+    (BestFirst, {"expand": 12, "budget": 60}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]

@@ -194,7 +194,7 @@ DISTRIBUTIONS = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_follow_their_laws(name: str) -> None:
+def test_presets_follow_their_distributions(name: str) -> None:
     """One filter of 100 000 particles; the bound is that of an i.i.d. sample a third its size, since resampling correlates particles."""
     pyro.set_rng_seed(5)
     n = 100_000

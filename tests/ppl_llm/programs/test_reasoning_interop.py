@@ -23,7 +23,7 @@ def likelihood(z: tuple[float, ...]) -> float:
     return math.prod(1 / (1 + math.exp(-value)) for value in z)
 
 
-def first_token_law() -> torch.Tensor:
+def first_token_distribution() -> torch.Tensor:
     table = torch.zeros(4, dtype=torch.float64)
     for x, mass in distribution(lambda steps, z: likelihood(z)).items():
         table[x[0]] += mass
@@ -44,7 +44,7 @@ def test_stock_mcmc(kernel: Any) -> None:
     samples = chain.get_samples()
     assert {name: value.shape for name, value in samples.items()} == {f"step_{t}": (300, MAX_TOKENS) for t in range(MAX_STEPS)}
     found = torch.bincount(samples["step_0"][:, 0], minlength=4).double() / 300
-    assert near(found, first_token_law(), 30)
+    assert near(found, first_token_distribution(), 30)
 
 
 def test_empirical_marginal_of_steps() -> None:
@@ -53,7 +53,7 @@ def test_empirical_marginal_of_steps() -> None:
     posterior = SMC(solve, 3000).run("a")
     drawn = EmpiricalMarginal(posterior, "step_0").sample((4000,))
     assert drawn.shape == (4000, MAX_TOKENS)
-    exact = first_token_law()
+    exact = first_token_distribution()
     assert near(torch.bincount(drawn[:, 0], minlength=4).double() / 4000, exact, 300)
     by_first = posterior.marginal(lambda particle: key(particle)[0])
     assert near(torch.tensor([by_first[v] for v in range(4)]), exact, 300)

@@ -196,7 +196,7 @@ def test_self_consistency_never_asks_the_reward_model(preset: str) -> None:
         Importance(model, 9).run("one")
 
 
-def test_lanes_without_weight_never_win_the_argmax() -> None:
+def test_particles_without_weight_never_win_the_argmax() -> None:
     """as_paper chooses by the last score: an unfinished sibling of a stopped subtree is no candidate."""
     model = boxed("as_paper")
     for seed in range(20):

@@ -25,7 +25,7 @@ def filtered(particles: int, ess_threshold: float = 0.5, preset: str = "exact") 
     return adapter, smc
 
 
-def exact_law(tokens: int = 1) -> dict[tuple[int, ...], float]:
+def exact_distribution(tokens: int = 1) -> dict[tuple[int, ...], float]:
     """Posterior of the first tokens, by enumeration."""
     table: dict[tuple[int, ...], float] = defaultdict(float)
     for x, mass in distribution(lambda steps, z: math.prod(1 / (1 + math.exp(-value)) for value in z)).items():
@@ -40,7 +40,7 @@ def test_the_posterior_is_the_enumerated_one(ess_threshold: float) -> None:
     adapter, smc = filtered(40_000, ess_threshold)
     context = adapter.context(smc.state)
     found = torch.zeros(4, dtype=torch.float64).index_add_(0, context.tokens[:, 1], smc.state._log_weights.softmax(0).double())
-    exact = exact_law()
+    exact = exact_distribution()
     for token in range(4):
         p = exact.get((token,), 0.0)
         assert abs(float(found[token]) - p) < 4.9 * math.sqrt(p * (1 - p) / 4000) + 1e-9
@@ -56,7 +56,7 @@ def test_answers_agree_with_ours() -> None:
     rows, where = adapter.context(smc.state).tokens.unique(dim=0, return_inverse=True)
     for row, mass in zip(rows.tolist(), torch.zeros(len(rows)).index_add_(0, where, weights).tolist(), strict=True):
         theirs[tuple(v for v in row[1:] if v >= 0)] += mass
-    exact = exact_law(100)
+    exact = exact_distribution(100)
     assert sum(abs(theirs.get(x, 0.0) - p) for x, p in exact.items()) / 2 < 0.12
 
 
@@ -77,7 +77,7 @@ def test_answers_are_a_marginal() -> None:
         assert theirs[answer] == pytest.approx(ours[answer], abs=0.06)  # 4.9 deviations of 1500 draws
 
 
-def test_lanes_follow_their_ancestors() -> None:
+def test_particles_follow_their_ancestors() -> None:
     """A particle's context and its integer are permuted alike: copies have the same text."""
     pyro.set_rng_seed(3)
     adapter, smc = filtered(50, ess_threshold=1.0)

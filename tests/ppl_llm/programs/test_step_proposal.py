@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm import PAD, SMC, Context, Importance, LLMStep, StepProposal, TabularLM, reasoning
+from ppl_llm.inference import Enumeration
 from ppl_llm.lm.base import StepOptions, StepSample
 from ppl_llm.programs.step_proposal import moved
+from tests.helpers.population_mutants import WRONG_SUPPORTS
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, SYMBOLS, TEMPERATURE, solve, trajectories
 
 _generator = torch.Generator().manual_seed(11)
@@ -26,11 +28,11 @@ class ListedLM(TabularLM):
     """Draws given steps, particle by particle, and tells their probability."""
 
     steps: Tensor
-    round: int = 0
+    drawn: int = 0
 
     def sample_step(self, context: Context, particles: torch.Size, options: StepOptions) -> StepSample:
-        tokens = self.steps[self.round].expand(*particles, -1)
-        self.round += 1
+        tokens = self.steps[self.drawn].expand(*particles, -1)
+        self.drawn += 1
         return StepSample(tokens, self.step_log_prob(context, tokens, options))
 
 
@@ -70,7 +72,7 @@ CASES: dict[str, tuple[Tensor, float, str | None]] = {
 def proposal(name: str) -> StepProposal:
     logits, temperature, prompt = CASES[name]
     lm = ListedLM(logits, SYMBOLS, eos="$")
-    lm.steps, lm.round = listed(), 0
+    lm.steps, lm.drawn = listed(), 0
     return StepProposal(lm, temperature=temperature, prompt=None if prompt is None else lambda _: prompt)
 
 
@@ -226,3 +228,79 @@ def test_errors() -> None:
     other = TabularLM(torch.zeros(3, 3), ["a", "b", "$"], eos="$")
     with pytest.raises(ValueError, match=r"must have the same tokens as the model's: 3 tokens and end-of-text \[2\], here 4 and \[3\]"):
         Importance(solve, 4, proposals=StepProposal(other)).run("a")
+
+
+# Supports --------------------------------------------------------------------------------------------------------------------------------
+
+
+class Bounded(TabularLM):
+    """With a context of so many tokens."""
+
+    def __init__(self, max_length: int, logits: Tensor = LM.logits, symbols: Any = SYMBOLS) -> None:
+        super().__init__(logits, symbols, eos="$")
+        self.max_length = max_length
+
+
+def bounded(max_length: int) -> Any:
+    return reasoning(Bounded(max_length), PRM, stop=";", max_tokens=3, max_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("guide", "room", "proposed"),
+    [
+        (StepProposal(Bounded(6)), 3, 2),
+        (StepProposal(Bounded(1 << 30)), 1, 3),
+        (StepProposal(prompt=lambda problem: "b" + problem), 3, 2),
+    ],
+    ids=["smaller context", "unlimited context", "longer prompt"],
+)
+def test_another_room_is_refused(guide: StepProposal, room: int, proposed: int) -> None:
+    """Accepted, these gave an evidence of .40, .43 and .40 for .446; the model's context holds seven tokens."""
+    pyro.set_rng_seed(3)
+    message = rf"site 'step_\d': the model's context has room for {room} more tokens, the proposing model's for {proposed}, so"
+    with pytest.raises(ValueError, match=message):
+        SMC(bounded(7), 200, proposals=guide).run("a")
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        StepProposal(Bounded(7), temperature=1.5),
+        StepProposal(Bounded(8), prompt=lambda problem: "b" + problem),
+        StepProposal(temperature=2.0),
+    ],
+    ids=["same context", "longer prompt and context", "same model"],
+)
+def test_equal_rooms_are_exact(guide: StepProposal) -> None:
+    """Evidence in a context that fills up, against enumeration (z-test over 200 filters)."""
+    pyro.set_rng_seed(4)
+    exact = float(Enumeration(bounded(7)).run("a").log_evidence.exp())
+
+    def replicas() -> Context:
+        return bounded(7)(["a"] * 200)  # type: ignore[no-any-return]
+
+    z_hat = SMC(replicas, 30, max_plate_nesting=1, proposals=guide).run().log_evidence.exp()
+    error = float(z_hat.std()) / math.sqrt(200)
+    assert abs(float(z_hat.mean()) - exact) < 4.9 * error < 0.1 * exact
+
+
+def test_tokens_of_other_text_are_refused() -> None:
+    guide = StepProposal(Bounded(1 << 30, symbols=["a", ";", "b", "$"]))
+    with pytest.raises(ValueError, match=r"site 'step_0': the proposing language model writes its tokens as other text"):
+        SMC(solve, 4, proposals=guide).run("a")
+
+
+@pytest.mark.parametrize("name", WRONG_SUPPORTS)
+def test_rejects_proposals_of_another_support(name: str) -> None:
+    """Without the check the evidence is wrong by more than 2 % (z > 8): steps that one model cuts and the other does not."""
+    pyro.set_rng_seed(5)
+    exact = float(Enumeration(bounded(7)).run("a").log_evidence.exp())
+
+    def replicas() -> Context:
+        return bounded(7)(["a"] * 300)  # type: ignore[no-any-return]
+
+    try:
+        z_hat = SMC(replicas, 60, max_plate_nesting=1, proposals=WRONG_SUPPORTS[name](Bounded(6))).run().log_evidence.exp()
+    except ValueError:
+        z_hat = torch.full((300,), exact)
+    assert abs(float(z_hat.mean()) / exact - 1) > max(0.02, 8 * float(z_hat.std()) / math.sqrt(300) / exact)

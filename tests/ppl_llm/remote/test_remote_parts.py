@@ -21,6 +21,7 @@ def test_addresses() -> None:
     assert Address.parse("http://host:8000") == Address.parse("http://host:8000/v1/") == ("http://host:8000/v1", "http://host:8000")
     assert Address.parse("https://host/gateway/v1") == ("https://host/gateway/v1", "https://host/gateway")
     assert is_address("https://host") and not is_address("org/model")
+    assert is_address(" HTTP://host") and Address.parse(" HTTP://host ") == ("http://host/v1", "http://host")
     with pytest.raises(ValueError, match="looks like http://host:8000/v1") as caught:
         Address.parse("ftp://host")
     with pytest.raises(ValueError, match="user name or password") as caught:

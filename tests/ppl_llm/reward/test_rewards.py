@@ -13,12 +13,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import SMC, Enumeration, Importance, LLMStep, StepReward, TabularLM, TabularReward, TransformersLM, barrier, extract_answer
-from ppl_llm.context import PAD, Context
+from ppl_llm import (
+    SMC,
+    BestOfN,
+    Enumeration,
+    Importance,
+    LLMStep,
+    StepReward,
+    TabularLM,
+    TabularReward,
+    TransformersLM,
+    barrier,
+    extract_answer,
+    reasoning,
+)
+from ppl_llm.answers.extraction import FORMS
+from ppl_llm.context import PAD, Context, StopReason
 from ppl_llm.distributions.step_reward import POTENTIALS
 from ppl_llm.inference import ParticlePosterior
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.reward.base import RewardModel
+from ppl_llm.reward.base import RewardModel, step_scores
 from ppl_llm.reward.combined_reward import ProductReward, SumReward
 from ppl_llm.reward.function_reward import FunctionReward
 from ppl_llm.reward.judge_reward import JudgeReward
@@ -89,7 +103,7 @@ def rewards() -> dict[str, RewardModel]:
 
 
 @pytest.mark.parametrize("name", list(rewards()))
-def test_laws_of_reward_models(name: str):
+def test_properties_of_reward_models(name: str):
     """Shape, dtype, repeated scores of finished sequences, and no dependence on what was cached, on other sequences or on the way there."""
     reward, fresh, lm = rewards()[name], rewards()[name], tabular()
     assert isinstance(reward, RewardModel)
@@ -99,7 +113,7 @@ def test_laws_of_reward_models(name: str):
     for t in range(4):
         step = LLMStep(context, ";", WIDTH).expand((5, 2)).sample()
         context = context.extend(step, stop=";")
-        if t != 1:  # two new steps at once in the next round
+        if t != 1:  # two new steps at once at the next barrier
             z = reward.step_log_odds(context)
             assert z.shape == (5, 2, t + 1) and z.dtype == torch.float32
             assert torch.equal(z, reward.step_log_odds(context))
@@ -309,9 +323,8 @@ def test_a_transformers_judge_reads_two_logits():
             asked = other.start(judge._default_prompt("What is 12 + 30?", answer))
             logits = plain_logits(other.model, asked.tokens.tolist())[-1]
             assert float(z[sequence, step]) == pytest.approx(float(logits[yes] - logits[no]), abs=1e-4)
-    assert "solution so far" in judge._default_prompt("", "") and "final answer" in JudgeReward(other, yes="7", no="9")._default_prompt(
-        "", ""
-    )
+    assert "solution so far" in judge._default_prompt("", "")[0]["content"]
+    assert "final answer" in JudgeReward(other, yes="7", no="9")._default_prompt("", "")[0]["content"]
 
 
 def test_words_that_a_judge_cannot_say():
@@ -423,3 +436,62 @@ def test_smc_with_the_demo_model():
     assert any(bool(sequence.done) for sequence in kept)
     judge = JudgeReward(lm, prompt=lambda p, answer: f"{p} {answer}", yes="1", no="0")
     assert bool(torch.isfinite(SMC(solve(judge), num_particles=6).run(problem).log_evidence))
+
+
+def test_an_answer_that_is_cut_off_ranks_below_every_finished_one() -> None:
+    """Best-of-N, importance and SMC with a judge of whole answers: what ``max_steps`` cuts has no weight, whatever its text."""
+    reward = FunctionReward(lambda problem, text: 0.7 if "a" in text else 0.2)
+    model = reasoning(tabular(), reward, max_steps=2, max_tokens=WIDTH, stop=";")
+    exact = Enumeration(model).run("a")
+    done = exact.value.done
+    assert not bool(done.all()) and float(exact.weights[~done].sum()) == 0.0
+    pyro.set_rng_seed(0)
+    best = BestOfN(model, 64).run("a")
+    assert not bool(best.value.done.all()) and bool(best.value.done[best.weights > 0].all())
+    for algorithm in (Importance(model, 4000), SMC(model, 4000)):
+        pyro.set_rng_seed(1)
+        found = algorithm.run("a")
+        assert float(found.weights[~found.value.done].sum()) == 0.0
+        assert found.log_evidence == pytest.approx(float(exact.log_evidence), abs=0.05)
+    partial = FunctionReward(reward.fn, partial=True)
+    judged = Enumeration(reasoning(tabular(), partial, max_steps=2, max_tokens=WIDTH, stop=";")).run("a")
+    assert float(judged.weights[~judged.value.done].sum()) > 0.0
+
+
+def test_a_combination_concludes_as_its_parts_do() -> None:
+    verifier = FunctionReward(lambda problem, text: True)
+    context, _ = prior()
+    open_ = ~context.done
+    assert bool(open_.any())
+    for combined in (ProductReward([Free(), verifier]), SumReward([verifier])):
+        scores = step_scores(combined, context, last_step=True)[..., -1]
+        assert bool((scores[open_] == -INF).all()) and bool((scores[~open_] == INF).all())
+
+
+def test_completions_are_bounded_and_the_bounded_program_is_exact() -> None:
+    """Every solution of the program has as many tokens as the bound at most, and the filter has the law of the enumeration."""
+    reward = FunctionReward(lambda problem, text: 0.8 if "b" in text else 0.3, partial=True)
+    model = reasoning(tabular(), reward, max_steps=4, max_tokens=WIDTH, stop=";", max_tokens_completion=3)
+    exact = Enumeration(model).run("a")
+    context = exact.value
+    written = context.lengths - context.prompt_lengths
+    assert int(written.max()) == 3 and bool(context.done[written == 3].all())
+    assert bool((context.reasons == StopReason.CONTEXT_FULL).any())
+    pyro.set_rng_seed(0)
+    assert SMC(model, 4000).run("a").log_evidence == pytest.approx(float(exact.log_evidence), abs=0.05)
+    free = Enumeration(reasoning(tabular(), None, max_steps=4, max_tokens=WIDTH, stop=";", max_tokens_completion=3)).run("a")
+    assert float(free.log_evidence) == pytest.approx(0.0, abs=1e-5) and "accept_0" not in free.sites
+
+
+def test_the_last_number_is_an_answer_only_where_it_is_asked_for() -> None:
+    assert extract_answer("17 + 25 equals 42.") is None
+    forms = (*FORMS, "last-number")
+    for text, number in [
+        ("17 + 25 equals 42.", "42"),
+        ("It costs $1,250.50 in all", "1,250.50"),
+        ("so x is -3, as said", "-3"),
+        ("\\boxed{7} is less than 9", "7"),
+        ("no number", None),
+        ("x2 and v1.2b", None),
+    ]:
+        assert extract_answer(text, forms) == number, text

@@ -78,10 +78,10 @@ def plain_logits(kind: str, labels: int, text: str) -> Tensor:
     return model(ids).logits[0]
 
 
-def after(*rounds: list[str | None]) -> Context:
+def after(*steps: list[str | None]) -> Context:
     lm = language_model()
-    context = lm.start(PROBLEM).expand((len(rounds[0]),))
-    for texts in rounds:
+    context = lm.start(PROBLEM).expand((len(steps[0]),))
+    for texts in steps:
         rows = [
             [] if text is None else lm.tokenizer(text.replace("|", "<|im_end|>"), add_special_tokens=False)["input_ids"] for text in texts
         ]

@@ -47,11 +47,11 @@ def expected() -> list[list[Step]]:
 
 
 @CAPTURES
-@pytest.mark.parametrize("max_lanes", [256, 16, 1])
-def test_tokens_are_those_of_one_after_the_other(capture: Any, max_lanes: int):
+@pytest.mark.parametrize("max_sequences", [256, 16, 1])
+def test_tokens_are_those_of_one_after_the_other(capture: Any, max_sequences: int):
     lm = looping(capture)
-    assert_same(together(several(lm), max_lanes=max_lanes), expected())
-    assert_same(together(several(lm), max_lanes=max_lanes), expected())  # with graphs and a KV cache of another run
+    assert_same(together(several(lm), max_sequences=max_sequences), expected())
+    assert_same(together(several(lm), max_sequences=max_sequences), expected())  # with graphs and a KV cache of another run
     assert len(lm._sampler.batches) == 2
     assert all(batch.idle for batch in lm._sampler.batches)
     assert lm._engine.pool._reserved == []
@@ -150,13 +150,13 @@ def test_programs_continue_while_the_device_works(capture: Any, monkeypatch: pyt
 
         return recorded
 
-    assert_same(together([program(each) for each in MANY], max_lanes=16), expected())
+    assert_same(together([program(each) for each in MANY], max_sequences=16), expected())
     assert sum(queued > 0 for queued in working) > len(working) // 2
     # The broken version looks at the sequences without waiting.
     monkeypatch.setattr(Late, "wait", lambda self: None)
     monkeypatch.setattr(DeviceBatch, "_collect", lambda self: (collect(self), self._aside.flush()))
     with pytest.raises((AssertionError, RuntimeError)):
-        assert_same(together(several(looping(capture)), max_lanes=16), expected())
+        assert_same(together(several(looping(capture)), max_sequences=16), expected())
 
 
 def test_the_stream_waits_for_the_others_and_they_for_it(monkeypatch: pytest.MonkeyPatch):
@@ -285,9 +285,9 @@ def test_no_memory_to_take_sequences_back(monkeypatch: pytest.MonkeyPatch):
 def test_few_batches_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device_batch, "_MOST", 2)
     lm = looping(tape)
-    laws = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
-    run_concurrently([lambda law=law: steps(lm, "7 * 6", 3, law, number=1)() for law in laws])
-    run_concurrently([steps(lm, "7 * 6", 3, laws[-1], number=1)])
+    distributions = [replace(OPTIONS, temperature=1 + i / 10) for i in range(4)]
+    run_concurrently([lambda distribution=distribution: steps(lm, "7 * 6", 3, distribution, number=1)() for distribution in distributions])
+    run_concurrently([steps(lm, "7 * 6", 3, distributions[-1], number=1)])
     assert len(lm._sampler.batches) == 2
 
 
@@ -384,4 +384,4 @@ def test_mutants_are_told_apart(mutant: Callable[[pytest.MonkeyPatch], None], mo
     mutant(monkeypatch)
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
         for _ in range(2):
-            assert_same(together(several(lm), max_lanes=16), expected())
+            assert_same(together(several(lm), max_sequences=16), expected())

@@ -97,17 +97,17 @@ class Passes:
         self.sizes.append(kwargs["input_ids"].shape[0])
 
 
-@pytest.mark.parametrize("max_lanes", [256, 12, 5])
-def test_tokens_are_those_of_one_after_the_other(max_lanes: int):
+@pytest.mark.parametrize("max_sequences", [256, 12, 5])
+def test_tokens_are_those_of_one_after_the_other(max_sequences: int):
     lm = language_model()
     passes = Passes(lm)
     expected = alone(programs(lm, 3))
     apart = len(passes.sizes)
     lm.release_caches()
     passes.sizes.clear()
-    assert_same(together(programs(lm, 3), max_lanes=max_lanes), expected)
-    assert max(passes.sizes) == {256: 27, 12: 12, 5: 9}[max_lanes]
-    if max_lanes == 256:
+    assert_same(together(programs(lm, 3), max_sequences=max_sequences), expected)
+    assert max(passes.sizes) == {256: 27, 12: 12, 5: 9}[max_sequences]
+    if max_sequences == 256:
         assert len(passes.sizes) < 0.6 * apart
 
 

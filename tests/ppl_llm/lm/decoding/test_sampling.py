@@ -18,7 +18,7 @@ Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SHAPES = ("flat", "peaked", "masked", "heavy head", "heavy end")
 
 
-def law(shape: str, vocab: int, sequences: int, generator: torch.Generator) -> Tensor:
+def distribution(shape: str, vocab: int, sequences: int, generator: torch.Generator) -> Tensor:
     logits = torch.randn(sequences, vocab, generator=generator)
     if shape == "peaked":
         logits = logits * 6
@@ -55,19 +55,19 @@ def assert_exact(sampler: Sampler, logits: Tensor, u: Tensor) -> None:
 @given(st.sampled_from(SHAPES), st.integers(1025, 9000), st.integers(0, 10**6), st.booleans())
 def test_blocks_are_exact_to_the_ends(shape: str, vocab: int, seed: int, overwrite: bool):
     generator = torch.Generator().manual_seed(seed)
-    logits = law(shape, vocab, 40, generator)
+    logits = distribution(shape, vocab, 40, generator)
     assert_exact(lambda logits, u: inverse_cdf(logits, u, overwrite=overwrite), logits, uniforms(40, generator))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_vocabulary_of_qwen(shape: str):
     generator = torch.Generator().manual_seed(0)
-    assert_exact(inverse_cdf, law(shape, 151936, 12, generator), uniforms(12, generator))
+    assert_exact(inverse_cdf, distribution(shape, 151936, 12, generator), uniforms(12, generator))
 
 
 def test_as_one_level_but_for_ties(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(0)
-    logits, u = law("flat", 20000, 300, generator), uniforms(300, generator)
+    logits, u = distribution("flat", 20000, 300, generator), uniforms(300, generator)
     token, log_prob = inverse_cdf(logits, u)
     monkeypatch.setattr(sampling, "_ONE_LEVEL", 20000)
     plain, plain_log_prob = inverse_cdf(logits, u)
@@ -106,7 +106,7 @@ def blocks_without_rest(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("broken", "shape"), [(float32_sums, "heavy head"), (blocks_without_rest, "flat")])
 def test_broken_versions_are_rejected(broken: Sampler, shape: str):
     generator = torch.Generator().manual_seed(0)
-    logits, u = law(shape, 20000, 40, generator), uniforms(40, generator)
+    logits, u = distribution(shape, 20000, 40, generator), uniforms(40, generator)
     assert_exact(inverse_cdf, logits, u)
     with pytest.raises(AssertionError):
         assert_exact(broken, logits, u)

@@ -62,21 +62,25 @@ def expected(recipe: Recipe, context: Context, whole: Callable[[str], str] | Non
     """Scores by the recipe; a finished sequence repeats its last one."""
     rows = []
     for sequence in context:
-        steps = [step.strip() for step in sequence.steps]
-        texts = [steps[: k + 1] for k in range(len(steps))]
+        said, scored = [], []  # steps with text, and an end without any
+        for k, step in enumerate(sequence.steps):
+            scored.append(bool(step.strip()) or (not any(scored) and bool(sequence.done) and k == len(sequence.steps) - 1))
+            if scored[-1]:
+                said.append(step.strip())
         if whole is None:
-            scores = recipe(sequence.problem, steps)
+            scores = recipe(sequence.problem, said) if said else []
         else:
-            decoded = ["".join(sequence.steps[: k + 1]) for k in range(len(steps))]
+            decoded = ["".join(sequence.steps[: k + 1]) for k, own in enumerate(scored) if own]
             scores = [recipe(sequence.problem, [whole(text)])[0] for text in decoded]
-        assert len(scores) == len(texts)
-        taken = (sequence.ends != sequence.step_starts).cumsum(-1)
-        rows.append(torch.tensor(scores)[taken - 1])
+        assert len(scores) == len(said)
+        own = torch.zeros(sequence.num_steps, dtype=torch.long)
+        own[: len(scored)] = torch.tensor(scored)
+        rows.append(torch.tensor([torch.inf, *scores])[own.cumsum(-1)])
     return torch.stack(rows)
 
 
 def run_filter(prm: TransformersPRM, check: Callable[[Context], None], seed: int, problems: Any = PROBLEMS[0], steps: int = 4) -> None:
-    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, rounds without scoring."""
+    """A random particle filter: ragged steps, sequences that finish, resampling, evicted caches, steps without scoring."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     context = language_model().start(problems).expand((5,))
@@ -142,7 +146,7 @@ def test_increments_of_the_whole_answer_leave_its_score(name: str, directories: 
 
 @pytest.mark.parametrize("whole_answer", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_only_new_tokens_are_run_and_equal_lanes_once(name: str, whole_answer: bool, directories: dict[str, Path]):
+def test_only_new_tokens_are_run_and_equal_sequences_once(name: str, whole_answer: bool, directories: dict[str, Path]):
     prm = TransformersPRM.from_pretrained(directories[name], whole_answer=whole_answer)
     context = language_model().start(PROBLEMS[0]).expand((4,))
     first, second = "Step 1: 12 + 30\n\n", "Step 2: so 42.\n\n"

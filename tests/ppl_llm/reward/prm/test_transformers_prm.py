@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ppl_llm.reward.base import RewardModel
 from ppl_llm.reward.prm.formats.qwen import DEFAULT_SYSTEM_PROMPT, QwenFormat
 from ppl_llm.reward.prm.networks import Qwen2PRM
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
+from ppl_llm.reward.step_texts import step_texts
 from tests.helpers.tiny_models import causal_lm, language_model, reward_net, tokenizer, write_lm, write_prm
 
 TOLERANCE = 1e-5
@@ -45,9 +47,17 @@ def full_scores(net: Qwen2PRM, problem: str, steps: list[str]) -> Tensor:
 def expected(net: Qwen2PRM, context: Context) -> Tensor:
     rows = []
     for sequence in context:
-        scores = full_scores(net, sequence.problem, sequence.steps)
-        taken = (sequence.ends != sequence.step_starts).cumsum(-1)
-        rows.append(scores[taken - 1])
+        own = []  # steps with text, and an end without any
+        for k, step in enumerate(sequence.steps):
+            own.append(bool(step.strip()) or (not any(own) and bool(sequence.done) and k == len(sequence.steps) - 1))
+        said = [step for step, scored in zip(sequence.steps, own, strict=True) if scored]
+        if "\ufffd" in "".join(said):  # characters cut by max_tokens, whose law tests/ppl_llm/reward/test_step_texts.py tests
+            read = step_texts(sequence, 0, torch.zeros(()))[0]
+            own, said = [step is not None for step in read], [step.text for step in read if step is not None]
+        scores = full_scores(net, sequence.problem, said) if said else torch.empty(0)
+        count = torch.zeros(sequence.num_steps, dtype=torch.long)
+        count[: len(own)] = torch.tensor(own)
+        rows.append(torch.cat([torch.tensor([torch.inf]), scores])[count.cumsum(-1)])
     return torch.stack(rows)
 
 
@@ -102,7 +112,7 @@ def test_random_filters(data: st.DataObject):
         context = context.reorder(torch.randint(0, 3, (3, 2)))
 
 
-def test_only_new_steps_are_run_and_equal_lanes_once():
+def test_only_new_steps_are_run_and_equal_sequences_once():
     lm, prm = language_model(), reward_model()
     context = lm.start("What is 12 + 30?").expand((6,))
     first = steps_of(context, ["10 + 30 = 40.\n\n"] * 3 + ["Then 2\n\n"] * 3)
@@ -212,11 +222,30 @@ def test_unusable_directories(tmp_path: Path):
         TransformersPRM(reward_net(), bare)
 
 
-def test_a_trace_that_is_too_long():
-    lm, prm = language_model(), TransformersPRM(reward_net(max_position_embeddings=80), tokenizer())
-    context = lm.start("7 * 6").expand((2,)).extend(torch.full((2, 60), tokenizer().convert_tokens_to_ids("q")))
-    with pytest.raises(ValueError, match=r"the trace of sequence 0 has 1\d\d tokens .* exceeds its context of 80 tokens"):
-        prm.step_log_odds(context)
+@pytest.mark.parametrize("whole_answer", [False, True])
+@pytest.mark.parametrize("overlong", ["zero", "last"])
+def test_a_solution_that_exceeds_the_context_ends_no_run(overlong: str, whole_answer: bool) -> None:
+    """Its own scores are those of the name; those of the others are what they are in a longer context."""
+    lm = language_model()
+    short, long = (
+        TransformersPRM(reward_net(max_position_embeddings=n), tokenizer(), overlong=overlong, whole_answer=whole_answer) for n in (80, 256)
+    )
+    context = lm.start("7 * 6").expand((2,))
+    context = context.extend(steps_of(context, ["7\n\n", "8\n\n"]))
+    q = tokenizer().convert_tokens_to_ids("q")
+    for texts in ([[q] * 60, [q] * 3], [[q] * 2, [q] * 2]):  # the first solution does not fit from its second step on, however short
+        width = max(map(len, texts))
+        context = context.extend(torch.tensor([ids + [PAD] * (width - len(ids)) for ids in texts]))
+        scores, right = short.step_log_odds(context), long.step_log_odds(context)
+        beyond = -torch.inf if overlong == "zero" else float(right[0, 0])
+        assert scores[0, 1:].tolist() == pytest.approx([beyond] * (context.num_steps - 1), abs=1e-4)
+        torch.testing.assert_close(scores[1], right[1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores[0, 0], right[0, 0], atol=1e-4, rtol=0)
+    once = TransformersPRM(reward_net(max_position_embeddings=80), tokenizer(), overlong=overlong, whole_answer=whole_answer)
+    if overlong == "zero":  # all steps asked about at once
+        torch.testing.assert_close(once.step_log_odds(replace(context, cache_entries={})), scores, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="unknown overlong 'none'"):
+        TransformersPRM(reward_net(), tokenizer(), overlong="none")
 
 
 def test_a_score_that_is_nan():

@@ -1,4 +1,4 @@
-"""The law of steps from a server: exactly that of the local model, and wrong clients rejected."""
+"""The distribution of steps from a server: exactly that of the local model, and wrong clients rejected."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def quarters(seed: int, position: int) -> float:
     return (seed // 4**position % 4 + 0.5) / 4
 
 
-def law_error(kind: type[OpenAILM]) -> float:
+def distribution_error(kind: type[OpenAILM]) -> float:
     """Largest error of the probability of a step, over all steps after each of two prompts; every seed is used once."""
     server = serve(uniforms=quarters)
     lm = remote(server, kind)
@@ -67,13 +67,13 @@ def law_error(kind: type[OpenAILM]) -> float:
     return error
 
 
-def test_the_law_of_a_remote_step_is_exactly_the_local_one() -> None:
-    assert law_error(AllSeeds) < 1e-6
+def test_the_distribution_of_a_remote_step_is_exactly_the_local_one() -> None:
+    assert distribution_error(AllSeeds) < 1e-6
 
 
 @pytest.mark.parametrize("wrong", [OneSeed, Permuted, Shifted])
-def test_wrong_sequences_are_rejected_by_the_exact_law(wrong: type[OpenAILM]) -> None:
-    assert law_error(wrong) > 1 / 64 - 1e-6, "one sequence in 64 is out of place at least"
+def test_wrong_sequences_are_rejected_by_the_exact_distribution(wrong: type[OpenAILM]) -> None:
+    assert distribution_error(wrong) > 1 / 64 - 1e-6, "one sequence in 64 is out of place at least"
 
 
 class SeedPerRequest(OpenAILM):
@@ -84,14 +84,14 @@ class SeedPerRequest(OpenAILM):
         return super()._write(prompts, room, seeds, options)
 
 
-def chi_square(lm: OpenAILM, num_lanes: int = 600) -> tuple[float, int]:
-    """Statistic and degrees of freedom of sampled steps against the exact law, rare steps pooled."""
+def chi_square(lm: OpenAILM, num_sequences: int = 600) -> tuple[float, int]:
+    """Statistic and degrees of freedom of sampled steps against the exact distribution, rare steps pooled."""
     context = local().start("b")
     support = local().enumerate_steps(context, OPTIONS)
-    expected = num_lanes * local().step_log_prob(context, support, OPTIONS).exp()
-    found = Counter(map(tuple, lm.sample_step(lm.start("b"), torch.Size([num_lanes]), OPTIONS).tokens.tolist()))
+    expected = num_sequences * local().step_log_prob(context, support, OPTIONS).exp()
+    found = Counter(map(tuple, lm.sample_step(lm.start("b"), torch.Size([num_sequences]), OPTIONS).tokens.tolist()))
     observed = torch.tensor([float(found[tuple(step)]) for step in support.tolist()])
-    assert observed.sum() == num_lanes
+    assert observed.sum() == num_sequences
     common = expected >= 10
     observed = torch.cat([observed[common], observed[~common].sum()[None]])
     expected = torch.cat([expected[common], expected[~common].sum()[None]])

@@ -1,0 +1,91 @@
+"""Options of the models that ``solve`` and ``evaluate`` share, and what is said about them before a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..reward.choice import REWARD_KINDS
+from .json_log import JsonLog
+
+if TYPE_CHECKING:
+    from ..reward.base import RewardModel
+    from .settings import Settings
+
+CLOSED_BOX = r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+"""A boxed answer with two levels of braces inside."""
+
+REWARD = (
+    "What scores the steps: " + "; ".join(REWARD_KINDS.values()) + ". By default the demo reward model for the demo language model, none "
+    "for others."
+)
+STOP = "Text that ends a step, \\n for a line break; may be given several times. By default a blank line."
+FINISH = "Regular expression of a step that ends a solution, or never; by default a closed \\boxed{...}, but for the demo model."
+EQUIVALENCE = "When answers are the same: exact (letter by letter), or math (needs math-verify)."
+FALLBACK = "Where no answer is found: last-number takes the last number of the solution."
+
+
+def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:
+    """Delimiters as they were typed, with line breaks and tabs for ``\\n`` and ``\\t``."""
+    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in stop or ())
+
+
+def finish_of(lm: str, finish: str | None) -> str | None:
+    """The regular expression of a step that ends a solution, ``None`` where only the language model ends it.
+
+    :param str lm: name of the language model; demo ends its solutions itself.
+    :param str finish: as it was given; ``None`` for a closed box.
+    :raises ValueError: if it is no regular expression.
+    """
+    if finish is None:
+        return None if lm == "demo" else CLOSED_BOX
+    try:
+        re.compile(finish)
+    except re.error as error:
+        raise ValueError(f"--finish must be a regular expression or never, got {finish!r}: {error}") from error
+    return None if finish == "never" else finish
+
+
+def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dict[str, Any]:
+    """Keywords of a language model.
+
+    :raises OSError: if there is no such template.
+    """
+    options: dict[str, Any] = {} if system_prompt is None else {"system_prompt": system_prompt}
+    if chat_template is not None:
+        options["chat_template"] = chat_template.read_text(encoding="utf-8")
+    return options
+
+
+def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterator[str]:
+    """What a user should know before a run.
+
+    :param RewardModel reward: that will be asked.
+    :param bool asked: whether a reward was asked for.
+    """
+    name = settings.named.method.name
+    if reward is None and asked and settings.reward.kind != "none":
+        yield f"--method {name} asks no reward: {settings.reward} is not loaded"
+    if reward is None and not asked and settings.lm != "demo":
+        yield (
+            f"no reward model was given: {name} takes the most frequent answer. Others need --prm, or --reward judge, confidence, "
+            "self-certainty or verifier"
+        )
+    longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
+    if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
+        yield (
+            f"solutions may have {longest} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
+            "set --max-tokens-completion"
+        )
+
+
+def tell(note: str, log: JsonLog | None) -> None:
+    """A line on stderr, or an event."""
+    if log is not None:
+        log.event("note", message=note)
+    else:
+        typer.secho(note, fg=typer.colors.YELLOW, err=True)

@@ -1,0 +1,137 @@
+"""Rewards by name, as ``--reward`` of the command line and :class:`~ppl_llm.evaluation.Models` take them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line must not wait for torch to show its help
+    from ..lm.base import LanguageModel
+    from .base import RewardModel
+
+REWARD_KINDS: dict[str, str] = {
+    "prm": "prm:DIR, a process reward model: demo, demo-weak, a directory, a hub name or an address",
+    "judge": "judge or judge:DIR, the language model itself or another one is asked whether the answer is right",
+    "confidence": "the mean probability of the tokens of a step under the language model",
+    "self-certainty": "how little entropy the language model's next-token distributions have",
+    "verifier": "verifier:FILE.py:function, a Python function of the problem and the solution",
+    "none": "no reward, for methods that ask none",
+}
+"""What ``--reward`` takes."""
+
+_MEASURES = {"confidence": "log_prob", "self-certainty": "entropy"}
+_OWN = ("demo",)
+"""Language models that the reward models of this package were trained for."""
+
+
+@dataclass(frozen=True)
+class RewardChoice:
+    """A reward by name.
+
+    :ivar str kind: a key of :data:`REWARD_KINDS`.
+    :ivar str name: of a model, or ``FILE.py:function``; ``None`` for kinds without.
+    """
+
+    kind: str
+    name: str | None = None
+
+    @classmethod
+    def of(cls, lm: str, prm: str | None = None, reward: str | None = None) -> RewardChoice:
+        """What was asked for; without a word the demo reward model for the demo language model, and none for any other.
+
+        :param str lm: name of the language model.
+        :param str prm: name of a process reward model, the same as ``reward="prm:NAME"``.
+        :param str reward: one of :data:`REWARD_KINDS`.
+        :raises ValueError: for an unknown kind, a name that is missing or too much, or two rewards at once.
+        """
+        if reward is None:
+            return cls("prm", prm) if prm is not None else cls("prm", "demo") if lm in _OWN else cls("none")
+        chosen = cls.parse(reward)
+        if prm is not None:
+            if chosen.kind != "prm" or chosen.name not in (None, prm):
+                raise ValueError(f"--prm {prm} and --reward {reward} are two rewards; give one")
+            return cls("prm", prm)
+        if chosen.kind == "prm" and chosen.name is None:
+            raise ValueError("--reward prm needs a model, such as prm:DIR or --prm DIR")
+        return chosen
+
+    @classmethod
+    def parse(cls, text: str) -> RewardChoice:
+        """
+        :raises ValueError: for an unknown kind, or a name that is missing or too much.
+        """
+        kind, colon, name = text.partition(":")
+        if kind not in REWARD_KINDS:
+            from ..inference.util.validation import unknown_name
+
+            raise unknown_name("reward", kind, REWARD_KINDS)
+        if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == ""):
+            raise ValueError(f"reward {text!r} lacks a name: {REWARD_KINDS[kind]}")
+        if colon and kind in ("confidence", "self-certainty", "none"):
+            raise ValueError(f"reward {kind!r} takes no name, got {text!r}")
+        return cls(kind, name if colon else None)
+
+    def __str__(self) -> str:
+        return self.kind if self.name is None else f"{self.kind}:{self.name}"
+
+    def check(self) -> None:
+        """Everything that can be known before a model is loaded.
+
+        :raises ValueError: if a verifier's file does not hold its function.
+        :raises OSError: if there is no such file.
+        """
+        if self.kind == "verifier":
+            self._verifier()
+
+    def load(
+        self,
+        lm: LanguageModel,
+        load_lm: Callable[[str], LanguageModel],
+        load_prm: Callable[[str], RewardModel],
+        stop: str | tuple[str, ...],
+    ) -> RewardModel | None:
+        """The reward, ``None`` for none.
+
+        :param LanguageModel lm: that reasons.
+        :param load_lm: gives a language model by name, for a judge.
+        :param load_prm: gives a process reward model by name.
+        :param stop: the delimiter(s) of the steps.
+        """
+        if self.kind == "none":
+            return None
+        if self.kind == "prm":
+            assert self.name is not None
+            return load_prm(self.name)
+        if self.kind == "judge":
+            from .judge_reward import JudgeReward
+
+            return JudgeReward(lm if self.name is None else load_lm(self.name))
+        if self.kind == "verifier":
+            from .function_reward import FunctionReward
+
+            return FunctionReward(self._verifier())
+        from .self_certainty import SelfCertainty
+
+        return SelfCertainty(_MEASURES[self.kind], stop=stop)
+
+    def _verifier(self) -> Callable[[str, str], Any]:
+        file, _, function = (self.name or "").rpartition(":")
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise OSError(f"there is no file {file!r} with a verifier; --reward takes {REWARD_KINDS['verifier']}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"the verifier's file {file!r} is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise ValueError(f"the verifier's file {file!r} cannot be run: {type(error).__name__} {error}") from error
+        found = getattr(module, function, None)
+        if not callable(found):
+            raise ValueError(f"the file {file!r} has no function {function!r}")
+        verifier: Callable[[str, str], Any] = found
+        return verifier

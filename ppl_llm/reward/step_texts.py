@@ -1,0 +1,90 @@
+"""The texts of a solution's steps, as process reward models read them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..context import DEFAULT_STOP, FINISHING, Context, StopReason
+
+_CUT = "\ufffd"
+"""What an incomplete character is decoded to."""
+
+
+class StepText(NamedTuple):
+    """
+    :ivar int number: of the step among those with text, those of an answer that the prompt has begun included.
+    :ivar str text: whole characters; blank only where the solution ends with it and says nothing else.
+    """
+
+    number: int
+    text: str
+
+
+def begun_steps(prefill: str) -> tuple[list[str], str]:
+    """The steps of an answer that the prompt has begun, and the beginning of the one that the language model continues."""
+    *steps, rest = prefill.split(DEFAULT_STOP)
+    return [step for step in steps if step.strip()], rest if rest.strip() else ""
+
+
+def step_texts(context: Context, start: int, before: Tensor) -> list[list[StepText | None]]:
+    """The steps from ``start`` on of each flat sequence: ``None`` for a step that was not taken, or that has no text.
+
+    A solution that ends without having said anything has a step, an empty one.
+
+    A step that begins or ends inside a character, which ``max_tokens`` can cut, gets the characters that are complete at its end.
+
+    :param Tensor before: ``[*batch]``, how many of the steps before ``start`` have text.
+    """
+    flat = context.lengths.numel()
+    tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
+    starts, ends = (bounds.reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
+    reasons, counts = context.reasons.reshape(flat, -1).tolist(), before.flatten().tolist()
+    begun = [begun_steps(context.prefill_of(p)) for p in range(len(context.problems))]
+    which = context.problem_index.flatten().tolist()
+    decoded: dict[tuple[int, ...], str] = {}
+
+    def decode(ids: list[int]) -> str:
+        key = tuple(ids)
+        if key not in decoded:
+            decoded[key] = context.lm.decode(ids)
+        return decoded[key]
+
+    def text_of(sequence: int, t: int) -> str:
+        row, prompt, begin, end = tokens[sequence], prompts[sequence], starts[sequence][t], ends[sequence][t]
+        if begin == end:
+            return ""
+        text = decode(row[begin:end])
+        if t and reasons[sequence][t - 1] == StopReason.LENGTH and decode(row[max(prompt, begin - 4) : begin]).endswith(_CUT):
+            whole = decode(row[prompt:begin]).rstrip(_CUT)
+            text = decode(row[prompt:end])[len(whole) :]
+        return text.rstrip(_CUT) if reasons[sequence][t] == StopReason.LENGTH else text
+
+    found: list[list[StepText | None]] = []
+    for sequence in range(flat):
+        steps, rest = begun[which[sequence]]
+        number, own = len(steps) + counts[sequence], list[StepText | None]()
+        waiting, first = rest if counts[sequence] == 0 else "", len(steps)
+        for t in range(start, context.num_steps):
+            taken = ends[sequence][t] > starts[sequence][t]
+            text = waiting + text_of(sequence, t) if taken else ""
+            # A solution that ends before it has said anything is not passed over: it would be without any score, as if certainly right.
+            empty = taken and number == first and reasons[sequence][t] in FINISHING
+            if not text.strip() and not empty:
+                own.append(None)
+                continue
+            own.append(StepText(number, text))
+            number, waiting = number + 1, ""
+        found.append(own)
+    return found
+
+
+def answer_text(context: Context, sequence: int, tokens: list[int]) -> str:
+    """Everything that a flat sequence has answered, what the prompt has begun included.
+
+    :param list tokens: that were sampled.
+    """
+    text = context.lm.decode(tokens)
+    prefill = context.prefill_of(int(context.problem_index.flatten()[sequence]))
+    return prefill + (text if bool(context.done.flatten()[sequence]) else text.rstrip(_CUT))

@@ -1,0 +1,150 @@
+"""Deliberately wrong treatment of populations, posteriors and the audit: more of the table of tests/helpers/mutants.py."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_llm import StepProposal
+from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
+from ppl_llm.inference.handlers.audit_messenger import AuditMessenger
+from ppl_llm.inference.resampling import Residual
+from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, scaled_weights
+from tests.helpers.mutants import mutant
+
+# Populations that die
+DEATHS = "tests/inference/test_dead_populations.py::test_rejects_deaths_that_do_not_count"
+
+
+@mutant("a dead population ends the run", DEATHS)
+class FatalDeath(ParticleMessenger):
+    """One dead island or problem of many loses the others (SMC of this package, once)."""
+
+    def check_alive(self) -> None:
+        pending = list(self.system.unchecked)
+        super().check_alive()
+        for site, weights in pending:
+            if bool(weights.dead.any()):
+                raise SMCFailed(site, weights.num_particles, weights.dead.numel())
+
+
+@mutant("a dead population counts by its survivors", DEATHS)
+class CountedSurvivors(ParticleMessenger):
+    """The mean of the weights that are not zero: what has died is forgotten."""
+
+    def posterior(self, snapshot: Any) -> Any:
+        log_w = snapshot.weights.log_weights
+        alive = (log_w > -torch.inf).sum(0).clamp(min=1)
+        return super().posterior(snapshot._replace(weights=Weights(log_w + (len(log_w) / alive).log())))
+
+
+WRONG_DEATHS: dict[str, type[ParticleMessenger]] = {"fatal": FatalDeath, "survivors": CountedSurvivors}
+
+
+# Proposals of another support
+@mutant("proposals of another support", "tests/ppl_llm/programs/test_step_proposal.py::test_rejects_proposals_of_another_support")
+class UncheckedSupport(StepProposal):
+    """Steps that end where the proposing model's context is full, which the model would have continued (StepProposal, once)."""
+
+    def _check_support(self, *args: Any) -> None:
+        pass
+
+
+WRONG_SUPPORTS: dict[str, type[StepProposal]] = {"unchecked": UncheckedSupport}
+
+
+# Marginals and pools
+MARGINALS = "tests/inference/posterior/test_marginals.py"
+
+
+@mutant("tensors counted by identity", f"{MARGINALS}::test_rejects_marginals_by_identity")
+class ByIdentity(DiscreteMarginal):
+    """Values as they come: N tensors are N values (DiscreteMarginal, once)."""
+
+    def __init__(self, pairs: Iterable[tuple[Hashable, float]]) -> None:
+        mass: dict[Hashable, float] = {}
+        for value, weight in pairs:
+            mass[value] = mass.get(value, 0.0) + weight
+        self.probs = mass
+
+
+@mutant("evidence of parts that have none", f"{MARGINALS}::test_rejects_the_evidence_of_parts_that_have_none")
+class MeanOfAnything(PooledPosterior):
+    """The mean weight of whatever was pooled (PooledPosterior, once)."""
+
+    @property
+    def log_evidence(self) -> Tensor:
+        return self.particles.weights.log_mean[self.particles.public]
+
+
+WRONG_MARGINALS: dict[str, type[DiscreteMarginal]] = {"identity": ByIdentity}
+WRONG_POOLS: dict[str, type[PooledPosterior]] = {"mean of anything": MeanOfAnything}
+
+
+# Resampling
+@mutant(
+    "a selection that loses particles",
+    "tests/inference/resampling/test_entropic_annealing.py::test_rejects_selections_that_lose_particles",
+)
+class UncheckedSelection(ParticleMessenger):
+    """V = 0 for particles of positive weight: they are never drawn, and nothing makes up for them (ParticleMessenger, once)."""
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        selection = self.options.selection
+        assert selection is not None
+
+        def unchecked(weights: Weights, state: Any, step: int) -> Tensor:
+            return selection(weights, state, step).nan_to_num(neginf=-1e6)
+
+        unchecked.keeps_target = selection.keeps_target  # type: ignore[attr-defined]
+        self.options = replace(self.options, selection=unchecked)
+        try:
+            return super().resample(state, ess)
+        finally:
+            self.options = replace(self.options, selection=selection)
+
+
+@mutant("certain copies without tolerance", "tests/inference/resampling/test_resampling.py::test_rejects_copies_lost_to_rounding")
+class RoundedDown(Residual):
+    """``floor(N W)`` as it is computed: 0 for 49 * (1 / 49) (Residual, once)."""
+
+    def __call__(self, log_weights: Tensor, u: Tensor) -> Tensor:
+        expected = scaled_weights(log_weights)
+        certain = expected.floor()
+        drawn = invert_cdf(expected - certain, u)
+        slots = torch.arange(len(certain))
+        return torch.where(slots < certain.sum(), ancestors_from_counts(certain), drawn)
+
+
+WRONG_SELECTIONS: dict[str, type[ParticleMessenger]] = {"unchecked": UncheckedSelection}
+WRONG_RESIDUALS: dict[str, type[Residual]] = {"rounded down": RoundedDown}
+
+
+# Audits
+AUDITS = "tests/inference/handlers/test_audit.py::test_rejects_weaker_audits"
+
+
+@mutant("an audit of log-probabilities alone", AUDITS)
+class LogProbsOnly(AuditMessenger):
+    """What the model returns is not compared (the audit of this package, once)."""
+
+    def compare_result(self, value: Any) -> None:
+        pass
+
+    def _compare_deterministic(self, name: str, value: Any) -> None:
+        pass
+
+
+@mutant("an audit without permutations", AUDITS)
+class Unpermuted(AuditMessenger):
+    """Particles stay where they are: of a run that never resampled everything passes (the audit of this package, once)."""
+
+    def after(self, num_barriers: int) -> Tensor:
+        return super().after(0)
+
+
+WRONG_AUDITS: dict[str, type[AuditMessenger]] = {"log-probabilities only": LogProbsOnly, "unpermuted": Unpermuted}

@@ -1,0 +1,68 @@
+"""Evaluations with other rewards than process reward models, and with none; texts kept for a look at what went wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ppl_llm.cli import app
+from ppl_llm.demo import held_out
+from ppl_llm.evaluation import Models, evaluate
+from ppl_llm.evaluation.failures import failures
+from ppl_llm.evaluation.records import read_records
+from ppl_llm.evaluation.report import tables
+from ppl_llm.evaluation.results import Results
+from ppl_llm.tasks import Problem
+
+PROBLEMS = [Problem(str(i), problem.text, problem.answer) for i, problem in enumerate(held_out(4, 0))]
+
+
+def test_what_the_names_mean() -> None:
+    for models, reward, prm in [
+        (Models(), "prm:demo", "demo"),
+        (Models(lm="dir"), "none", None),
+        (Models(reward="prm:demo-weak"), "prm:demo-weak", "demo-weak"),
+        (replace(Models(), prm="dir"), "prm:dir", "dir"),
+        (Models(reward="judge"), "judge", None),
+    ]:
+        assert (str(models.chosen_reward), models.named_prm) == (reward, prm)
+    for wrong in ({"reward": "judge", "calibration": (1.0, 0.0)}, {"reward": "none", "prm_family": "qwen"}):
+        with pytest.raises(ValueError, match="process reward model"):
+            Models(**wrong).check()  # type: ignore[arg-type]
+
+
+def test_a_vote_without_a_reward_asks_none(tmp_path: Path) -> None:
+    models = Models(reward="none", max_steps=6, max_tokens=40, keep_texts=True)
+    with pytest.raises(ValueError, match="method 'smc' needs a reward"):
+        evaluate(PROBLEMS, models, tmp_path, methods=["self-consistency", "smc"], budgets=[2])
+    evaluate(PROBLEMS, models, tmp_path, methods=["self-consistency"], budgets=[2, 4])
+    records = list(read_records(tmp_path))
+    assert {record["method"] for record in records} == {"importance", "self-consistency"}
+    assert all(record["cost"].get("prm_calls", 0) == 0 for record in records)
+    samples = [candidate for record in records for candidate in record.get("candidates", ())]
+    assert len(samples) == 16 and all(c["log_odds"] == [] and c["text"] for c in samples)
+    assert {c["weight"] for c in samples} == {0.25}
+    results = Results.read(tmp_path)
+    assert tables(results)
+    found = dict(failures(results))
+    wrong = sum(
+        not results.is_right(r["problem"], c["answer"]) and c["answer"] is not None for r in records for c in r.get("candidates", ())
+    )
+    title = next(title for title in found if title.endswith("are wrong"))
+    assert title == f"{wrong} of 16 solutions are wrong" and len(found[title]) == 1 + wrong
+    shown = CliRunner().invoke(app, ["report", str(tmp_path), "--failures"])
+    assert shown.exit_code == 0 and title in shown.stdout and "last line" in shown.stdout
+
+
+def test_a_verifier_s_certainty_is_recorded_in_finite_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def right(problem, text):\n    return 'boxed' in text\n")
+    models = Models(reward=f"verifier:{file}:right", max_steps=6, max_tokens=40)
+    evaluate(PROBLEMS[:2], models, tmp_path / "run", methods=["importance", "best-of-n"], budgets=[4])
+    log_odds = [z for r in read_records(tmp_path / "run") for c in r.get("candidates", ()) for z in c["log_odds"]]
+    assert log_odds and all(z in (1e9, -1e9) for z in log_odds)
+    shown = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--failures"])
+    assert shown.exit_code == 2 and "run evaluate with --keep-texts" in shown.stderr

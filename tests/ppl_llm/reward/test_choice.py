@@ -1,0 +1,81 @@
+"""Rewards by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppl_llm import FunctionReward, JudgeReward, SelfCertainty
+from ppl_llm.reward.choice import RewardChoice
+from tests.helpers.tiny_models import language_model
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (("demo",), "prm:demo"),
+        (("path/to/lm",), "none"),  # the demo reward model knows nothing of it
+        (("path/to/lm", "demo"), "prm:demo"),  # asked for by name
+        (("path/to/lm", "dir"), "prm:dir"),
+        (("path/to/lm", "dir", "prm"), "prm:dir"),
+        (("path/to/lm", None, "prm:dir"), "prm:dir"),
+        (("path/to/lm", None, "judge"), "judge"),
+        (("demo", None, "judge:other"), "judge:other"),
+        (("demo", None, "none"), "none"),
+        (("demo", None, "verifier:a.py:f"), "verifier:a.py:f"),
+    ],
+)
+def test_what_was_asked_for(given: tuple[str, ...], chosen: str) -> None:
+    assert str(RewardChoice.of(*given)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("demo", None, "judg"), "unknown reward 'judg'"),
+        (("demo", None, "judge:"), "lacks a name"),
+        (("demo", None, "verifier:a.py"), "lacks a name"),
+        (("demo", None, "prm"), "needs a model"),
+        (("demo", None, "confidence:x"), "takes no name"),
+        (("demo", "dir", "judge"), "are two rewards"),
+    ],
+)
+def test_what_is_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RewardChoice.of(*given)
+
+
+def test_each_kind_loads_what_it_says(tmp_path: Path) -> None:
+    lm = language_model()
+    file = tmp_path / "mine.py"
+    file.write_text("def right(problem, text):\n    return text.strip().endswith('42')\n\nnumber = 3\n")
+
+    def load(name: str) -> object:
+        choice = RewardChoice.of("lm", None, name)
+        choice.check()
+        return choice.load(lm, lambda name: (_ for _ in ()).throw(OSError(name)), lambda name: torch.tensor(1), "\n\n")  # type: ignore[arg-type, return-value]
+
+    assert load("none") is None and isinstance(load("prm:dir"), torch.Tensor)
+    confidence, certainty = load("confidence"), load("self-certainty")
+    assert isinstance(confidence, SelfCertainty) and confidence.measure == "log_prob"
+    assert isinstance(certainty, SelfCertainty) and certainty.measure == "entropy"
+    verifier = load(f"verifier:{file}:right")
+    assert isinstance(verifier, FunctionReward) and verifier.fn("p", "so 42") is True
+    for name, message in [(f"{file}:wrong", "has no function 'wrong'"), (f"{file}:number", "has no function 'number'")]:
+        with pytest.raises(ValueError, match=message):
+            load(f"verifier:{name}")
+    with pytest.raises(OSError, match="no file"):
+        load("verifier:nowhere.py:f")
+    file.write_text("1 / 0")
+    with pytest.raises(ValueError, match="cannot be run: ZeroDivisionError"):
+        load(f"verifier:{file}:right")
+    with pytest.raises(OSError, match="elsewhere"):
+        load("judge:elsewhere")
+    with pytest.raises(ValueError, match="a word of the judge"):
+        load("judge")  # this vocabulary has no single token Yes
+
+
+def test_a_judge_is_the_language_model_itself_or_another() -> None:
+    assert JudgeReward(language_model(), yes=300, no=301).lm is not None
