@@ -23,7 +23,8 @@ from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, notes, prompt_options, tell, unescaped
+from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_options, tell, unescaped
+from .notes import notes
 from .one_line_errors import OneLineErrors
 from .settings import Settings
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from ..reward.choice import REWARD_KINDS
 from .json_log import JsonLog
-
-if TYPE_CHECKING:
-    from ..reward.base import RewardModel
-    from .settings import Settings
 
 CLOSED_BOX = r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 """A boxed answer with two levels of braces inside."""
@@ -59,28 +55,6 @@ def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dic
     if chat_template is not None:
         options["chat_template"] = chat_template.read_text(encoding="utf-8")
     return options
-
-
-def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterator[str]:
-    """What a user should know before a run.
-
-    :param RewardModel reward: that will be asked.
-    :param bool asked: whether a reward was asked for.
-    """
-    name = settings.named.method.name
-    if reward is None and asked and settings.reward.kind != "none":
-        yield f"--method {name} asks no reward: {settings.reward} is not loaded"
-    if reward is None and not asked and settings.lm != "demo":
-        yield (
-            f"no reward model was given: {name} takes the most frequent answer. Others need --prm, or --reward judge, confidence, "
-            "self-certainty or verifier"
-        )
-    longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
-    if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
-        yield (
-            f"solutions may have {longest} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
-            "set --max-tokens-completion"
-        )
 
 
 def tell(note: str, log: JsonLog | None) -> None:

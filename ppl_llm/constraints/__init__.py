@@ -6,11 +6,11 @@ from ..lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from .automaton import Automaton, TokenSet
-    from .base import Constraint, ConstraintStates, Vocabulary
+    from .base import Constraint, ConstraintStates, Product, Vocabulary
     from .choices import Choices
     from .grammar import JsonSchema, Lark, Regex
+    from .per_step import PerStep
     from .predicate import Predicate
-    from .product import PerStep, Product
 
 _MODULES = {
     "Automaton": "automaton",
@@ -19,9 +19,9 @@ _MODULES = {
     "ConstraintStates": "base",
     "JsonSchema": "grammar",
     "Lark": "grammar",
-    "PerStep": "product",
+    "PerStep": "per_step",
     "Predicate": "predicate",
-    "Product": "product",
+    "Product": "base",
     "Regex": "grammar",
     "TokenSet": "automaton",
     "Vocabulary": "base",
