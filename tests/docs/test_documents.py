@@ -178,8 +178,11 @@ def complaint(words: list[str]) -> str | None:
     if program in ("torchrun", "accelerate") and "ppl_llm.cli" in arguments:
         return _refused(arguments[arguments.index("ppl_llm.cli") + 1 :])
     if program == "make":
-        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-        return next((f"no target {word!r}" for word in arguments if word not in targets), None)
+        makefile = (ROOT / "Makefile").read_text()
+        targets = set(re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE))
+        variables = set(re.findall(r"^(?:export )?(\w+) \?=", makefile, flags=re.MULTILINE))
+        known = {word: (word.partition("=")[0] in variables) if "=" in word else (word in targets) for word in arguments}
+        return next((f"no target or variable {word!r}" for word, found in known.items() if not found), None)
     if program == "pip" and arguments[0] == "install":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = [extra for word in arguments for extra in re.findall(r"ppl-llm\[([\w,-]+)\]", word)]
