@@ -16,6 +16,7 @@ from ..handlers.prefix_messenger import Extension, PrefixMessenger, extend
 from ..handlers.replay_messenger import KnownValue
 from ..handlers.sweep import sweep
 from ..particles.pytree import take
+from ..particles.run_scope import RunScope, run_scope
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
@@ -129,7 +130,7 @@ class BestFirst:
         """
         start = time.perf_counter()
         frontier = Frontier()
-        with CostMeter() as meter:
+        with CostMeter() as meter, run_scope(RunScope(replays=True)):
             try:
                 best = self.search(frontier, args, kwargs)
                 result = self.found(frontier, best, args, kwargs)
