@@ -46,6 +46,7 @@ class Audited(NamedTuple):
     :ivar dict values: ``[N, *plates, *event]`` per latent or deterministic site, along the lineages.
     :ivar dict log_probs: ``[N, *plates]`` per site, as accumulated, along the lineages.
     :ivar value: what the model returned.
+    :ivar torch.Size populations: ``[*plates]`` of the weights: 1 for a plate whose elements move together.
     :ivar list resampled: whether each barrier of the sweep resampled.
     :ivar bool same_barriers: whether a replay passes as many barriers; the candidates of a search may end before the search does.
     """
@@ -53,6 +54,7 @@ class Audited(NamedTuple):
     values: dict[str, Tensor]
     log_probs: dict[str, Tensor]
     value: Any
+    populations: torch.Size
     resampled: list[bool]
     same_barriers: bool = True
 
@@ -60,7 +62,8 @@ class Audited(NamedTuple):
     def of(cls, posterior: ParticlePosterior, log_probs: dict[str, Tensor] | None = None, same_barriers: bool = True) -> Audited:
         resampled = [bool(record.resampled.any()) for record in posterior.particles.records]
         known = posterior.site_log_probs if log_probs is None else log_probs
-        return cls(posterior.sites, known, copied(posterior.value), resampled, same_barriers)
+        populations = posterior.particles.weights.log_weights.shape[1:]
+        return cls(posterior.sites, known, copied(posterior.value), populations, resampled, same_barriers)
 
 
 class AuditMessenger(Messenger):
@@ -214,10 +217,8 @@ def audit(
 
     :raises AuditError: if a log-probability or a part of the result differs.
     """
-    shapes = [log_prob.shape[1 : 1 + max_plate_nesting] for log_prob in swept.log_probs.values()]
-    plates = torch.broadcast_shapes(*shapes, (1,) * max_plate_nesting)
     # Neighbouring populations move differently, and none stays where it is.
-    numbers = torch.arange(plates.numel()).view(plates)
+    numbers = torch.arange(swept.populations.numel()).view(swept.populations)
     auditor = AuditMessenger(swept, num_particles, 1 + numbers % max(num_particles - 1, 1) if num_particles > 1 else numbers * 0)
     with isolated(), auditor, particle_plate(num_particles, max_plate_nesting), RandomnessMessenger() as randomness:
         value = model(*args, **kwargs)

@@ -113,7 +113,9 @@ def from_matrix() -> dict[str, Cell]:
         kind = WEIGHTED if algorithm.evidence else CHAIN
         ancestors = "ancestor" in name
         replicas = algorithm.replicas if algorithm.evidence else 1000
-        found[name] = Cell(without_proposals(algorithm.build), kind, replicas, 4, ancestors=ancestors, bias=algorithm.bias)
+        iterations = 1 if name == "PrefixWalk" else 8  # of 80 steps each
+        build = without_proposals(algorithm.build)
+        found[name] = Cell(build, kind, replicas, 4, ancestors=ancestors, bias=algorithm.bias, iterations=iterations)
     for name, search in SEARCHES.items():
         found[name] = Cell(without_proposals(search), SEARCH)
     return found

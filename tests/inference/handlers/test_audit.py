@@ -49,6 +49,22 @@ def test_problems_and_islands_pass(how: str, islands: int) -> None:
     assert report.error == 0.0 and report.num_leaves == 5 and report.num_permuted == reasoning.MAX_STEPS
 
 
+def test_a_plate_within_a_population_passes() -> None:
+    """Its elements move together: what they share does so, too."""
+
+    def model() -> tuple[Tensor, Tensor]:
+        (z,) = barrier((pyro.sample("z", dist.Bernoulli(0.5)),))
+        with pyro.plate("elements", 2):
+            e = pyro.sample("e", dist.Bernoulli(0.2 + 0.6 * z))
+        pyro.factor("f", z * e.sum(-1, keepdim=True))
+        return z, e
+
+    pyro.set_rng_seed(0)
+    for threshold in (0.0, 1.0):
+        report = SMC(model, 8, ess_threshold=threshold, max_plate_nesting=1, audit=True).run().audit
+        assert report is not None and report.num_sites == 3
+
+
 def plated(problems: list[str]) -> Context:
     with pyro.plate("problems", len(problems), dim=-1):
         return reasoning.solve(problems)

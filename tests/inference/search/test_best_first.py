@@ -152,3 +152,18 @@ def test_rejects_wrong_pops(name: str) -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BestFirst(recorded(0), **arguments)
+
+
+def test_hidden_randomness_is_refused() -> None:
+    """A prefix is continued by running the model again along it, where a hidden site would have another value."""
+
+    def model() -> Any:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.poutine.block(hide=["w"]):
+            w = pyro.sample("w", dist.Bernoulli(0.5 + 0.0 * z))
+        (z, w) = barrier((z, w))
+        pyro.factor("f", w)
+        return pyro.sample("y", dist.Bernoulli(0.5))
+
+    with pytest.raises(ValueError, match="random numbers"):
+        BestFirst(model, expand=4, budget=16).run()
