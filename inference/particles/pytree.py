@@ -82,7 +82,8 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
 def plain_items(state: Any) -> list[Any] | None:
     """The values of a list, a tuple, or a dictionary keyed 0, 1, .., if all of them are plain: they are not permuted.
 
-    A tensor without dimensions and an object with a single particle are plain as well, and so are containers of plain values.
+    A tensor without dimensions and an object with a single particle are plain as well, and so are containers of plain values. But a tuple
+    that holds tensors is a record of a model's variables: those without dimensions are the same for every particle.
     """
 
     def is_plain(item: Any) -> bool:
@@ -96,7 +97,9 @@ def plain_items(state: Any) -> list[Any] | None:
         if list(state) != list(range(len(state))):
             return None
         items = list(state.values())
-    elif isinstance(state, list | tuple) and not hasattr(state, "_fields"):
+    elif isinstance(state, tuple) and (hasattr(state, "_fields") or any(isinstance(item, Tensor) for item in state)):
+        return None
+    elif isinstance(state, list | tuple):
         items = list(state)
     else:
         return None

@@ -152,3 +152,14 @@ def test_meters_nest_and_close() -> None:
 def test_a_context_is_a_state_of_every_kind(protocol: Any) -> None:
     assert isinstance(LM.start("a"), protocol)
     assert not isinstance(torch.zeros(3), StateThatEnds) and not isinstance({}, protocol)
+
+
+def test_as_many_plain_values_as_particles_are_refused_but_not_a_record_of_variables() -> None:
+    """Two particles: a list of two notes may be one for each of them, a pair of variables is a pair of variables."""
+    index = torch.tensor([1, 1])
+    for state in (["a", "b"], ("a", "b"), {0: 1.0, 1: 2.0}, [torch.tensor(1.0), torch.tensor(2.0)]):
+        with pytest.raises(ValueError, match="as many as there are particles: are they one for each particle"):
+            reorder(state, index)
+    pair = (torch.tensor(1.0), torch.tensor(2.0))
+    assert reorder(pair, index) == pair
+    assert reorder(["a", "b", "c"], index) == ["a", "b", "c"]
