@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .answers.equivalence import MathEquivalence
     from .answers.extraction import extract_answer
     from .answers.voting import argmax, majority, weighted_majority
-    from .context import PAD, Context, StopReason
+    from .context import PAD, Context
     from .distributions import LLMStep, StepReward
     from .inference import (
         DVTS,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
+    from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
 
@@ -91,7 +92,7 @@ _MODULES = {
     "SelfConsistency": "inference",
     "StepProposal": "programs.step_proposal",
     "StepReward": "distributions",
-    "StopReason": "context",
+    "StopReason": "stop_reason",
     "SuffixMH": "inference",
     "SumReward": "reward.combined_reward",
     "TabularLM": "lm.tabular_lm",

@@ -6,14 +6,15 @@ import itertools
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
+from .context_lm import ContextLM
+from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
 """Padding of token tensors: never a token id."""
@@ -22,55 +23,6 @@ DEFAULT_STOP = "\n\n"
 
 _TENSORS = ("problem_index", "tokens", "lengths", "prompt_lengths", "ends", "reasons", "done")
 """Fields of a context that have a batch shape."""
-
-
-class StopReason(IntEnum):
-    """Why a step ended."""
-
-    FINISHED = 0
-    """The sequence had finished before this step; the step is empty."""
-    DELIMITER = 1
-    END_OF_TEXT = 2
-    LENGTH = 3
-    """``max_tokens`` was reached; the sequence continues."""
-    CONTEXT_FULL = 4
-    """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
-    PATTERN = 5
-    """The step's text matched ``finish``; the sequence is finished."""
-
-
-FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN)
-"""Reasons after which a sequence takes no further step."""
-
-
-class StopRule(Protocol):
-    def accepts(self, tokens: Tensor) -> Tensor:
-        """Whether steps ``[*batch_shape, M]`` padded with ``PAD`` contain a delimiter: ``[*batch_shape]``."""
-        ...
-
-
-class ContextLM(Protocol):
-    """What a context asks of its language model.
-
-    :ivar int vocab_size: number of token ids.
-    :ivar int max_length: longest context in tokens.
-    :ivar Tensor eos_ids: token ids that end the text.
-    """
-
-    vocab_size: int
-    max_length: int
-    eos_ids: Tensor
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of token ids, without end-of-text tokens."""
-        ...
-
-    def stop_automaton(self, stop: str | tuple[str, ...]) -> StopRule:
-        """Recognises ``stop`` in a stream of tokens."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -177,7 +129,7 @@ class Context:
         target = torch.where(column < counts[..., None], base.lengths[..., None] + column, width)
         tokens = torch.nn.functional.pad(base.tokens[..., :width], (0, max(0, width - base.tokens.shape[-1]) + 1), value=PAD)
         tokens = tokens.scatter(-1, target, torch.where(target == width, PAD, step))[..., :width]
-        reason = self._reasons(base, step, counts, ended, stop)
+        reason = stop_reasons(self.lm, step, counts, stop, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None:
             matches = torch.zeros_like(reason, dtype=torch.bool)
@@ -186,16 +138,6 @@ class Context:
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
-
-    @staticmethod
-    def _reasons(base: Context, step: Tensor, counts: Tensor, ended: Tensor, stop: str | tuple[str, ...]) -> Tensor:
-        last = step.gather(-1, (counts - 1).clamp(min=0)[..., None])[..., 0]
-        reason = torch.where(counts == step.shape[-1], StopReason.LENGTH, StopReason.DELIMITER)
-        delimited = base.lm.stop_automaton(stop).accepts(step)
-        reason = torch.where(delimited, StopReason.DELIMITER, reason)
-        reason = torch.where(ended >= base.limit, StopReason.CONTEXT_FULL, reason)
-        reason = torch.where(torch.isin(last, base.lm.eos_ids), StopReason.END_OF_TEXT, reason)
-        return torch.where(base.done | (counts == 0), StopReason.FINISHED, reason)
 
     def reorder(self, index: Tensor) -> Context:
         """Sequence ``i`` becomes a copy of sequence ``index[i]``.

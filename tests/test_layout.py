@@ -1,4 +1,4 @@
-"""Every folder with more than a handful of files says what lives in it."""
+"""Every folder with more than a handful of files says what lives in it, and source files are short."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ MOST = 5
 NOT_READ = ("__pycache__", "_build", "_static", "assets")
 MODELS = "ppl_llm/demo/"
 """Directories of the demo models hold the files of one model, as transformers writes them; the model card describes them."""
+
+SOURCES = ("inference", "distributions", "ppl_llm")
+LINES = 300
+"""Of a source file at most; a longer one holds more than one idea."""
 
 
 def folders(root: Path) -> list[Path]:
@@ -40,3 +44,23 @@ def test_a_folder_without_one_is_named(tmp_path: Path) -> None:
     assert without_readme(tmp_path) == ["inference/many"]
     (tmp_path / "inference" / "many" / "README.md").touch()
     assert without_readme(tmp_path) == []
+
+
+def too_long(root: Path) -> list[str]:
+    """Source files of more than 300 lines; those behind links of folders under their own names."""
+    found = {path.resolve() for name in SOURCES for path in (root / name).rglob("*.py")}
+    lengths = {path.relative_to(root.resolve()).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in found}
+    return sorted(f"{name} has {length} lines" for name, length in lengths.items() if length > LINES)
+
+
+def test_source_files_are_short() -> None:
+    assert too_long(ROOT) == [], f"split them by idea: {LINES} lines at most"
+
+
+def test_a_long_source_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "inference" / "mcmc").mkdir(parents=True)
+    (tmp_path / "ppl_llm").mkdir()
+    (tmp_path / "ppl_llm" / "inference").symlink_to(tmp_path / "inference")
+    (tmp_path / "ppl_llm" / "short.py").write_text("x = 1\n" * LINES)
+    (tmp_path / "inference" / "mcmc" / "long.py").write_text("x = 1\n" * (LINES + 1))
+    assert too_long(tmp_path) == ["inference/mcmc/long.py has 301 lines"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from pyro.infer.abstract_infer import EmpiricalMarginal
 from torch import Tensor
 
 from ..particles.checkpoint import Checkpoint
@@ -21,13 +20,12 @@ from ..particles.trajectory import Trajectory
 from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
 from .audit_report import AuditReport
-from .discrete_marginal import DiscreteMarginal, pool
-from .equivalence_classes import Equivalent
+from .marginals import PosteriorMarginals
 from .pyro_compat import PyroTraces
 from .views import PosteriorViews
 
 
-class ParticlePosterior(PyroTraces, PosteriorViews):
+class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
     """Weighted particles with their genealogy.
 
     N particles, P the model's independent plates (often none), T barriers. Attributes with a particle dimension follow *surviving*
@@ -245,44 +243,6 @@ class ParticlePosterior(PyroTraces, PosteriorViews):
             log_likelihood=None if self.particles.log_likelihood is None else self.particles.log_likelihood.gather(0, picked)[0],
             value=pick(self.value, picked),
         )
-
-    def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any:
-        """The posterior of a function of the model's return value, or Pyro's marginal of sites.
-
-        :param fn: called with what the model returned for one particle; its values must be hashable. A site name (or list, or ``None`` for
-            the return value) gives Pyro's ``EmpiricalMarginal`` instead.
-        :returns: a :class:`DiscreteMarginal`; with independent plates, nested lists of them, one per plate index.
-        """
-        if fn is None or isinstance(fn, str | list):
-            return EmpiricalMarginal(self, fn)
-        weights = self.weights.cpu()
-        plates = weights.shape[1:]
-        is_plate = [dim in self.particles.plate_dims for dim in range(1 - self.particles.weights.log_weights.dim(), 0)]
-
-        def one(plate: tuple[int, ...]) -> DiscreteMarginal:
-            picked = iter(plate)
-            index = tuple(next(picked) if plate_here else 0 for plate_here in is_plate)
-            here: tuple[Any, ...] = (slice(None), *plate)
-            mass = weights[here].tolist()
-            return DiscreteMarginal((fn(self.particle((n, *index))), w) for n, w in enumerate(mass) if w > 0)
-
-        def nest(plate: tuple[int, ...]) -> Any:
-            return one(plate) if len(plate) == len(plates) else [nest((*plate, i)) for i in range(plates[len(plate)])]
-
-        return nest(())
-
-    def answers(self, equivalent: Equivalent | None = None) -> Any:
-        """The posterior over answers: :meth:`marginal` of the return value's ``answers()`` method.
-
-        :param equivalent: pools answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; see :func:`representatives`.
-        :raises TypeError: if the model returns something else than an object with ``answers()``, such as a ``Context``.
-        """
-        first = self.particle((0,) * self.particles.weights.log_weights.dim())
-        if not callable(getattr(first, "answers", None)):
-            raise TypeError(
-                f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
-            )
-        return pool(self.marginal(lambda value: value.answers()), equivalent)
 
     @property
     def part_numbers(self) -> list[int]:

@@ -1,10 +1,9 @@
-"""The commands."""
+"""The application, and its commands ``solve`` and ``methods``."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +17,8 @@ from rich.text import Text
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import REWARD_KINDS, RewardChoice
-from . import completion, evaluation, loading, page_file, remote
+from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote
+from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
@@ -39,7 +39,6 @@ app = typer.Typer(
     epilog=f"Examples:\n\nppl-llm demo\n\nppl-llm solve '{_PROBLEM}'",
 )
 
-_WIDTH = 120
 _METHOD_HELP = (
     "How to infer: " + ", ".join(f"[bold]{name}[/]" for name in SOLVING) + "; list tells more. Options may follow colons: smc:islands=4."
 )
@@ -238,7 +237,7 @@ def solve(
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
         else:
-            report.print(_stdout())
+            report.print(output_console())
     finally:  # the reader of a pipe may be gone before the tables end
         if html is not None:
             with reported(verbose, log):
@@ -255,16 +254,10 @@ def methods() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, method in METHODS.items():
         table.add_row(Text(name, style="bold"), Text(method.line))
-    console = _stdout()
+    console = output_console()
     console.print(table)
     python = ", ".join(f"{algorithm} ({why})" for algorithm, why in IN_PYTHON_ONLY.items())
     console.print(Text(f"In Python only: {python}.", style="dim"))
-
-
-def _stdout() -> Console:
-    """A console as wide as the terminal, or wide enough for the tables where there is none."""
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDTH)
 
 
 def _require_demo_problem(text: str) -> None:
@@ -275,40 +268,6 @@ def _require_demo_problem(text: str) -> None:
         )
 
 
-@app.command(epilog="Examples:\n\nppl-llm demo\n\nppl-llm demo --particles 32 --levels 6 --problems 12 --seed 7")
-def demo(
-    problems: Annotated[int, typer.Option(help="Problems, solved as one batch.")] = 24,
-    particles: Annotated[int, typer.Option(help="Solutions of each problem, written side by side.")] = 16,
-    levels: Annotated[str, typer.Option(help="Levels of difficulty, 1 to 6, separated by commas.")] = "4,5,6",
-    seed: Annotated[int, typer.Option(help="Of the problems and of the runs.")] = 0,
-    prm: Annotated[str, typer.Option(help="Process reward model: demo or demo-weak.")] = "demo",
-    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
-) -> None:
-    """Compare ways to answer: one solution, a majority vote, importance sampling and SMC, on problems that the models in this package were
-    not trained on.
-
-    One batch of a few problems under one seed shows what the methods do; it does not measure them. The output says whether a difference
-    is within noise. Ctrl-C shows what is there.
-    """
-    from .comparison import Comparison, parse_levels, problems_of
-
-    settings = Settings(reward=RewardChoice("prm", prm), options={"particles": particles}, seed=seed, dtype=dtype)
-    with reported(verbose):
-        settings.check()
-        if problems < 1:
-            raise ValueError(f"--problems must be an integer of at least 1, got {problems}")
-        batch = problems_of(parse_levels(levels), problems, seed)
-    with loading.quiet(verbose):
-        comparison = Comparison(batch, particles, seed, Console(stderr=True))
-        with reported(verbose):
-            models = loading.load_lm(settings.lm, dtype=dtype), loading.load_prm(prm, dtype=dtype)
-            complete = comparison.run(*models)
-            if not comparison.rows:
-                raise KeyboardInterrupt("before the first step was complete; there is nothing to show")
-    comparison.print(_stdout())
-    if not complete:
-        raise typer.Exit(INTERRUPTED)
-
-
+demo.register(app)
 evaluation.register(app)
+evaluation_results.register(app)

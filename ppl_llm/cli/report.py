@@ -206,8 +206,8 @@ def solution_of(
     """
     import torch
 
-    from ..context import StopReason
     from ..reward.base import scored_steps
+    from ..stop_reason import StopReason
 
     def chosen(given: Answer) -> bool:
         return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))

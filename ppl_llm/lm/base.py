@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..constraints.base import Constraint, check_constraint
-from ..context import DEFAULT_STOP, Context, ContextLM
+from ..context import DEFAULT_STOP, Context
+from ..context_lm import ContextLM
 from .stopping import StopAutomaton
 
 

@@ -6,7 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..context import Context, StopReason
+from ..context import Context
+from ..stop_reason import StopReason
 
 
 @runtime_checkable

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..context import Context, StopReason
+from ..context import Context
+from ..stop_reason import StopReason
 from .base import RewardModel, scored_steps, step_scores
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..context import FINISHING, Context
+from ..context import Context
 from ..context_cache import CacheEntry, CacheKey, find_entry
+from ..stop_reason import FINISHING
 
 
 class ScoreCache:

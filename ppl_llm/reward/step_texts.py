@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..context import DEFAULT_STOP, FINISHING, Context, StopReason
+from ..context import DEFAULT_STOP, Context
+from ..stop_reason import FINISHING, StopReason
 
 _CUT = "\ufffd"
 """What an incomplete character is decoded to."""

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...context import FINISHING, PAD, Context
+from ...context import Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
 from ...inference.util.validation import unknown_name
 from ...kv_cache.pool import DEFAULT_CACHE_BYTES
 from ...lm.loading import load, load_tokenizer, locate
+from ...stop_reason import FINISHING
 from ..calibration import Calibration, find_calibration
-from ..score_cache import repeat_last
 from ..step_texts import StepText, answer_text, begun_steps, step_texts
 from .families import OVERLONG, detect_family, get_family, read_config
-from .prefix_scorer import PrefixScorer, padded
+from .prefix_scorer import PrefixScorer
+from .prm_entry import appended_ids, empty_entry, first_size, with_scores
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class TransformersPRM:
         texts = [tuple(row[b:e]) for row, b, e in zip(context.tokens.reshape(len(end), -1).tolist(), begin, end, strict=True)]
         answers = [answer_text(context, sequence, list(text)) if text else "" for sequence, text in enumerate(texts)]
         written = {answer: self._format.answer(answer) if answer else [] for answer in dict.fromkeys(answers)}
-        ids, lengths = self._appended(entry, [written[answer] for answer in answers])
+        ids, lengths = appended_ids(entry, [written[answer] for answer in answers])
         taken = torch.tensor([[bool(text)] for text in texts], device=self._device)
         fits = self._fitting(lengths[:, None])
         scores, _, _ = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken & fits)
@@ -161,21 +162,10 @@ class TransformersPRM:
         return self._blank(context)
 
     def _blank(self, context: Context, whole_answer: bool | None = None) -> CacheEntry:
-        """Prompts alone, with the steps of answers that they have begun, but for whole answers."""
+        """Nothing scored: prompts, with the steps of answers that they have begun, but for whole answers."""
         whole = self.whole_answer if whole_answer is None else whole_answer
         prompts = [self._prompt(context, p, whole) for p in range(len(context.problems))]
-        problem = context.problem_index.to(self._device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)[problem]
-        tensors = {
-            "ids": padded(prompts).to(self._device)[problem],
-            "lengths": lengths,
-            "prompt_lengths": lengths,
-            "scores": torch.zeros(*context.batch_shape, 0, device=self._device),
-            "rows": torch.full(context.batch_shape, -1, device=self._device),
-            "scored": torch.zeros(*context.batch_shape, 0, dtype=torch.bool, device=self._device),
-            "full": torch.zeros(context.batch_shape, dtype=torch.bool, device=self._device),
-        }
-        return CacheEntry(None, tensors)
+        return empty_entry(prompts, context.problem_index.to(self._device))
 
     def _prompt(self, context: Context, problem: int, whole_answer: bool) -> list[int]:
         """Token ids of a problem, and of the steps of an answer that its prompt has begun."""
@@ -196,17 +186,17 @@ class TransformersPRM:
         fits = self._fitting(lengths[:, None] + written.cumsum(-1)) & ~entry.tensors["full"].flatten()[:, None]
         sizes = torch.where(fits, written, 0)
         kept = fits.tolist()
-        ids, ends = self._appended(
+        ids, ends = appended_ids(
             entry,
             [[i for step, fit in zip(steps, fit_of, strict=True) if fit for i in step] for steps, fit_of in zip(added, kept, strict=True)],
         )
         at = lengths[:, None] + sizes.cumsum(-1) - 1
-        first = lengths + _first_size(sizes) - 1
+        first = lengths + first_size(sizes) - 1
         new, rows, owner = self._run(entry, ids, ends, first, at, sizes > 0)
         new, taken = self._without_room(scores, new, sizes > 0, (written > 0) & ~fits)
         full = entry.tensors["full"].flatten() | (~fits).any(-1)
         changed = {"rows": rows, "lengths": ends, "ids": ids, "full": full}
-        return self._updated(context, entry, owner, new, taken, written > 0, changed)
+        return with_scores(entry, owner, new, taken, written > 0, changed)
 
     def _fitting(self, ends: Tensor) -> Tensor:
         """Which sequences of these lengths fit into the model's context; a warning where some do not."""
@@ -237,12 +227,12 @@ class TransformersPRM:
             scored = bool(context.lm.decode(row[start:end]).strip()) or (not spoke[sequence] and reasons[sequence] in FINISHING)
             answers.append(answer if end > start and scored else None)
         written = {answer: self._format.answer(answer) for answer in answers if answer is not None}  # each distinct one once
-        ids, lengths = self._appended(entry, [[] if answer is None else written[answer] for answer in answers])
+        ids, lengths = appended_ids(entry, [[] if answer is None else written[answer] for answer in answers])
         taken = torch.tensor([[answer is not None] for answer in answers], device=self._device)
         fits = self._fitting(lengths[:, None])
         new, rows, owner = self._run(entry, ids, lengths, lengths - 1, lengths[:, None] - 1, taken & fits)
         new, own = self._without_room(entry.tensors["scores"], new, taken & fits, taken & ~fits)
-        return self._updated(context, entry, owner, new, own, taken, {"rows": rows})
+        return with_scores(entry, owner, new, own, taken, {"rows": rows})
 
     def _run(self, entry: CacheEntry, ids: Tensor, lengths: Tensor, first: Tensor, at: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Scores ``[sequences, K]`` of the sequences that took a step, where they lie now, and who holds them."""
@@ -257,27 +247,6 @@ class TransformersPRM:
         scored = self._scorer.score(cached, active, ids[active], lengths[active], prompts, first[active], at[active])
         scores[active], rows[active] = scored.log_odds, scored.rows
         return scores, rows, scored.lease
-
-    def _updated(
-        self, context: Context, entry: CacheEntry, owner: Any, new: Tensor, own: Tensor, scored: Tensor, changed: dict[str, Tensor]
-    ) -> CacheEntry:
-        """The entry with more scores ``new [sequences, K]``; steps without one of their ``own`` repeat the score before them.
-
-        :param Tensor scored: ``[sequences, K]``, the steps that were taken and have text.
-        """
-        known = entry.tensors["scores"]
-        scores = repeat_last(known.reshape(len(new), known.shape[-1]), new, own)
-        scored = torch.cat([entry.tensors["scored"].reshape(len(new), known.shape[-1]), scored], -1)
-        bad = scores.isnan().nonzero()
-        if len(bad):
-            sequence, step = bad[0].tolist()
-            raise ValueError(
-                f"the log-odds of step {step} of sequence {sequence} (flat, of sequences {tuple(context.batch_shape)}) is nan: "
-                "the reward model's weights or activations overflow; try dtype=torch.bfloat16 or torch.float32"
-            )
-        shape = context.batch_shape
-        changed = {"scores": scores, "scored": scored, **changed}
-        return CacheEntry(owner, entry.tensors | {name: t.view(shape + t.shape[1:]) for name, t in changed.items()})
 
     def _new_steps(self, context: Context, start: int, before: Tensor) -> list[list[list[int]]]:
         """Token ids of each sequence's steps from ``start`` on; none for a step that was not taken, or has no text.
@@ -294,19 +263,3 @@ class TransformersPRM:
             return written[step]
 
         return [[encode(step) for step in sequence] for sequence in step_texts(context, start, before)]
-
-    def _appended(self, entry: CacheEntry, added: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """The token ids of all sequences with more at their ends, ``[sequences, W]``, and their new lengths."""
-        lengths = entry.tensors["lengths"].flatten()
-        ids = entry.tensors["ids"].reshape(len(lengths), -1)
-        extra = padded(added).to(self._device)
-        grown = lengths + (extra != PAD).sum(-1)
-        width = int(grown.max())
-        wide = torch.nn.functional.pad(ids, (0, max(0, width + 1 - ids.shape[1])), value=PAD)
-        column = lengths[:, None] + torch.arange(extra.shape[1], device=self._device)
-        return wide.scatter(1, torch.where(extra == PAD, width, column), extra)[:, :width], grown
-
-
-def _first_size(sizes: Tensor) -> Tensor:
-    """``[A]`` the first positive entry of each row; of a row without one, any."""
-    return sizes.gather(-1, (sizes > 0).int().argmax(-1, keepdim=True))[:, 0]

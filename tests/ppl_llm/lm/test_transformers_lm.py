@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from ppl_llm.context import PAD, StopReason
+from ppl_llm.context import PAD
 from ppl_llm.lm.base import LanguageModel, StepOptions
 from ppl_llm.lm.decoding.sampling import warp
 from ppl_llm.lm.stopping import token_bytes
 from ppl_llm.lm.transformers_lm import TransformersLM
+from ppl_llm.stop_reason import StopReason
 from tests.helpers.tiny_models import causal_lm, language_model, plain_logits, tokenizer, write_lm, write_prm
 
 OPTIONS = [

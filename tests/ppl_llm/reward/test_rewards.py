@@ -28,7 +28,7 @@ from ppl_llm import (
     reasoning,
 )
 from ppl_llm.answers.extraction import FORMS
-from ppl_llm.context import PAD, Context, StopReason
+from ppl_llm.context import PAD, Context
 from ppl_llm.distributions.step_reward import POTENTIALS
 from ppl_llm.inference import ParticlePosterior
 from ppl_llm.inference.cost import CostMeter
@@ -37,6 +37,7 @@ from ppl_llm.reward.combined_reward import ProductReward, SumReward
 from ppl_llm.reward.function_reward import FunctionReward
 from ppl_llm.reward.judge_reward import JudgeReward
 from ppl_llm.reward.self_certainty import SelfCertainty, split_step
+from ppl_llm.stop_reason import StopReason
 from tests.helpers.tiny_models import language_model, plain_logits
 
 DIFFERENCE = next(name for name in ("difference", "ratio") if name in POTENTIALS)

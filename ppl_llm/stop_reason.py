@@ -1,0 +1,46 @@
+"""Why the steps of a reasoning program end."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from .context_lm import ContextLM
+
+
+class StopReason(IntEnum):
+    """Why a step ended."""
+
+    FINISHED = 0
+    """The sequence had finished before this step; the step is empty."""
+    DELIMITER = 1
+    END_OF_TEXT = 2
+    LENGTH = 3
+    """``max_tokens`` was reached; the sequence continues."""
+    CONTEXT_FULL = 4
+    """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
+    PATTERN = 5
+    """The step's text matched ``finish``; the sequence is finished."""
+
+
+FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN)
+"""Reasons after which a sequence takes no further step."""
+
+
+def stop_reasons(lm: ContextLM, step: Tensor, counts: Tensor, stop: str | tuple[str, ...], *, full: Tensor, done: Tensor) -> Tensor:
+    """A :class:`StopReason` for each sequence, ``[*batch_shape]``, told by the tokens of its step.
+
+    :param Tensor step: ``[*batch_shape, max_tokens]``, padded at the right.
+    :param Tensor counts: ``[*batch_shape]``, tokens of each step.
+    :param stop: the delimiter(s) the step was sampled with.
+    :param Tensor full: ``[*batch_shape]``, sequences that are as long as they may be after the step.
+    :param Tensor done: ``[*batch_shape]``, sequences that had finished before it.
+    """
+    last = step.gather(-1, (counts - 1).clamp(min=0)[..., None])[..., 0]
+    reason = torch.where(counts == step.shape[-1], StopReason.LENGTH, StopReason.DELIMITER)
+    reason = torch.where(lm.stop_automaton(stop).accepts(step), StopReason.DELIMITER, reason)
+    reason = torch.where(full, StopReason.CONTEXT_FULL, reason)
+    reason = torch.where(torch.isin(last, lm.eos_ids), StopReason.END_OF_TEXT, reason)
+    return torch.where(done | (counts == 0), StopReason.FINISHED, reason)
