@@ -88,7 +88,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 30, 50),
-    "PrefixWalk": chain(lambda model, nesting: PrefixWalk(model, steps=80, max_plate_nesting=nesting), 3, 9, 120),
+    "PrefixWalk": chain(lambda model, nesting: PrefixWalk(model, steps=80, max_plate_nesting=nesting), 3, 9, 250),
     "PIMH": chain(lambda model, nesting: PIMH(model, 8, max_plate_nesting=nesting), 12, 12),
     "PMMH": replace(
         chain(lambda model, nesting: PMMH(model, 16, ["factor"], step_size=0.8, max_plate_nesting=nesting), 40, 40),
