@@ -79,7 +79,9 @@ def traced(value: Any, depth: int = DEPTH) -> Iterator[Traced]:
 
 
 def own(code: CodeType) -> bool:
-    return Path(code.co_filename).resolve().is_relative_to(ROOT) and "benchmarks" not in code.co_filename and code.co_name[0] != "<"
+    path = Path(code.co_filename).resolve()
+    outside = {"benchmarks", "site-packages"}  # an environment may lie inside the tree
+    return path.is_relative_to(ROOT) and not outside & set(path.parts) and code.co_name[0] != "<"
 
 
 def name(code: CodeType) -> str:
