@@ -32,6 +32,7 @@ MISTAKES = [
     (["solve", "--prm", "no/such-model", PROBLEM], "no/such-model", "directory"),
     (["solve", "--device", "cuda:99", PROBLEM], "cuda:99", "cpu"),
     (["solve", "two plus two?"], "demo", "--lm"),
+    (["solve", "--lm", "dmeo", PROBLEM], "dmeo", "did you mean 'demo'?"),
     (["solve", "--json-schema", "none.json", PROBLEM], "none.json", "--json-schema"),
     (["solve", "--chat-template", "none.jinja", PROBLEM], "none.jinja", "--chat-template"),
     (["solve", "--calibration", "none.json", PROBLEM], "none.json", "ppl-llm calibrate"),
