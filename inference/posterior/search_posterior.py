@@ -11,7 +11,7 @@ from ..particles.weighted_particles import WeightedParticles
 from ..particles.weights import Weights
 from .particle_posterior import ParticlePosterior
 
-BY_RANK = "it keeps candidates by rank, not in proportion to their weights, so their mean weight does not estimate the evidence"
+NOT_PROPORTIONAL = "it does not keep candidates in proportion to their weights, so their mean weight does not estimate the evidence"
 
 
 class SearchPosterior(ParticlePosterior):
@@ -34,7 +34,7 @@ class SearchPosterior(ParticlePosterior):
         *,
         scores: Tensor | None = None,
         method: str = "a search",
-        reason: str = BY_RANK,
+        reason: str = NOT_PROPORTIONAL,
         decisive: bool = False,
     ) -> None:
         super().__init__(particles)

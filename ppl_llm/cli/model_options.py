@@ -53,7 +53,9 @@ def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dic
     """
     options: dict[str, Any] = {} if system_prompt is None else {"system_prompt": system_prompt}
     if chat_template is not None:
-        options["chat_template"] = chat_template.read_text(encoding="utf-8")
+        from .settings import read_option
+
+        options["chat_template"] = read_option("--chat-template", chat_template)
     return options
 
 

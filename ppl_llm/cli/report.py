@@ -166,7 +166,7 @@ class Report:
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for answer, probability in self.answers[:_SHOWN]:
             style = "bold green" if answer == self.answer and answer is not None else ""
-            shown = Text("none yet" if answer is None else plain(str(answer)), style=style or "dim")
+            shown = Text("no answer" if answer is None else plain(str(answer)), style=style or "dim")
             table.add_row(shown, Text(f"{probability:.3f}", style=style), Text(bar * round(_BAR * probability), style=style or "dim"))
         if len(self.answers) > _SHOWN:
             rest = self.answers[_SHOWN:]

@@ -34,6 +34,17 @@ _FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
 MAX_SEED = 2**32 - 1
 
 
+def read_option(option: str, path: Path) -> str:
+    """The text of a file that an option names.
+
+    :raises OSError: if it cannot be read, naming the option and the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The options of ``solve``. ``None`` leaves the choice to the method, the preset or the library.
@@ -86,7 +97,7 @@ class Settings:
             )
         try:
             if self.json_schema is not None:
-                given.append(JsonSchema(self.json_schema.read_text(encoding="utf-8")))
+                given.append(JsonSchema(read_option("--json-schema", self.json_schema)))
             if self.regex is not None:
                 given.append(Regex(self.regex))
         except ImportError as error:
@@ -183,8 +194,8 @@ class Settings:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         if self.reward.kind == "none" and self.asks_reward:
             raise ValueError(
-                f"--method {self.named.method.name} needs a reward, and the demo reward model knows nothing of other language models than "
-                "demo: give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
+                f"--method {self.named.method.name} needs a reward, and there is none (the demo reward model scores the demo language "
+                "model only): give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
                 "--method self-consistency"
             )
         self.reward.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import warnings
 from collections.abc import Iterator
@@ -154,9 +155,11 @@ def unreachable(source: str, error: Exception) -> OSError:
     """The error for a model that cannot be read."""
     if Path(source).exists():
         return OSError(f"cannot load the model {'directory' if Path(source).is_dir() else 'file'} {source!r}: {error}")
+    near = difflib.get_close_matches(source, {name for names in _DEMO_DIRECTORIES.values() for name in names}, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     return OSError(
         f"{source!r} is neither a directory here nor a model that could be fetched from the Hugging Face Hub (wrong name, no access, or no "
-        f"network); without a network give the directory of a downloaded model. The hub said: {error}"
+        f"network{hint}); without a network give the directory of a downloaded model. The hub said: {error}"
     )
 
 

@@ -165,6 +165,8 @@ class SavedCalibration:
         try:
             values = json.loads(Path(path).read_text())
             return cls(Calibration(values.pop("temperature"), values.pop("bias")), **values)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no calibration file {str(path)!r}; make one with: ppl-llm calibrate RUN") from error
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{str(path)!r} does not hold a calibration ({error}); make one with: ppl-llm calibrate RUN") from error
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # the command line must not wait for torch to show its help
 REWARD_KINDS: dict[str, str] = {
     "prm": "prm:DIR, a process reward model: demo, demo-weak, a directory, a hub name or an address",
     "judge": "judge or judge:DIR, the language model itself or another one is asked whether the answer is right",
-    "confidence": "the mean probability of the tokens of a step under the language model",
-    "self-certainty": "how little entropy the language model's next-token distributions have",
+    "confidence": "confidence, the mean probability of the tokens of a step under the language model",
+    "self-certainty": "self-certainty, how little entropy the language model's next-token distributions have",
     "verifier": "verifier:FILE.py:function, a Python function of the problem and the solution",
-    "none": "no reward, for methods that ask none",
+    "none": "none, no reward, for methods that need no scores",
 }
 """What ``--reward`` takes."""
 

@@ -32,6 +32,11 @@ MISTAKES = [
     (["solve", "--prm", "no/such-model", PROBLEM], "no/such-model", "directory"),
     (["solve", "--device", "cuda:99", PROBLEM], "cuda:99", "cpu"),
     (["solve", "two plus two?"], "demo", "--lm"),
+    (["solve", "--lm", "dmeo", PROBLEM], "dmeo", "did you mean 'demo'?"),
+    (["solve", "--json-schema", "none.json", PROBLEM], "none.json", "--json-schema"),
+    (["solve", "--chat-template", "none.jinja", PROBLEM], "none.jinja", "--chat-template"),
+    (["solve", "--calibration", "none.json", PROBLEM], "none.json", "ppl-llm calibrate"),
+    (["solve", "--reward", "none", "--method", "smc", PROBLEM], "there is none", "--reward"),
     (["solve", "--method", "smc:island=4", PROBLEM], "island", "islands"),
     (["solve", "--method", "smc:islands=0", PROBLEM], "got 0", "at least 1"),
     (["solve", "--method", "smc:islands=2", "--islands", "3", PROBLEM], "--islands", "give it once"),
@@ -136,3 +141,10 @@ def test_errors_are_events_too():
     (event,) = [json.loads(line) for line in result.stderr.splitlines()]
     assert event["event"] == "error" and event["exit_code"] == result.exit_code == 2
     assert re.search("at least 1, got 0", event["message"])
+
+
+def test_the_help_of_reward_names_every_kind():
+    from ppl_llm.cli.model_options import REWARD
+    from ppl_llm.reward.choice import REWARD_KINDS
+
+    assert all(text.startswith(kind) and text in REWARD for kind, text in REWARD_KINDS.items())
