@@ -31,7 +31,7 @@ from .resampling import Resampler, get_resampler
 from .resampling.selection import Selection
 from .util.fingerprint import name_of, of_model
 from .util.process_state import rng_state
-from .util.validation import check_count, check_model
+from .util.validation import check_count, check_function, check_model
 
 TOKENS = "tokens_sampled"
 """The counter that ``max_tokens_total`` bounds."""
@@ -105,6 +105,7 @@ class SMC:
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_model(model)
+        check_function("callback", callback)
         check_count("islands", islands)
         check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
         self.model = model

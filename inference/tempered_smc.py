@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -242,6 +242,8 @@ def _check_ladder(betas: Any, ess_threshold: float) -> tuple[float, ...] | None:
                 f"an adaptive ladder aims at an ESS of ess_threshold * N: ess_threshold must lie in (0, 1), got {ess_threshold!r}"
             )
         return None
+    if not isinstance(betas, Iterable) or not all(isinstance(beta, int | float) for beta in betas):
+        raise ValueError(f"betas must be 'adaptive' or increasing powers that end at 1, got {betas!r}")
     ladder = [float(beta) for beta in betas]
     increasing = all(a < b for a, b in itertools.pairwise([-math.inf, *ladder]))
     if not ladder or not increasing or ladder[0] < 0 or ladder[-1] != 1.0:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..resampling import Resampler, systematic
 from ..resampling.selection import Selection
-from ..util.validation import check_particles
+from ..util.validation import check_function, check_particles
 from .proposal_messenger import Proposals
 
 
@@ -36,3 +37,7 @@ class FilterOptions:
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)
+        check_function("selection", self.selection)
+        check_function("resampler", self.resampler)
+        if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
+            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")

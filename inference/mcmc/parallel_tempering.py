@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -149,7 +149,8 @@ class ParallelTempering(TrajectoryKernel):
 
 
 def _check_powers(betas: Any) -> tuple[float, ...]:
-    powers = tuple(float(beta) for beta in betas) if not isinstance(betas, str) else ()
+    numbers = isinstance(betas, Iterable) and all(isinstance(beta, int | float) for beta in betas)
+    powers = tuple(float(beta) for beta in betas) if numbers else ()
     steps = [b - a for a, b in itertools.pairwise(powers)]
     monotone = all(step > 0 for step in steps) or all(step < 0 for step in steps)
     if not steps or not monotone or min(powers) < 0 or max(powers) != 1.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ..cost import CostMeter
-from ..errors import attach_partial
+from ..errors import SMCFailed, attach_partial
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
 from ..handlers.proposal_messenger import Proposals
@@ -24,6 +25,14 @@ from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.validation import check_count, check_model
+
+
+class _FirstDraw(ParticleMessenger):
+    """One execution, which may be impossible: a chain leaves it at once."""
+
+    def check_alive(self) -> None:
+        with suppress(SMCFailed):
+            super().check_alive()
 
 
 class TrajectoryKernel(MCMCKernel, ABC):
@@ -90,8 +99,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
         return None
 
     def first_state(self, *args: Any, **kwargs: Any) -> Trajectory:
-        """A draw from the prior, perhaps of posterior density zero."""
-        messenger = ParticleMessenger(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0))
+        """A draw from the proposals, by default from the prior, perhaps of posterior density zero."""
+        messenger = _FirstDraw(FilterOptions(1, self.max_plate_nesting, ess_threshold=0.0, proposals=self.proposals))
         return sweep(TemperMessenger(likelihood=0.0)(self.model), messenger, args, kwargs).draw(dead=True)
 
     def run(

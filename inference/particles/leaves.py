@@ -68,12 +68,30 @@ def leaves(value: Any, places: Tensor | None, path: str = "value") -> list[Leaf]
     if isinstance(value, list | tuple | dict):
         items = plain_items(value)
         if items is not None:
-            places = places if places is not None and len(items) == len(places) and places.numel() == len(places) else None
-            return [Leaf(path, items if places is None else [items[n] for n in places.flatten().tolist()], items)]
+            return [Leaf(path, items if places is None else _moved(items, places), items)]
         if isinstance(value, dict):
             return [leaf for key, item in value.items() for leaf in leaves(item, places, f"{path}[{key!r}]")]
         return [leaf for i, item in enumerate(value) for leaf in leaves(item, places, f"{path}[{i}]")]
     return [Leaf(path, value)] if isinstance(value, bool | int | float | complex | str | bytes | None) else []
+
+
+def _moved(items: list[Any], places: Tensor) -> list[Any]:
+    """Lists ``[N, *plates]`` with the particle ``places[n]`` in place n of each population; others as they are."""
+    if places.dim() > 1 and places.numel() == len(places):
+        places = places.flatten()
+    if not _nested(items, places.shape):
+        return items
+    if places.dim() == 1:
+        return [items[n] for n in places.tolist()]
+    columns = [_moved([item[i] for item in items], places[:, i]) for i in range(places.shape[1])]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _nested(items: Any, shape: torch.Size) -> bool:
+    """Whether lists are nested with these lengths."""
+    if not shape:
+        return True
+    return isinstance(items, list | tuple) and len(items) == shape[0] and all(_nested(item, shape[1:]) for item in items)
 
 
 def copied(value: Any) -> Any:

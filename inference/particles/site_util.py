@@ -112,7 +112,7 @@ def _both(inner: Tensor | None, outer: Tensor | bool | None, num_event_dims: int
     if outer is None or outer is True:
         return inner
     outer = torch.as_tensor(outer, dtype=torch.bool)
-    outer = outer.reshape(*outer.shape, *(1,) * num_event_dims)
+    outer = outer.reshape(outer.shape + (1,) * num_event_dims)
     return outer if inner is None else inner & outer.to(inner.device)
 
 
@@ -180,6 +180,9 @@ def raise_for_dead(factors: list[tuple[str, Weights]]) -> None:
         if torch.isnan(log_mean).any():
             raise ValueError(f"site {site!r} gave a nan log-probability; check the parameters of its distribution (e.g. nan log-odds)")
         if (log_mean == torch.inf).any():
-            raise ValueError(f"site {site!r} gave an infinite log-weight; a factor must be below +inf")
+            raise ValueError(
+                f"site {site!r} gave an infinite log-weight: a factor must be below +inf, and a proposal must be able to draw every value "
+                "that a trajectory has. One under a constraint is for SMC and the chains, without ancestor sampling"
+            )
         if (log_mean == -torch.inf).all():
             raise SMCFailed(site, weights.num_particles, log_mean.numel())

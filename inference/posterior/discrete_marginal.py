@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
@@ -85,14 +86,22 @@ def _by_value(value: Any) -> Any:
     if isinstance(value, tuple):
         items = [_by_value(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, frozenset):
+        return frozenset(map(_by_value, value))
     if isinstance(value, Tensor):
         if value.dim() > 0:
             raise TypeError(
                 f"a value of the marginal is a tensor of shape {tuple(value.shape)}, and tensors equal only themselves; "
                 "return plain values, e.g. tuple(value.tolist())"
             )
-        return value.item()
+        return _by_value(value.item())
+    if isinstance(value, float) and value != value:
+        return math.nan  # which equals itself in a dictionary if it is the same object
     kind: Any = type(value)
+    if kind.__hash__ is None:
+        raise TypeError(
+            f"a value of the marginal is a {kind.__name__}, which cannot be counted; return a plain value, e.g. a tuple or a text"
+        )
     if value is not None and not callable(value) and (kind.__hash__, kind.__eq__) == (object.__hash__, object.__eq__):
         raise TypeError(
             f"a value of the marginal is a {kind.__name__}, which equals only itself; return what tells values apart, e.g. its text"

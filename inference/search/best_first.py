@@ -111,7 +111,7 @@ class BestFirst:
         check_count("max_plate_nesting", max_plate_nesting, 0)
         if budget < expand:
             raise ValueError(f"budget must be at least expand, the continuations of a single prefix ({expand}), got {budget}")
-        if not 0.0 <= step_cost < float("inf"):
+        if not isinstance(step_cost, int | float) or not 0.0 <= step_cost < float("inf"):
             raise ValueError(f"step_cost must be a finite number of at least 0, got {step_cost!r}")
         self.model, self.expand, self.budget, self.step_cost = model, expand, budget, step_cost
         self.max_plate_nesting, self.callback = max_plate_nesting, callback

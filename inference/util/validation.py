@@ -32,13 +32,21 @@ def check_model(model: Any) -> None:
         raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
 
 
+def check_function(name: str, value: Any) -> None:
+    """
+    :raises ValueError: if it is given and cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function or None, got {value!r}")
+
+
 def check_particles(num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
     """The numbers that all particle algorithms share.
 
     :raises ValueError: for one out of range, naming its value.
     """
     check_count("num_particles", num_particles)
-    if not 0.0 <= ess_threshold <= 1.0:
+    if not isinstance(ess_threshold, int | float) or not 0.0 <= ess_threshold <= 1.0:
         raise ValueError(f"ess_threshold must lie in [0, 1] (0 never resamples, 1 at every barrier), got {ess_threshold!r}")
     check_count("max_plate_nesting", max_plate_nesting, 0)
 

@@ -53,8 +53,10 @@ class StepProposal:
         self._same = lm is None and temperature is None and prompt is None
         if self._same and constraint is None:
             raise ValueError("StepProposal needs another lm, temperature or prompt, or a constraint; the proposal is the model itself now")
-        if temperature is not None and not temperature > 0:
+        if temperature is not None and not (isinstance(temperature, int | float) and temperature > 0):
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if prompt is not None and not callable(prompt):
+            raise ValueError(f"prompt must be a function from a problem to what the proposing model is given, got {prompt!r}")
         check_constraint(constraint)
         self.lm, self.temperature, self.prompt, self.constraint = lm, temperature, prompt, constraint
         self._roots: dict[tuple[LanguageModel, tuple[str, ...]], Context] = {}

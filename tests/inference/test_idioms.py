@@ -371,3 +371,19 @@ def test_given_values_belong_to_every_particle() -> None:
     posterior = ParticleFilter(replicate(IDIOMS["`poutine.replay`"].program, 3, 0), 4, max_plate_nesting=1).run()
     assert posterior.sites["z_0"].shape == (4, 3) and bool((posterior.sites["z_0"] == 1).all())
     assert poutine.trace(IDIOMS["`poutine.replay`"].program).get_trace().nodes["z_0"]["value"].item() == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_mask_without_dimensions_is_that_of_all_particles(shown: bool) -> None:
+    """P(y) = .6 * .3 + .4 * .9 = .54 where the observation counts, 1 where it does not."""
+
+    def model() -> Tensor:
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        with poutine.mask(mask=torch.tensor(shown)):
+            pyro.sample("masked", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Bernoulli(0.3 + 0.6 * z), obs=torch.tensor(1.0))
+        return barrier(z)
+
+    assert Enumeration(model).run().log_evidence.exp().item() == pytest.approx(0.54 if shown else 1.0)
+    SuffixMH(model).run(2)
+    ParticleGibbs(model, 2, ancestor_sampling=True, ess_threshold=1.0).run(2)

@@ -377,3 +377,13 @@ def test_seed_reproduces_a_run() -> None:
         runs.append(SMC(walk, 16).run(OBSERVATIONS))
     assert torch.equal(runs[0].log_weights, runs[1].log_weights)
     assert torch.equal(runs[0].ancestors, runs[1].ancestors)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ess_threshold", "x"), ("selection", 3), ("resampler", 3), ("proposals", 3), ("callback", 3)],
+)
+def test_arguments_of_another_type_are_refused_by_name(name: str, value: Any) -> None:
+    wrong: Any = {name: value}
+    with pytest.raises(ValueError, match=f"{name} must .*got {value!r}"):
+        SMC(lambda: None, 4, **wrong)

@@ -270,3 +270,26 @@ def test_networks_of_every_number_format_pass(dtype: torch.dtype) -> None:
         assert report.error == 0.0
         with pytest.raises(AuditError, match="does not thread through barrier"):
             audited(lambda: program(False), threshold)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("ess_threshold", [0.0, 1.0])
+def test_lists_of_particles_and_plates(ess_threshold: float, stale: bool) -> None:
+    """``x.tolist()`` of a model with a plate: a list for each particle, one value for each problem in it."""
+
+    def model() -> Any:
+        with pyro.plate("problems", 3, dim=-1):
+            x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.zeros(3))
+            before, x = x, barrier(x)
+            x = x + pyro.sample("z", dist.Normal(x, 1.0))
+            after = barrier(x)
+        return {"x": (x if stale else after).tolist(), "before": [len(before), 1]}
+
+    smc = SMC(model, 4, ess_threshold=ess_threshold, max_plate_nesting=1, audit=True)
+    if stale:
+        with pytest.raises(AuditError, match="value"):
+            smc.run()
+    else:
+        report = smc.run().audit
+        assert report is not None and report.num_leaves == 2

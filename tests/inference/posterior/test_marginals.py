@@ -102,3 +102,14 @@ def test_a_pool_gives_the_evidence_that_its_parts_give() -> None:
     filters: list[Any] = [Importance(coin, 4).run(), Importance(coin, 4).run()]
     with pytest.raises(ValueError, match="a pool of filters gives no evidence"):
         _ = PooledPosterior(filters, [part.particles.weights.normalized.log() for part in filters], {}).log_evidence
+
+
+def test_numbers_that_equal_nothing_count_as_one_value() -> None:
+    marginal = DiscreteMarginal([(math.nan, 0.5), (float("nan"), 0.25), (torch.tensor(math.nan), 0.25)])
+    assert len(marginal) == 1 and marginal.prob(math.nan) == 1.0
+
+
+def test_sets_count_by_value_and_what_has_no_hash_is_refused() -> None:
+    assert len(DiscreteMarginal([(frozenset([torch.tensor(1)]), 0.5), (frozenset([torch.tensor(1)]), 0.5)])) == 1
+    with pytest.raises(TypeError, match="a value of the marginal is a list, which cannot be counted; return a plain value"):
+        DiscreteMarginal([([1], 1.0)])  # type: ignore[list-item]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm import PAD, SMC, Context, Importance, LLMStep, StepProposal, TabularLM, reasoning
-from ppl_llm.inference import Enumeration
+from ppl_llm.constraints import Choices
+from ppl_llm.inference import Enumeration, ParticleGibbs, SuffixMH, barrier
 from ppl_llm.lm.base import StepOptions, StepSample
 from ppl_llm.programs.step_proposal import moved
 from tests.helpers.population_mutants import WRONG_SUPPORTS
@@ -304,3 +305,26 @@ def test_rejects_proposals_of_another_support(name: str) -> None:
     except ValueError:
         z_hat = torch.full((300,), exact)
     assert abs(float(z_hat.mean()) / exact - 1) > max(0.02, 8 * float(z_hat.std()) / math.sqrt(300) / exact)
+
+
+def two_steps() -> Context:
+    ctx = TabularLM(torch.zeros(3, 3), ["a", "b", "$"], eos="$").start("a")
+    for t in range(2):
+        ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, stop="b", max_tokens=2)), stop="b"))
+    return ctx
+
+
+def test_chains_under_a_constraint_start_and_stay_in_its_language() -> None:
+    language = ["ab", "b", "aab"]
+    for seed in range(20):  # a start from the model itself is outside of the language more often than not
+        pyro.set_rng_seed(seed)
+        chain = SuffixMH(two_steps, proposals=StepProposal(constraint=Choices(language))).run(3)
+        texts = [text for text, weight in zip(chain.value.text, chain.weights.tolist(), strict=True) if weight > 0]
+        assert all(any(word.startswith(text) for word in language) for text in texts)
+
+
+def test_ancestor_sampling_under_a_constraint_is_refused() -> None:
+    guide = StepProposal(constraint=Choices(["ab", "b", "aab"]))
+    kernel = ParticleGibbs(two_steps, 3, ancestor_sampling=True, ess_threshold=1.0, proposals=guide)
+    with pytest.raises(ValueError, match=r"site 'step_1' gave an infinite log-weight.*without ancestor sampling"):
+        kernel.run(100)
