@@ -130,7 +130,11 @@ def _last_number(text: str) -> str | None:
     return found[-1].rstrip(",") if found else None
 
 
-FALLBACKS: dict[str, Callable[[str], str | None]] = {"last-number": _last_number}
+def _whole_text(text: str) -> str | None:
+    return text.strip() or None
+
+
+FALLBACKS: dict[str, Callable[[str], str | None]] = {"last-number": _last_number, "text": _whole_text}
 """Guesses, made only where they are asked for by name and no form is found."""
 
 FORMS: dict[str, Callable[[str], str | None]] = {
@@ -163,8 +167,8 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     The time is linear in the length of the text.
 
     :param str text: of a solution.
-    :param forms: the forms to look for. ``last-number``, the last number of a text that has none of the others, is a guess and must be
-        asked for: ``forms=(*FORMS, "last-number")``.
+    :param forms: the forms to look for. ``last-number``, the last number of a text that has none of the others, and ``text``, the
+        text as a whole, are guesses and must be asked for: ``forms=(*FORMS, "last-number")``.
     :returns: ``None`` where there is none of them.
     :raises ValueError: for a form that does not exist.
     """

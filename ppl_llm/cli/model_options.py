@@ -22,7 +22,10 @@ REWARD = (
 STOP = "Text that ends a step, \\n for a line break; may be given several times. By default a blank line."
 FINISH = "Regular expression of a step that ends a solution, or never; by default a closed \\boxed{...}, but for the demo model."
 EQUIVALENCE = "When answers are the same: exact (letter by letter), or math (needs math-verify)."
-FALLBACK = "Where no answer is found: last-number takes the last number of the solution."
+FALLBACK = (
+    "Where no answer is found: last-number takes the last number of the solution, text all of it, as a solution under a constraint "
+    "(--choices, --regex, --json-schema) does by itself."
+)
 
 
 def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:

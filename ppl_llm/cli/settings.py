@@ -179,6 +179,8 @@ class Settings:
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
             chosen["stop"] = self.steps_end
+        if self.constraint is not None:  # what was asked for is the answer
+            chosen.setdefault("answer_fallback", "text")
         preset = self.preset or "exact"
         model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
         return self.named.adapted(model)

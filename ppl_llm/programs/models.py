@@ -194,7 +194,8 @@ def reasoning(
         model given that the solution is in a language, run the model with ``proposals=StepProposal(constraint=...)`` instead.
     :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
         model's context holds.
-    :param str answer_fallback: ``last-number`` takes the last number of a solution that gives its answer in no known form.
+    :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
+        its text.
     :raises ValueError: for an unknown preset or options out of range.
     """
     if max_tokens_completion is not None and (isinstance(max_tokens_completion, bool) or max_tokens_completion < 1):

@@ -35,6 +35,7 @@ def test_choices_are_all_that_is_written(run: Any, method: str) -> None:
     assert report["settings"]["constraint"] == "Choices(['12', '21', 'a'])"
     expected = float(torch.tensor((2 / 6**3 + 1 / 6**2) / 2).log())
     assert report["log_evidence"] == pytest.approx(expected, abs=0.1)
+    assert {each["answer"] for each in report["answers"]} <= {"12", "21", "a"} and report["answer"] in ("12", "21", "a")
 
 
 @pytest.mark.parametrize(
