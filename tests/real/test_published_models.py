@@ -193,9 +193,3 @@ def test_a_gguf_file_is_the_directory_that_was_made_from_it() -> None:
     assert found[0].log_probs is not None and found[1].log_probs is not None
     torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-5, rtol=0)
     assert file.eos_ids.tolist() == directory.eos_ids.tolist()
-
-
-def test_reading_a_gguf_file_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"pip install 'ppl-llm\[gguf\]'"):
-        TransformersLM.from_pretrained(path("smollm2.gguf"))
