@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def _gguf_file(path: Path, kind: str) -> str:
         raise OSError(f"{str(path)!r} is a GGUF file, from which only language models are read; a {_KINDS[kind]} needs a directory")
     if importlib.util.find_spec("gguf") is None:
         raise OSError(f"{str(path)!r} is a GGUF file, and reading it needs gguf: pip install 'ppl-llm[gguf]'")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise OSError(f"{str(path)!r} is not in GGUF format: its first bytes are not GGUF; download or convert the model again")
     return str(path)
 
 
@@ -83,6 +87,11 @@ def _where(source: str) -> tuple[str, dict[str, str]]:
     if not is_gguf(source):
         return source, {}
     return str(Path(source).parent), {"gguf_file": Path(source).name}
+
+
+def _reading_errors(source: str) -> tuple[type[Exception], ...]:
+    """What transformers raises for what it cannot read. Its readers of GGUF files do not check for an early end."""
+    return (OSError, ValueError, KeyError, IndexError, struct.error) if is_gguf(source) else (OSError,)
 
 
 def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -107,7 +116,7 @@ def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tu
     try:
         with _no_bar_for_the_demo(source):
             model, report = cls.from_pretrained(where, **file, **kwargs)
-    except OSError as error:
+    except _reading_errors(source) as error:
         raise unreachable(source, error) from error
     except RuntimeError as error:
         raise ValueError(f"the weights in {source!r} do not fit its config.json: {error}") from error
@@ -144,17 +153,19 @@ def load_tokenizer(source: str) -> Any:
         raise OSError(
             f"the directory {source!r} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}): copy the model's tokenizer there"
         )
+    where, file = _where(source)
     try:
-        where, file = _where(source)
         return AutoTokenizer.from_pretrained(where, **file, trust_remote_code=False)
-    except OSError as error:
+    except _reading_errors(source) as error:
         raise unreachable(source, error) from error
 
 
 def unreachable(source: str, error: Exception) -> OSError:
     """The error for a model that cannot be read."""
+    if Path(source).is_file():
+        return OSError(f"cannot load the model file {source!r}, which is incomplete or of a kind that transformers does not read: {error}")
     if Path(source).exists():
-        return OSError(f"cannot load the model {'directory' if Path(source).is_dir() else 'file'} {source!r}: {error}")
+        return OSError(f"cannot load the model directory {source!r}: {error}")
     near = difflib.get_close_matches(source, {name for names in _DEMO_DIRECTORIES.values() for name in names}, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return OSError(
