@@ -58,15 +58,15 @@ nitpick_ignore_regex = [
 
 
 def _named(path: str) -> Any:
-    """The object of a dotted name, or ``None``."""
+    """The object of a dotted name, or ``None``; also for a name that a package exports only where an extra is installed."""
     parts = path.split(".")
     for cut in range(len(parts), 0, -1):
         try:
             found: Any = importlib.import_module(".".join(parts[:cut]))
+            for part in parts[cut:]:
+                found = getattr(found, part, None)
         except ImportError:
             continue
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
         return found
     return None
 

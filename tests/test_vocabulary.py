@@ -59,7 +59,9 @@ WORDS = {
     "generation": Word(
         r"(?<!add_)(?<!step_)(?<![a-z])generations?(?![a-z_])(?! config)", "completion; barriers or resampling record in inference"
     ),
-    "law": Word(r"(?<!power )(?<!power_)(?<![a-z])laws?(?![a-z])", "distribution"),
+    "law": Word(
+        r"(?<!power )(?<!power_)(?<!inference scaling )(?<![a-z])laws?(?![a-z])", "distribution"
+    ),  # "Inference Scaling Laws" is the title of the paper on REBASE; power laws are functions
     "honest": Word(r"honest", "calibrated"),
     "pretended": Word(r"pretend", "fake"),
     "stem": Word(r"(?<![a-z.])stems?(?![a-z])", "shared prompt"),
@@ -145,6 +147,7 @@ def test_exceptions_are_used(name: str, everything: dict[str, str]) -> None:
         ("round", "last_round: bool"),
         ("generation", "a budget of 32 generations"),
         ("law", "the law of a step"),
+        ("law", "scaling laws"),
         ("go on", "def go_on(self)"),
     ],
 )
@@ -160,6 +163,7 @@ def test_a_use_is_found(name: str, line: str) -> None:
         ("round", "round(x, 3), and the other way round"),
         ("generation", "add_generation_prompt, generation_config, ForConditionalGeneration"),
         ("law", "a power law, flaws, the power_law of coverage"),
+        ("law", "*Inference Scaling Laws: An Empirical Analysis"),
         ("stem", "path.stem"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Going on from prefixes of different lengths in one batch."""
+"""Continuing prefixes of different lengths in one batch."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class BestFirst:
     :param int budget: continuations to draw for each problem, at most; those of the root count.
     :param float step_cost: g, for each step.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a frontier of its own.
-    :param callback: called after each round with the :class:`SearchPosterior` of the continuations that it drew.
+    :param callback: called after each iteration with the :class:`SearchPosterior` of the continuations that it drew.
     :raises ValueError: for arguments out of range.
 
     References

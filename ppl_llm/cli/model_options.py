@@ -49,6 +49,17 @@ def finish_of(lm: str, finish: str | None) -> str | None:
     return None if finish == "never" else finish
 
 
+def read_option(option: str, path: Path) -> str:
+    """The text of a file that an option names.
+
+    :raises OSError: if it cannot be read, naming the option and the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
+
+
 def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dict[str, Any]:
     """Keywords of a language model.
 
@@ -56,8 +67,6 @@ def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dic
     """
     options: dict[str, Any] = {} if system_prompt is None else {"system_prompt": system_prompt}
     if chat_template is not None:
-        from .settings import read_option
-
         options["chat_template"] = read_option("--chat-template", chat_template)
     return options
 

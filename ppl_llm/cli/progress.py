@@ -69,7 +69,7 @@ class Progress:
         self.console, self.title, self.unit, self.count, self.log = console, title, unit, 0, log
         self.lines = verbose and not console.is_terminal and log is None
         self.max_tokens, self.rambling = max_tokens, False
-        self._alive = self._tokens = self._rounds = 0
+        self._alive = self._tokens = self._token_steps = 0
         self._shown = 0.0
         self.rows: deque[Row] = deque(maxlen=_ROWS)
         self._meter = CostMeter()
@@ -134,7 +134,7 @@ class Progress:
     def _token(self, alive: int) -> None:
         """After each token, with the number of sequences that continue: the line below the table moves four times a second."""
         now = time.perf_counter()
-        self._alive, self._tokens, self._rounds = alive, self._tokens + alive, self._rounds + 1
+        self._alive, self._tokens, self._token_steps = alive, self._tokens + alive, self._token_steps + 1
         if self._live is not None and now - self._shown > _REFRESH_SECONDS:
             self._shown = now
             self._live.update(self._table(), refresh=True)
@@ -143,13 +143,13 @@ class Progress:
         """Sequences alive, tokens per second, and the time that is left at most where solutions are bounded."""
         seconds = time.perf_counter() - self._start
         text = f"{self._alive} sequences alive, {self._tokens / max(seconds, 1e-9):,.0f} tokens/s, {seconds:.0f} s"
-        if self.max_tokens is None or self.unit != "step" or not self._rounds:
+        if self.max_tokens is None or self.unit != "step" or not self._token_steps:
             return text
-        left = max(0.0, self.max_tokens - self._rounds) * seconds / self._rounds
+        left = max(0.0, self.max_tokens - self._token_steps) * seconds / self._token_steps
         return f"{text}, at most {left:.0f} s left"
 
     def _table(self) -> Table:
-        caption = self._caption() if self._rounds else None
+        caption = self._caption() if self._token_steps else None
         table = Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0))
         for name in (self.unit, "ESS", "resampled", "finished", "tokens/s"):
             table.add_column(name, justify="right", style="dim" if name == "resampled" else "")

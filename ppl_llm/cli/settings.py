@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..methods import METHODS, Call, ChosenMethod, parse_method
 from ..reward.choice import RewardChoice
 from .method_options import method_options, takers
-from .model_options import finish_of
+from .model_options import finish_of, read_option
 
 if TYPE_CHECKING:
     from ..constraints import Constraint
@@ -32,17 +32,6 @@ _FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
 """Flags by the name of the parameter in the library's messages."""
 
 MAX_SEED = 2**32 - 1
-
-
-def read_option(option: str, path: Path) -> str:
-    """The text of a file that an option names.
-
-    :raises OSError: if it cannot be read, naming the option and the file.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class AnswerReward(ABC):
     - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
       finishes; one that is cut off before keeps it, where ``inf`` leaves the judgement to the end.
 
-    In the last round, after which no step comes, an answer that has not come to its end gets -inf: it ranks below every other.
+    At the last step, an answer that has not come to its end gets -inf: it ranks below every other.
 
     With ``partial`` unfinished answers are judged like finished ones, at every step.
 

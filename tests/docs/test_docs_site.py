@@ -52,7 +52,13 @@ def test_every_public_name_is_documented(site: Path) -> None:
     for package in PUBLIC:
         module = importlib.import_module(package)
         for name in module.__all__:
-            found = getattr(module, name)
+            try:
+                found = getattr(module, name)
+            except ImportError as error:  # of an extra that is not installed: documented by hand, under the package
+                assert "pip install 'ppl-llm[" in str(error)
+                if f"{package}.{name}" not in known:
+                    missing.append(f"{package}.{name}")
+                continue
             home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
             again = any(f"{other}.{name}" in known and getattr(importlib.import_module(other), name, None) is found for other in PUBLIC)
             if not again and home not in known:

@@ -14,7 +14,7 @@ from tests.helpers.searches import SYMBOLS, Path, Tree, tree
 @dataclass
 class RecordedTree(Tree):
     """
-    :ivar list runs: of each execution of the model, the symbols ``[particles, problems]`` of each round.
+    :ivar list runs: of each execution of the model, the symbols ``[particles, problems]`` of each step.
     """
 
     runs: list[list[Tensor]] = field(default_factory=list)

@@ -203,7 +203,7 @@ def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> li
 
 
 def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list[Found]:
-    """select_softmax of rebase.py as released, in exact arithmetic; who is continued stays, and further copies fill the lanes set free."""
+    """select_softmax of rebase.py as released, in exact arithmetic; continued beams stay, and further copies replace the others."""
     beams: list[Path] = [()] * n
     found = beams
     for t in range(tree.length):

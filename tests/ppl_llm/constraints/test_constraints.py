@@ -1,4 +1,4 @@
-"""Constraints that need no package: the laws, bitmasks, and mistakes."""
+"""Constraints that need no package: the common properties, bitmasks, and mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ppl_llm.constraints import Automaton, Choices, Constraint, PerStep, Product, TokenSet, Vocabulary
 from ppl_llm.constraints.base import packed, unpacked
-from tests.helpers.constraint_laws import END, SMALL, TOKENS, ConstraintLaws
+from tests.helpers.constraint_properties import END, SMALL, TOKENS, ConstraintProperties
 
 
 def text_of(tokens: list[int]) -> bytes:
@@ -23,7 +23,7 @@ def even_table() -> torch.Tensor:
     return table
 
 
-class TestAutomaton(ConstraintLaws):
+class TestAutomaton(ConstraintProperties):
     def constraint(self) -> Constraint:
         return Automaton(even_table(), torch.tensor([True, False]))
 
@@ -31,7 +31,7 @@ class TestAutomaton(ConstraintLaws):
         return set(tokens) <= {0, 1} and tokens.count(0) % 2 == 0
 
 
-class TestAllowedTokens(ConstraintLaws):
+class TestAllowedTokens(ConstraintProperties):
     def constraint(self) -> Constraint:
         return TokenSet(allowed=[0, 8, 13])
 
@@ -39,7 +39,7 @@ class TestAllowedTokens(ConstraintLaws):
         return set(tokens) <= {0, 8, 13}
 
 
-class TestBannedTokens(ConstraintLaws):
+class TestBannedTokens(ConstraintProperties):
     depth = 2
 
     def constraint(self) -> Constraint:
@@ -49,7 +49,7 @@ class TestBannedTokens(ConstraintLaws):
         return not {5, 8} & set(tokens)
 
 
-class TestChoices(ConstraintLaws):
+class TestChoices(ConstraintProperties):
     choices = ("ab", "a", "a1 b", "é", "aab")
 
     def constraint(self) -> Constraint:
@@ -59,7 +59,7 @@ class TestChoices(ConstraintLaws):
         return all(TOKENS[v] for v in tokens) and text_of(tokens) in [each.encode() for each in self.choices]
 
 
-class TestProduct(ConstraintLaws):
+class TestProduct(ConstraintProperties):
     def constraint(self) -> Constraint:
         return Automaton(even_table(), torch.tensor([True, False])) & Choices(["ab", "aab", "baa", "aa"]) & TokenSet(banned=[3])
 

@@ -1,4 +1,4 @@
-"""Constraints of llguidance: the laws, schemas and their values, tokens that merge or cut what the grammar tells apart."""
+"""Constraints of llguidance: the common properties, schemas and their values, tokens that merge or cut what the grammar tells apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from ppl_llm import SMC, Context, LLMStep, StepProposal, barrier
 from ppl_llm.constraints import Choices, Constraint, JsonSchema, Lark, Regex, Vocabulary, grammar
-from tests.helpers.constraint_laws import TOKENS, ConstraintLaws, allowed
+from tests.helpers.constraint_properties import TOKENS, ConstraintProperties, allowed
 from tests.helpers.tiny_models import language_model
 
 pytest.importorskip("llguidance", reason="the extra `constraints`")
@@ -30,7 +30,7 @@ def text_of(tokens: list[int]) -> str | None:
         return None
 
 
-class TestRegex(ConstraintLaws):
+class TestRegex(ConstraintProperties):
     pattern = "a+(1|bé?)?| *"
 
     def constraint(self) -> Constraint:
@@ -41,7 +41,7 @@ class TestRegex(ConstraintLaws):
         return text is not None and re.fullmatch(self.pattern, text) is not None
 
 
-class TestLark(ConstraintLaws):
+class TestLark(ConstraintProperties):
     """Balanced braces around letters, which no regular expression tells."""
 
     def constraint(self) -> Constraint:
@@ -52,7 +52,7 @@ class TestLark(ConstraintLaws):
         return text is not None and re.fullmatch(r"(\{*)(a|é)(\}*)", text) is not None and text.count("{") == text.count("}")
 
 
-class TestJsonSchema(ConstraintLaws):
+class TestJsonSchema(ConstraintProperties):
     depth = 4
 
     def constraint(self) -> Constraint:

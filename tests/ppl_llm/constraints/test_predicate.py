@@ -1,4 +1,4 @@
-"""Predicate: laws, weights with every draw of the rejection enumerated, and programs."""
+"""Predicate: the common properties, weights with every draw of the rejection enumerated, and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppl_llm import PAD, SMC, Context, LLMStep, ParticleGibbs, StepProposal, Tab
 from ppl_llm.constraints import Choices, Constraint, Predicate, TokenSet
 from ppl_llm.lm.decoding import constrained_sampler
 from ppl_llm.lm.decoding.rejection import adaptive_rejection, inverse_cdf_draw
-from tests.helpers.constraint_laws import TOKENS, ConstraintLaws
+from tests.helpers.constraint_properties import TOKENS, ConstraintProperties
 from tests.helpers.tiny_models import language_model
 
 
@@ -34,7 +34,7 @@ def text_of(tokens: list[int]) -> str:
     return b"".join(TOKENS[v] for v in tokens).decode(errors="replace")
 
 
-class TestPredicate(ConstraintLaws):
+class TestPredicate(ConstraintProperties):
     def constraint(self) -> Constraint:
         return Predicate(no_b_and_short, ends_with_a)
 
@@ -47,7 +47,7 @@ class TestPredicate(ConstraintLaws):
         )
 
 
-class TestProductWithPredicate(ConstraintLaws):
+class TestProductWithPredicate(ConstraintProperties):
     def constraint(self) -> Constraint:
         return Predicate(no_b_and_short) & TokenSet(banned=[3]) & Choices(["aa", "ab", "a1", " a"])
 

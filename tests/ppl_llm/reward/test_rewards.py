@@ -470,7 +470,7 @@ def test_a_combination_concludes_as_its_parts_do() -> None:
 
 
 def test_completions_are_bounded_and_the_bounded_program_is_exact() -> None:
-    """Every solution of the program has as many tokens as the bound at most, and the filter has the law of the enumeration."""
+    """Every solution of the program has as many tokens as the bound at most, and the filter has the distribution of the enumeration."""
     reward = FunctionReward(lambda problem, text: 0.8 if "b" in text else 0.3, partial=True)
     model = reasoning(tabular(), reward, max_steps=4, max_tokens=WIDTH, stop=";", max_tokens_completion=3)
     exact = Enumeration(model).run("a")

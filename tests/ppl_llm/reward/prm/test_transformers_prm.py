@@ -51,7 +51,7 @@ def expected(net: Qwen2PRM, context: Context) -> Tensor:
         for k, step in enumerate(sequence.steps):
             own.append(bool(step.strip()) or (not any(own) and bool(sequence.done) and k == len(sequence.steps) - 1))
         said = [step for step, scored in zip(sequence.steps, own, strict=True) if scored]
-        if "\ufffd" in "".join(said):  # characters cut by max_tokens, whose law tests/ppl_llm/reward/test_step_texts.py tests
+        if "\ufffd" in "".join(said):  # characters cut by max_tokens, see tests/ppl_llm/reward/test_step_texts.py
             read = step_texts(sequence, 0, torch.zeros(()))[0]
             own, said = [step is not None for step in read], [step.text for step in read if step is not None]
         scores = full_scores(net, sequence.problem, said) if said else torch.empty(0)

@@ -1,4 +1,4 @@
-"""The laws of constraints: a mixin for the tests of each implementation."""
+"""Properties that every constraint must have: a mixin for the tests of each implementation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def allowed(states: ConstraintStates, vocabulary: Vocabulary) -> Tensor:
     return mask
 
 
-class ConstraintLaws:
+class ConstraintProperties:
     """
     :cvar vocabulary: of the texts.
     :cvar int depth: tokens of the texts that are compared with :meth:`member`, all of them.
