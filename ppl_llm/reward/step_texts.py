@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, Context
@@ -39,11 +40,14 @@ def step_texts(context: Context, start: int, before: Tensor) -> list[list[StepTe
     :param Tensor before: ``[*batch]``, how many of the steps before ``start`` have text.
     """
     flat = context.lengths.numel()
-    tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
-    starts, ends = (bounds.reshape(flat, -1).tolist() for bounds in (context.step_starts, context.ends))
-    reasons, counts = context.reasons.reshape(flat, -1).tolist(), before.flatten().tolist()
+    columns = [context.tokens, context.step_starts, context.ends, context.reasons]
+    columns += [each[..., None] for each in (context.prompt_lengths, context.problem_index, before.to(context.tokens))]
+    widths = [each.shape[-1] for each in columns]
+    # One copy to the host: each makes it wait for the device.
+    copied = torch.cat([each.reshape(flat, width) for each, width in zip(columns, widths, strict=True)], -1).cpu()
+    tokens, starts, ends, reasons, *single = (each.tolist() for each in copied.split(widths, -1))
+    prompts, which, counts = ([value for (value,) in rows] for rows in single)
     begun = [begun_steps(context.prefill_of(p)) for p in range(len(context.problems))]
-    which = context.problem_index.flatten().tolist()
     decoded: dict[tuple[int, ...], str] = {}
 
     def decode(ids: list[int]) -> str:

@@ -103,7 +103,7 @@ def check_steps(reference: Any, task: StepTask) -> None:
         logits = plain_logits(reference, before[index, :start].tolist() + step[:-1])[start - 1 :]
         expected, each = inverse_cdf(warp(logits, task.options), task.uniforms[index, : len(step)])
         assert expected.tolist() == step
-        torch.testing.assert_close(task.log_probs[index], each.sum(), atol=TOLERANCE * len(step), rtol=TOLERANCE)
+        torch.testing.assert_close(task.log_probs[index], each.sum(dtype=torch.float64), atol=TOLERANCE * len(step), rtol=TOLERANCE)
 
 
 class Filters(RuleBasedStateMachine):
