@@ -38,6 +38,7 @@ class FilterOptions:
     def __post_init__(self) -> None:
         check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)
         check_function("selection", self.selection)
-        check_function("resampler", self.resampler)
+        if not callable(getattr(self.resampler, "conditional", None)):  # a scheme may be for conditional filters alone
+            check_function("resampler", self.resampler)
         if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
             raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")

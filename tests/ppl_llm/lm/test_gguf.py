@@ -78,10 +78,10 @@ def llama(tied: bool = False) -> LlamaForCausalLM:
 
 def gguf_name(name: str) -> str:
     """``model.layers.1.mlp.up_proj.weight`` is ``blk.1.ffn_up.weight``."""
-    stem = name.removesuffix(".weight")
-    if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.weight"
-    _, _, layer, rest = stem.split(".", 3)
+    base = name.removesuffix(".weight")
+    if not base.startswith("model.layers."):
+        return f"{NAMES[base]}.weight"
+    _, _, layer, rest = base.split(".", 3)
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
