@@ -156,7 +156,8 @@ def name_of(value: Any) -> str | None:
 
 @pytest.mark.parametrize(("algorithm", "arguments", "run"), ALGORITHMS, ids=name_of)
 def test_every_algorithm(algorithm: Any, arguments: dict[str, Any], run: tuple[int, ...]):
-    few = {name: min(value, 5) if name == "num_particles" else value for name, value in arguments.items()}
+    most = {"num_particles": 5, "steps": 10}
+    few = {name: min(value, most[name]) if name in most else value for name, value in arguments.items()}
 
     def scenario(place: Place) -> Any:
         return summary(algorithm(place.model(), **few).run(*[min(each, 3) for each in run], PROBLEM))
