@@ -46,6 +46,7 @@ class Search(ABC):
         check_model(model)
         self.model = model
         self.options = FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0, record_log_probs=audit)
+        self.audit = audit
         self.callback = callback
 
     @abstractmethod

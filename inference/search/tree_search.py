@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -27,18 +26,6 @@ class TreeSearch(Search):
     """
 
     replays: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        num_particles: int,
-        *,
-        max_plate_nesting: int = 0,
-        audit: bool = False,
-        callback: Callable[[ParticlePosterior], None] | None = None,
-    ) -> None:
-        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
-        self.audit = audit
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         assert isinstance(messenger, SearchMessenger)
