@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .reward.function_reward import FunctionReward
     from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
+    from .reward.prefix_value import PrefixValue
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
@@ -81,6 +82,7 @@ _MODULES = {
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
+    "PrefixValue": "reward.prefix_value",
     "PrefixWalk": "inference",
     "Preset": "programs.presets",
     "Problem": "tasks.base",
@@ -143,6 +145,7 @@ __all__ = [
     "ParallelTempering",
     "ParticleGibbs",
     "ParticlePosterior",
+    "PrefixValue",
     "PrefixWalk",
     "Preset",
     "Problem",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .function_reward import FunctionReward
     from .hidden_state_reward import HiddenStateReward
     from .judge_reward import JudgeReward
+    from .prefix_value import PrefixValue
     from .prm.families import FAMILIES, PRMFamily
     from .prm.formats.base import PRMFormat
     from .prm.remote_prm import RemotePRM
@@ -36,6 +37,7 @@ _MODULES = {
     "JudgeReward": "judge_reward",
     "PRMFamily": "prm.families",
     "PRMFormat": "prm.formats.base",
+    "PrefixValue": "prefix_value",
     "ProductReward": "combined_reward",
     "RemotePRM": "prm.remote_prm",
     "RewardModel": "base",
@@ -65,6 +67,7 @@ __all__ = [
     "JudgeReward",
     "PRMFamily",
     "PRMFormat",
+    "PrefixValue",
     "ProductReward",
     "RemotePRM",
     "RewardModel",

@@ -8,6 +8,7 @@ from .combined_reward import ProductReward, SumReward
 from .function_reward import FunctionReward
 from .hidden_state_reward import HiddenStateReward
 from .judge_reward import JudgeReward
+from .prefix_value import PrefixValue
 from .prm.remote_prm import RemotePRM
 from .prm.transformers_prm import TransformersPRM
 from .rollout_value import RolloutValue
@@ -21,6 +22,7 @@ REWARDS: dict[str, type[RewardModel]] = {
     "function": FunctionReward,
     "hidden-state": HiddenStateReward,
     "judge": JudgeReward,
+    "prefix-value": PrefixValue,
     "product": ProductReward,
     "remote-prm": RemotePRM,
     "rollout-value": RolloutValue,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from ..inference.cost import count
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import LanguageModel, StepOptions
 from .base import RewardModel, step_scores
@@ -110,6 +109,5 @@ class _Values:
         first = order.new_full((len(distinct),), len(open_)).scatter_reduce(0, group, order, "amin")
         rollouts, prior = self._rollouts.rollouts, self._rollouts.prior
         right = self._rollouts.sums(prefix.flat(open_[first])).to(found)
-        count(prm_calls=len(first) * rollouts)
         found[open_] = ((right + prior).log() - (rollouts - right + prior).log())[group]
         return found.view(prefix.batch_shape)

@@ -81,4 +81,5 @@ def split_step(context: Context, step: int) -> tuple[Context, Tensor]:
     width = max(1, int((ends - starts).max()))
     column = starts[..., None] + torch.arange(width, device=starts.device)
     tokens = context.tokens.gather(-1, column.clamp(max=context.tokens.shape[-1] - 1))
-    return context.before(step), torch.where(column < ends[..., None], tokens, PAD)
+    before = replace(context.before(step), cache_entries=context.cache_entries)  # the passes over both are the same
+    return before, torch.where(column < ends[..., None], tokens, PAD)

@@ -21,9 +21,9 @@ class Twist:
     """V_t of the steps so far where a solution is unfinished, and V_T = tau, the verifier's, where it is finished
     (a :class:`~ppl_llm.reward.base.RewardModel`).
 
-    With the potential ``difference`` (preset ``twisted``) the factors G_t = V_t / V_{t-1} multiply to tau, so that the target is p(x) tau(x)
-    and the evidence is P(right), whatever V is: a good V only makes the estimates vary less. With V_t = P(right | prefix) and steps
-    proposed in proportion to p V they do not vary at all [1]. V must be the same whenever a prefix is scored.
+    With the potential ``difference`` (preset ``twisted``) the factors G_t = V_t / V_{t-1} multiply to tau. The target is p(x) tau(x) and
+    the evidence is P(right), whatever V is: a good V only makes the estimates vary less. With V_t = P(right | prefix) and steps proposed
+    in proportion to p V they do not vary at all [1]. V must be the same whenever a prefix is scored.
 
     :param RewardModel value: gives the log-odds of V_t, e.g. a :class:`~ppl_llm.HiddenStateReward`.
     :param verifier: a reward of finished answers, e.g. a :class:`~ppl_llm.FunctionReward`, or the function of one.

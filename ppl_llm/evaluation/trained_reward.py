@@ -19,6 +19,7 @@ from ..reward.state_head import StateHead
 from .intervals import Interval, bootstrap, tail_probability
 from .metrics import auroc, brier, calibration_error, reliability
 from .results import Results
+from .work import SHARED
 
 _BATCH = 16
 """Problems whose solutions are run together."""
@@ -80,21 +81,26 @@ class FittedReward(NamedTuple):
 
 
 def solutions(results: Results) -> list[Solution]:
-    """The distinct solutions of a run, whatever method found them.
+    """The independent samples of a run, as often as they were drawn: a value is a probability under the language model.
 
-    :raises ValueError: if the records hold no texts.
+    :raises ValueError: if the run has none, or the records hold no texts.
     """
-    found: dict[tuple[str, str], Solution] = {}
-    for cells in results.by_key.values():
-        for record in cells.values():
-            problem, question = record["problem"], record.get("text")
-            for candidate in record.get("candidates", ()):
-                if question is not None and candidate.get("text"):
-                    right = results.is_right(problem, candidate["answer"])
-                    found[problem, candidate["text"]] = Solution(problem, question, candidate["text"], candidate["finished"], right)
+    found: dict[tuple[str, int], list[Solution]] = {}
+    for budget in results.budgets(SHARED):  # the largest, where there are several
+        for (problem, seed), record in results.by_key[SHARED, budget].items():
+            if "candidates" in record:
+                question = record.get("text")
+                found[problem, seed] = [
+                    Solution(problem, question, c["text"], c["finished"], results.is_right(problem, c["answer"]))
+                    for c in record["candidates"]
+                    if question is not None and c.get("text")
+                ]
     if not found:
+        raise ValueError("this run has no independent samples, on which a reward is trained; add --methods importance to the run")
+    known = [solution for pool in found.values() for solution in pool]
+    if not known:
         raise ValueError("the records of this run hold no texts; run evaluate with --keep-texts")
-    return list(found.values())
+    return known
 
 
 def check_model(results: Results, lm: str) -> None:
