@@ -65,7 +65,11 @@ NAMED = {
         "the first start of all chains",
         "a nested run among the handlers of the outer one",
     ],
-    "twists": ["the value at the end in place of the verifier", "a value of zero on the way", "rollouts drawn again whenever a prefix is scored"],
+    "twists": [
+        "the value at the end in place of the verifier",
+        "a value of zero on the way",
+        "rollouts drawn again whenever a prefix is scored",
+    ],
     "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",

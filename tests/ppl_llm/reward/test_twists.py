@@ -43,7 +43,9 @@ def rolled(rollouts: int, seed: int = 0, kind: type[RolloutValue] = RolloutValue
     return kind(LM, VERIFIER, rollouts, options=OPTIONS, max_steps=MAX_STEPS, seed=seed)
 
 
-@pytest.mark.parametrize(("scheme", "spread", "ess_threshold"), [("systematic", 1.0, 0.5), ("stratified", 4.0, 0.9), ("systematic", 4.0, 1.0)])
+@pytest.mark.parametrize(
+    ("scheme", "spread", "ess_threshold"), [("systematic", 1.0, 0.5), ("stratified", 4.0, 0.9), ("systematic", 4.0, 1.0)]
+)
 def test_the_target_is_the_verifiers_whatever_the_values(scheme: str, spread: float, ess_threshold: float) -> None:
     assert error(Twist(given(spread, 0), VERIFIER), scheme, ess_threshold) < EXACT
 
