@@ -25,6 +25,8 @@ from ppl_llm.evaluation.trained_reward import Examples, measured, solutions, wri
 LIMITS = {"max_steps": 10, "max_tokens": 40}
 PRMS = {"strong PRM": "demo", "weak PRM": "demo-weak"}
 POOLINGS = ("end", "mean")
+METHODS = ("self-consistency", "best-of-n", "smc")
+COUNTERS = ("tokens_sampled", "lm_forwards", "prm_forwards", "prm_tokens")
 
 
 def problems(number: int, split: str) -> list[Problem]:
@@ -87,12 +89,12 @@ def main() -> None:
         runs = []
         for name, (chosen, preset) in rewards.items():
             models = Models(lm="demo", reward=chosen, preset=preset, **LIMITS)  # type: ignore[arg-type]
-            evaluate(problems(test, "held_out"), models, out / name, methods=["best-of-n", "smc", "self-consistency"], budgets=[n], group_size=40)
+            evaluate(problems(test, "held_out"), models, out / name, methods=METHODS, budgets=[n], group_size=40)
             results = Results.read(out / name)
-            for method in ("self-consistency", "best-of-n", "smc"):
+            for method in METHODS:
                 if method == "self-consistency" and name != "head, end":
                     continue
-                costs = {c: round(results.mean_cost(method, n, c), 1) for c in ("tokens_sampled", "lm_forwards", "prm_forwards", "prm_tokens")}
+                costs = {counter: round(results.mean_cost(method, n, counter), 1) for counter in COUNTERS}
                 label = "none" if method == "self-consistency" else name
                 runs.append({"reward": label, "method": method, "accuracy": str(results.accuracy(method, n)), **costs})
     print(table(runs))

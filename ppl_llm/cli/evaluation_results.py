@@ -121,9 +121,9 @@ def fit_reward(
     from . import loading
 
     with loading.quiet(verbose), reported(verbose):
+        from ..evaluation.results import Results
         from ..evaluation.trained_reward import check_model, solutions
         from ..evaluation.trained_reward import fit_reward as fit
-        from ..evaluation.results import Results
 
         results = Results.read(folder)
         solutions(results)

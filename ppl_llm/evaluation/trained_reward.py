@@ -142,6 +142,7 @@ def fit_reward(results: Results, lm: LanguageModel, *, pooling: str = "end", wid
     parts = [[s for s in known if s.problem not in held_out], [s for s in known if s.problem in held_out]]
     _both(parts[0], "to the problems of the training part")
     _both(parts[1], "to the problems of the other part")
+    lm.release_caches()  # type: ignore[attr-defined]  # what they hold decides the last bits
     reward = HiddenStateReward(lm, StateHead(lm.hidden_size, width), pooling=pooling)  # type: ignore[attr-defined]
     options = {name: results.configuration[name] for name in ("stop", "max_tokens", "finish") if results.configuration.get(name)}
     seen, tested = (Examples.of(reward, part, **options) for part in parts)
@@ -187,8 +188,9 @@ class Examples(NamedTuple):
             by_problem.setdefault(solution.problem, []).append(solution)
         groups = list(by_problem.values())
         parts = [cls._of_group(reward, groups[i : i + _BATCH], **options) for i in range(0, len(groups), _BATCH)]
-        states, labels, last = (torch.cat([part[i] for part in parts]) for i in (0, 1, 3))
-        return cls(states, labels, [problem for part in parts for problem in part.problems], last)
+        problems = [problem for part in parts for problem in part.problems]
+        states, labels = torch.cat([part.states for part in parts]), torch.cat([part.labels for part in parts])
+        return cls(states, labels, problems, torch.cat([part.last for part in parts]))
 
     @classmethod
     def _of_group(cls, reward: HiddenStateReward, group: Sequence[Sequence[Solution]], **options: Any) -> Examples:

@@ -108,8 +108,8 @@ class HiddenStateReward:
         told, states = saved_head(path), with_hidden_states(lm, cls.__name__)
         if told["identity"] != states.identity:
             raise ValueError(
-                f"the head in {str(path)!r} was trained on hidden states of the language model {told['lm']!r} ({told['identity']}), and this "
-                f"is another one ({states.identity}), whose states mean something else; {_MAKE}"
+                f"the head in {str(path)!r} was trained on hidden states of the language model {told['lm']!r} ({told['identity']}), and "
+                f"this is another one ({states.identity}), whose states mean something else; {_MAKE}"
             )
         with safe_open(path, "pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

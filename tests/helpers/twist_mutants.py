@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
 from ppl_llm import Context, HiddenStateReward, RolloutValue, Twist
-
 from tests.helpers.mutants import mutant
 
 TWISTS = "tests/ppl_llm/reward/test_twists.py"

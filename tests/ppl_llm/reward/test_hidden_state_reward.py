@@ -155,13 +155,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         HiddenStateReward(table, head())
     with pytest.raises(ValueError, match="OpenAILM gives no hidden states"):
         HiddenStateReward(OpenAILM.__new__(OpenAILM), head())
-    with pytest.raises(ValueError, match="for hidden states of 8 numbers, and those of .* have 32"):
+    with pytest.raises(ValueError, match=r"for hidden states of 8 numbers, and those of .* have 32"):
         HiddenStateReward(lm, head(size=8))
     with pytest.raises(ValueError, match="unknown pooling 'max'"):
         HiddenStateReward(lm, head(), pooling="max")
     with pytest.raises(ValueError, match="another vocabulary"):
         made(lm).step_log_odds(table.start("a").extend(torch.tensor([0]), stop=()))
-    with pytest.raises(OSError, match="no file 'nowhere' with a head.*ppl-llm fit-reward"):
+    with pytest.raises(OSError, match=r"no file 'nowhere' with a head.*ppl-llm fit-reward"):
         HiddenStateReward.load("nowhere", lm)
     wrong = tmp_path / "wrong"
     wrong.write_text("text")
@@ -172,7 +172,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         HiddenStateReward.load(wrong, lm)
     broken = made(lm)
     broken.head.outer.bias.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="log-odds that HiddenStateReward gives to step 0 of sequence .* is nan"):
+    with pytest.raises(ValueError, match=r"log-odds that HiddenStateReward gives to step 0 of sequence .* is nan"):
         run_steps(broken)
 
 

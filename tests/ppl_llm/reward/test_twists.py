@@ -172,7 +172,7 @@ def test_uniforms_are_uniform_and_follow_from_tokens() -> None:
     tokens = torch.randint(0, 50, (400, 12), generator=torch.Generator().manual_seed(0))
     keys = keys_of(tokens, 0)
     u = keyed_uniforms(keys, 4, 16, 3)
-    assert u.shape == (4, 400, 16) and u.dtype == torch.float64 and 0 <= float(u.min()) and float(u.max()) < 1
+    assert u.shape == (4, 400, 16) and u.dtype == torch.float64 and float(u.min()) >= 0 and float(u.max()) < 1
     counts = torch.histc(u.float(), 32, 0, 1)
     expected = u.numel() / 32
     assert float(((counts - expected) ** 2 / expected).sum()) < 31 + 5 * math.sqrt(62)  # chi squared, five standard deviations
@@ -190,7 +190,7 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             RolloutValue(LM, VERIFIER, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="RolloutValue needs a local language model.*object is none"):
+    with pytest.raises(ValueError, match=r"RolloutValue needs a local language model.*object is none"):
         RolloutValue(object(), VERIFIER)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Twist got the value 3, which is no reward model"):
         Twist(3, VERIFIER)  # type: ignore[arg-type]
