@@ -37,7 +37,7 @@ def problems(number: int, split: str) -> list[Problem]:
 def sampled(chosen: list[Problem], samples: int, out: Path) -> Results:
     """Independent samples of the language model, with their texts."""
     models = Models(lm="demo", reward="none", keep_texts=True, **LIMITS)  # type: ignore[arg-type]
-    evaluate(chosen, models, out, methods=["self-consistency"], budgets=[samples], group_size=40)
+    evaluate(chosen, models, out, methods=["self-consistency"], budgets=[samples], group_size=100)
     return Results.read(out)
 
 
@@ -61,8 +61,8 @@ def prm_scores(prm: TransformersPRM, lm: TransformersLM, results: Results) -> tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--train", type=int, default=480, help="problems to train on")
-    parser.add_argument("--test", type=int, default=120, help="problems to measure on")
+    parser.add_argument("--train", type=int, default=1000, help="problems to train on, three samples each")
+    parser.add_argument("--test", type=int, default=100, help="problems to measure on")
     parser.add_argument("--completions", type=int, default=8)
     options = parser.parse_args()
     single_thread()
@@ -70,7 +70,7 @@ def main() -> None:
     lm = TransformersLM.from_pretrained("demo")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        seen = sampled(problems(train, "validation"), 8, out / "train")
+        seen = sampled(problems(train, "validation"), 3, out / "train")
         tested = sampled(problems(test, "held_out"), 8, out / "test")
         rewards, figures = {}, {}
         for pooling in POOLINGS:
@@ -89,7 +89,7 @@ def main() -> None:
         runs = []
         for name, (chosen, preset) in rewards.items():
             models = Models(lm="demo", reward=chosen, preset=preset, **LIMITS)  # type: ignore[arg-type]
-            evaluate(problems(test, "held_out"), models, out / name, methods=METHODS, budgets=[n], group_size=40)
+            evaluate(problems(test, "held_out"), models, out / name, methods=METHODS, budgets=[n], group_size=100)
             results = Results.read(out / name)
             for method in METHODS:
                 if method == "self-consistency" and name != "head, end":

@@ -53,7 +53,7 @@ def grown(lm: TransformersLM, asked: bool, steps: int = 4, resampled: bool = Tru
 
 @pytest.mark.parametrize("device_loop", [False, True])
 def test_they_cost_one_pass_and_are_those_of_a_plain_forward(device_loop: bool) -> None:
-    """The states at the ends of steps are what the next step's first logits are made of: whoever asks first runs the pass."""
+    """The states at the ends of steps are what the next step's first logits are made of: the first to ask runs the pass."""
     alone, without, _ = grown(language_model(device_loop=device_loop), asked=False)
     context, with_states, error = grown(language_model(device_loop=device_loop), asked=True)
     assert torch.equal(alone.tokens, context.tokens)
