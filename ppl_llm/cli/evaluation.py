@@ -106,7 +106,7 @@ def evaluate(
         str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
     ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
-    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from those of its steps: last, prod, min or mean.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
