@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ..methods import BUDGETED
 from ..reward.choice import REWARD_KINDS, RewardChoice
+from ..threads import choose_threads
 from . import completion
 from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
@@ -185,6 +186,8 @@ def evaluate(
             raise ValueError(f"--limit must be at least 1, got {limit}")
         with importing():
             problems = list(open_task(data, parse_options("--task-option", task_option or [])).problems(limit))
+        if workers == 0 and lm == "demo":
+            choose_threads([])
         live = Live(Console(stderr=True), log)
         try:
             progress = run(
