@@ -213,7 +213,11 @@ def reasoning(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
     aggregation = aggregation if aggregation is not None else chosen.aggregation
-    RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)  # what does not go together fails here
+    choices = RewardChoices(
+        chosen.potential, score_temperature, aggregation, chosen.finished, score
+    )  # what does not go together fails here
+    if prm is not None:
+        choices.check(prm)
     if chosen.selection is not None:
         chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
     return ReasoningModel(
