@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..inference.util.validation import check_count
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import LanguageModel, StepOptions
 from .base import RewardModel, step_scores
@@ -55,8 +56,8 @@ class RolloutValue(Twist):
         prior: float = 0.5,
         seed: int = 0,
     ) -> None:
-        if isinstance(rollouts, bool) or not isinstance(rollouts, int) or rollouts < 1:
-            raise ValueError(f"rollouts must be an integer of at least 1, got {rollouts!r}")
+        check_count("rollouts", rollouts)
+        check_count("max_steps", max_steps)
         if not 0 < prior < float("inf"):
             raise ValueError(f"prior must be positive, got {prior!r}: a prefix of value 0 would be lost for good")
         if not isinstance(lm, AutoregressiveLM):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
-from .base import RewardModel, step_scores
+from .base import RewardModel, is_estimated, step_scores
 from .function_reward import FunctionReward
 from .score_cache import finished_at
 
@@ -42,6 +42,11 @@ class Twist:
             raise ValueError(f"{name} got the verifier {verifier!r}, which is neither a reward model nor a function of problem and answer")
         self.value = value
         self.verifier = cast(RewardModel, verifier) if hasattr(verifier, "step_log_odds") else FunctionReward(cast(Any, verifier))
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the verifier's scores are estimates, drawn at random; values on the way may be what they like."""
+        return is_estimated(self.verifier)
 
     def step_log_odds(self, context: Context) -> Tensor:
         """See :class:`~ppl_llm.RewardModel`."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import SMC, FunctionReward, ParticleGibbs, PrefixValue, RolloutValue, Twist
+from ppl_llm import SMC, FunctionReward, ParticleGibbs, PrefixValue, RolloutValue, Twist, reasoning
 from ppl_llm.evaluation import Results, fit_twist
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import StepOptions
@@ -197,6 +197,11 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="Twist got the verifier 3, which is neither"):
         Twist(known(), 3)  # type: ignore[arg-type]
     assert isinstance(Twist(known(), lambda problem, text: True).verifier, FunctionReward)
+    random = FunctionReward(lambda problem, text: 0.5)
+    random.estimated = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="the scores of Twist are estimates"):
+        reasoning(LM, Twist(known(), random), preset="twisted", score_temperature=2.0)
+    assert not Twist(random, VERIFIER).estimated
     assert RolloutValue(LM, VERIFIER, options=StepOptions(max_tokens=2)).options.max_tokens == 2
 
 
