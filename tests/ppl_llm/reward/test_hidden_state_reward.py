@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppl_llm import SMC, BestOfN, HiddenStateReward, OpenAILM, ParticleGibbs, StepProposal, TabularLM, Twist, reasoning
+from ppl_llm import SMC, BestOfN, HiddenStateReward, OpenAILM, ParticleGibbs, RolloutValue, StepProposal, TabularLM, Twist, reasoning
 from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.cost import CostMeter
+from ppl_llm.lm import StepOptions
 from ppl_llm.reward import StateHead
 from tests.helpers.tiny_models import language_model
 from tests.helpers.twist_mutants import StaleScores, StepBefore
@@ -123,6 +124,22 @@ def test_algorithms(pooling: str) -> None:
     assert bool(torch.isfinite(other.log_evidence))
     turns = run_concurrently([lambda p=p: SMC(model, 4).run(p) for p in PROBLEMS], seeds=[1, 2])
     assert all(bool(torch.isfinite(each.log_evidence)) for each in turns)
+
+
+@pytest.mark.parametrize("kind", ["head", "rollouts"])
+def test_a_resumed_run_is_the_same(kind: str, tmp_path: Path) -> None:
+    def smc() -> SMC:
+        lm = language_model()
+        rollouts = RolloutValue(lm, lambda problem, text: 0.2 + len(text) % 3 / 4, 2, options=StepOptions(OPTIONS.stop, 6), max_steps=3)
+        reward = made(lm) if kind == "head" else rollouts
+        return SMC(reasoning(lm, reward, preset="twisted", max_steps=3, max_tokens=6, stop=OPTIONS.stop), 6, ess_threshold=0.9)
+
+    pyro.set_rng_seed(0)
+    states = list(smc().iterate(PROBLEMS[0]))
+    states[0].save(tmp_path / "state")
+    resumed = smc().resume(tmp_path / "state", PROBLEMS[0])
+    assert resumed.value.text == states[-1].value.text
+    assert torch.allclose(resumed.log_weights, states[-1].log_weights, atol=1e-4)
 
 
 def test_with_a_verifier_at_the_end() -> None:
