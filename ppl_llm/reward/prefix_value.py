@@ -20,7 +20,7 @@ class PrefixValue:
 
     The log-odds after step t are ``w . (z_t, logit(prod_{s <= t} r_s), t, 1)``, with z_s another reward's log-odds of step s and r_s the
     probability that they state. As a value on the way it turns scores of steps, which say whether a step is right, into an estimate of
-    V_t; :class:`~ppl_llm.reward.twist.Twist` puts a verifier at the end. :func:`ppl_llm.evaluation.fit_twist` fits it to a run.
+    V_t; :class:`~ppl_llm.Twist` puts a verifier at the end. :func:`ppl_llm.evaluation.fit_twist` fits it to a run.
 
     :param RewardModel prm: scores the steps.
     :param Tensor weights: ``[4]`` float64.

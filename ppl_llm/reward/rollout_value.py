@@ -20,7 +20,7 @@ from .twist import Twist
 
 
 class RolloutValue(Twist):
-    """V_t from complete continuations of the prefix, and the verifier at the end: a :class:`~ppl_llm.reward.twist.Twist`.
+    """V_t from complete continuations of the prefix, and the verifier at the end: a :class:`~ppl_llm.Twist`.
 
     ``V = (r + prior) / (rollouts + 2 prior)``, where the verifier accepts r of the ``rollouts`` continuations, or gives r in sum. With the
     potential ``difference`` the target is p(x) tau(x) for any number of rollouts. The draws of a rollout follow from the seed and the
