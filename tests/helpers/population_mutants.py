@@ -12,6 +12,8 @@ from torch import Tensor
 from ppl_llm import StepProposal
 from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
 from ppl_llm.inference.handlers.audit_messenger import AuditMessenger
+from ppl_llm.inference.particles.leaves import Comparison
+from ppl_llm.inference.particles.pytree import map_leaves
 from ppl_llm.inference.resampling import Residual
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, scaled_weights
 from tests.helpers.mutants import mutant
@@ -143,8 +145,55 @@ class LogProbsOnly(AuditMessenger):
 class Unpermuted(AuditMessenger):
     """Particles stay where they are: of a run that never resampled everything passes (the audit of this package, once)."""
 
-    def after(self, num_barriers: int) -> Tensor:
-        return super().after(0)
+    def offset(self, num_barriers: int) -> Tensor:
+        return torch.zeros_like(super().offset(num_barriers))
 
 
-WRONG_AUDITS: dict[str, type[AuditMessenger]] = {"log-probabilities only": LogProbsOnly, "unpermuted": Unpermuted}
+@mutant("an audit that begins in place", AUDITS)
+class BeginsInPlace(AuditMessenger):
+    """Particles are in their own places up to the first barrier: what comes from before it looks right (the audit of this package, once)."""
+
+    def offset(self, num_barriers: int) -> Tensor:
+        offset = super().offset(num_barriers)
+        return torch.zeros_like(offset) if num_barriers == 0 else offset
+
+
+class _TensorsAndLists(Comparison):
+    def parts(self, value: Any) -> dict[str, Any] | None:
+        return super().parts(value) if isinstance(value, dict | list | tuple) or hasattr(value, "compared") else None
+
+
+@mutant("an audit of tensors and lists alone", AUDITS)
+class TensorsAndListsOnly(AuditMessenger):
+    """Sets, objects and functions in what the model returns are passed over (the audit of this package, once)."""
+
+    def comparison(self) -> Comparison:
+        right = super().comparison()
+        return _TensorsAndLists(right.atol, right.rtol)
+
+
+WRONG_AUDITS: dict[str, type[AuditMessenger]] = {
+    "log-probabilities only": LogProbsOnly,
+    "unpermuted": Unpermuted,
+    "begins in place": BeginsInPlace,
+    "tensors and lists only": TensorsAndListsOnly,
+}
+
+
+@mutant("an audit that takes the first dimension for the particles", f"{AUDITS.split('::')[0]}::test_rejects_false_accusations")
+class FirstDimension(AuditMessenger):
+    """Particles end in other places than their own, and what the model returned is moved after them by its first dimension (the audit of
+    this package, once)."""
+
+    def offset(self, num_barriers: int) -> Tensor:
+        return super().offset(num_barriers) + 1
+
+    def compare_result(self, value: Any) -> None:
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.roll(-1, 0) if tensor.dim() and len(tensor) == self.num_particles else tensor
+
+        self.swept = self.swept._replace(value=map_leaves(self.swept.value, lambda item: item, moved))
+        super().compare_result(value)
+
+
+WRONG_ACCUSERS: dict[str, type[AuditMessenger]] = {"first dimension": FirstDimension}

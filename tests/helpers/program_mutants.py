@@ -31,8 +31,16 @@ NOT_OF_DISTRIBUTIONS = {
         ),
         "searches have no target",
     ),
-    "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
-    "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    **dict.fromkeys(
+        (
+            "an audit of log-probabilities alone",
+            "an audit without permutations",
+            "an audit that begins in place",
+            "an audit of tensors and lists alone",
+            "an audit that takes the first dimension for the particles",
+        ),
+        "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    ),
     "a selection that loses particles": "no cell has a selection of that kind",
     "proposals of another support": "of language models",
     "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",

@@ -44,7 +44,14 @@ NAMED = {
         "reference always in the first slot",
     ],
     "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
-    "stale state": ["stale locals", "an audit of log-probabilities alone", "an audit without permutations"],
+    "stale state": [
+        "stale locals",
+        "an audit of log-probabilities alone",
+        "an audit without permutations",
+        "an audit that begins in place",
+        "an audit of tensors and lists alone",
+        "an audit that takes the first dimension for the particles",
+    ],
     "tempering": [
         "increments instead of weights",
         "evidence of the last stage",
