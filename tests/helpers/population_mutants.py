@@ -151,7 +151,7 @@ class Unpermuted(AuditMessenger):
 
 @mutant("an audit that begins in place", AUDITS)
 class BeginsInPlace(AuditMessenger):
-    """Particles are in their own places up to the first barrier: what comes from before it looks right (the audit of this package, once)."""
+    """Particles are in their own places up to the first barrier: what comes from before it looks right (once here)."""
 
     def offset(self, num_barriers: int) -> Tensor:
         offset = super().offset(num_barriers)

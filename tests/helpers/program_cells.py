@@ -30,7 +30,7 @@ from ppl_llm.inference import (
     TemperedSMC,
 )
 from tests.helpers.algorithms import ALGORITHMS, SEARCHES
-from tests.helpers.program_ast import AnyProgram, GaussianProgram, Score
+from tests.helpers.program_ast import LIST, NESTED, NO_MASK, PAD, AnyProgram, Barrier, Draw, End, GaussianProgram, Note, Program, Score
 from tests.helpers.program_enumerated import fits
 
 WEIGHTED, CHAIN, EXACT, SEARCH, ENUMERATED = "weighted", "chain", "exact", "search", "enumerated"
@@ -208,7 +208,9 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
         return None
     if words == ("random numbers",) and cell.run is last_slice:  # what comes after the last barrier is run once
         return Expected(True, words)
-    return Expected(False, words) if words else AGREES
+    # With as many particles as values the barrier cannot tell whether they are one for each particle; other numbers are no question.
+    ambiguous = ("as many as there are particles",) if lists_of_plain_values(program) else ()
+    return Expected(not words, (*words, *ambiguous))
 
 
 def runs_once(cell: Cell) -> bool:
@@ -233,6 +235,25 @@ def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     if any(s.hidden for s in program.draws) and not runs_once(cell):
         words += ["random numbers"]
     return tuple(words)
+
+
+def lists_of_plain_values(program: Program) -> bool:
+    """Whether a list that passes a barrier holds only values that are the same for all particles: those that ``condition`` gives."""
+    same = {"done"}
+    for s in program.statements:
+        if isinstance(s, Draw):
+            given = s.site in program.condition and (s.mask in (NO_MASK, PAD) or "done" in same)
+            same |= {s.variable} if given else set()
+        elif isinstance(s, Note):
+            same |= {s.variable} if same.issuperset(s.parents) and not s.over_elements else set()
+        elif isinstance(s, End):
+            same -= set() if s.variable in same else {"done"}
+        elif isinstance(s, Barrier) and s.form in (LIST, NESTED):
+            names = [*(["done"] if program.ends else []), *s.variables]
+            listed = names if s.form == LIST else names[1:]
+            if listed and same.issuperset(listed):
+                return True
+    return False
 
 
 def may_kill(program: AnyProgram) -> bool:
