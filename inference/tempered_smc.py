@@ -26,6 +26,7 @@ from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
 from .resampling import Resampler, get_resampler
+from .util.checked import checked
 from .util.validation import check_count, check_model, check_particles
 
 _HALVINGS = 60
@@ -69,6 +70,7 @@ class TemperedSMC:
     Arnaud Doucet, Theodoros Tsagaris (2011).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

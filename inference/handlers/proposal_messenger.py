@@ -16,6 +16,21 @@ Proposal = Any
 Proposals = Mapping[str, Proposal] | Callable[[Any], Any]
 
 
+def check_proposals(proposals: Any) -> None:
+    """
+    :raises ValueError: for anything but a function, or a mapping from names of sites to distributions and functions.
+    """
+    if not isinstance(proposals, Mapping):
+        if not callable(proposals):
+            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {proposals!r}")
+        return
+    for name, proposal in proposals.items():
+        if not isinstance(name, str):
+            raise ValueError(f"proposals must be a mapping from names of sites, got the key {name!r}")
+        if not callable(proposal) and not hasattr(proposal, "log_prob"):
+            raise ValueError(f"proposals must be distributions, or functions of a site that return one, got {proposal!r} for site {name!r}")
+
+
 class ProposalMessenger(Messenger):
     """Draws latent sites from proposals q instead of the prior p; the particle filter adds ``log p - log q`` to the weights.
 
@@ -27,6 +42,7 @@ class ProposalMessenger(Messenger):
 
     def __init__(self, proposals: Proposals) -> None:
         super().__init__()
+        check_proposals(proposals)
         self.proposals = proposals
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -17,6 +17,7 @@ from ..particles.trajectory import Trajectory
 from ..posterior.chain_posterior import PooledPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import ConditionalResampler, get_conditional_resampler
+from ..util.checked import checked
 from ..util.validation import check_count
 from .replicate import replicate
 from .trajectory_kernel import TrajectoryKernel
@@ -60,6 +61,7 @@ class ParticleGibbs(TrajectoryKernel):
     [3] *Particle Gibbs with ancestor sampling*, Fredrik Lindsten, Michael Jordan, Thomas Schön (2014).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

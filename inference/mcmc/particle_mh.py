@@ -18,6 +18,7 @@ from ..particles.trajectory import ChainRecord, Trajectory
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import Resampler, get_resampler
+from ..util.checked import checked
 from .trajectory_kernel import TrajectoryKernel
 
 
@@ -57,6 +58,7 @@ class ParticleMH(TrajectoryKernel):
     messengers: ClassVar[tuple[type[ParameterMessenger], type[ParameterMessenger]]] = ParameterMessenger, ParameterReferenceMessenger
     """Of a filter, and of a conditional one."""
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

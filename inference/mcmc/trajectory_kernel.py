@@ -17,13 +17,14 @@ from ..cost import CostMeter
 from ..errors import SMCFailed, attach_partial
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
-from ..handlers.proposal_messenger import Proposals
+from ..handlers.proposal_messenger import Proposals, check_proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
 from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_count, check_model
 
 
@@ -54,8 +55,11 @@ class TrajectoryKernel(MCMCKernel, ABC):
     extended_state: ClassVar[bool] = False
     """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
 
+    @checked
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
         check_model(model)
+        if proposals is not None:
+            check_proposals(proposals)
         check_count("max_plate_nesting", max_plate_nesting, 0)
         self.model = model
         self.proposals = proposals

@@ -18,6 +18,7 @@ from ..handlers.sweep import sweep
 from ..particles.run_scope import RunScope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
+from ..util.checked import checked
 from ..util.validation import check_model
 
 
@@ -34,6 +35,7 @@ class Search(ABC):
 
     replays: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

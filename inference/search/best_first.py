@@ -20,6 +20,7 @@ from ..particles.run_scope import RunScope, run_scope
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
+from ..util.checked import checked
 from ..util.validation import check_count, check_model
 
 NAME = "best-first search"
@@ -95,6 +96,7 @@ class BestFirst:
     [1] *A\\*-Decoding: Token-Efficient Inference Scaling*, Giannis Chatziveroglou (2025).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -49,5 +49,6 @@ class TreeSearch(Search):
         finished = messenger.finished() if isinstance(messenger, SearchMessenger) else None
         if finished is not None:
             with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too
-                return messenger.result(finished, self.replayed(messenger, finished, args, kwargs))
+                found: SearchPosterior = messenger.result(finished, self.replayed(messenger, finished, args, kwargs))
+                return found
         return super().salvage(messenger, args, kwargs)

@@ -161,7 +161,7 @@ class Settings:
         return StepProposal(constraint=self.constraint)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
@@ -171,8 +171,8 @@ class Settings:
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         preset = self.preset or "exact"
-        model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
-        return self.named.adapted(model)
+        chosen["finish"] = finish_of(self.lm, self.finish)
+        return self.named.adapted(build_reasoning(lm, prm, preset, **chosen))
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.

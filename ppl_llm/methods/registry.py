@@ -51,7 +51,7 @@ class ChosenMethod:
 
         :raises ValueError: for options that do not go together.
         """
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         changes = dict(self.model_options)
         if not changes:
@@ -63,7 +63,7 @@ class ChosenMethod:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
-        return reasoning(model.lm, model.prm, preset, **options)
+        return build_reasoning(model.lm, model.prm, preset, **options)
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check(chosen: ChosenMethod, options: Options) -> None:
     """What the library has to say, before a model is loaded."""
-    from ..programs.models import reasoning
+    from ..programs.models import build_reasoning
 
-    model = chosen.adapted(reasoning(None, None))  # type: ignore[arg-type]
+    model = chosen.adapted(build_reasoning(None, None))
     if chosen.method.build is not None:
         chosen.method.start(model, options)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from ..lm.base import LanguageModel, StepOptions
 from .answer_reward import AnswerReward
 from .prm.formats.base import single_id
@@ -36,6 +37,7 @@ class JudgeReward(AnswerReward):
     :raises ValueError: if a word is not a single token, or both are the same.
     """
 
+    @checked
     def __init__(
         self,
         lm: LanguageModel,

@@ -240,5 +240,5 @@ def test_texts_of_a_transformers_model() -> None:
 
 
 def test_what_is_no_function_is_named() -> None:
-    with pytest.raises(TypeError, match="functions of a text, got 'abc'"):
+    with pytest.raises(ValueError, match="allows must be a function, got 'abc'"):
         Predicate("abc")  # type: ignore[arg-type]
