@@ -55,6 +55,7 @@ class ParticleMH(TrajectoryKernel):
     """
 
     extended_state: ClassVar[bool] = True
+    scores_its_state: ClassVar[bool] = False  # a filter keeps its weights
     messengers: ClassVar[tuple[type[ParameterMessenger], type[ParameterMessenger]]] = ParameterMessenger, ParameterReferenceMessenger
     """Of a filter, and of a conditional one."""
 

@@ -67,6 +67,16 @@ class StepProposal:
         given = {"lm": self.lm and label_of(self.lm), "temperature": self.temperature, "constraint": self.constraint}
         return f"StepProposal({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
 
+    @property
+    def restricted(self) -> bool:
+        """Whether it cannot draw every step of the model."""
+        return self.constraint is not None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the density of a step is an estimate that belongs to its draw."""
+        return self.constraint is not None and self.constraint.asks
+
     def __call__(self, site: Any) -> LLMStep | None:
         prior = site["fn"]
         if not isinstance(prior, LLMStep):

@@ -708,7 +708,7 @@ _PROCESS = ParticlePlate._process_message
 @mutant("sites met twice", IDIOMS_TEST)
 def unchecked_names(plate: Any, msg: Any) -> None:
     """Values are kept by name, and nothing notices that a name comes again."""
-    plate._met.clear()
+    plate.met.clear()
     _PROCESS(plate, msg)
 
 
@@ -759,9 +759,18 @@ def aliased_record(system: Any, msg: Any, log_prob: Tensor | None) -> None:
 
 
 @mutant("an event of each particle's note for every particle", IDIOMS_TEST)
-def note_of_pairs(system: Any, msg: Any) -> torch.Size:
+def note_of_pairs(system: Any, msg: Any, value: Tensor) -> Tensor:
     """``pyro.deterministic`` takes all dimensions for the event, the plate adds the particles once more: ``[N, N]``."""
-    return msg["fn"].shape()  # type: ignore[no-any-return]
+    return value.expand(msg["fn"].shape())
+
+
+@mutant("a note without the plates for every particle", "tests/inference/test_idioms.py::test_rejects_notes_of_pairs_in_plates")
+def note_of_whole_plates(system: Any, msg: Any, value: Tensor) -> Tensor:
+    """Only a value with all of the plates' dimensions is one for each particle: ``[N]`` inside of a plate is recorded ``[N, P, N]``."""
+    fn, ndim = msg["fn"], 1 + system.max_plate_nesting
+    own, batch = value.shape[:ndim], fn.batch_shape
+    fits = len(own) == ndim and own[0] == system.num_particles and all(a in (1, b) for a, b in zip(own, batch, strict=True))
+    return value.expand([*batch, *value.shape[ndim:]] if fits and len(fn.event_shape) == value.dim() else fn.shape())
 
 
 @mutant("given values enumerated", IDIOMS_TEST)
@@ -809,7 +818,7 @@ WRONG_SEMANTICS: dict[str, tuple[Any, str, str, str, str]] = {
     ),
     "notes": (
         note_of_pairs,
-        "ppl_llm.inference.particles.particle_system.ParticleSystem._shape_of_note",
+        "ppl_llm.inference.particles.particle_system.ParticleSystem.note",
         "`pyro.deterministic`",
         "SMC, importance",
         "Importance",

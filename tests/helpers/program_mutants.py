@@ -59,6 +59,7 @@ NOT_OF_DISTRIBUTIONS = {
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
     "values recorded as the model holds them": "programs do not write in place",
+    "a note without the plates for every particle": "notes of programs have all plates",
     "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
 """Mutants that leave distributions and expectations of the algorithms as they are, and why."""
