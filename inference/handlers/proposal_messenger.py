@@ -46,8 +46,8 @@ def check_given_values(proposals: Proposals | None, everywhere: bool = False) ->
             )
         if everywhere and getattr(proposal, "restricted", False):
             raise ValueError(
-                f"proposals: {_named(proposal)} draws only a part of what the site can be, and ancestor_sampling scores futures after other "
-                "pasts, where it could not have drawn them. Leave out ancestor_sampling, or put the constraint into the model's own steps"
+                f"proposals: {_named(proposal)} draws only a part of what the site can be, and ancestor_sampling scores futures after "
+                "other pasts, where it could not have drawn them. Leave out ancestor_sampling, or put the constraint into the model's steps"
             )
 
 
