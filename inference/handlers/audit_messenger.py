@@ -96,34 +96,44 @@ class AuditMessenger(Messenger):
         self.compared: list[_Compared] = []
         self.num_leaves = self.num_barriers = 0
         self.number_format = 0.0  # the largest rounding that a site asked for
-        numbers = torch.arange(self.swept.populations.numel()).view(self.swept.populations)
-        self.populations = numbers
-        self.own = torch.arange(self.num_particles).view(-1, *(1,) * numbers.dim())
-        self.places = (self.own + self.offset(0)) % self.num_particles
+        self._arrange()
         super().__enter__()
         return self
 
     # the places of the particles ----------------------------------------------------------------------------------------------------
 
-    def offset(self, num_barriers: int) -> Tensor:
-        """``[*plates]``: how far the particles are from their own places after so many barriers. It changes with each barrier, is zero
-        after the last, and never before with more than two particles. Neighbouring populations move differently."""
-        left, n = self.swept.num_barriers - num_barriers, self.num_particles
-        if left <= 0 or n == 1:
-            return torch.zeros_like(self.populations)
-        return torch.full_like(self.populations, left % 2) if n == 2 else 1 + (left - 1 + self.populations) % (n - 1)
+    def offsets(self) -> Tensor:
+        """``[1 + barriers, *plates]``: how far the particles are from their own places after 0, 1, .. barriers. It changes with each
+        barrier, is zero after the last, and never before with more than two particles. Neighbouring populations move differently."""
+        n, last, populations = self.num_particles, self.swept.num_barriers, self.swept.populations
+        left = torch.arange(last, -1, -1).view(-1, *(1,) * len(populations)).expand(-1, *populations)
+        if n <= 2:
+            return left % n
+        numbers = torch.arange(populations.numel()).view(populations)
+        return torch.where(left == 0, 0, 1 + (left - 1 + numbers) % (n - 1))
+
+    def _arrange(self) -> None:
+        offsets = self.offsets()[:, None]  # [barriers, 1, *plates]
+        own = torch.arange(self.num_particles).view(-1, *(1,) * len(self.swept.populations))
+        self._places = ((own + offsets) % self.num_particles).unbind()
+        self._moves = ((own + offsets.diff(dim=0)) % self.num_particles).unbind()
+        self._own = own.expand(self.num_particles, *self.swept.populations)
+
+    @property
+    def places(self) -> Tensor:
+        """``[N, *plates]``: the particle of the sweep in each place."""
+        return self._places[min(self.num_barriers, len(self._moves))]
 
     def moved(self, tensor: Tensor) -> Tensor:
         """``[N, *plates, ...]`` of the sweep with every particle in its present place; a copy, which the model may change."""
-        return take(tensor, self.places.to(tensor.device))
+        places = self.places
+        return take(tensor, places if places.device == tensor.device else places.to(tensor.device))
 
     def _pyro_barrier(self, msg: Any) -> None:
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
-        before = self.offset(self.num_barriers)
+        move = self._moves[self.num_barriers] if self.num_barriers < len(self._moves) else self._own
         self.num_barriers += 1
-        after = self.offset(self.num_barriers)
-        self.places = (self.own + after) % self.num_particles
-        msg["value"], msg["done"] = reorder(state, (self.own + after - before) % self.num_particles), True
+        msg["value"], msg["done"] = reorder(state, move), True
 
     # sites --------------------------------------------------------------------------------------------------------------------------
 
@@ -159,24 +169,23 @@ class AuditMessenger(Messenger):
         :returns: the largest difference beyond what rounding explains, and the largest at all.
         :raises AuditError: naming the first site that differs.
         """
-        alike: dict[tuple[torch.Size, torch.device], list[_Compared]] = {}
+        alike: dict[tuple[Any, ...], list[_Compared]] = {}
         for each in self.compared:
-            shape = torch.broadcast_shapes(each.accumulated.shape, each.replayed.shape)
-            alike.setdefault((shape, each.replayed.device), []).append(each)
+            a, b = each.accumulated, each.replayed
+            alike.setdefault((a.shape, b.shape, a.dtype, b.dtype, b.device), []).append(each)
         error = rounding = 0.0
         wrong: set[str] = set()
-        for (shape, device), sites in alike.items():
-            accumulated, replayed = (
-                torch.stack([tensor.to(device, torch.float64).expand(shape) for tensor in tensors])
-                for tensors in ([each.accumulated for each in sites], [each.replayed for each in sites])
-            )
+        for (_, shape, _, _, device), sites in alike.items():
+            accumulated = torch.stack([each.accumulated for each in sites]).to(device, torch.float64)
+            replayed = torch.stack([each.replayed for each in sites]).to(torch.float64)
             tolerance = torch.tensor([each.tolerance for each in sites], dtype=torch.float64, device=device).view(-1, *(1,) * len(shape))
             difference = torch.where(accumulated == replayed, 0.0, (accumulated - replayed).abs())
             relative = (tolerance / 8).clamp(min=_RTOL) * torch.where(accumulated.isfinite(), accumulated, 0.0).abs()
             excess = difference - (tolerance.clamp(min=_ATOL) + relative)
-            within = (excess <= 0).flatten(1).all(1)
-            wrong |= {each.name for each, right in zip(sites, within.tolist(), strict=True) if not right}
             error, rounding = max(error, float(excess.max())), max(rounding, float(difference.max()))
+            if not error <= 0 or error != error:
+                within = (excess <= 0).flatten(1).all(1)
+                wrong |= {each.name for each, right in zip(sites, within.tolist(), strict=True) if not right}
         for each in self.compared:
             if each.name in wrong:
                 raise AuditError(self._difference(each))
@@ -271,7 +280,13 @@ def audit(
     :raises AuditError: if a log-probability or a part of the result differs.
     """
     auditor = AuditMessenger(swept, num_particles)
-    with auditor.judging(), isolated(), auditor, particle_plate(num_particles, max_plate_nesting), RandomnessMessenger() as randomness:
+    with (
+        auditor.judging(),
+        isolated(),
+        auditor,
+        particle_plate(num_particles, max_plate_nesting),
+        RandomnessMessenger() as randomness,
+    ):
         value = model(*args, **kwargs)
         randomness.finish()
         auditor.compare_result(value)

@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ..particles.plates import PLATE
@@ -60,15 +60,16 @@ class ParticlePlate(pyro.plate):
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
-            name = msg["name"]
-            if site_is_subsample(msg):
+            if type(msg["fn"]) is _Subsample:
                 self._hold(msg)
-            elif name in self.met:
-                raise ValueError(
-                    f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{base_name(name)}_{{t}}'"
-                )
             else:
-                self.met.add(name)
+                before = len(self.met)
+                self.met.add(msg["name"])
+                if len(self.met) == before:
+                    name = msg["name"]
+                    raise ValueError(
+                        f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{base_name(name)}_{{t}}'"
+                    )
         inner = msg["cond_indep_stack"]
         stack = (self._frame, *inner) if inner else self._alone
         if is_one(msg["scale"]) and (msg["type"] == "barrier" or _is_spread_over(stack, msg["fn"])):

@@ -99,6 +99,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
+    "BeamSearch without duplicates": lambda model, nesting: BeamSearch(model, 2, 3, filter_duplicates=True, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),

@@ -494,9 +494,7 @@ class Collector:
         return self
 
 
-@buggy(
-    "a history in an object that outlives the run, which is returned", "nothing: the replay writes over what the sweep wrote", False, False
-)
+@buggy("a history in an object that outlives the run, which is returned", "nothing: the replay writes over it", False, False)
 def object_of_the_callers() -> Callable[[], Any]:
     return paths_beside_the_barrier(Collector().take)
 

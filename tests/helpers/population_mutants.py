@@ -145,17 +145,18 @@ class LogProbsOnly(AuditMessenger):
 class Unpermuted(AuditMessenger):
     """Particles stay where they are: of a run that never resampled everything passes (the audit of this package, once)."""
 
-    def offset(self, num_barriers: int) -> Tensor:
-        return torch.zeros_like(super().offset(num_barriers))
+    def offsets(self) -> Tensor:
+        return torch.zeros_like(super().offsets())
 
 
 @mutant("an audit that begins in place", AUDITS)
 class BeginsInPlace(AuditMessenger):
     """Particles are in their own places up to the first barrier: what comes from before it looks right (once here)."""
 
-    def offset(self, num_barriers: int) -> Tensor:
-        offset = super().offset(num_barriers)
-        return torch.zeros_like(offset) if num_barriers == 0 else offset
+    def offsets(self) -> Tensor:
+        offsets = super().offsets().clone()
+        offsets[0] = 0
+        return offsets
 
 
 class _TensorsAndLists(Comparison):
@@ -185,8 +186,8 @@ class FirstDimension(AuditMessenger):
     """Particles end in other places than their own, and what the model returned is moved after them by its first dimension (the audit of
     this package, once)."""
 
-    def offset(self, num_barriers: int) -> Tensor:
-        return super().offset(num_barriers) + 1
+    def offsets(self) -> Tensor:
+        return super().offsets() + 1
 
     def compare_result(self, value: Any) -> None:
         def moved(tensor: Tensor) -> Tensor:
