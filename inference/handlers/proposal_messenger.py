@@ -28,7 +28,7 @@ def check_proposals(proposals: Any) -> None:
     for name, proposal in proposals.items():
         if not isinstance(name, str):
             raise ValueError(f"proposals must be a mapping from names of sites, got the key {name!r}")
-        if not callable(proposal) and not hasattr(proposal, "log_prob"):
+        if proposal is not None and not callable(proposal) and not hasattr(proposal, "log_prob"):
             raise ValueError(f"proposals must be distributions, or functions of a site that return one, got {proposal!r} for site {name!r}")
 
 

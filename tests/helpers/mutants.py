@@ -48,6 +48,7 @@ from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
+FIGURES = "tests/inference/test_figures.py"
 T = TypeVar("T")
 
 
@@ -642,7 +643,11 @@ WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPr
 RUNS = "tests/inference/test_runs.py"
 
 
-@mutant("one messenger for all runs", f"{RUNS}::test_rejects_a_messenger_that_runs_share")
+@mutant(
+    "one messenger for all runs",
+    f"{RUNS}::test_rejects_a_messenger_that_runs_share",
+    f"{FIGURES}::test_rejects_one_messenger_in_four_programs",
+)
 class SharedMessenger(SMC):
     """The handler of the sweep, and with it the particles, belongs to the algorithm object (SMC of this package, once)."""
 
@@ -712,30 +717,30 @@ def unchecked_names(plate: Any, msg: Any) -> None:
     _PROCESS(plate, msg)
 
 
-@mutant("splices without the prior of masked values", IDIOMS_TEST)
+@mutant("splices without the prior of masked values", IDIOMS_TEST, f"{FIGURES}::test_rejects_splices_that_leave_out_a_masked_latent")
 def masked_splice(parts: SiteParts, value: Tensor) -> Tensor:
     """A masked latent scores 0 after another particle's past, though its value came from the prior."""
     return scaled(parts.log_probs(value)[0], parts.scale)
 
 
-@mutant("enumeration without the prior of masked values", IDIOMS_TEST)
+@mutant("enumeration without the prior of masked values", IDIOMS_TEST, f"{FIGURES}::test_rejects_enumeration_that_counts_masked_values")
 def masked_enumeration(parts: SiteParts, value: Tensor) -> Tensor:
     """Every value of a masked latent weighs one."""
     return masked_splice(parts, value)
 
 
-@mutant("proposals of masked sites", IDIOMS_TEST)
+@mutant("proposals of masked sites", IDIOMS_TEST, f"{FIGURES}::test_rejects_a_proposal_that_is_not_masked")
 def unmasked_proposal(parts: SiteParts, name: str) -> Tensor | None:
     """Where log p is masked log q is not, and values come from q."""
     return None
 
 
-@mutant("a subsample for every execution", IDIOMS_TEST)
+@mutant("a subsample for every execution", IDIOMS_TEST, f"{FIGURES}::test_rejects_a_subsample_for_every_execution")
 def fresh_subsample(plate: Any, msg: Any) -> None:
     """Replays and iterations draw other data."""
 
 
-@mutant("subsampled problems as populations", IDIOMS_TEST)
+@mutant("subsampled problems as populations", IDIOMS_TEST, f"{FIGURES}::test_rejects_problems_that_count_for_others")
 def no_subsampled_plates(msg: Any) -> set[Any]:
     """Each problem of the subsample is weighed by its likelihood to the power P / S."""
     return set()
