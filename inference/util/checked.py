@@ -123,6 +123,8 @@ def _kind_of(part: str, names: Mapping[str, Any]) -> _Kind | None:
     if head in _KINDS:
         return _KINDS[head]
     made = names.get(part)
+    if getattr(made, "__origin__", None) is Callable:  # an alias
+        return _KINDS["Callable"]
     if not inspect.isclass(made) or made is Any:
         return None
     if getattr(made, "_is_protocol", False) and not getattr(made, "_is_runtime_protocol", False):

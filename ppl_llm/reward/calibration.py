@@ -17,6 +17,7 @@ from ..inference.util.checked import check_fields, checked
 from ..lm.loading import locate
 from ..remote.address import is_address
 from .base import RewardModel, scored_steps, step_scores
+from .combined_reward import refuse_estimates
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
 """In a reward model's directory."""
@@ -106,10 +107,12 @@ class CalibratedReward:
 
     :param RewardModel prm: gives the raw log-odds.
     :param Calibration calibration: applied to every step.
+    :raises ValueError: for a reward whose scores are estimates, drawn at random.
     """
 
     @checked
     def __init__(self, prm: RewardModel, calibration: Calibration) -> None:
+        refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration
 
     def step_log_odds(self, context: Context) -> Tensor:
