@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_llm import StepProposal
-from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
+from ppl_llm import LLMStep, StepProposal
+from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Trajectory, Weights
 from ppl_llm.inference.handlers.audit_messenger import AuditMessenger
 from ppl_llm.inference.particles.leaves import Comparison
 from ppl_llm.inference.particles.pytree import map_leaves
@@ -124,6 +124,49 @@ class RoundedDown(Residual):
 
 WRONG_SELECTIONS: dict[str, type[ParticleMessenger]] = {"unchecked": UncheckedSelection}
 WRONG_RESIDUALS: dict[str, type[Residual]] = {"rounded down": RoundedDown}
+
+
+# States and trajectories
+@mutant("a list of plain values through a barrier", "tests/inference/particles/test_pytree.py::test_rejects_lists_that_are_let_through")
+def unrefused_list(state: Any, index: Tensor, path: str) -> None:
+    """One value for each particle in a Python list stays where it is (reorder, once)."""
+
+
+@mutant("as many trajectories as there are", "tests/inference/particles/test_trajectory.py::test_rejects_an_order_of_as_many")
+class AsManyOnly(Trajectory):
+    """An index with plates is taken for one of all N trajectories (Trajectory.reorder, once)."""
+
+    def reorder(self, index: Tensor) -> Trajectory:
+        values = {name: tensor.gather(0, _spread(index, tensor)) for name, tensor in self.items()}
+        return Trajectory(values, length=self.length, log_likelihood=self.log_likelihood, value=self.value)
+
+
+def _spread(index: Tensor, tensor: Tensor) -> Tensor:
+    return index.reshape(*index.shape, *(1,) * (tensor.dim() - index.dim())).expand_as(tensor)
+
+
+@mutant(
+    "log-probabilities in float32 whatever the default",
+    "tests/distributions/test_llm_step.py::test_rejects_log_probabilities_in_float32",
+)
+class AlwaysFloat32(LLMStep):
+    """Drawn log-probabilities in float32 beside scored ones in the default number format (AutoregressiveLM, once)."""
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        value = super().sample(sample_shape)
+        drawn = self._drawn
+        if drawn is not None and drawn[1] is not None:
+            self._drawn = drawn[0], drawn[1].float()
+        return value
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        made = AlwaysFloat32.__new__(AlwaysFloat32)
+        made._init(self.context, self.options, torch.Size(batch_shape))
+        return made
+
+
+WRONG_STEPS: dict[str, type[LLMStep]] = {"float32": AlwaysFloat32}
+WRONG_ORDERS: dict[str, type[Trajectory]] = {"as many": AsManyOnly}
 
 
 # Audits

@@ -59,6 +59,9 @@ NOT_OF_DISTRIBUTIONS = {
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
     "values recorded as the model holds them": "programs do not write in place",
+    "a list of plain values through a barrier": "programs have no lists with one value for each particle",
+    "as many trajectories as there are": "kernels ask for as many",
+    "log-probabilities in float32 whatever the default": "of language models",
     "a note without the plates for every particle": "notes of programs have all plates",
     "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }

@@ -63,6 +63,12 @@ NAMED = {
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
+    "numbers and orders": [
+        "log-probabilities in float32 whatever the default",
+        "as many trajectories as there are",
+        "a list of plain values through a barrier",
+        "a note without the plates for every particle",
+    ],
     "posteriors": ["tensors counted by identity", "evidence of parts that have none"],
     "suffixes": ["missing length ratio", "truncated suffix sum"],
     "runs that share their state": [
