@@ -32,7 +32,7 @@ from .resampling.selection import Selection
 from .util.checked import checked
 from .util.fingerprint import name_of, of_model
 from .util.process_state import rng_state
-from .util.validation import check_count, check_function, check_model, check_optional_count
+from .util.validation import check_count, check_optional_count
 
 TOKENS = "tokens_sampled"
 """The counter that ``max_tokens_total`` bounds."""
@@ -106,8 +106,6 @@ class SMC:
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
-        check_function("callback", callback)
         check_count("islands", islands)
         check_optional_count("max_tokens_total", max_tokens_total)
         self.model = model

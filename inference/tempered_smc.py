@@ -27,7 +27,7 @@ from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
 from .resampling import Resampler, get_resampler
 from .util.checked import checked
-from .util.validation import check_count, check_model, check_particles
+from .util.validation import check_count, check_particles
 
 _HALVINGS = 60
 """Bisection down to the spacing of float64."""
@@ -84,7 +84,6 @@ class TemperedSMC:
         max_plate_nesting: int = 0,
         callback: Callable[[TemperedPosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         check_particles(num_particles, ess_threshold, max_plate_nesting)
         check_count("num_moves", num_moves, 0)
         self.model = model

@@ -25,7 +25,7 @@ from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..util.checked import checked
-from ..util.validation import check_count, check_model
+from ..util.validation import check_count
 
 
 class _FirstDraw(ParticleMessenger):
@@ -59,7 +59,6 @@ class TrajectoryKernel(MCMCKernel, ABC):
 
     @checked
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
-        check_model(model)
         if proposals is not None:
             check_proposals(proposals)
             if self.scores_its_state:

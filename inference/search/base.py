@@ -19,7 +19,6 @@ from ..particles.run_scope import RunScope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.checked import checked
-from ..util.validation import check_model
 
 
 class Search(ABC):
@@ -45,7 +44,6 @@ class Search(ABC):
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         self.model = model
         self.options = FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0, record_log_probs=audit)
         self.audit = audit

@@ -21,7 +21,7 @@ from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.checked import checked
-from ..util.validation import check_count, check_model
+from ..util.validation import check_count
 
 NAME = "best-first search"
 _REASON = "it follows the best prefix alone, and that is no draw from the posterior"
@@ -107,7 +107,6 @@ class BestFirst:
         max_plate_nesting: int = 0,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         check_count("expand", expand)
         check_count("budget", budget)
         check_count("max_plate_nesting", max_plate_nesting, 0)

@@ -32,22 +32,6 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
-def check_model(model: Any) -> None:
-    """
-    :raises ValueError: if it cannot be called.
-    """
-    if not callable(model):
-        raise ValueError(f"model must be a function with pyro.sample sites, got {model!r}")
-
-
-def check_function(name: str, value: Any) -> None:
-    """
-    :raises ValueError: if it is given and cannot be called.
-    """
-    if value is not None and not callable(value):
-        raise ValueError(f"{name} must be a function or None, got {value!r}")
-
-
 def check_particles(num_particles: int, ess_threshold: float, max_plate_nesting: int) -> None:
     """The numbers that all particle algorithms share.
 
