@@ -36,14 +36,13 @@ def _list_of(kind: _Kind | None) -> _Kind:
     return _Kind("a list" if kind is None else f"a list, each {kind.words}", allows)
 
 
-_FUNCTION = "a function"
 _KINDS: dict[str, _Kind] = {
     "None": _Kind("None", lambda value: value is None),
     "bool": _Kind("True or False", lambda value: isinstance(value, bool)),
     "int": _Kind("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "float": _Kind("a number", _is_number),
     "str": _Kind("a string", lambda value: isinstance(value, str)),
-    "Callable": _Kind(_FUNCTION, callable),
+    "Callable": _Kind("a function", callable),
     "Mapping": _Kind("a mapping", lambda value: isinstance(value, Mapping)),
     "Tensor": _Kind("a tensor", lambda value: isinstance(value, Tensor)),
 }
@@ -101,8 +100,7 @@ def _check(name: str, value: Any, kinds: tuple[_Kind, ...]) -> None:
         return
     shown = repr(value)
     shown = shown if len(shown) <= 200 and "\n" not in shown else f"a {type(value).__name__}"
-    words = " or ".join(kind.words for kind in kinds)
-    raise ValueError(f"{name} must be {words}{' with pyro.sample sites' if name == 'model' and words == _FUNCTION else ''}, got {shown}")
+    raise ValueError(f"{name} must be {' or '.join(kind.words for kind in kinds)}, got {shown}")
 
 
 def _kinds_of(annotations: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, tuple[_Kind, ...]]:
