@@ -104,19 +104,26 @@ def execute(
     methods = [get_method(name) for name in unit.methods]
     model = methods[0].adapted(model)
     aggregation = methods[0].aggregation(model, aggregation)
-    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets))
+    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent)
     seconds = time.perf_counter() - began
     records = []
     for i, problem in enumerate(problems):
         pool = pooled(candidates(model, posterior, i, answer_scores and SHARED in unit.methods), problem.answer, equivalent)
         for budget in unit.budgets:
             part = pool[:budget] if methods[0].shared else pool
-            share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
+            if isinstance(posterior, list):  # of each problem, with its own cost
+                cost, share = posterior[i].cost, 1.0
+                time_share = cost["tokens_sampled"] / max(1, sum(each.cost["tokens_sampled"] for each in posterior))
+            else:
+                cost = posterior.cost
+                time_share = share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
             for method in methods:
                 record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
-                record["cost"] = {name: round(value * share, 4) for name, value in posterior.cost.items() if not name.endswith("seconds")}
-                record["seconds"] = round(seconds * share, 4)
-                if not method.shared:
+                record["cost"] = {name: round(value * share, 4) for name, value in cost.items() if not name.endswith("seconds")}
+                record["seconds"] = round(seconds * time_share, 4)
+                if isinstance(posterior, list):
+                    record |= {name: posterior[i].diagnostics()[of] for name, of in (("drawn", "num_drawn"), ("stopped", "stopped"))}
+                elif not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     record["candidates"] = [as_record(c, keep_texts) for c in part]
