@@ -96,7 +96,7 @@ class Adaptive:
         barrier, as ``partial_posterior``; of a list ``partial_posteriors``, for each problem its result, such a posterior, or ``None``.
 
         :returns: an :class:`AdaptivePosterior`; for a list of problems a list of them, with the cost of each.
-        :raises SMCFailed: if every particle of every round has weight zero.
+        :raises SMCFailed: if every particle of every round has weight zero; of a list such a problem has ``posterior.dead``.
         :raises ValueError: for a model with a plate of problems that is not given as a list.
         """
         if self.options.algorithm.options.max_plate_nesting != 1 or not args or not isinstance(args[0], list | tuple):

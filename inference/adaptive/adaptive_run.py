@@ -84,7 +84,6 @@ class AdaptiveRun:
         self.rounds: list[ParticlePosterior] = []
         self.drawn = 0
         self._votes: list[Votes] = []  # of each round that they were asked of
-        self._tokens_spent = False
         self._unfinished: ParticlePosterior | None = None
         self._failure: SMCFailed | None = None
 
@@ -94,7 +93,7 @@ class AdaptiveRun:
         with self.meter:
             try:
                 stopped = False
-                while not stopped and not self._tokens_spent and (size := self.next_size()):
+                while not stopped and (size := self.next_size()):
                     stopped = self.round(size)
                 found = self.posterior(stopped)
                 if found is None:
@@ -110,6 +109,8 @@ class AdaptiveRun:
     def next_size(self) -> int:
         """Particles of the next round: a batch, or as many as there are; no more than the budget leaves, and whole filters."""
         options, n = self.options, self.options.algorithm.options.num_particles
+        if self._tokens_spent():
+            return 0
         wanted = max(options.batch, self.drawn) if options.doubling else options.batch
         size = min(wanted, options.max_particles - self.drawn)
         return size - size % n if options.filters else size
@@ -121,7 +122,7 @@ class AdaptiveRun:
         try:
             found = algorithm.run(*self.args, **self.kwargs)
         except TokensSpent as spent:
-            self._tokens_spent, self._unfinished = True, spent.partial_posterior  # type: ignore[attr-defined]
+            self._unfinished = spent.partial_posterior  # type: ignore[attr-defined]
             return False
         except SMCFailed as failure:  # a round without weight among others: it adds none
             self._failure = failure
@@ -136,6 +137,7 @@ class AdaptiveRun:
     def algorithm_of(self, size: int) -> Algorithm:
         """The algorithm with so many particles."""
         made = copy.copy(self.options.algorithm)
+        made.options = replace(made.options, may_die=self.listed)  # a dead problem of a list has a posterior, and the others run on
         if self.options.filters:
             assert isinstance(made, SMC)
             made.islands = size // made.options.num_particles
@@ -149,11 +151,14 @@ class AdaptiveRun:
         """At a barrier: leave the round where the tokens are spent and there is more to write."""
         if callback is not None:
             callback(posterior)
-        assert self.options.max_tokens_total is not None
-        if self.meter.totals[TOKENS] >= self.options.max_tokens_total:
+        if self._tokens_spent():
             done = particles_done(posterior.value)
             if done is None or not bool(done.all()):
                 raise TokensSpent
+
+    def _tokens_spent(self) -> bool:
+        limit = self.options.max_tokens_total
+        return limit is not None and self.meter.totals[TOKENS] >= limit
 
     def of_problem(self, found: ParticlePosterior) -> list[ParticlePosterior]:
         """A round's posteriors of the problem alone, one for each filter, without the plate of the list."""
