@@ -1,4 +1,4 @@
-"""Budgets that adapt: rounds of an algorithm until a vote is settled."""
+"""Budgets that adapt: batches of an algorithm until a vote is settled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .stopping_rule import StoppingRule, Until
 
 
 class Adaptive:
-    """Rounds of an algorithm on each problem until its vote is settled: easy problems cost little, hard ones the whole budget.
+    """Batches of an algorithm on each problem until its vote is settled: easy problems cost little, hard ones the whole budget.
 
     Example::
 
@@ -26,8 +26,8 @@ class Adaptive:
 
         each = Adaptive(SelfConsistency(model, 4, max_plate_nesting=1), until=rule).run(problems)    # a list of posteriors
 
-    A round of :class:`SelfConsistency`, :class:`BestOfN` or :class:`Importance` is ``num_particles`` more candidates, a round of
-    :class:`SMC` one more filter (or ``islands`` more), weighted by its evidence. After each round ``until`` is asked, given all that was
+    A batch of :class:`SelfConsistency`, :class:`BestOfN` or :class:`Importance` is ``num_particles`` more candidates, a batch of
+    :class:`SMC` one more filter (or ``islands`` more), weighted by its evidence. After each batch ``until`` is asked, given all that was
     drawn and nothing else. The number of particles so depends on them: weights and votes are those of the algorithm with as many particles,
     but their mean weight is biased, and the evidence is refused.
 
@@ -36,16 +36,16 @@ class Adaptive:
     other problems between any two tokens. The result is a list of posteriors, not one with a plate, since they have different numbers of
     particles: padding would be candidates that nobody drew, in every mean, figure and file, and memory for the hardest problem times all.
 
-    :param algorithm: :class:`SelfConsistency`, :class:`BestOfN`, :class:`Importance` or :class:`SMC`; its particles are one round.
+    :param algorithm: :class:`SelfConsistency`, :class:`BestOfN`, :class:`Importance` or :class:`SMC`; its particles are one batch.
     :param until: a :class:`StoppingRule`, or a function of the :class:`AdaptivePosterior` of a problem that is true where it may stop.
-    :param int max_particles: budget of a problem; the last round is as small as it leaves.
-    :param bool doubling: each round after the first draws as many particles as there are.
+    :param int max_particles: budget of a problem; the last batch is as small as it leaves.
+    :param bool doubling: each batch after the first draws as many particles as there are.
     :param answer: of what the model returned for a particle, for the votes; by default what its method ``answers()`` gives.
     :param equivalent: pools votes for answers that count as the same.
-    :param int max_tokens_total: tokens of a problem (the counter ``tokens_sampled``). The round under way ends at the first barrier after
+    :param int max_tokens_total: tokens of a problem (the counter ``tokens_sampled``). The batch under way ends at the first barrier after
         them, and its unfinished candidates are left out unless there are no others; ``complete`` is then ``False``.
     :param int max_sequences: places in the batch that a list of problems shares.
-    :param callback: called with the :class:`AdaptivePosterior` of a problem after each of its rounds.
+    :param callback: called with the :class:`AdaptivePosterior` of a problem after each of its batches.
     :raises ValueError: for another algorithm, a rule that needs what it does not give, or arguments out of range.
 
     References
@@ -79,7 +79,7 @@ class Adaptive:
         self.options = AdaptiveOptions(algorithm, until, max_particles, doubling, answer, equivalent, max_tokens_total, callback)
         self.max_sequences = max_sequences
         if self.options.batch > max_particles:
-            raise ValueError(f"max_particles must be at least the particles of a round ({self.options.batch}), got {max_particles}")
+            raise ValueError(f"max_particles must be at least the particles of a batch ({self.options.batch}), got {max_particles}")
         _check_rule(self.options)
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any], listed: bool) -> AdaptiveRun:
@@ -90,13 +90,13 @@ class Adaptive:
         return AdaptiveRun(self.options, args, kwargs, listed)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Rounds on ``model(*args, **kwargs)``; with ``max_plate_nesting=1`` and a list or tuple first, on each of its problems alone.
+        """Batches on ``model(*args, **kwargs)``; with ``max_plate_nesting=1`` and a list or tuple first, on each of its problems alone.
 
-        An exception in the middle, Ctrl-C included, carries the posterior of the rounds that are complete, or of the first one's last
+        An exception in the middle, Ctrl-C included, carries the posterior of the batches that are complete, or of the first one's last
         barrier, as ``partial_posterior``; of a list ``partial_posteriors``, for each problem its result, such a posterior, or ``None``.
 
         :returns: an :class:`AdaptivePosterior`; for a list of problems a list of them, with the cost of each.
-        :raises SMCFailed: if every particle of every round has weight zero; of a list such a problem has ``posterior.dead``.
+        :raises SMCFailed: if every particle of every batch has weight zero; of a list such a problem has ``posterior.dead``.
         :raises ValueError: for a model with a plate of problems that is not given as a list.
         """
         if self.options.algorithm.options.max_plate_nesting != 1 or not args or not isinstance(args[0], list | tuple):

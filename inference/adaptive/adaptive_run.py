@@ -60,41 +60,41 @@ class AdaptiveOptions:
 
     @property
     def batch(self) -> int:
-        """Particles of the first round."""
+        """Particles of the first batch."""
         return self.algorithm.options.num_particles * (self.algorithm.islands if isinstance(self.algorithm, SMC) else 1)
 
 
 class TokensSpent(BaseException):
-    """Leaves a round at a barrier. Not an ``Exception``, which a model may catch."""
+    """Leaves a batch at a barrier. Not an ``Exception``, which a model may catch."""
 
 
 class AdaptiveRun:
-    """Rounds on one problem. Everything that changes meanwhile belongs to it.
+    """Batches on one problem. Everything that changes meanwhile belongs to it.
 
     :param AdaptiveOptions options: of the run.
     :param tuple args: of the model.
     :param dict kwargs: of the model.
     :param bool listed: whether the model has a plate for a list, which holds this problem alone.
-    :ivar list rounds: posteriors of the problem, of the rounds that are complete.
+    :ivar list batches: posteriors of the problem, of the batches that are complete.
     :ivar int drawn: particles so far.
     """
 
     def __init__(self, options: AdaptiveOptions, args: tuple[Any, ...], kwargs: dict[str, Any], listed: bool) -> None:
         self.options, self.args, self.kwargs, self.listed = options, args, kwargs, listed
-        self.rounds: list[ParticlePosterior] = []
+        self.batches: list[ParticlePosterior] = []
         self.drawn = 0
-        self._votes: list[Votes] = []  # of each round that they were asked of
+        self._votes: list[Votes] = []  # of each batch that they were asked of
         self._unfinished: ParticlePosterior | None = None
         self._failure: SMCFailed | None = None
 
     def run(self) -> AdaptivePosterior:
-        """Rounds until the rule is content, or the budget is spent."""
+        """Batches until the rule is content, or the budget is spent."""
         self.meter, self.began = CostMeter(), time.perf_counter()
         with self.meter:
             try:
                 stopped = False
                 while not stopped and (size := self.next_size()):
-                    stopped = self.round(size)
+                    stopped = self.draw(size)
                 found = self.posterior(stopped)
                 if found is None:
                     assert self._failure is not None
@@ -107,7 +107,7 @@ class AdaptiveRun:
                 raise
 
     def next_size(self) -> int:
-        """Particles of the next round: a batch, or as many as there are; no more than the budget leaves, and whole filters."""
+        """Particles of the next batch: a batch, or as many as there are; no more than the budget leaves, and whole filters."""
         options, n = self.options, self.options.algorithm.options.num_particles
         if self._tokens_spent():
             return 0
@@ -115,7 +115,7 @@ class AdaptiveRun:
         size = min(wanted, options.max_particles - self.drawn)
         return size - size % n if options.filters else size
 
-    def round(self, size: int) -> bool:
+    def draw(self, size: int) -> bool:
         """Draw particles, and ask whether to stop."""
         algorithm = self.algorithm_of(size)
         self.drawn += size
@@ -124,10 +124,10 @@ class AdaptiveRun:
         except TokensSpent as spent:
             self._unfinished = spent.partial_posterior  # type: ignore[attr-defined]
             return False
-        except SMCFailed as failure:  # a round without weight among others: it adds none
+        except SMCFailed as failure:  # a batch without weight among others: it adds none
             self._failure = failure
             return False
-        self.rounds += self.of_problem(found)
+        self.batches += self.of_problem(found)
         posterior = self.posterior()
         assert posterior is not None
         if self.options.callback is not None:
@@ -148,7 +148,7 @@ class AdaptiveRun:
         return made
 
     def _watch(self, callback: Callable[[ParticlePosterior], None] | None, posterior: ParticlePosterior) -> None:
-        """At a barrier: leave the round where the tokens are spent and there is more to write."""
+        """At a barrier: leave the batch where the tokens are spent and there is more to write."""
         if callback is not None:
             callback(posterior)
         if self._tokens_spent():
@@ -161,7 +161,7 @@ class AdaptiveRun:
         return limit is not None and self.meter.totals[TOKENS] >= limit
 
     def of_problem(self, found: ParticlePosterior) -> list[ParticlePosterior]:
-        """A round's posteriors of the problem alone, one for each filter, without the plate of the list."""
+        """A batch's posteriors of the problem alone, one for each filter, without the plate of the list."""
         plates = tuple(found.log_weights.shape[1:])
         if plates != ((1,) if self.listed else ()):
             what = f"the model has independent plates {plates} around all its sites" if plates else "the model has no plate of problems"
@@ -172,15 +172,15 @@ class AdaptiveRun:
         parts: list[ParticlePosterior] = list(found.parts) if isinstance(found, IslandPosterior) else [found]
         return [_without_plate(part) for part in parts] if self.listed else parts
 
-    def votes(self, num_rounds: int) -> Votes:
-        """Of the first rounds; answers are read once."""
-        self._votes += [self.votes_of(found) for found in self.rounds[len(self._votes) : num_rounds]]
-        cast = self._votes[:num_rounds]
+    def votes(self, num_batches: int) -> Votes:
+        """Of the first batches; answers are read once."""
+        self._votes += [self.votes_of(found) for found in self.batches[len(self._votes) : num_batches]]
+        cast = self._votes[:num_batches]
         shares = tuple(each for votes in cast for each in votes.shares)
         return Votes(shares, tuple(each for votes in cast for each in votes.log_weights)).pooled(self.options.equivalent)
 
     def votes_of(self, found: ParticlePosterior) -> Votes:
-        """Of a round: one of each particle, or a single one of a filter."""
+        """Of a batch: one of each particle, or a single one of a filter."""
         answer, origin = self.options.answer or _own_answer, (0,) * found.particles.nesting
         answers = [answer(found.particle((n, *origin))) for n in range(found.num_particles)]
         if not self.options.filters:
@@ -192,24 +192,24 @@ class AdaptiveRun:
         return Votes((shares,), (float(found.log_evidence),))
 
     def posterior(self, stopped: bool = False, complete: bool = True) -> AdaptivePosterior | None:
-        """Of the rounds that are complete; else of the particles of the last barrier; ``None`` where there are none."""
-        options, rounds = self.options, list(self.rounds)
-        if not rounds and self._unfinished is not None:
-            rounds = self.of_problem(self._unfinished)
-        if not rounds:
+        """Of the batches that are complete; else of the particles of the last barrier; ``None`` where there are none."""
+        options, batches = self.options, list(self.batches)
+        if not batches and self._unfinished is not None:
+            batches = self.of_problem(self._unfinished)
+        if not batches:
             return None
-        log_weights: list[Tensor] = [each.particles.weights.log_weights for each in rounds]
+        log_weights: list[Tensor] = [each.particles.weights.log_weights for each in batches]
         scores = None
         rewards: list[float] = []
         if isinstance(options.algorithm, BestOfN):
-            log_weights, scores = only_the_best(rounds)
+            log_weights, scores = only_the_best(batches)
             rewards = scores.exp().flatten().tolist()
         elif options.scored:
-            rewards = [reward for each in rounds for reward in each.log_likelihood.exp().tolist()]
+            rewards = [reward for each in batches for reward in each.log_likelihood.exp().tolist()]
         found = AdaptivePosterior(
-            rounds,
+            batches,
             log_weights,
-            votes=partial(self.votes, len(self.rounds)),
+            votes=partial(self.votes, len(self.batches)),
             rewards=rewards,
             scores=scores,
             algorithm=options.name,

@@ -24,7 +24,7 @@ class Pandora(StoppingRule):
         E[(r - tau)^+] = (sum_i (r_i - tau)^+ + a (1 - tau)^2 / 2) / (n + a)
 
     At the best reward M this is a (1 - M)^2 / (2 (n + a)): the run stops as soon as that is at most the cost. It falls with every sample,
-    so the rule, which looks one sample ahead, is the optimal one under this prior (the monotone case) for rounds of one sample. [1] has
+    so the rule, which looks one sample ahead, is the optimal one under this prior (the monotone case) for batches of one sample. [1] has
     another answer to the unknown distribution: an upper confidence bound of tau, for families of distributions.
 
     :param float cost: of a sample, in units of the reward: 0.01 pays a hundred samples for a reward of 1.

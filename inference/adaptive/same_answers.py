@@ -10,8 +10,8 @@ from .stopping_rule import StoppingRule
 class SameAnswers(StoppingRule):
     """The last ``window`` votes, in the order in which they were drawn, are for one answer.
 
-    With rounds of ``window`` candidates this is early-stopping self-consistency [1]: a window without any dissent ends the run. A candidate
-    without an answer dissents. Of a vote that is divided, such as a filter's, its largest share counts.
+    With batches of ``window`` candidates this is early-stopping self-consistency [1]: a window without any dissent ends the run. A
+    candidate without an answer dissents. Of a vote that is divided, such as a filter's, its largest share counts.
 
     :param int window: w, at least 2.
     :raises ValueError: for a window out of range.

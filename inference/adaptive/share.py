@@ -13,7 +13,7 @@ class Share(StoppingRule):
     """The leading answer has at least the share ``least`` of all votes; candidates without an answer count among them.
 
     With ``doubling=True`` and 0.75 it is the adaptive self-consistency of its_hub: 2, 4, 8, .. samples until three of four agree. A share
-    says nothing of how many votes there are, so that the first round decides how careful the rule is: of two that agree it is 1. Where
+    says nothing of how many votes there are, so that the first batch decides how careful the rule is: of two that agree it is 1. Where
     votes have weights there must be two effective ones, since a single one always agrees with itself.
 
     :param float least: theta, in (0, 1).

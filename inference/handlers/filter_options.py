@@ -23,7 +23,7 @@ class FilterOptions:
     :param bool resample_finished: also resample populations whose every particle is done.
     :param bool record_log_probs: keep every site's log-probability, for the audit.
     :param Selection selection: weights to resample in proportion to, instead of the particles' own.
-    :param bool may_die: whether a sweep goes on where every population is dead; otherwise it raises :class:`SMCFailed`.
+    :param bool may_die: whether a sweep continues where every population is dead; otherwise it raises :class:`SMCFailed`.
     :raises ValueError: for numbers out of range.
     """
 

@@ -147,7 +147,7 @@ class Settings:
 
     @property
     def unit(self) -> str:
-        """What the run reports after: ``step``, ``round``, ``iteration`` or ``stage``."""
+        """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
         return self.named.method.unit_under(self.given())
 
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:

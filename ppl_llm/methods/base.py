@@ -54,7 +54,7 @@ class Budget:
     :ivar sizes: from B and the options that do not depend on it to those that do.
     :ivar least: from the options to the smallest B.
     :ivar tuple free: the method's options that a name may set under a budget; the others follow from B. Of a shared vote only with
-        ``until``, since its rounds are not those that others share.
+        ``until``, since its batches are not those that others share.
     :ivar tuple extra: options that there are only under a budget.
     :ivar dict defaults: of the method's options, in place of those of ``solve``.
     :ivar bool shared: a vote over independent samples, which all such methods share.
@@ -113,7 +113,7 @@ class Method:
 
     def unit_under(self, given: Options) -> str:
         """What it reports after with these options."""
-        return "round" if given.get("until") is not None else self.unit
+        return "batch" if given.get("until") is not None else self.unit
 
     def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
         """The algorithm around a model, ready to run.
@@ -123,12 +123,12 @@ class Method:
             algorithm that needs one.
         """
         assert self.build is not None, self.name
-        in_rounds = self.unit_under(given) == "round" and self.scored
-        if (self.unit != "step" or in_rounds) and model.preset.finished != "neutral":
+        in_batches = self.unit_under(given) == "batch" and self.scored
+        if (self.unit != "step" or in_batches) and model.preset.finished != "neutral":
             raise ValueError(
                 f"--preset {model.preset.name} weighs a solution by when the last of its population finishes, and "
-                f"{'--until' if in_rounds else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
-                f"--method {'self-consistency' if in_rounds else 'smc'}"
+                f"{'--until' if in_batches else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
+                f"--method {'self-consistency' if in_batches else 'smc'}"
             )
         return self.build(library(self.algorithm), model, self.settled(model, given), call or Call())
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run, scheme
-from .options import AUDIT, ESS_THRESHOLD, ISLANDS, MAX_TOKENS_TOTAL, PARTICLES, RESAMPLER, ROUND_NAMES, ROUNDS
-from .rounds import run_of
+from .batches import run_of
+from .options import AUDIT, BATCH_NAMES, BATCHES, ESS_THRESHOLD, ISLANDS, MAX_TOKENS_TOTAL, PARTICLES, RESAMPLER
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -27,14 +27,14 @@ SMC = Method(
     "smc",
     "SMC",
     "particle filter: resamples solutions by their scores while they are written",
-    (PARTICLES, RESAMPLER, ESS_THRESHOLD, ISLANDS, *ROUNDS, MAX_TOKENS_TOTAL, AUDIT),
+    (PARTICLES, RESAMPLER, ESS_THRESHOLD, ISLANDS, *BATCHES, MAX_TOKENS_TOTAL, AUDIT),
     _smc,
     budget=Budget(
         "B particles, divided among the islands",
         "preset",
         lambda budget, o: {"particles": budget // o["islands"]},
         lambda o: int(o["islands"]),
-        free=("islands", "resampler", "ess_threshold", *ROUND_NAMES),
+        free=("islands", "resampler", "ess_threshold", *BATCH_NAMES),
     ),
     proposes=True,
 )
@@ -43,9 +43,9 @@ IMPORTANCE = Method(
     "importance",
     "Importance",
     "independent solutions, weighted by their scores (weighted best-of-N)",
-    (PARTICLES, *ROUNDS, AUDIT),
+    (PARTICLES, *BATCHES, AUDIT),
     _importance,
-    budget=Budget("B samples, weighted by the model's factors", "posterior", free=ROUND_NAMES, shared=True),
+    budget=Budget("B samples, weighted by the model's factors", "posterior", free=BATCH_NAMES, shared=True),
     proposes=True,
 )
 

@@ -98,10 +98,10 @@ UNTIL = Option(
     "are then the most that it may take.",
     colons=True,
 )
-BATCH = Option("batch", int, "Solutions of a round of --until; by default 4.", least=1)
-DOUBLING = Option("doubling", bool, "With --until: each round draws as many solutions as there are.", False)
-ROUNDS = (UNTIL, BATCH, DOUBLING)
-ROUND_NAMES = tuple(option.name for option in ROUNDS)
+BATCH = Option("batch", int, "With --until: solutions drawn before the vote is looked at again; by default 4.", least=1)
+DOUBLING = Option("doubling", bool, "With --until: draw as many solutions in a batch as there are.", False)
+BATCHES = (UNTIL, BATCH, DOUBLING)
+BATCH_NAMES = tuple(option.name for option in BATCHES)
 ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)

@@ -92,10 +92,10 @@ class BudgetedMethod(ChosenMethod):
     def shared(self) -> bool:
         """Whether it votes over the samples that all such methods share."""
         assert self.method.budget is not None
-        return self.method.budget.shared and not self.in_rounds
+        return self.method.budget.shared and not self.in_batches
 
     @property
-    def in_rounds(self) -> bool:
+    def in_batches(self) -> bool:
         """Whether each problem stops by a rule of its own, see ``until``: there is then a posterior for each."""
         return self.options.get("until") is not None
 
@@ -155,8 +155,8 @@ def get_method(name: str) -> BudgetedMethod:
     budget = method.budget
     assert budget is not None
     known = {option.name: option for option in (*method.options, *budget.extra) if option.name in budget.free or option in budget.extra}
-    in_rounds = any(item.startswith("until=") for item in items)
-    settable = {} if budget.shared and not in_rounds else {**known, **MODEL_OPTIONS}
+    in_batches = any(item.startswith("until=") for item in items)
+    settable = {} if budget.shared and not in_batches else {**known, **MODEL_OPTIONS}
     for key in (item.partition("=")[0] for item in items):
         if method.option(key) is not None and key not in known and settable:
             raise ValueError(f"method {name!r}: {key} follows from the budget here; options: {', '.join(settable)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import PARTICLES, ROUND_NAMES, ROUNDS
-from .rounds import run_of
+from .batches import run_of
+from .options import BATCH_NAMES, BATCHES, PARTICLES
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -20,18 +20,18 @@ BEST_OF_N = Method(
     "best-of-n",
     "BestOfN",
     "independent solutions, the one with the best score; no posterior",
-    (PARTICLES, *ROUNDS),
+    (PARTICLES, *BATCHES),
     _vote,
-    budget=Budget("B samples, the best score", "best-of-n", free=ROUND_NAMES, shared=True),
+    budget=Budget("B samples, the best score", "best-of-n", free=BATCH_NAMES, shared=True),
 )
 
 SELF_CONSISTENCY = Method(
     "self-consistency",
     "SelfConsistency",
     "majority of independent solutions, without scores",
-    (PARTICLES, *ROUNDS),
+    (PARTICLES, *BATCHES),
     _vote,
-    budget=Budget("B samples, the most frequent answer", "majority", free=ROUND_NAMES, shared=True),
+    budget=Budget("B samples, the most frequent answer", "majority", free=BATCH_NAMES, shared=True),
     scored=False,
 )
 

@@ -56,7 +56,7 @@ class Told:
 
 
 def remembering(algorithm: type[Any]) -> type[Any]:
-    """The algorithm on :class:`Told`, each round of which is run once for the answers that it is told: the same again gives the same."""
+    """The algorithm on :class:`Told`, each batch of which is run once for the answers that it is told: the same again gives the same."""
     memory: dict[tuple[int, ...], Any] = {}
 
     class Remembering(algorithm):  # type: ignore[misc]
@@ -186,16 +186,16 @@ def probability(answers: Sequence[int]) -> float:
     return math.prod(PROBS[answer] for answer in answers)
 
 
-Law = dict[tuple[int, int], float]
+Joint = dict[tuple[int, int], float]
 """Of (N, answer)."""
 
 
-def law_of(reference: Reference) -> Law:
+def joint_of(reference: Reference) -> Joint:
     """Over all sequences."""
-    law: Law = Counter()  # type: ignore[assignment]
+    joint: Joint = Counter()  # type: ignore[assignment]
     for sequence in itertools.product(range(3), repeat=reference.most):
-        law[reference(sequence)] += probability(sequence)
-    return law
+        joint[reference(sequence)] += probability(sequence)
+    return joint
 
 
 def enumerated(run: Callable[[Told], tuple[int, int]], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int]]]:

@@ -10,7 +10,7 @@ from ppl_llm.inference.adaptive.adaptive_run import AdaptiveRun
 from ppl_llm.inference.posterior.votes import Votes
 from tests.helpers.mutants import mutant
 
-_LAW = "tests/inference/adaptive/test_law.py::test_rejects_wrong_laws"
+_JOINT = "tests/inference/adaptive/test_joint_distribution.py::test_rejects_wrong_draws"
 _PLACES = "tests/inference/adaptive/test_problems.py::test_rejects_places_that_are_kept"
 
 
@@ -21,27 +21,27 @@ class _Wrong(Adaptive):
         return self.made(self.options, args, kwargs, listed)
 
 
-class _LastRound(AdaptiveRun):
-    def votes(self, num_rounds: int) -> Votes:
-        return super().votes_of(self.rounds[num_rounds - 1])
+class _LastBatch(AdaptiveRun):
+    def votes(self, num_batches: int) -> Votes:
+        return super().votes_of(self.batches[num_batches - 1])
 
 
-@mutant("the rule sees the last round alone", _LAW)
-class SeesLastRound(_Wrong):
-    """Counts are those of the last round; the votes of the rounds before are forgotten."""
+@mutant("the rule sees the last batch alone", _JOINT)
+class SeesLastBatch(_Wrong):
+    """Counts are those of the last batch; the votes of the batches before are forgotten."""
 
-    made = _LastRound
+    made = _LastBatch
 
 
 class _AgainstAll(AdaptiveRun):
-    def votes(self, num_rounds: int) -> Votes:
-        votes = super().votes(num_rounds)
+    def votes(self, num_batches: int) -> Votes:
+        votes = super().votes(num_batches)
         first = next(iter(votes.counts), None)
         others = tuple({given if given == first else "another": share for given, share in each.items()} for each in votes.shares)
         return Votes(others, votes.log_weights)
 
 
-@mutant("the leader against all others together", _LAW)
+@mutant("the leader against all others together", _JOINT)
 class AgainstAll(_Wrong):
     """The second count is that of all other answers together."""
 
@@ -49,7 +49,7 @@ class AgainstAll(_Wrong):
 
 
 class _Foresight(AdaptiveRun):
-    """Draws a round ahead."""
+    """Draws a batch ahead."""
 
     def run(self) -> AdaptivePosterior:
         until = self.options.until
@@ -62,23 +62,23 @@ class _Foresight(AdaptiveRun):
         return final
 
 
-@mutant("a stop decided on the round to come", _LAW)
+@mutant("a stop decided on the batch to come", _JOINT)
 class DecidesAhead(_Wrong):
-    """The next round is on its way when the rule is asked, and the rule sees it; the answer does not."""
+    """The next batch is on its way when the rule is asked, and the rule sees it; the answer does not."""
 
     made = _Foresight
 
 
-class _WholeRounds(AdaptiveRun):
+class _WholeBatches(AdaptiveRun):
     def next_size(self) -> int:
         return self.options.batch if self.drawn < self.options.max_particles else 0
 
 
-@mutant("a last round beyond the budget", _LAW)
-class WholeRounds(_Wrong):
-    """Rounds of the same size to the end."""
+@mutant("a last batch beyond the budget", _JOINT)
+class WholeBatches(_Wrong):
+    """Batches of the same size to the end."""
 
-    made = _WholeRounds
+    made = _WholeBatches
 
 
 @mutant("places that are kept", _PLACES)
@@ -92,10 +92,10 @@ class KeepsPlaces(Adaptive):
         return [found for chunk in chunks for found in super(KeepsPlaces, self).run(chunk, *args[1:], **kwargs)]
 
 
-WRONG_LAWS: dict[str, type[Adaptive]] = {
-    "last round": SeesLastRound,
+WRONG_DRAWS: dict[str, type[Adaptive]] = {
+    "last batch": SeesLastBatch,
     "against all": AgainstAll,
     "ahead": DecidesAhead,
-    "whole rounds": WholeRounds,
+    "whole batches": WholeBatches,
 }
 WRONG_PLACES: dict[str, type[Adaptive]] = {"kept": KeepsPlaces}

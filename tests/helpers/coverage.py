@@ -27,7 +27,7 @@ from tests.helpers.tiny_prms import RECIPES
 ROOT = Path(__file__).parents[2]
 
 REJECTED_BY = {
-    "Adaptive": "tests/inference/adaptive/test_law.py::test_rejects_wrong_laws",
+    "Adaptive": "tests/inference/adaptive/test_joint_distribution.py::test_rejects_wrong_draws",
     "SMC": "no reset",
     "Importance": "q over p",
     "ParticleGibbs": "sorted multinomial",

@@ -57,10 +57,10 @@ NAMED = {
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
     "adaptive budgets": [
-        "the rule sees the last round alone",
+        "the rule sees the last batch alone",
         "the leader against all others together",
-        "a stop decided on the round to come",
-        "a last round beyond the budget",
+        "a stop decided on the batch to come",
+        "a last batch beyond the budget",
         "places that are kept",
     ],
     "posteriors": ["tensors counted by identity", "evidence of parts that have none"],

@@ -55,30 +55,30 @@ INNER: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", INNER)
 def test_to_the_end_it_is_the_algorithm_run_by_run(name: str) -> None:
-    """Three rounds are three runs with the same draws: their particles, weights, scores and answers."""
+    """Three batches are three runs with the same draws: their particles, weights, scores and answers."""
     pyro.set_rng_seed(0)
     adaptive = Adaptive(INNER[name](), never, 12).run()
     pyro.set_rng_seed(0)
-    rounds = [INNER[name]().run() for _ in range(3)]
+    batches = [INNER[name]().run() for _ in range(3)]
     assert isinstance(adaptive, SearchPosterior) and adaptive.method == f"adaptive {name}"
-    for site in rounds[0].sites:
-        assert torch.equal(adaptive.sites[site], torch.cat([each.sites[site] for each in rounds]))
+    for site in batches[0].sites:
+        assert torch.equal(adaptive.sites[site], torch.cat([each.sites[site] for each in batches]))
     if name == "best-of-N":
-        scores = torch.cat([each.scores for each in rounds])
+        scores = torch.cat([each.scores for each in batches])
         assert torch.equal(adaptive.scores, scores) and adaptive.rewards == scores.exp().tolist()
         assert adaptive.weights.argmax() == scores.argmax() and float(adaptive.weights.max()) == 1.0
     else:
-        assert torch.equal(adaptive.log_weights, torch.cat([each.log_weights for each in rounds]))
-    assert (adaptive.num_drawn, adaptive.num_particles, len(adaptive.rounds)) == (12, 12, 3)
+        assert torch.equal(adaptive.log_weights, torch.cat([each.log_weights for each in batches]))
+    assert (adaptive.num_drawn, adaptive.num_particles, len(adaptive.batches)) == (12, 12, 3)
     assert adaptive.complete and not adaptive.stopped and adaptive.cost["tokens_sampled"] == 36
     assert adaptive.decisive == (name in ("self-consistency", "best-of-N"))
-    assert len(adaptive.diagnostics()["ess"]) == 3 and adaptive.diagnostics()["rounds"] == 3
+    assert len(adaptive.diagnostics()["ess"]) == 3 and adaptive.diagnostics()["batches"] == 3
 
 
-def test_islands_of_a_round_are_votes_of_their_own() -> None:
+def test_islands_of_a_batch_are_votes_of_their_own() -> None:
     pyro.set_rng_seed(0)
     adaptive = Adaptive(SMC(walk, 4, ess_threshold=1.0, islands=2), never, 20, answer=answer_of).run()
-    assert [each.num_particles for each in adaptive.rounds] == [4] * 5  # two and two, and one that the budget leaves
+    assert [each.num_particles for each in adaptive.batches] == [4] * 5  # two and two, and one that the budget leaves
     pyro.set_rng_seed(0)
     pairs = [SMC(walk, 4, ess_threshold=1.0, islands=islands).run() for islands in (2, 2, 1)]
     islands = [*pairs[0].parts, *pairs[1].parts, pairs[2]]
@@ -87,7 +87,7 @@ def test_islands_of_a_round_are_votes_of_their_own() -> None:
         assert shares == pytest.approx(dict(island.marginal(answer_of).probs))
 
 
-def test_rounds_that_double() -> None:
+def test_batches_that_double() -> None:
     sizes: list[int] = []
     Adaptive(SelfConsistency(walk, 2), never, 20, doubling=True, callback=lambda p: sizes.append(p.num_particles)).run()
     assert sizes == [2, 4, 8, 16, 20]
@@ -123,21 +123,22 @@ def test_answers_that_count_as_the_same() -> None:
 def test_no_answers() -> None:
     with pytest.raises(TypeError, match=r"this model returns Tensor, which has no answers\(\): give Adaptive\(..., answer=function\)"):
         Adaptive(SelfConsistency(walk, 4), BetaMajority()).run()
-    assert Adaptive(SelfConsistency(walk, 4), lambda p: p.num_particles >= 8).run().num_drawn == 8  # who asks for no votes needs none
+    needs_no_votes = Adaptive(SelfConsistency(walk, 4), lambda p: p.num_particles >= 8).run()
+    assert needs_no_votes.num_drawn == 8
     nothing = Adaptive(SelfConsistency(walk, 4), Share(0.1), 8, answer=lambda value: None).run()
     assert not nothing.stopped and nothing.votes.counts == {}
 
 
 def test_tokens_end_a_run_at_a_barrier() -> None:
-    """3 steps of 4 tokens a round. Rounds that are complete are kept; without any, the particles of the barrier."""
+    """3 steps of 4 tokens a batch. Batches that are complete are kept; without any, the particles of the barrier."""
     for limit, particles, tokens in ((12, 4, 12), (30, 8, 32), (8, 4, 8), (37, 12, 36)):
         posterior = Adaptive(SMC(walk, 4), never, 12, max_tokens_total=limit).run()
         assert (posterior.num_particles, posterior.cost["tokens_sampled"]) == (particles, tokens), limit
         assert posterior.complete is (limit == 37) and not posterior.stopped
 
 
-def test_no_round_begins_without_tokens() -> None:
-    """Where every particle is done at the last barrier, as contexts tell, the round is complete, and it is the last."""
+def test_no_batch_begins_without_tokens() -> None:
+    """Where every particle is done at the last barrier, as contexts tell, the batch is complete, and it is the last."""
 
     def model() -> Any:
         z = pyro.sample("z", dist.Bernoulli(0.5))
@@ -189,7 +190,7 @@ def interrupted(at: int) -> BaseException:
     return caught.value
 
 
-def test_an_interrupted_run_keeps_its_rounds() -> None:
+def test_an_interrupted_run_keeps_its_batches() -> None:
     partial = interrupted(3).partial_posterior  # type: ignore[attr-defined]
     assert isinstance(partial, AdaptivePosterior) and partial.num_particles == 8 and not partial.complete
     assert partial.votes.total == pytest.approx(8) and "seconds" in partial.cost
@@ -197,7 +198,7 @@ def test_an_interrupted_run_keeps_its_rounds() -> None:
     assert first.num_particles == 4 and not first.complete and first.votes.total == 0
 
 
-def test_rounds_without_weight_add_nothing() -> None:
+def test_batches_without_weight_add_nothing() -> None:
     """A filter that dies is a vote of weight zero; a run of nothing else fails."""
     passes: list[bool] = []
 
@@ -208,7 +209,7 @@ def test_rounds_without_weight_add_nothing() -> None:
 
     passes[:] = [True, False, True]
     posterior = Adaptive(SMC(model, 4), never, 12, answer=answer_of).run()
-    assert (posterior.num_particles, posterior.num_drawn, len(posterior.rounds)) == (8, 12, 2)
+    assert (posterior.num_particles, posterior.num_drawn, len(posterior.batches)) == (8, 12, 2)
     passes[:] = [False] * 3
     with pytest.raises(SMCFailed, match="all 4 particles have weight zero after site 'wall'"):
         Adaptive(SMC(model, 4), never, 12, answer=answer_of).run()
@@ -219,8 +220,8 @@ def test_rounds_without_weight_add_nothing() -> None:
     [
         (lambda: Adaptive(DVTS(walk, 2, 2), never), "algorithm must be a SelfConsistency, BestOfN, Importance or SMC, got .*DVTS"),
         (lambda: Adaptive(SelfConsistency(walk, 4), 0.95), "until must be a rule such as BetaMajority.*, got 0.95"),  # type: ignore[arg-type]
-        (lambda: Adaptive(SelfConsistency(walk, 8), never, 4), r"max_particles must be at least the particles of a round \(8\), got 4"),
-        (lambda: Adaptive(SMC(walk, 4, islands=3), never, 8), r"max_particles must be at least the particles of a round \(12\), got 8"),
+        (lambda: Adaptive(SelfConsistency(walk, 8), never, 4), r"max_particles must be at least the particles of a batch \(8\), got 4"),
+        (lambda: Adaptive(SMC(walk, 4, islands=3), never, 8), r"max_particles must be at least the particles of a batch \(12\), got 8"),
         (lambda: Adaptive(SelfConsistency(walk, 4), never, max_tokens_total=0), "max_tokens_total must be an integer of at least 1, got 0"),
         (lambda: Adaptive(SelfConsistency(walk, 4), never, max_sequences=0), "max_sequences must be an integer of at least 1, got 0"),
         (lambda: Adaptive(SelfConsistency(walk, 4), never, answer=3), "answer must be a function or None, got 3"),  # type: ignore[arg-type]
@@ -242,6 +243,6 @@ def test_no_evidence_and_pages(tmp_path: Any) -> None:
         _ = posterior.log_evidence
     assert "no_evidence" in posterior.diagnostics() and "evidence" not in repr(posterior)
     posterior.to_html(tmp_path / "run.html")
-    assert "round" in (tmp_path / "run.html").read_text()
+    assert "batch" in (tmp_path / "run.html").read_text()
     with pytest.raises(ValueError, match="cannot be saved"):
         posterior.save(tmp_path / "run.state")

@@ -76,14 +76,14 @@ def test_each_is_as_if_alone(name: str) -> None:
 
 
 def unequal(problems: Sequence[int]) -> Tensor:
-    """A problem is the number of rounds that it takes."""
+    """A problem is the number of batches that it takes."""
     with pyro.plate("problems", len(problems), dim=-1):
         x = pyro.sample("x", dist.Bernoulli(torch.full((len(problems),), 0.5)))
         wait(SERVICE, x.shape[0])
     return x + torch.tensor(problems)
 
 
-ROUNDS = [12, 1, 1, 2, 1, 12, 1, 3, 1, 2]
+BATCHES = [12, 1, 1, 2, 1, 12, 1, 3, 1, 2]
 
 
 def occupied(kind: type[Adaptive]) -> list[int]:
@@ -91,18 +91,18 @@ def occupied(kind: type[Adaptive]) -> list[int]:
     SERVICE.batches.clear()
 
     def enough(posterior: Any) -> bool:
-        return bool(len(posterior.rounds) >= int(posterior.value[0]) - int(posterior.sites["x"][0]))
+        return bool(len(posterior.batches) >= int(posterior.value[0]) - int(posterior.sites["x"][0]))
 
     adaptive = kind(SelfConsistency(unequal, 4, max_plate_nesting=1), enough, max_sequences=8)
-    posteriors = adaptive.run(ROUNDS)
-    assert [len(posterior.rounds) for posterior in posteriors] == ROUNDS
+    posteriors = adaptive.run(BATCHES)
+    assert [len(posterior.batches) for posterior in posteriors] == BATCHES
     return list(SERVICE.batches)
 
 
 def test_places_are_given_to_other_problems() -> None:
-    """36 rounds of 4 in a batch of 8: never a free place but while the last problem is alone."""
+    """36 batches of 4 in a batch of 8: never a free place but while the last problem is alone."""
     batches = occupied(Adaptive)
-    assert sum(batches) == 4 * sum(ROUNDS) and max(batches) == 8
+    assert sum(batches) == 4 * sum(BATCHES) and max(batches) == 8
     alone = batches.index(4)
     assert set(batches[:alone]) == {8} and set(batches[alone:]) == {4} and len(batches) <= 24
 
@@ -138,7 +138,7 @@ def test_an_interrupt_keeps_what_every_problem_has() -> None:
         adaptive.run(PROBLEMS)
     partial = caught.value.partial_posteriors  # type: ignore[attr-defined]
     assert len(partial) == len(PROBLEMS) and sum(each is not None for each in partial) >= 4
-    assert sum(each.num_particles for each in partial if each is not None and each.rounds[0].complete) >= 4 * 6
+    assert sum(each.num_particles for each in partial if each is not None and each.batches[0].complete) >= 4 * 6
 
     calls.clear()
     kept: list[Any] = []

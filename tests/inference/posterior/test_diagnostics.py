@@ -35,7 +35,7 @@ ADDED: dict[str, set[str]] = {
     "BestFirst": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
-    "Adaptive": {"method", "rounds", "num_drawn", "stopped"},
+    "Adaptive": {"method", "batches", "num_drawn", "stopped"},
 }
 EVERY = {"num_particles", "ess", "resampled", "complete", "dead"}
 

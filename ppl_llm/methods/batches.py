@@ -9,26 +9,26 @@ from .base import Call, Options, Run, library
 from .options import parse_until
 
 BATCH = 4
-"""Solutions of a round, where no number is given."""
+"""Its solutions, where no number is given."""
 
 
 def run_of(make: Callable[[int, dict[str, Any]], Any], o: Options, call: Call) -> Run:
-    """The run of an algorithm, or of its rounds where there is a rule that ends them.
+    """The run of an algorithm, or of its batches where there is a rule that ends them.
 
     :param make: the algorithm, from its particles and the keywords of the call.
     :param dict o: with ``particles``, the most of a problem, and ``until``, ``batch`` and ``doubling``.
-    :raises ValueError: for a rule or a number out of range, or what does not go with rounds.
+    :raises ValueError: for a rule or a number out of range, or what does not go with batches.
     """
     if o["until"] is None:
         for name in ("batch", "doubling"):
             if o[name]:
                 raise ValueError(
-                    f"{name} is for rounds, and there is only one without a rule that ends them: give until, such as beta:0.95"
+                    f"{name} is for batches, and there is only one without a rule that ends them: give until, such as beta:0.95"
                 )
         run: Run = make(o["particles"], call.keywords()).run
         return run
     if o.get("islands", 1) > 1:
-        raise ValueError(f"islands must be 1 where until is given, got {o['islands']}: each round is one more island, of batch particles")
+        raise ValueError(f"islands must be 1 where until is given, got {o['islands']}: each batch is one more island")
     rule, number = parse_until(o["until"])
     try:
         until = library(rule)(number)
@@ -46,5 +46,5 @@ def run_of(make: Callable[[int, dict[str, Any]], Any], o: Options, call: Call) -
         max_tokens_total=o.get("max_tokens_total"),
         callback=call.callback,
     )
-    rounds: Run = adaptive.run
-    return rounds
+    run = adaptive.run
+    return run

@@ -15,7 +15,7 @@ from ppl_llm.inference import Adaptive, BestOfN, BetaMajority, Importance, Pando
 from tests.helpers.adaptive import (
     PROBS,
     REWARDS,
-    Law,
+    Joint,
     Reference,
     Told,
     answer_of,
@@ -24,7 +24,7 @@ from tests.helpers.adaptive import (
     drawn,
     enumerated,
     heaviest,
-    law_of,
+    joint_of,
     majority,
     pandora,
     probability,
@@ -33,13 +33,13 @@ from tests.helpers.adaptive import (
     share,
     weighted_share,
 )
-from tests.helpers.adaptive_mutants import WRONG_LAWS
+from tests.helpers.adaptive_mutants import WRONG_DRAWS
 
 CASES: dict[str, tuple[Any, Any, Reference]] = {
     "BetaMajority": (SelfConsistency, BetaMajority(0.8), Reference(beta_majority(0.8), majority)),
-    "BetaMajority in rounds of 3": (SelfConsistency, BetaMajority(0.9), Reference(beta_majority(0.9), majority, batch=3)),
+    "BetaMajority in batches of 3": (SelfConsistency, BetaMajority(0.9), Reference(beta_majority(0.9), majority, batch=3)),
     "SameAnswers": (SelfConsistency, SameAnswers(2), Reference(same_answers(2), majority)),
-    "SameAnswers across rounds of 2": (SelfConsistency, SameAnswers(3), Reference(same_answers(3), majority, batch=2)),
+    "SameAnswers across batches of 2": (SelfConsistency, SameAnswers(3), Reference(same_answers(3), majority, batch=2)),
     "Share, doubling": (SelfConsistency, Share(0.75), Reference(share(0.75), majority, batch=2, doubling=True)),
     "Share of weights": (Importance, Share(0.7), Reference(weighted_share(0.7), heaviest, batch=2)),
     "Pandora": (BestOfN, Pandora(0.01), Reference(pandora(0.01), best)),
@@ -62,10 +62,10 @@ def runner(case: str, kind: type[Adaptive], most: int) -> tuple[Callable[[Told],
     return run, reference
 
 
-def law(case: str, kind: type[Adaptive] = Adaptive, most: int = 8) -> tuple[Law, float]:
+def joint(case: str, kind: type[Adaptive] = Adaptive, most: int = 8) -> tuple[Joint, float]:
     """The distribution of a run, and the probability of the sequences on which it differs from the definition."""
     run, reference = runner(case, kind, most)
-    found: Law = Counter()  # type: ignore[assignment]
+    found: Joint = Counter()  # type: ignore[assignment]
     wrong = 0.0
     for begin, result in enumerated(run, reference.most):
         found[result] += probability(begin)
@@ -76,8 +76,8 @@ def law(case: str, kind: type[Adaptive] = Adaptive, most: int = 8) -> tuple[Law,
 @pytest.mark.parametrize("case", CASES)
 def test_the_joint_distribution_of_number_and_answer(case: str) -> None:
     """Over all 3^8 sequences: those that a run does not tell apart have the same first draws, and it draws no others."""
-    found, wrong = law(case)
-    expected = law_of(CASES[case][2])
+    found, wrong = joint(case)
+    expected = joint_of(CASES[case][2])
     assert wrong == 0.0 and found.keys() == expected.keys()
     assert max(abs(found[key] - expected[key]) for key in expected) < 1e-10
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-10)
@@ -86,23 +86,23 @@ def test_the_joint_distribution_of_number_and_answer(case: str) -> None:
 
 
 REJECTS = {
-    "last round": ("BetaMajority", 5),
+    "last batch": ("BetaMajority", 5),
     "against all": ("BetaMajority", 6),
     "ahead": ("BetaMajority", 5),
-    "whole rounds": ("BetaMajority in rounds of 3", 5),
+    "whole batches": ("BetaMajority in batches of 3", 5),
 }
 """Case and budget that tell a wrong engine."""
 
 
-@pytest.mark.parametrize("name", WRONG_LAWS)
-def test_rejects_wrong_laws(name: str) -> None:
+@pytest.mark.parametrize("name", WRONG_DRAWS)
+def test_rejects_wrong_draws(name: str) -> None:
     """In total variation by more than 0.02, or a draw beyond the budget."""
     case, most = REJECTS[name]
-    expected = law_of(replace(CASES[case][2], most=most))
+    expected = joint_of(replace(CASES[case][2], most=most))
     try:
-        found, _ = law(case, WRONG_LAWS[name], most)
+        found, _ = joint(case, WRONG_DRAWS[name], most)
     except AssertionError as error:
-        assert "a draw beyond the budget" in str(error) and name == "whole rounds"
+        assert "a draw beyond the budget" in str(error) and name == "whole batches"
         return
     assert sum(abs(found.get(key, 0.0) - expected.get(key, 0.0)) for key in {*found, *expected}) / 2 > 0.02
 
@@ -111,7 +111,7 @@ def test_the_frequencies_of_many_problems() -> None:
     """2000 problems that stop alone, drawn by torch: a z-test of each (N, answer) with a false alarm rate of 1e-6 each, some 20 of them."""
     problems = 2000
     reference = replace(CASES["BetaMajority"][2], batch=2)
-    expected = law_of(reference)
+    expected = joint_of(reference)
     pyro.set_rng_seed(0)
     adaptive = Adaptive(SelfConsistency(drawn, 2, max_plate_nesting=1), BetaMajority(0.8), 8, answer=answer_of)
     posteriors = adaptive.run([None] * problems)
