@@ -77,8 +77,8 @@ def test_an_open_vote_takes_the_whole_budget(solve: Solve) -> None:
 
 
 def test_pandora_takes_the_best(solve: Solve) -> None:
-    """The reward is s(3) = 0.953: (1 - 0.953)^2 / (2 (n + 1)) is 2.2e-4 after 4 samples and 1.2e-4 after 8."""
-    for cost, drawn in ((0.0003, 4), (0.0002, 8)):
+    """The reward is s(2 + 3) = 0.9933: (1 - 0.9933)^2 / (2 (n + 1)) is 4.5e-6 after 4 samples and 2.5e-6 after 8."""
+    for cost, drawn in ((5e-6, 4), (4e-6, 8)):
         found = report(solve("--until", f"pandora:{cost}", "--method", "best-of-n", "--json"))
         assert (found["num_drawn"], found["answer"], found["stopped"]) == (drawn, "1", True)
 
