@@ -227,7 +227,7 @@ def runs_once(cell: Cell) -> bool:
 def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     """Words of the errors with one of which a program must be refused."""
     if isinstance(program, GaussianProgram):
-        return (cell.listed,) if cell.listed and program.problems else ()
+        return (cell.listed,) if cell.listed and program.problems and program.independent else ()
     words = []
     if cell.listed and program.problems and program.independent:
         words.append(cell.listed)
