@@ -244,5 +244,7 @@ def test_no_evidence_and_pages(tmp_path: Any) -> None:
     assert "no_evidence" in posterior.diagnostics() and "evidence" not in repr(posterior)
     posterior.to_html(tmp_path / "run.html")
     assert "batch" in (tmp_path / "run.html").read_text()
+    with pytest.raises(ValueError, match=r"this posterior pools 3 batches, each with .* of its own: take one of posterior.batches"):
+        posterior.plot_genealogy()
     with pytest.raises(ValueError, match="cannot be saved"):
         posterior.save(tmp_path / "run.state")
