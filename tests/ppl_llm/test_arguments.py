@@ -53,6 +53,7 @@ VALID: dict[str, dict[str, Any]] = {
     "replicate": {"model": model, "num_replicas": 2, "max_plate_nesting": 0},
     "run_concurrently": {"programs": []},
     "reasoning": {"lm": LM, "prm": PRM},
+    "Adaptive": {"algorithm": ppl_llm.inference.SelfConsistency(model, 4), "until": lambda posterior: True},
     "revise": {"model": ppl_llm.reasoning(LM, PRM)},
     "Aggregate": {"model": ppl_llm.reasoning(LM, PRM), "num_particles": 4},
     "LookAhead": {"lm": LM, "prm": PRM},
@@ -93,6 +94,7 @@ EXEMPT = {
         "AuditMessenger",
         "AuditReport",
         "ChainPosterior",
+        "AdaptivePosterior",
         "Decision",
         "DiscreteMarginal",
         "IslandPosterior",
@@ -111,6 +113,7 @@ EXEMPT = {
         "Vocabulary",
     },
     "without arguments, errors, names and data": {"CostMeter", "AuditError", "SMCFailed", "StopReason", "Preset", "Problem", "PRMFamily"},
+    "rules for stopping, with tests of their own": {"BetaMajority", "Pandora", "SameAnswers", "Share"},
     "any number of arguments, tested below": {"Product"},
 }
 
@@ -134,7 +137,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "Selection": (3, "x"),
     "Kernel": (3, "x"),
     "EntropicAnnealing": (3, "x"),
-    **dict.fromkeys(("Score", "Prompt", "CandidatesPrompt"), (3, "x")),
+    **dict.fromkeys(("Score", "Prompt", "CandidatesPrompt", "Algorithm", "Until", "Equivalent"), (3, "x")),
     "Resampler": (3, [3], len),
     "ConditionalResampler": (3, len),
     "Preset": (3, ["exact"]),
