@@ -123,7 +123,7 @@ def _kind_of(part: str, names: Mapping[str, Any]) -> _Kind | None:
         return _KINDS[head]
     made = names.get(part)
     if getattr(made, "__origin__", None) is Callable:  # an alias
-        return _KINDS["Callable"]
+        return _Kind(_WORDS.get(part, "a function"), callable)
     if not inspect.isclass(made) or made is Any:
         return None
     if getattr(made, "_is_protocol", False) and not getattr(made, "_is_runtime_protocol", False):
