@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.cost import count
+from ..inference.util.checked import checked
 from ..inference.util.validation import unknown_name
 from ..lm.base import LanguageModel, with_hidden_states
 from .score_cache import ScoreCache, repeat_last
@@ -44,6 +45,7 @@ class HiddenStateReward:
         SMC(reasoning(lm, reward, preset="twisted"), 16).run(problem)
     """
 
+    @checked
     def __init__(self, lm: LanguageModel, head: StateHead, *, pooling: str = "end") -> None:
         if pooling not in POOLINGS:
             raise unknown_name("pooling", pooling, POOLINGS)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ..context import Context
+from ..inference.util.checked import checked
 from .base import RewardModel, scored_steps
 
 _FAR = 20.0
@@ -27,6 +28,7 @@ class PrefixValue:
     :raises ValueError: for another number of weights, or one that is not finite.
     """
 
+    @checked
     def __init__(self, prm: RewardModel, weights: Tensor) -> None:
         if weights.shape != (4,) or not torch.isfinite(weights).all():
             raise ValueError(f"PrefixValue takes 4 finite weights, got {weights.tolist()!r}")

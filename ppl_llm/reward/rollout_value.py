@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import LanguageModel, StepOptions
@@ -44,6 +45,7 @@ class RolloutValue(Twist):
         SMC(reasoning(lm, value, preset="twisted"), 16).run("What is 6 * 7?")
     """
 
+    @checked
     def __init__(
         self,
         lm: LanguageModel,

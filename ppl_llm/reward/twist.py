@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..inference.util.checked import checked
 from .base import RewardModel, is_estimated, step_scores
 from .function_reward import FunctionReward
 from .score_cache import finished_at
@@ -27,19 +28,15 @@ class Twist:
 
     :param RewardModel value: gives the log-odds of V_t, e.g. a :class:`~ppl_llm.HiddenStateReward`.
     :param verifier: a reward of finished answers, e.g. a :class:`~ppl_llm.FunctionReward`, or the function of one.
-    :raises ValueError: for what is no reward model.
+    :raises ValueError: for what is no reward model, or no function.
 
     References
 
     [1] *Probabilistic Inference in Language Models via Twisted Sequential Monte Carlo*, Stephen Zhao et al., arXiv 2404.17546 (2024).
     """
 
+    @checked
     def __init__(self, value: RewardModel, verifier: RewardModel | Callable[[str, str], Any]) -> None:
-        name = type(self).__name__
-        if not hasattr(value, "step_log_odds"):
-            raise ValueError(f"{name} got the value {value!r}, which is no reward model: it has no step_log_odds(context)")
-        if not hasattr(verifier, "step_log_odds") and not callable(verifier):
-            raise ValueError(f"{name} got the verifier {verifier!r}, which is neither a reward model nor a function of problem and answer")
         self.value = value
         self.verifier = cast(RewardModel, verifier) if hasattr(verifier, "step_log_odds") else FunctionReward(cast(Any, verifier))
 

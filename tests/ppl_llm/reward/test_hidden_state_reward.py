@@ -170,8 +170,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     lm, table = language_model(), TabularLM(torch.zeros(2, 2), ["a", "$"], eos="$")
     with pytest.raises(ValueError, match="TabularLM gives no hidden states, and HiddenStateReward reads them"):
         HiddenStateReward(table, head())
+    served = OpenAILM.__new__(OpenAILM)
+    served.vocab_size, served.max_length, served.eos_ids = 3, 9, torch.tensor([0])
     with pytest.raises(ValueError, match="OpenAILM gives no hidden states"):
-        HiddenStateReward(OpenAILM.__new__(OpenAILM), head())
+        HiddenStateReward(served, head())
     with pytest.raises(ValueError, match=r"for hidden states of 8 numbers, and those of .* have 32"):
         HiddenStateReward(lm, head(size=8))
     with pytest.raises(ValueError, match="unknown pooling 'max'"):

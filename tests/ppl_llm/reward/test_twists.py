@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import SMC, FunctionReward, ParticleGibbs, PrefixValue, RolloutValue, Twist, reasoning
+from ppl_llm import SMC, FunctionReward, OpenAILM, ParticleGibbs, PrefixValue, RolloutValue, Twist, reasoning
 from ppl_llm.evaluation import Results, fit_twist
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import StepOptions
@@ -190,11 +190,15 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             RolloutValue(LM, VERIFIER, **arguments)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"RolloutValue needs a local language model.*object is none"):
+    served = OpenAILM.__new__(OpenAILM)
+    served.vocab_size, served.max_length, served.eos_ids = 3, 9, torch.tensor([0])
+    with pytest.raises(ValueError, match=r"RolloutValue needs a local language model.*OpenAILM is none"):
+        RolloutValue(served, VERIFIER)
+    with pytest.raises(ValueError, match="lm must be a language model"):
         RolloutValue(object(), VERIFIER)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Twist got the value 3, which is no reward model"):
+    with pytest.raises(ValueError, match=r"value must be a reward model.*got 3"):
         Twist(3, VERIFIER)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Twist got the verifier 3, which is neither"):
+    with pytest.raises(ValueError, match=r"verifier must be a reward model.*or a function.*got 3"):
         Twist(known(), 3)  # type: ignore[arg-type]
     assert isinstance(Twist(known(), lambda problem, text: True).verifier, FunctionReward)
     random = FunctionReward(lambda problem, text: 0.5)
