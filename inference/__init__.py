@@ -9,9 +9,12 @@ from .errors import AuditError, SMCFailed
 from .handlers.audit_messenger import AuditMessenger
 from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
+from .handlers.power_messenger import PowerMessenger, power
 from .handlers.proposal_messenger import ProposalMessenger
 from .handlers.reference_messenger import ReferenceMessenger
+from .handlers.rejuvenate_messenger import RejuvenateMessenger
 from .handlers.temper_messenger import TemperMessenger
+from .handlers.until_messenger import UntilMessenger, until
 from .importance import Importance
 from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .mcmc.particle_gibbs import ParticleGibbs
@@ -73,8 +76,10 @@ __all__ = [
     "ParticlePosterior",
     "PooledPosterior",
     "PrefixWalk",
+    "PowerMessenger",
     "ProposalMessenger",
     "ReferenceMessenger",
+    "RejuvenateMessenger",
     "Resampler",
     "SMCFailed",
     "SearchPosterior",
@@ -86,11 +91,13 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "UntilMessenger",
     "WasteFreeSMC",
     "Weights",
     "barrier",
     "count",
     "multinomial",
+    "power",
     "replicate",
     "representatives",
     "residual",
@@ -98,4 +105,5 @@ __all__ = [
     "ssp",
     "stratified",
     "systematic",
+    "until",
 ]

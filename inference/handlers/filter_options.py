@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..resampling import Resampler, systematic
 from ..resampling.selection import Selection
+from ..util.fingerprint import name_of
 from ..util.validation import check_function, check_particles
 from .proposal_messenger import Proposals
 
@@ -42,3 +44,17 @@ class FilterOptions:
             check_function("resampler", self.resampler)
         if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
             raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As plain values: a run that is resumed must have the same."""
+        return {
+            "num_particles": self.num_particles,
+            "max_plate_nesting": self.max_plate_nesting,
+            "resampler": name_of(self.resampler),
+            "ess_threshold": float(self.ess_threshold),
+            "resample_finished": self.resample_finished,
+            "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
+            "selection": name_of(self.selection),
+            "record_log_probs": self.record_log_probs,
+        }

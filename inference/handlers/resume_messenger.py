@@ -32,6 +32,8 @@ class ResumeMessenger(Messenger):
         super().__init__()
         self.messenger, self.start, self.rng = messenger, start, rng
         self.records = start.snapshot.records
+        # Trajectories that were moved at a barrier are known from the start on, in the places that they had after it.
+        self.moved_at = max((i for i, record in enumerate(self.records) if record.move_rate is not None), default=-1)
         self.values = {site.name: site.value for site in start.snapshot.sites if site.value is not None}
 
     def __enter__(self) -> ResumeMessenger:
@@ -63,7 +65,7 @@ class ResumeMessenger(Messenger):
             raise self._differs("it now makes more steps")
         state, record = msg["args"][0] if msg["args"] else msg["kwargs"]["data"], self.records[self.barriers]
         self.barriers += 1
-        if bool(record.resampled.any()):
+        if self.barriers - 1 > self.moved_at and bool(record.resampled.any()):
             state = reorder(state, record.ancestors)
         if self.barriers == len(self.records) and not self.start.complete:
             state = self.start.state(state)
@@ -76,7 +78,8 @@ class ResumeMessenger(Messenger):
         :raises ValueError: if the checkpoint lies further on.
         """
         if self.active:
-            if self.barriers < len(self.records) or not self.start.complete:
+            ended_early = self.barriers <= self.moved_at  # moves left no execution that comes so far
+            if not ended_early and (self.barriers < len(self.records) or not self.start.complete):
                 raise self._differs(f"it now ends after {self.barriers} barriers")
             self._proceed(value)
 

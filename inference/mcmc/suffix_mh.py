@@ -66,7 +66,9 @@ class SuffixMH(TrajectoryKernel):
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
-        posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), args, kwargs)
+        cut = self.draw_cut(length)
+        cut = cut if reference.staying is None else torch.where(reference.staying, length, cut)
+        posterior = sweep(self.model, self.messenger(reference, cut), args, kwargs)
         self._check_length(length, posterior)
         # A trajectory of density zero has no weight, whatever the chain does where both are such.
         impossible = posterior.particles.weights.log_weights == -torch.inf

@@ -47,6 +47,9 @@ class Trajectory(dict[str, Tensor]):
     :param values: ``{name: [*plates, *event]}``.
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
     :ivar Tensor log_likelihood: ``[*plates]`` log-probability of the observed sites, not tempered; ``None`` if not known.
+    :ivar Tensor log_bridged: ``[*plates]`` of the latent sites on a bridge of powers, at their full power; ``None`` if not known.
+    :ivar dict scores: ``{name: [*plates]}`` that observed sites have, for display.
+    :ivar Tensor staying: ``[*plates]`` populations that a kernel need not move; ``None`` to move all.
     :ivar value: what the model returned.
     :ivar filter: the particle filter among whose particles it was drawn, for kernels whose state that is; else ``None``.
     :ivar ChainRecord chain: of the chain that it is a state of.
@@ -62,6 +65,9 @@ class Trajectory(dict[str, Tensor]):
     ) -> None:
         super().__init__(values)
         self.length, self.log_likelihood, self.value = length, log_likelihood, value
+        self.log_bridged: Tensor | None = None
+        self.scores: dict[str, Tensor] = {}
+        self.staying: Tensor | None = None
         self.filter: Any = None
         self.chain = ChainRecord()
 

@@ -1,0 +1,116 @@
+"""A particle filter that moves its particles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..particles.history import Site
+from ..particles.run_scope import current_scope, run_scope
+from ..particles.trajectory import Trajectory
+from ..posterior.particle_posterior import ParticlePosterior
+from .filter_options import FilterOptions
+from .particle_messenger import ParticleMessenger
+from .replay_messenger import KnownValue, ReplayMessenger
+from .sweep import sweep
+from .until_messenger import until
+
+Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A model and the arguments that it is called with."""
+
+
+class Mover(Protocol):
+    """A Markov kernel over executions of a model, a population for each particle."""
+
+    def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
+        """The next state of each population."""
+        ...
+
+
+class RejuvenateMessenger(ParticleMessenger):
+    """Resample, then move: where a population was resampled, copies of one particle part again (Gilks & Berzuini, 2001).
+
+    At barrier t each move draws ``x_{1:t}^n ~ K_t(x_{1:t}^n, .)`` with a kernel that leaves the filter's target there invariant, that of
+    ``until(model, t)``; weights stay as they are, and so does what they estimate.
+
+    :param FilterOptions options: of the filter.
+    :param kernel: from the beginning of the model to a kernel that moves N populations of it.
+    :param int moves: of each particle.
+    :param tuple program: the model and its arguments; it must be a function of the values of its sites alone.
+    """
+
+    def __init__(self, options: FilterOptions, *, kernel: Callable[[Any], Mover], moves: int, program: Program) -> None:
+        super().__init__(options)
+        self.kernel, self.moves, self.program = kernel, moves, program
+
+    def __enter__(self) -> RejuvenateMessenger:
+        self.scope = current_scope()
+        super().__enter__()
+        return self
+
+    def resample(self, state: Any, ess: Tensor) -> Any:
+        state = super().resample(state, ess)
+        resampled = self.system.records[-1].resampled
+        return self.move(state, resampled) if bool(resampled.any()) else state
+
+    def beginning(self) -> Callable[..., Any]:
+        """The model whose target is the filter's at the present barrier."""
+        return until(self.program[0], len(self.system.records))
+
+    def move(self, state: Any, resampled: Tensor) -> Any:
+        """``x ~ K(x, .)``; the state that the barrier returns.
+
+        :param Tensor resampled: ``[*plates]``: populations whose particles are moved, where the kernel can leave the others alone.
+        """
+        _, args, kwargs = self.program
+        particles, rate = self.trajectories(state, resampled), torch.zeros(resampled.shape, dtype=torch.float64, device=resampled.device)
+        model = self.beginning()
+        kernel = self.kernel(model)
+        with run_scope(self.scope):
+            for _ in range(self.moves):
+                before = particles
+                particles = kernel.step(before, *args, **kwargs)[1]
+                for name in before.keys() - particles.keys():  # the run ended before the site: every execution had
+                    particles[name] = before[name]
+                particles.staying = before.staying
+                rate = rate + particles.differs(before).to(rate).mean(0) / self.moves
+            sites = self.scored_sites(model, particles) if self.options.record_log_probs else known_sites(particles)
+        self.system.move(particles, sites, rate)
+        return particles.value
+
+    def trajectories(self, state: Any, resampled: Tensor) -> Trajectory:
+        """The particles ``[N, *plates]`` as they are, each the state of a chain."""
+        system = self.system
+        now = ParticlePosterior.from_snapshot(system.snapshot(state))
+        found = Trajectory(now.sites, length=now.particles.lengths, log_likelihood=now.particles.log_likelihood, value=state)
+        found.staying = (~resampled).expand_as(system.weights.log_weights)
+        return found
+
+    def scored_sites(self, model: Callable[..., Any], particles: Trajectory) -> tuple[Site, ...]:
+        """The sites of trajectories with their log-probabilities: one more pass along them."""
+        _, args, kwargs = self.program
+        everywhere = torch.ones_like(self.system.weights.log_weights, dtype=torch.bool)
+        known = {name: KnownValue(value, everywhere.to(value.device)) for name, value in particles.items()}
+        replay = ScoredReplay(self.system.num_particles, self.system.max_plate_nesting, known)
+        return sweep(model, replay, args, kwargs).particles.sites
+
+
+class ScoredReplay(ReplayMessenger):
+    """Every particle follows its own trajectory, and every site is scored."""
+
+    def __init__(self, num_particles: int, max_plate_nesting: int, values: dict[str, KnownValue]) -> None:
+        super().__init__(num_particles, max_plate_nesting, values)
+        self.options = replace(self.options, record_log_probs=True)
+
+    def _needs_log_prob(self, msg: Any) -> bool:
+        return ParticleMessenger._needs_log_prob(self, msg)
+
+
+def known_sites(particles: Trajectory) -> list[Site]:
+    """The sites of trajectories, with the scores of those that were observed."""
+    values = [Site(name, value, None, 0) for name, value in particles.items()]
+    return values + [Site(name, None, None, 0, score) for name, score in particles.scores.items()]
