@@ -77,10 +77,11 @@ class SMC:
     :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
-    :param rejuvenate: a kernel that moves the particles wherever they were resampled, ``kernel(model, max_plate_nesting=...)``, e.g.
-        :class:`SuffixMH` or ``functools.partial(ParticleGibbs, num_particles=4)``: it leaves the filter's target at that barrier
-        invariant, so that no estimate changes. It gets the filter's proposals unless it has its own. See :class:`RejuvenateMessenger`.
+    :param rejuvenate: moves all unfinished particles after barriers: ``kernel(model, max_plate_nesting=...)``, e.g. :class:`SuffixMH` or
+        ``functools.partial(ParticleGibbs, num_particles=4)``, with the filter's proposals unless it has its own; see
+        :class:`RejuvenateMessenger`.
     :param int moves: of each particle each time.
+    :param int move_every: barriers from one time to the next; a fixed schedule keeps every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.
     :raises ValueError: for arguments out of range.
 
@@ -108,6 +109,7 @@ class SMC:
         selection: Selection | None = None,
         rejuvenate: Kernel | None = None,
         moves: int = 1,
+        move_every: int = 1,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_model(model)
@@ -129,7 +131,7 @@ class SMC:
             record_log_probs=audit or record_log_probs,
             selection=selection,
         )
-        self.rejuvenation = None if rejuvenate is None else Rejuvenation(rejuvenate, moves).checked(model, self.options)
+        self.rejuvenation = None if rejuvenate is None else Rejuvenation(rejuvenate, moves, move_every).checked(model, self.options)
 
     def messenger(self) -> ParticleMessenger:
         """The handler of one run; islands are one more plate for it."""

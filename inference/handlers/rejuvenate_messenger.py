@@ -24,7 +24,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Mover(Protocol):
-    """A Markov kernel over executions of a model, a population for each particle."""
+    """A reversible Markov kernel over executions of a model, a population for each particle."""
 
     def step(self, state: Trajectory, *args: Any, **kwargs: Any) -> tuple[ParticlePosterior, Trajectory]:
         """The next state of each population."""
@@ -32,20 +32,26 @@ class Mover(Protocol):
 
 
 class RejuvenateMessenger(ParticleMessenger):
-    """Resample, then move: where a population was resampled, copies of one particle part again (Gilks & Berzuini, 2001).
+    """A particle filter that moves its particles behind barriers (Gilks & Berzuini, 2001): copies of one particle part again.
 
-    At barrier t each move draws ``x_{1:t}^n ~ K_t(x_{1:t}^n, .)`` with a kernel that leaves the filter's target there invariant, that of
-    ``until(model, t)``; weights stay as they are, and so does what they estimate.
+    At barrier t, after resampling, each move draws ``x_{1:t}^n ~ K_t(x_{1:t}^n, .)`` with a kernel that leaves the filter's target there
+    invariant, that of ``until(model, t)``; weights stay as they are, and so does what they estimate.
+
+    Whether a particle is moved must not depend on the others: filters that move where the effective sample size was low are biased, since
+    K is invariant on average over all particles, not over those of such populations. Hence the moves are made at every barrier, or every
+    so many. A finished execution stays, and an unfinished one stays unfinished (a reversible kernel restricted to these executions is
+    reversible there); so nothing is missed where a model ends with its last particle.
 
     :param FilterOptions options: of the filter.
     :param kernel: from the beginning of the model to a kernel that moves N populations of it.
-    :param int moves: of each particle.
+    :param int moves: of each particle each time.
+    :param int every: barriers from one time to the next.
     :param tuple program: the model and its arguments; it must be a function of the values of its sites alone.
     """
 
-    def __init__(self, options: FilterOptions, *, kernel: Callable[[Any], Mover], moves: int, program: Program) -> None:
+    def __init__(self, options: FilterOptions, *, kernel: Callable[[Any], Mover], moves: int, every: int, program: Program) -> None:
         super().__init__(options)
-        self.kernel, self.moves, self.program = kernel, moves, program
+        self.kernel, self.moves, self.every, self.program = kernel, moves, every, program
 
     def __enter__(self) -> RejuvenateMessenger:
         self.scope = current_scope()
@@ -54,41 +60,56 @@ class RejuvenateMessenger(ParticleMessenger):
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         state = super().resample(state, ess)
-        resampled = self.system.records[-1].resampled
-        return self.move(state, resampled) if bool(resampled.any()) else state
+        if len(self.system.records) % self.every:
+            return state
+        staying = self.staying(state)
+        return state if bool(staying.all()) else self.move(state, staying)
+
+    def staying(self, state: Any) -> Tensor:
+        """``[N, *plates]``: finished particles, and those without weight, of which it makes no difference."""
+        lost, done = self.system.weights.log_weights == -torch.inf, self.system.population_done(state)
+        return lost if done is None else lost | done.to(lost.device)
 
     def beginning(self) -> Callable[..., Any]:
         """The model whose target is the filter's at the present barrier."""
         return until(self.program[0], len(self.system.records))
 
-    def move(self, state: Any, resampled: Tensor) -> Any:
-        """``x ~ K(x, .)``; the state that the barrier returns.
-
-        :param Tensor resampled: ``[*plates]``: populations whose particles are moved, where the kernel can leave the others alone.
-        """
+    def move(self, state: Any, staying: Tensor) -> Any:
+        """``x ~ K(x, .)``; the state that the barrier returns."""
         _, args, kwargs = self.program
-        particles, rate = self.trajectories(state, resampled), torch.zeros(resampled.shape, dtype=torch.float64, device=resampled.device)
+        particles, rate = self.trajectories(state, staying), torch.zeros(staying.shape[1:], dtype=torch.float64, device=staying.device)
         model = self.beginning()
         kernel = self.kernel(model)
         with run_scope(self.scope):
             for _ in range(self.moves):
-                before = particles
-                particles = kernel.step(before, *args, **kwargs)[1]
-                for name in before.keys() - particles.keys():  # the run ended before the site: every execution had
-                    particles[name] = before[name]
-                particles.staying = before.staying
+                before, particles = particles, self.kept(particles, kernel.step(particles, *args, **kwargs)[1])
                 rate = rate + particles.differs(before).to(rate).mean(0) / self.moves
             sites = self.scored_sites(model, particles) if self.options.record_log_probs else known_sites(particles)
         self.system.move(particles, sites, rate)
         return particles.value
 
-    def trajectories(self, state: Any, resampled: Tensor) -> Trajectory:
+    def trajectories(self, state: Any, staying: Tensor) -> Trajectory:
         """The particles ``[N, *plates]`` as they are, each the state of a chain."""
         system = self.system
         now = ParticlePosterior.from_snapshot(system.snapshot(state))
         found = Trajectory(now.sites, length=now.particles.lengths, log_likelihood=now.particles.log_likelihood, value=state)
-        found.staying = (~resampled).expand_as(system.weights.log_weights)
+        found.scores, found.log_bridged = now.site_scores, system.log_bridged * system.share
+        found.staying = staying
         return found
+
+    def kept(self, before: Trajectory, moved: Trajectory) -> Trajectory:
+        """Moved where a particle does not stay, and has not finished by it."""
+        assert before.staying is not None
+        for name in before.keys() - moved.keys():  # the run ended before the site: every execution had
+            moved[name] = before[name]
+        done = self.system.population_done(moved.value)
+        stays = before.staying if done is None else before.staying | done.to(before.staying.device)
+        if bool((moved.differs(before) & stays).any()):
+            numbers = self.system.numbers
+            both = Trajectory.concatenate(before, moved)
+            moved = both.reorder(torch.where(stays, numbers, numbers + len(numbers)))
+        moved.staying = before.staying
+        return moved
 
     def scored_sites(self, model: Callable[..., Any], particles: Trajectory) -> tuple[Site, ...]:
         """The sites of trajectories with their log-probabilities: one more pass along them."""

@@ -21,11 +21,13 @@ class Rejuvenation:
     """A kernel and a number of moves.
 
     :ivar kernel: ``kernel(model, max_plate_nesting=...)``.
-    :ivar int moves: of each particle at each barrier that resamples it.
+    :ivar int moves: of each particle each time.
+    :ivar int every: barriers from one time to the next.
     """
 
     kernel: Kernel
     moves: int
+    every: int
     handler: ClassVar[type[RejuvenateMessenger]] = RejuvenateMessenger
 
     def checked(self, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation:
@@ -34,12 +36,18 @@ class Rejuvenation:
         """
         check_function("rejuvenate", self.kernel)
         check_count("moves", self.moves)
-        self._make(options, model)
+        check_count("move_every", self.every)
+        kernel = self._make(options, model)
+        if not kernel.reversible:
+            raise ValueError(
+                f"rejuvenate={self._name}: this kernel is not reversible, so it cannot be kept to unfinished executions, and estimates would "
+                "be biased; use SuffixMH, PrefixWalk, or ParticleGibbs without ancestor sampling"
+            )
         return self
 
     def messenger(self, options: FilterOptions, program: Program) -> RejuvenateMessenger:
         """The filter with these moves."""
-        return self.handler(options, kernel=partial(self._make, options), moves=self.moves, program=program)
+        return self.handler(options, kernel=partial(self._make, options), moves=self.moves, every=self.every, program=program)
 
     def _make(self, options: FilterOptions, model: Callable[..., Any]) -> TrajectoryKernel:
         kernel = self.kernel
@@ -51,6 +59,10 @@ class Rejuvenation:
     @property
     def described(self) -> str:
         """By which a run that is resumed is told from another."""
+        return f"{self.moves} of {self._name} every {self.every}"
+
+    @property
+    def _name(self) -> str:
         keywords: dict[str, Any] = getattr(self.kernel, "keywords", {})
         given = [f"{name}={value if isinstance(value, bool | int | float | str) else name_of(value)}" for name, value in keywords.items()]
-        return f"{self.moves} of {name_of(getattr(self.kernel, 'func', self.kernel))}({', '.join(given)})"
+        return f"{name_of(getattr(self.kernel, 'func', self.kernel))}({', '.join(given)})"

@@ -68,11 +68,16 @@ class SuffixMH(TrajectoryKernel):
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
         cut = self.draw_cut(length)
         cut = cut if reference.staying is None else torch.where(reference.staying, length, cut)
-        posterior = sweep(self.model, self.messenger(reference, cut), args, kwargs)
+        messenger = self.messenger(reference, cut)
+        posterior = sweep(self.model, messenger, args, kwargs)
         self._check_length(length, posterior)
         # A trajectory of density zero has no weight, whatever the chain does where both are such.
         impossible = posterior.particles.weights.log_weights == -torch.inf
-        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, self.accept(posterior).log())))
+        probabilities = self.accept(posterior)
+        if reference.staying is not None and messenger.system.done is not None:  # of a filter, where the unfinished stay so
+            finishes = messenger.system.done[_PROPOSED] & ~reference.staying
+            probabilities = torch.where(torch.stack([finishes, finishes]), torch.tensor([1.0, 0.0]).to(probabilities), probabilities)
+        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, probabilities.log())))
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
         return posterior.particles.weights.normalized[_PROPOSED]

@@ -53,6 +53,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
     extended_state: ClassVar[bool] = False
     """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
+    reversible: bool = True
+    """Whether the kernel has detailed balance, by which it may be restricted to some executions."""
 
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
         check_model(model)
