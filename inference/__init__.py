@@ -16,6 +16,7 @@ from .handlers.rejuvenate_messenger import RejuvenateMessenger
 from .handlers.temper_messenger import TemperMessenger
 from .handlers.until_messenger import UntilMessenger, until
 from .importance import Importance
+from .mcmc.block_mh import BlockMH
 from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .mcmc.particle_gibbs import ParticleGibbs
 from .mcmc.pimh import PIMH
@@ -59,6 +60,7 @@ __all__ = [
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BlockMH",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",

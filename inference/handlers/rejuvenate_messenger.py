@@ -94,21 +94,20 @@ class RejuvenateMessenger(ParticleMessenger):
         now = ParticlePosterior.from_snapshot(system.snapshot(state))
         found = Trajectory(now.sites, length=now.particles.lengths, log_likelihood=now.particles.log_likelihood, value=state)
         found.scores, found.log_bridged = now.site_scores, system.log_bridged * system.share
-        found.staying = staying
+        found.staying, found.unfinished = staying, True
         return found
 
     def kept(self, before: Trajectory, moved: Trajectory) -> Trajectory:
         """Moved where a particle does not stay, and has not finished by it."""
         assert before.staying is not None
-        for name in before.keys() - moved.keys():  # the run ended before the site: every execution had
-            moved[name] = before[name]
+        moved.complete(before)
         done = self.system.population_done(moved.value)
         stays = before.staying if done is None else before.staying | done.to(before.staying.device)
         if bool((moved.differs(before) & stays).any()):
             numbers = self.system.numbers
             both = Trajectory.concatenate(before, moved)
             moved = both.reorder(torch.where(stays, numbers, numbers + len(numbers)))
-        moved.staying = before.staying
+        moved.staying, moved.unfinished = before.staying, True
         return moved
 
     def scored_sites(self, model: Callable[..., Any], particles: Trajectory) -> tuple[Site, ...]:

@@ -74,9 +74,9 @@ class SuffixMH(TrajectoryKernel):
         # A trajectory of density zero has no weight, whatever the chain does where both are such.
         impossible = posterior.particles.weights.log_weights == -torch.inf
         probabilities = self.accept(posterior)
-        if reference.staying is not None and messenger.system.done is not None:  # of a filter, where the unfinished stay so
-            finishes = messenger.system.done[_PROPOSED] & ~reference.staying
-            probabilities = torch.where(torch.stack([finishes, finishes]), torch.tensor([1.0, 0.0]).to(probabilities), probabilities)
+        if reference.unfinished and messenger.system.done is not None:
+            finishes = messenger.system.done[_PROPOSED]
+            probabilities = torch.stack([torch.where(finishes, 1.0, probabilities[0]), torch.where(finishes, 0.0, probabilities[1])])
         return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, probabilities.log())))
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:

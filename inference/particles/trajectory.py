@@ -50,7 +50,8 @@ class Trajectory(dict[str, Tensor]):
     :ivar Tensor log_likelihood: ``[*plates]`` log-probability of the observed sites, not tempered; ``None`` if not known.
     :ivar Tensor log_bridged: ``[*plates]`` of the latent sites on a bridge of powers, at their full power; ``None`` if not known.
     :ivar dict scores: ``{name: [*plates]}`` that observed sites have, for display.
-    :ivar Tensor staying: ``[*plates]`` populations that a kernel need not move, while the others stay unfinished; ``None`` to move all.
+    :ivar Tensor staying: ``[*plates]`` populations that a kernel need not move; ``None`` to move all.
+    :ivar bool unfinished: whether a move that finishes an execution is to be rejected.
     :ivar value: what the model returned.
     :ivar filter: the particle filter among whose particles it was drawn, for kernels whose state that is; else ``None``.
     :ivar ChainRecord chain: of the chain that it is a state of.
@@ -69,6 +70,7 @@ class Trajectory(dict[str, Tensor]):
         self.log_bridged: Tensor | None = None
         self.scores: dict[str, Tensor] = {}
         self.staying: Tensor | None = None
+        self.unfinished = False
         self.filter: Any = None
         self.chain = ChainRecord()
 
@@ -113,6 +115,11 @@ class Trajectory(dict[str, Tensor]):
         )
         taken.log_bridged, taken.scores = moved(self.log_bridged), {name: take(score, index) for name, score in self.scores.items()}
         return taken
+
+    def complete(self, before: Trajectory) -> None:
+        """Take over what the executions before a move had and these lack: the run ended before such a site, as every execution had."""
+        for name in before.keys() - self.keys():
+            self[name] = before[name]
 
     def differs(self, other: Trajectory) -> Tensor:
         """``[*plates]``: where two executions are not the same. Their lengths must be known."""

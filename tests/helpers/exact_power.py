@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import RESAMPLERS, SMC, SuffixMH, Trajectory, power
+from ppl_llm.inference import RESAMPLERS, SMC, SuffixMH, Trajectory, barrier, power
 from ppl_llm.inference.handlers.rejuvenate_messenger import RejuvenateMessenger
+from ppl_llm.inference.particles.pytree import take
 from ppl_llm.inference.posterior.particle_posterior import ParticlePosterior
 from tests.helpers.exact import END, PAD, AbsorbingCategorical, Chain, EnumeratedResampler, num_uniforms
 from tests.helpers.exact_moves import Script
@@ -236,18 +236,44 @@ def transition_matrix(model: PowerChain, k: int, alpha: float, length_ratio: boo
 
 
 def block_metropolis(model: PowerChain, moves: int) -> dict[tuple[int, ...], float]:
-    """The distribution after every block but the last has been drawn and moved, and the last one has been drawn."""
+    """The distribution after every block has been drawn and moved; an execution that had finished before is moved no more."""
     law: dict[tuple[int, ...], float] = {(): 1.0}
     for k in range(1, model.length + 1):
         grown = {y: law[y[:-1]] * model.q(y, k - 1) for y in model.beginnings(k)}
-        if k < model.length:
+        if k < model.length or model.last_barrier:
             now = torch.tensor(list(grown.values()), dtype=torch.float64)
-            now = now @ transition_matrix(model, k, model.alpha).matrix_power(moves)
+            finished = torch.tensor([y[-1] == PAD for y in grown])  # before this block
+            moved = torch.where(finished, 0.0, now) @ transition_matrix(model, k, model.alpha).matrix_power(moves)
+            now = torch.where(finished, now, 0.0) + moved
             grown = dict(zip(grown, now.tolist(), strict=True))
         law = grown
     return law
 
 
-def every(*ranges: int) -> Tensor:
-    """``[len(ranges), columns]``: every combination."""
-    return torch.tensor(list(itertools.product(*map(range, ranges)))).T.contiguous()
+class Walk:
+    """The state of a chain that tells which executions have finished."""
+
+    def __init__(self, x: Tensor, code: Tensor, done: Tensor) -> None:
+        self.x, self.code, self.done = torch.broadcast_tensors(x, code, done)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self.done.shape
+
+    def reorder(self, index: Tensor) -> Walk:
+        return Walk(*(take(tensor, index) for tensor in (self.x, self.code, self.done)))
+
+    def __getitem__(self, i: int) -> Walk:
+        return Walk(*(tensor[i] for tensor in (self.x, self.code, self.done)))
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def concatenate(self, others: list[Walk]) -> Walk:
+        return Walk(*(torch.cat([getattr(walk, name) for walk in (self, *others)]) for name in ("x", "code", "done")))
+
+
+def telling(state: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The barrier of a chain whose state tells which executions have finished."""
+    walk = barrier(Walk(*state))
+    return walk.x, walk.code, walk.done
