@@ -118,11 +118,15 @@ class ParticleMessenger(Messenger):
         if self.system.plates is None:
             raise ValueError("the model reached a barrier before any sample site; put the barrier after a step's sites")
         self.check_alive()
-        self.system.bridge_to(self.system.share_here if self.bridges else 1.0)
+        self.bridge(self.system.share_here if self.bridges else 1.0)
         msg["value"] = self.resample(state, self.system.weights.ess)
         msg["done"] = True
         self.system.end_segment(msg["value"])
-        self.system.bridge_to(1.0)
+        self.bridge(1.0)
+
+    def bridge(self, share: float) -> None:
+        """``w <- w p(x)^(alpha' - alpha)``: to the power that a barrier has, and back to the whole one."""
+        self.system.bridge_to(share)
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""

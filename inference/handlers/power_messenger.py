@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pyro.poutine.util import site_is_subsample
+
 from ..util.validation import check_positive
 from .bound_model import BoundModel
 from .temper_messenger import TemperMessenger
@@ -27,7 +29,7 @@ class PowerMessenger(TemperMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
-        if self.shares and not msg["is_observed"]:
+        if self.shares and not msg["is_observed"] and not site_is_subsample(msg):
             if BRIDGE in msg["infer"]:
                 raise ValueError(f"site {msg['name']!r} has a bridge of powers already; bridge the outer power alone: power(model, a, b)")
             msg["infer"] = {**msg["infer"], BRIDGE: self.shares}

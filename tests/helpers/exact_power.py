@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ppl_llm.inference import RESAMPLERS, SMC, SuffixMH, Trajectory, barrier, power
+from ppl_llm.inference import RESAMPLERS, SMC, BlockMH, SuffixMH, Trajectory, barrier, power
 from ppl_llm.inference.handlers.rejuvenate_messenger import RejuvenateMessenger
 from ppl_llm.inference.particles.pytree import take
 from ppl_llm.inference.posterior.particle_posterior import ParticlePosterior
@@ -48,6 +48,10 @@ class PowerChain(Chain):
                 p = float(self.init[x] if t == 0 else self.transition[before, x])
                 mass, before = mass * p**alpha * float(self.potentials[t][code]), x
         return mass
+
+    def power_at(self, k: int) -> float:
+        """Of the target behind barrier ``k``, counted from 1."""
+        return self.bridge[k - 1] if self.bridge is not None and k <= len(self.bridge) else self.alpha
 
     def beginnings(self, k: int) -> list[tuple[int, ...]]:
         """All executions up to step ``k``."""
@@ -210,6 +214,38 @@ def enumerate_moves(
     return script.probs(), posterior
 
 
+def enumerate_blocks(model: PowerChain, moves: int = 1, algorithm: type[BlockMH] = BlockMH) -> tuple[Tensor, Trajectory]:
+    """Every outcome of how ``BlockMH(power(model, alpha))`` grows its first state.
+
+    :returns: probabilities ``[columns]`` and the state with plate ``columns``.
+    """
+    assert moves == 1, "choices are those of one move"
+    choices: dict[str, tuple[int, ...]] = {"first": (model.num_symbols, model.length, 1)}
+    for barrier in range(model.length if model.last_barrier else model.length - 1):
+        choices |= move_choices(model, 1, barrier, barrier + 1)
+    script = MoveScript(model, choices)
+    script.drawn, script.kernels = script.take("first"), 0
+
+    class Scripted(algorithm):  # type: ignore[valid-type,misc]
+        def mover(self, model: Any, max_plate_nesting: int) -> SuffixMH:
+            right = super().mover(model, max_plate_nesting)
+            kernel = type("Kernel", (ScriptedMove,), {"accept": type(right).accept})
+            return kernel(model, script=script, max_plate_nesting=max_plate_nesting, proposals=right.proposals)
+
+    chain = Scripted(script, moves=moves, proposals=script.propose if model.proposal is not None else None, max_plate_nesting=1)
+    with patch("torch.rand", script.rand):
+        state = chain.start(script.columns)
+    return script.probs(), state
+
+
+def law_of(model: PowerChain, probs: Tensor, sites: Mapping[str, Tensor]) -> dict[tuple[int, ...], float]:
+    """Probability of each path of the states ``[columns]``."""
+    found = dict.fromkeys(model.beginnings(model.length), 0.0)
+    for p, *path in zip(probs.tolist(), *(sites[f"x_{t}"].flatten().tolist() for t in range(model.length)), strict=True):
+        found[tuple(path)] += p
+    return found
+
+
 # The block Metropolis of Karan & Du, in plain Python
 
 
@@ -243,7 +279,7 @@ def block_metropolis(model: PowerChain, moves: int) -> dict[tuple[int, ...], flo
         if k < model.length or model.last_barrier:
             now = torch.tensor(list(grown.values()), dtype=torch.float64)
             finished = torch.tensor([y[-1] == PAD for y in grown])  # before this block
-            moved = torch.where(finished, 0.0, now) @ transition_matrix(model, k, model.alpha).matrix_power(moves)
+            moved = torch.where(finished, 0.0, now) @ transition_matrix(model, k, model.power_at(k)).matrix_power(moves)
             now = torch.where(finished, now, 0.0) + moved
             grown = dict(zip(grown, now.tolist(), strict=True))
         law = grown
