@@ -41,7 +41,7 @@ def bridge_powers(alpha: float, bridge: int | Sequence[float] | None) -> tuple[f
     :param bridge: how many steps it takes from power 1 to ``alpha``, or the powers themselves; ``None`` for none.
     :raises ValueError: for numbers out of range.
     """
-    check_positive("alpha", alpha)
+    check_positive("power", alpha)
     if bridge is None:
         return ()
     if isinstance(bridge, int) and not isinstance(bridge, bool) and bridge >= 1:

@@ -21,7 +21,7 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, finish_of, prompt_options, tell, unescaped
 from .remote import importing
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def evaluate(
     ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from those of its steps: last, prod, min or mean.")] = None,
+    power: Annotated[float, typer.Option(help=POWER)] = 1.0,
+    bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -171,6 +173,8 @@ def evaluate(
             prm_family=prm_family,
             answer_fallback=answer_fallback,
             keep_texts=keep_texts,
+            power=power,
+            bridge=bridge,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
     from ..programs.step_proposal import StepProposal
 
-LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback")
+LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback", "power", "bridge")
 """Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
 
 COMPLETION_TOKENS = 1024
@@ -66,6 +66,8 @@ class Settings:
     json_schema: Path | None = None
     regex: str | None = None
     choices: str | None = None
+    power: float | None = None
+    bridge: int | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -142,8 +144,14 @@ class Settings:
 
     @property
     def asks_reward(self) -> bool:
-        """Whether the method asks a reward."""
-        return self.named.method.scored
+        """Whether the method asks a reward: all that there is, where it needs none."""
+        method = self.named.method
+        return method.scored and (self.reward.kind != "none" or method.needs_reward(self.target_power))
+
+    @property
+    def target_power(self) -> float | None:
+        """The power that was given, as an option or with the method's name."""
+        return self.named.model_options.get("power", self.power)
 
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
@@ -171,6 +179,8 @@ class Settings:
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         preset = self.preset or "exact"
+        if self.power is not None and "power" in self.named.model_options:
+            raise ValueError(f"--power and --method {self.method} both set the power; give it once")
         model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
         return self.named.adapted(model)
 
@@ -187,7 +197,7 @@ class Settings:
             raise ValueError(
                 f"--method {self.named.method.name} needs a reward, and there is none (the demo reward model scores the demo language "
                 "model only): give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
-                "--method self-consistency"
+                "--method power-smc or self-consistency"
             )
         self.reward.check()
         self.equivalent()
@@ -217,6 +227,7 @@ class Settings:
             "max_steps": self.max_steps,
             "max_tokens": model.options.max_tokens,
             "max_tokens_completion": self.max_tokens_completion,
+            **({} if model.power == 1 else {"power": model.power, "bridge": model.bridge}),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,

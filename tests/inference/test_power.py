@@ -336,7 +336,7 @@ def test_searches_see_the_whole_power() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: power(problems, 0.0), "alpha must be a finite number above 0, got 0.0"),
+        (lambda: power(problems, 0.0), "power must be a finite number above 0, got 0.0"),
         (lambda: power(problems, 2.0, bridge=0), "bridge must be a number of steps, at least 1, or powers above 0.*got 0"),
         (lambda: power(problems, 2.0, bridge=[1.0, -1.0]), "bridge must be .* got"),
         (lambda: power(problems, 2.0, bridge="x"), "bridge must be .* got 'x'"),
