@@ -90,7 +90,8 @@ class ParticleMessenger(Messenger):
         self.system.record(msg, log_prob)
 
     def _needs_log_prob(self, msg: Any) -> bool:
-        prior_proposal = not msg["is_observed"] and "proposal" not in msg["infer"] and is_one(msg["scale"])
+        infer = msg["infer"]
+        prior_proposal = not msg["is_observed"] and "proposal" not in infer and BRIDGE not in infer and is_one(msg["scale"])
         return not is_deterministic(msg) and (self.options.record_log_probs or not prior_proposal)
 
     def reweight(self, msg: Any, log_prob: Tensor) -> None:

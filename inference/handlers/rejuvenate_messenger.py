@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..particles.history import Site
+from ..particles.pytree import can_be_picked, particles_done
 from ..particles.run_scope import current_scope, run_scope
 from ..particles.trajectory import Trajectory
 from ..posterior.particle_posterior import ParticlePosterior
@@ -78,30 +79,38 @@ class RejuvenateMessenger(ParticleMessenger):
         """``x ~ K(x, .)``; the state that the barrier returns."""
         _, args, kwargs = self.program
         particles, rate = self.trajectories(state, staying), torch.zeros(staying.shape[1:], dtype=torch.float64, device=staying.device)
-        model = self.beginning()
-        kernel = self.kernel(model)
+        model, picked = self.beginning(), can_be_picked(state)
+        kernel = self.kernel(model if picked else lambda *args, **kwargs: particles_done(model(*args, **kwargs)))
         with run_scope(self.scope):
             for _ in range(self.moves):
-                before, particles = particles, self.kept(particles, kernel.step(particles, *args, **kwargs)[1])
+                before, particles = particles, self.kept(particles, kernel.step(particles, *args, **kwargs)[1], picked)
                 rate = rate + particles.differs(before).to(rate).mean(0) / self.moves
-            sites = self.scored_sites(model, particles) if self.options.record_log_probs else known_sites(particles)
+            sites = known_sites(particles)
+            if self.options.record_log_probs or not picked:
+                replay = self.replay(particles)
+                again = sweep(model, replay, args, kwargs).particles
+                sites = again.sites if self.options.record_log_probs else sites
         self.system.move(particles, sites, rate)
-        return particles.value
+        return particles.value if picked else again.value
 
     def trajectories(self, state: Any, staying: Tensor) -> Trajectory:
         """The particles ``[N, *plates]`` as they are, each the state of a chain."""
         system = self.system
         now = ParticlePosterior.from_snapshot(system.snapshot(state))
-        found = Trajectory(now.sites, length=now.particles.lengths, log_likelihood=now.particles.log_likelihood, value=state)
+        value = state if can_be_picked(state) else particles_done(state)
+        found = Trajectory(now.sites, length=now.particles.lengths, log_likelihood=now.particles.log_likelihood, value=value)
         found.scores, found.log_bridged = now.site_scores, system.log_bridged * system.share
         found.staying, found.unfinished = staying, True
         return found
 
-    def kept(self, before: Trajectory, moved: Trajectory) -> Trajectory:
-        """Moved where a particle does not stay, and has not finished by it."""
+    def kept(self, before: Trajectory, moved: Trajectory, picked: bool) -> Trajectory:
+        """Moved where a particle does not stay, and has not finished by it.
+
+        :param bool picked: whether values are states; else they tell which particles are done.
+        """
         assert before.staying is not None
         moved.complete(before)
-        done = self.system.population_done(moved.value)
+        done = self.system.of_populations(particles_done(moved.value) if picked else moved.value)
         stays = before.staying if done is None else before.staying | done.to(before.staying.device)
         if bool((moved.differs(before) & stays).any()):
             numbers = self.system.numbers
@@ -110,13 +119,12 @@ class RejuvenateMessenger(ParticleMessenger):
         moved.staying, moved.unfinished = before.staying, True
         return moved
 
-    def scored_sites(self, model: Callable[..., Any], particles: Trajectory) -> tuple[Site, ...]:
-        """The sites of trajectories with their log-probabilities: one more pass along them."""
-        _, args, kwargs = self.program
+    def replay(self, particles: Trajectory) -> ReplayMessenger:
+        """One more pass along the particles: for their log-probabilities, or for a state whose particles cannot be picked."""
         everywhere = torch.ones_like(self.system.weights.log_weights, dtype=torch.bool)
         known = {name: KnownValue(value, everywhere.to(value.device)) for name, value in particles.items()}
-        replay = ScoredReplay(self.system.num_particles, self.system.max_plate_nesting, known)
-        return sweep(model, replay, args, kwargs).particles.sites
+        kind = ScoredReplay if self.options.record_log_probs else ReplayMessenger
+        return kind(self.system.num_particles, self.system.max_plate_nesting, known)
 
 
 class ScoredReplay(ReplayMessenger):

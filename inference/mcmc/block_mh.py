@@ -33,7 +33,7 @@ class BlockMessenger(RejuvenateMessenger):
         found.unfinished = False
         return found
 
-    def kept(self, before: Trajectory, moved: Trajectory) -> Trajectory:
+    def kept(self, before: Trajectory, moved: Trajectory, picked: bool) -> Trajectory:
         moved.complete(before)
         moved.staying = before.staying
         return moved

@@ -240,7 +240,10 @@ class ParticleSystem:
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: particles of which all that one population holds is done; ``None`` if the state does not tell."""
-        done = particles_done(state)
+        return self.of_populations(particles_done(state))
+
+    def of_populations(self, done: Tensor | None) -> Tensor | None:
+        """``[N, *plates]`` of ``[N, *batch]``: particles of which all that one population holds is done."""
         if done is None:
             return None
         done = done.clone().reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))

@@ -73,7 +73,7 @@ class MovesThatFinish(RejuvenateMessenger):
         found.unfinished = False
         return found
 
-    def kept(self, before: Trajectory, moved: Trajectory) -> Trajectory:
+    def kept(self, before: Trajectory, moved: Trajectory, picked: bool) -> Trajectory:
         moved.staying = before.staying
         return moved
 
