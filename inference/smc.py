@@ -57,8 +57,8 @@ class SMC:
         for state in SMC(model, num_particles=100).iterate(observations): state.save("run.checkpoint")  # the same, barrier by barrier
         SMC(model, num_particles=100).resume("run.checkpoint")                                          # the same, in another process
 
-    The evidence estimate is unbiased for every resampling scheme and ESS threshold. The object itself never changes: any number of runs
-    of it may be under way at a time, also inside of each other.
+    The evidence estimate is unbiased for every resampling scheme and ESS threshold. The object never changes: many runs of it may be
+    under way at a time, also inside of each other.
 
     :param model: a function with ``pyro.sample`` sites, run once with all particles in one plate on the left of its own plates.
     :param int num_particles: N.
@@ -116,10 +116,7 @@ class SMC:
         check_function("callback", callback)
         check_count("islands", islands)
         check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
-        self.model = model
-        self.islands = islands
-        self.max_tokens_total = max_tokens_total
-        self.audit = audit
+        self.model, self.islands, self.max_tokens_total, self.audit = model, islands, max_tokens_total, audit
         self.callback = callback
         self.options = FilterOptions(
             num_particles,
@@ -161,10 +158,10 @@ class SMC:
         return self._slices(None, args, kwargs)
 
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """Continue to the end from a file of :meth:`ParticlePosterior.save`.
+        """Continue to the end from a file of :meth:`ParticlePosterior.save`, which brings torch's random numbers along.
 
-        On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
-        brings the state of torch's random number generators. Reward models without cache entries on contexts score earlier steps again.
+        On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. Reward models
+        without cache entries on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.

@@ -59,7 +59,7 @@ def power(model: Callable[..., Any], alpha: float, bridge: int | Sequence[float]
     With ``alpha > 1`` it prefers what the model itself finds probable as a whole, which is not what a low temperature does: that prefers
     tokens that are probable one by one [1]. It needs no factors::
 
-        posterior = SMC(power(model, 4.0, bridge=8), 16, proposals=StepProposal(temperature=0.25), rejuvenate=SuffixMH, moves=2).run(problem)
+        SMC(power(model, 4.0, bridge=8), 16, proposals=StepProposal(temperature=0.25), rejuvenate=SuffixMH, moves=2).run(problem)
 
     A bridge lets the power grow along the steps: at barrier t a particle filter resamples (and moves) for the target
     ``p(x_{1:t})^alpha_t`` times the factors so far, so that from t - 1 to t a weight grows by ::

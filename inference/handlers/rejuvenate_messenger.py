@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -85,7 +85,7 @@ class RejuvenateMessenger(ParticleMessenger):
             for _ in range(self.moves):
                 before, particles = particles, self.kept(particles, kernel.step(particles, *args, **kwargs)[1], picked)
                 rate = rate + particles.differs(before).to(rate).mean(0) / self.moves
-            sites = known_sites(particles)
+            sites: Iterable[Site] = known_sites(particles)
             if self.options.record_log_probs or not picked:
                 replay = self.replay(particles)
                 again = sweep(model, replay, args, kwargs).particles

@@ -28,7 +28,8 @@ class UntilMessenger(Messenger):
         self.barriers = barriers
 
     def __enter__(self) -> UntilMessenger:
-        self.count, self.state = 0, []
+        self.count = 0
+        self.state: list[Any] = []
         super().__enter__()
         return self
 
@@ -68,5 +69,3 @@ def until(model: Callable[..., Any], barriers: int) -> Beginning:
     """
     check_count("barriers", barriers)
     return Beginning(model, lambda: UntilMessenger(barriers), f"until {barriers}")
-
-

@@ -40,8 +40,8 @@ class Rejuvenation:
         kernel = self._make(options, model)
         if not kernel.reversible:
             raise ValueError(
-                f"rejuvenate={self._name}: this kernel is not reversible, so it cannot be kept to unfinished executions, and estimates would "
-                "be biased; use SuffixMH, PrefixWalk, or ParticleGibbs without ancestor sampling"
+                f"rejuvenate={self._name}: this kernel is not reversible, so it cannot be kept to unfinished executions, and estimates "
+                "would be biased; use SuffixMH, PrefixWalk, or ParticleGibbs without ancestor sampling"
             )
         return self
 

@@ -86,7 +86,8 @@ def evaluate(
     if models.chosen_reward.kind == "none" and scored:
         raise ValueError(
             f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
-            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method power-smc or self-consistency"
+            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method power-smc or "
+            "self-consistency"
         )
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)

@@ -184,8 +184,8 @@ def enumerate_moves(
     choices: dict[str, tuple[int, ...]] = {"first": (model.num_symbols, length, n)}
     for t in range(barriers):
         choices[f"cells {t}"] = (n, uniforms)
-    for barrier in moving:
-        choices |= move_choices(model, n, barrier - 1, barrier)
+    for t in moving:
+        choices |= move_choices(model, n, t - 1, t)
     script = MoveScript(model, choices)
     script.drawn = script.take("first")
     cells = torch.stack([script.take(f"cells {t}") for t in range(barriers)])
@@ -221,8 +221,8 @@ def enumerate_blocks(model: PowerChain, moves: int = 1, algorithm: type[BlockMH]
     """
     assert moves == 1, "choices are those of one move"
     choices: dict[str, tuple[int, ...]] = {"first": (model.num_symbols, model.length, 1)}
-    for barrier in range(model.length if model.last_barrier else model.length - 1):
-        choices |= move_choices(model, 1, barrier, barrier + 1)
+    for t in range(model.length if model.last_barrier else model.length - 1):
+        choices |= move_choices(model, 1, t, t + 1)
     script = MoveScript(model, choices)
     script.drawn, script.kernels = script.take("first"), 0
 

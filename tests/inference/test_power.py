@@ -1,4 +1,4 @@
-"""Power targets, bridges of powers, beginnings of models and particle filters that move: all randomness enumerated, to 1e-10; wrong ones."""
+"""Power targets, bridges of powers, beginnings of models and particle filters that move: all randomness enumerated, to 1e-10."""
 
 from __future__ import annotations
 
@@ -176,7 +176,9 @@ def test_a_power_is_a_tempered_prior() -> None:
     base = spiky(ends=False)
     for model in (power(base.walk, 3.0), power(base.walk, 3.0, bridge=4)):
         trace = poutine.trace(model).get_trace()
-        plain = poutine.trace(poutine.condition(base.walk, {n: s["value"] for n, s in trace.nodes.items() if n.startswith("x_")})).get_trace()
+        plain = poutine.trace(
+            poutine.condition(base.walk, {n: s["value"] for n, s in trace.nodes.items() if n.startswith("x_")})
+        ).get_trace()
         expected = sum(plain.nodes[f"x_{t}"]["fn"].log_prob(trace.nodes[f"x_{t}"]["value"]) for t in range(3)) * 3
         assert trace.log_prob_sum(lambda name, site: name.startswith("x_")) == pytest.approx(float(expected))
         assert trace.log_prob_sum(lambda name, site: name.startswith("y_")) == pytest.approx(
@@ -258,11 +260,13 @@ def problems(count: int) -> Tensor:
 
 def test_plates_islands_and_the_audit() -> None:
     pyro.set_rng_seed(0)
-    smc = SMC(power(problems, 2.0, bridge=2), 6, ess_threshold=0.7, islands=2, max_plate_nesting=1, rejuvenate=SuffixMH, moves=2, audit=True)
+    smc = SMC(
+        power(problems, 2.0, bridge=2), 6, ess_threshold=0.7, islands=2, max_plate_nesting=1, rejuvenate=SuffixMH, moves=2, audit=True
+    )
     posterior = smc.run(4)
     assert posterior.weights.shape == (12, 4) and posterior.audit is not None and posterior.audit.num_sites == 6
     rates = [record.move_rate for record in posterior.islands[0].particles.records]
-    assert all(rate is not None and rate.shape == (4,) and (0 < rate).all() for rate in rates)
+    assert all(rate is not None and rate.shape == (4,) and (rate > 0).all() for rate in rates)
 
 
 def test_move_every() -> None:
