@@ -1,4 +1,4 @@
-"""A model inside a handler that every execution gets anew."""
+"""A model inside a handler of its own for every execution."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class BlockMH(SuffixMH):
     """The block Metropolis of [1] (Algorithm 1): a chain that begins with a solution grown block by block.
 
     Its first state is grown: a block is drawn from the proposals, then the execution so far is moved ``moves`` times by the kernel of
-    :class:`SuffixMH` for the target up to this block, that of ``until(model, t)``. Then the chain goes on with the same kernel for the
+    :class:`SuffixMH` for the target up to this block, that of ``until(model, t)``. Then the chain continues with the same kernel for the
     whole target, which it leaves invariant. Blocks are the segments between barriers, e.g.
     those of ``reasoning(lm, None, power=4.0, tokens_per_step=64)``, and so are the places where moves cut.
 

@@ -238,7 +238,7 @@ def enumerate_blocks(model: PowerChain, moves: int = 1, algorithm: type[BlockMH]
     return script.probs(), state
 
 
-def law_of(model: PowerChain, probs: Tensor, sites: Mapping[str, Tensor]) -> dict[tuple[int, ...], float]:
+def distribution_of(model: PowerChain, probs: Tensor, sites: Mapping[str, Tensor]) -> dict[tuple[int, ...], float]:
     """Probability of each path of the states ``[columns]``."""
     found = dict.fromkeys(model.beginnings(model.length), 0.0)
     for p, *path in zip(probs.tolist(), *(sites[f"x_{t}"].flatten().tolist() for t in range(model.length)), strict=True):
@@ -273,17 +273,17 @@ def transition_matrix(model: PowerChain, k: int, alpha: float, length_ratio: boo
 
 def block_metropolis(model: PowerChain, moves: int) -> dict[tuple[int, ...], float]:
     """The distribution after every block has been drawn and moved; an execution that had finished before is moved no more."""
-    law: dict[tuple[int, ...], float] = {(): 1.0}
+    found: dict[tuple[int, ...], float] = {(): 1.0}
     for k in range(1, model.length + 1):
-        grown = {y: law[y[:-1]] * model.q(y, k - 1) for y in model.beginnings(k)}
+        grown = {y: found[y[:-1]] * model.q(y, k - 1) for y in model.beginnings(k)}
         if k < model.length or model.last_barrier:
             now = torch.tensor(list(grown.values()), dtype=torch.float64)
             finished = torch.tensor([y[-1] == PAD for y in grown])  # before this block
             moved = torch.where(finished, 0.0, now) @ transition_matrix(model, k, model.power_at(k)).matrix_power(moves)
             now = torch.where(finished, now, 0.0) + moved
             grown = dict(zip(grown, now.tolist(), strict=True))
-        law = grown
-    return law
+        found = grown
+    return found
 
 
 class Walk:

@@ -46,7 +46,7 @@ class MovesAtTheWholePower(RejuvenateMessenger):
 
 @mutant("density from before the move", f"{_POWER}::test_rejects_wrong_moves")
 class DensityFromBeforeTheMove(RejuvenateMessenger):
-    """The bridge goes on with the density of the execution that the particle was."""
+    """The bridge continues with the density of the execution that the particle was."""
 
     def move(self, state: Any, staying: Tensor) -> Any:
         before = self.system.log_bridged
@@ -57,7 +57,7 @@ class DensityFromBeforeTheMove(RejuvenateMessenger):
 
 @mutant("state from before the move", f"{_POWER}::test_rejects_wrong_moves")
 class StateFromBeforeTheMove(RejuvenateMessenger):
-    """The model goes on with the state that the moved particle had."""
+    """The model continues with the state that the moved particle had."""
 
     def move(self, state: Any, staying: Tensor) -> Any:
         super().move(state, staying)

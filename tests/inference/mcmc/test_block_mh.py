@@ -7,7 +7,15 @@ import torch
 
 from ppl_llm.inference import BlockMH, SuffixMH, barrier
 from tests.helpers.exact import Chain, spiky
-from tests.helpers.exact_power import PowerChain, block_metropolis, enumerate_blocks, enumerate_moves, law_of, telling, transition_matrix
+from tests.helpers.exact_power import (
+    PowerChain,
+    block_metropolis,
+    distribution_of,
+    enumerate_blocks,
+    enumerate_moves,
+    telling,
+    transition_matrix,
+)
 from tests.helpers.power_mutants import BlocksWithoutLengthRatio
 
 EXACT = 1e-10
@@ -22,7 +30,7 @@ def chain(ends: bool, proposes: bool, seed: int = 1, length: int = 3, last_barri
 
 
 def first_state_error(model: PowerChain, algorithm: type[BlockMH] = BlockMH) -> float:
-    found, exact = law_of(model, *enumerate_blocks(model, algorithm=algorithm)), block_metropolis(model, 1)
+    found, exact = distribution_of(model, *enumerate_blocks(model, algorithm=algorithm)), block_metropolis(model, 1)
     assert abs(sum(exact.values()) - 1) < EXACT
     return max(abs(found[path] - p) for path, p in exact.items())
 
@@ -47,7 +55,7 @@ def test_a_filter_of_one_particle_is_the_block_metropolis(bridge: tuple[float, .
     model = chain(ends=False, proposes=True)
     model.bridge = bridge
     probs, posterior = enumerate_moves(model, 1, "systematic", 0.5, moving=(1, 2, 3))
-    found = law_of(model, probs, posterior.sites)
+    found = distribution_of(model, probs, posterior.sites)
     for path, p in block_metropolis(model, 1).items():
         assert abs(found[path] - p) < EXACT
 
