@@ -27,7 +27,7 @@ from .method_options import given, with_method_options
 from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, prompt_options, tell, unescaped
 from .notes import notes
 from .one_line_errors import OneLineErrors
-from .settings import Settings
+from .settings import Settings, default_method
 
 _PROBLEM = example(1).text
 
@@ -125,7 +125,7 @@ def solve(
             is_eager=True,
             help=_METHOD_HELP,
             autocompletion=completion.among(SOLVING),
-            show_default="smc; self-consistency without a reward",
+            show_default="smc; without a reward power-smc, on servers self-consistency",
         ),
     ] = None,
     preset: Annotated[
@@ -173,7 +173,7 @@ def solve(
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
-            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" else "smc",
+            method=method if method is not None else default_method(lm, chosen_reward),
             preset=preset,
             max_steps=max_steps,
             max_tokens=max_tokens,

@@ -24,6 +24,7 @@ from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, finish_of, prompt_options, tell, unescaped
 from .remote import importing
+from .settings import default_method
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -90,7 +91,7 @@ def evaluate(
         typer.Option(
             help=_METHODS_HELP,
             autocompletion=completion.several(BUDGETED),
-            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward",
+            show_default=f"{_DEFAULT_METHODS}; without a reward power-smc and self-consistency",
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
@@ -180,9 +181,11 @@ def evaluate(
         )
         models.check()
         if methods is None:
-            methods = "self-consistency" if chosen.kind == "none" else _DEFAULT_METHODS
+            methods = (
+                _DEFAULT_METHODS if chosen.kind != "none" else ",".join(dict.fromkeys((default_method(lm, chosen), "self-consistency")))
+            )
             if chosen.kind == "none":
-                tell("no reward model was given: a majority vote. Others need --prm, or --reward judge, confidence or another", log)
+                tell(f"no reward model was given: {methods}. Others need --prm, or --reward judge, confidence or another", log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")

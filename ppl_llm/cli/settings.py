@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS, Call, ChosenMethod, parse_method
+from ..methods.base import at_power
+from ..remote.address import is_address
 from ..reward.choice import RewardChoice
 from .method_options import method_options, takers
 from .model_options import finish_of, read_option
@@ -32,6 +34,11 @@ _FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
 """Flags by the name of the parameter in the library's messages."""
 
 MAX_SEED = 2**32 - 1
+
+
+def default_method(lm: str, reward: RewardChoice) -> str:
+    """Without a reward the power target, which needs the probability of a given text; servers give it seldom: there a majority vote."""
+    return "smc" if reward.kind != "none" else "self-consistency" if is_address(lm) else "power-smc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +166,15 @@ class Settings:
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals()))
+        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals(model)))
 
-    def _proposals(self) -> StepProposal | None:
+    def _proposals(self, model: ReasoningModel) -> StepProposal | None:
         if self.constraint is None:
             return None
         from ..programs.step_proposal import StepProposal
 
-        return StepProposal(constraint=self.constraint)
+        cool = at_power(model)
+        return StepProposal(constraint=self.constraint, temperature=None if cool is None else cool.temperature)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
         from ..programs.models import reasoning
