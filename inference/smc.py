@@ -184,9 +184,9 @@ class SMC:
             "algorithm": type(self).__name__,
             "model": name_of(self.model),
             **of_model(self.model),
-            **self.options.settings,
             "islands": self.islands,
             "audit": self.audit,
+            **self.options.settings,
             "rejuvenation": self.rejuvenation and self.rejuvenation.described,
         }
 
