@@ -184,9 +184,7 @@ class SMC:
             "algorithm": type(self).__name__,
             "model": name_of(self.model),
             **of_model(self.model),
-            "islands": self.islands,
-            "audit": self.audit,
-            **self.options.settings,
+            **self.options.settings(islands=self.islands, audit=self.audit),
             "rejuvenation": self.rejuvenation and self.rejuvenation.described,
         }
 

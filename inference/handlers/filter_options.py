@@ -45,11 +45,11 @@ class FilterOptions:
         if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
             raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """As plain values: a run that is resumed must have the same."""
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """As plain values, those of the algorithm among them: a run that is resumed must have the same."""
         return {
             "num_particles": self.num_particles,
+            **others,
             "max_plate_nesting": self.max_plate_nesting,
             "resampler": name_of(self.resampler),
             "ess_threshold": float(self.ess_threshold),
