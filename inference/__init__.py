@@ -2,6 +2,7 @@
 
 from pyro import barrier
 
+from .adaptive import Adaptive, BetaMajority, Pandora, SameAnswers, Share, StoppingRule
 from .concurrent.run_concurrently import run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
@@ -27,6 +28,7 @@ from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
+from .posterior.adaptive_posterior import AdaptivePosterior
 from .posterior.audit_report import AuditReport
 from .posterior.chain_posterior import ChainPosterior, PooledPosterior
 from .posterior.decision import Decision
@@ -55,12 +57,15 @@ __all__ = [
     "REBASE",
     "RESAMPLERS",
     "SMC",
+    "Adaptive",
+    "AdaptivePosterior",
     "AuditError",
     "AuditMessenger",
     "AuditReport",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BetaMajority",
     "BlockMH",
     "ChainPosterior",
     "ConditionalResampler",
@@ -73,6 +78,7 @@ __all__ = [
     "FilterOptions",
     "Importance",
     "IslandPosterior",
+    "Pandora",
     "ParallelTempering",
     "ParallelTemperingPosterior",
     "ParticleGibbs",
@@ -86,9 +92,12 @@ __all__ = [
     "RejuvenateMessenger",
     "Resampler",
     "SMCFailed",
+    "SameAnswers",
     "SearchPosterior",
     "Selection",
     "SelfConsistency",
+    "Share",
+    "StoppingRule",
     "SuffixMH",
     "TemperMessenger",
     "TemperedPosterior",

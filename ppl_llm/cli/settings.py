@@ -160,13 +160,20 @@ class Settings:
         """The power that was given, as an option or with the method's name."""
         return self.named.model_options.get("power", self.power)
 
+    @property
+    def unit(self) -> str:
+        """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
+        return self.named.method.unit_under(self.given())
+
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals(model)))
+        equivalent = None if self.equivalence == "exact" else self.equivalent()
+        call = Call(callback, proposals=self._proposals(model), equivalent=equivalent)
+        return model, self.named.method.start(model, self.given(), call)
 
     def _proposals(self, model: ReasoningModel) -> StepProposal | None:
         if self.constraint is None:
@@ -177,7 +184,7 @@ class Settings:
         return StepProposal(constraint=self.constraint, temperature=None if cool is None else cool.temperature)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
@@ -189,8 +196,8 @@ class Settings:
         preset = self.preset or "exact"
         if self.power is not None and "power" in self.named.model_options:
             raise ValueError(f"--power and --method {self.method} both set the power; give it once")
-        model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
-        return self.named.adapted(model)
+        chosen["finish"] = finish_of(self.lm, self.finish)
+        return self.named.adapted(build_reasoning(lm, prm, preset, **chosen))
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.

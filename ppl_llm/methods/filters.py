@@ -6,7 +6,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run, moves, scheme
-from .options import AUDIT, ESS_THRESHOLD, ISLANDS, MAX_TOKENS_TOTAL, MOVE_EVERY, MOVES, PARTICLES, RESAMPLER
+from .batches import run_of
+from .options import AUDIT, BATCH_NAMES, BATCHES, ESS_THRESHOLD, ISLANDS, MAX_TOKENS_TOTAL, MOVE_EVERY, MOVES, PARTICLES, RESAMPLER
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -17,10 +18,10 @@ MOVES_COST = Fraction(5, 4)
 
 
 def _smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    own = {name: o[name] for name in ("islands", "max_tokens_total", "audit")}
-    keywords = {**model.preset.smc, **scheme(o), **call.keywords()}
-    run: Run = smc(model, o["particles"], **own, **moved(o), **keywords).run
-    return run
+    given = {**model.preset.smc, **scheme(o), **moved(o), "audit": o["audit"]}
+    if o["until"] is None:
+        given |= {"islands": o["islands"], "max_tokens_total": o["max_tokens_total"]}
+    return run_of(lambda particles, keywords: smc(model, particles, **given, **keywords), o, call)
 
 
 def moved(o: Options) -> dict[str, Any]:
@@ -38,12 +39,11 @@ def _filter_least(o: Options) -> int:
 
 
 def _importance(importance: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = importance(model, o["particles"], audit=o["audit"], **call.keywords()).run
-    return run
+    return run_of(lambda particles, keywords: importance(model, particles, audit=o["audit"], **keywords), o, call)
 
 
-_FILTER = (PARTICLES, RESAMPLER, ESS_THRESHOLD, ISLANDS, MOVES, MOVE_EVERY, MAX_TOKENS_TOTAL, AUDIT)
-_FREE = ("islands", "resampler", "ess_threshold", "moves", "move_every")
+_FILTER = (PARTICLES, RESAMPLER, ESS_THRESHOLD, ISLANDS, MOVES, MOVE_EVERY, *BATCHES, MAX_TOKENS_TOTAL, AUDIT)
+_FREE = ("islands", "resampler", "ess_threshold", "moves", "move_every", *BATCH_NAMES)
 
 SMC = Method(
     "smc",
@@ -72,9 +72,9 @@ IMPORTANCE = Method(
     "importance",
     "Importance",
     "independent solutions, weighted by their scores (weighted best-of-N)",
-    (PARTICLES, AUDIT),
+    (PARTICLES, *BATCHES, AUDIT),
     _importance,
-    budget=Budget("B samples, weighted by the model's factors", "posterior", shared=True),
+    budget=Budget("B samples, weighted by the model's factors", "posterior", free=BATCH_NAMES, shared=True),
     proposes=True,
     tempers=True,
 )
