@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..util.fingerprint import name_of, of_model
-from ..util.validation import check_model
+from ..util.checked import checked
 
 
 class BoundModel:
@@ -17,8 +17,8 @@ class BoundModel:
     :param str described: the handler in words, by which a run that is resumed is told from another.
     """
 
+    @checked
     def __init__(self, model: Callable[..., Any], make: Callable[[], Any], described: str) -> None:
-        check_model(model)
         self.model, self.make = model, make
         self.__qualname__ = f"{described}({name_of(model)})"
         told = of_model(model)
