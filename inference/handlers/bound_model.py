@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..util.fingerprint import name_of, of_model
 from ..util.checked import checked
+from ..util.fingerprint import name_of, of_model
 
 
 class BoundModel:
