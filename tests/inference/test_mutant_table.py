@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import mutants, population_mutants
+from tests.helpers import constraint_mutants, mutants, population_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants)
+MODULES = (mutants, population_mutants, constraint_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -64,6 +64,15 @@ NAMED = {
         "step sizes adapt the kernel",
         "the first start of all chains",
         "a nested run among the handlers of the outer one",
+    ],
+    "constraints": [
+        "no mass of what may follow",
+        "masses of the unwarped model",
+        "states of before the resampling",
+        "the end of a text wherever it comes",
+        "one over the draws until the first that is accepted",
+        "one over the draws but one until the second that is accepted",
+        "one, as with a mask",
     ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
