@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from .lm.base import LanguageModel
     from .lm.openai_lm import OpenAILM
+    from .lm.stop_pattern import StopPattern
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.look_ahead import LookAhead
@@ -91,6 +92,7 @@ _MODULES = {
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
     "StepProposal": "programs.step_proposal",
+    "StopPattern": "lm.stop_pattern",
     "StepReward": "distributions",
     "StopReason": "stop_reason",
     "SuffixMH": "inference",
@@ -149,6 +151,7 @@ __all__ = [
     "SelfConsistency",
     "StepProposal",
     "StepReward",
+    "StopPattern",
     "StopReason",
     "SuffixMH",
     "SumReward",

@@ -167,7 +167,7 @@ class OpenAILM:
             "model": self.model,
             "temperature": options.temperature,
             "top_p": options.top_p,
-            **self.mode.fields(options.stops, options.top_k, self.log_probs != "none", self._special_ids),
+            **self.mode.fields(options.stop_strings, options.top_k, self.log_probs != "none", self._special_ids),
             **self.extra_body,
         }
         if self.seeded:
@@ -191,7 +191,7 @@ class OpenAILM:
 
     def _steps(self, choices: list[Choice], room: Tensor, active: Tensor, options: StepOptions) -> tuple[Tensor, Tensor | None]:
         """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""
-        written = [self.mode.tokens(choice, options.stops)[: options.max_tokens] for choice in choices]
+        written = [self.mode.tokens(choice, options.stop_strings)[: options.max_tokens] for choice in choices]
         tokens = torch.tensor([ids + [PAD] * (options.max_tokens - len(ids)) for ids in written], device=self.device)
         if bool((tokens >= self.vocab_size).any()):
             raise ValueError(

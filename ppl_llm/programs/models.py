@@ -42,7 +42,9 @@ class ReasoningModel:
         score: str = "log_prob",
         max_tokens_completion: int | None = None,
         answer_fallback: str | None = None,
+        every: str | None = None,
     ) -> None:
+        self.every = every
         self.max_tokens_completion, self.answer_fallback = max_tokens_completion, answer_fallback
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
@@ -164,6 +166,7 @@ def reasoning(
     constraint: Constraint | None = None,
     max_tokens_completion: int | None = None,
     answer_fallback: str | None = None,
+    every: str | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -196,6 +199,9 @@ def reasoning(
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
+    :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
+        most.
     :raises ValueError: for an unknown preset or options out of range.
     """
     if max_tokens_completion is not None and (isinstance(max_tokens_completion, bool) or max_tokens_completion < 1):
@@ -216,7 +222,7 @@ def reasoning(
         prm,
         chosen,
         max_steps,
-        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k, constraint),
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint),
         aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
@@ -224,4 +230,5 @@ def reasoning(
         score,
         max_tokens_completion,
         answer_fallback,
+        every,
     )

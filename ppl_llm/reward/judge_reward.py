@@ -31,7 +31,7 @@ class JudgeReward(AnswerReward):
     :param yes: the judge's word for a right answer, a single token of its vocabulary or its id.
     :param no: its word for a wrong one.
     :param str system_prompt: system turn before the judge's own question, which never has that of ``lm``; not for ``prompt``.
-    :param bool partial: ask about unfinished answers too.
+    :param partial: ask about unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer otherwise.
     :raises ValueError: if a word is not a single token, or both are the same.
     """
@@ -44,7 +44,7 @@ class JudgeReward(AnswerReward):
         yes: str | int = "Yes",
         no: str | int = "No",
         system_prompt: str | None = None,
-        partial: bool = False,
+        partial: bool | str = False,
         pending: float = math.inf,
     ) -> None:
         super().__init__(partial=partial, pending=pending)

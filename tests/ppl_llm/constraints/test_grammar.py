@@ -179,32 +179,8 @@ def test_without_whitespace_a_text_is_compact(vocabulary: Vocabulary) -> None:
 
 # tokens, steps and spaces -----------------------------------------------------------------------------------------------------------------
 
-CROSSING = Vocabulary(
-    [
-        b'{"',
-        b'":',
-        b'":"',
-        b'"}',
-        b'","',
-        b'"',
-        b"a",
-        b'a"',
-        b"{",
-        b"}",
-        b":",
-        b",",
-        b" ",
-        b'\\"',
-        b"1}",
-        b"1",
-        b"\xc3",
-        b"\xa9",
-        b'\xa9"',
-        b"",
-    ],
-    (19,),
-    torch.device("cpu"),
-)
+MERGED = rb'{" ": ":" "} "," " a a" { } : , \" 1} 1'.split()
+CROSSING = Vocabulary([*MERGED, b" ", b"\xc3", b"\xa9", b'\xa9"', b""], (len(MERGED) + 4,), torch.device("cpu"))
 """Tokens that lie across what the grammar tells apart: the end of a string, a colon and the next string in one; half characters."""
 
 
