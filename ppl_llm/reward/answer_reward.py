@@ -96,7 +96,7 @@ class AnswerReward(ABC):
                     continue
             places.append((sequence, step))
             which.append(asked.setdefault((context.problems[problems[sequence]], text), len(asked)))
-        new = torch.full(judged.shape, self.pending, device=device)
+        new = torch.full(judged.shape, self.pending, dtype=torch.float32, device=device)
         if places:
             count(prm_calls=len(places))
             new[judged] = self.answer_log_odds(list(asked)).to(device=device, dtype=torch.float32)[which]

@@ -124,3 +124,13 @@ def certain(masses: Tensor, accepts: Callable[[int], bool], draw: Callable[[Tens
 
 
 WRONG_REJECTIONS = [first_draw_only, without_removal, certain]
+
+
+# Semantic potentials
+@mutant("a critic that reads on behind its position", "tests/ppl_llm/programs/test_every.py::test_rejects_critics_that_read_on")
+def whole_text(pattern: Any, text: str) -> str:
+    """The beginning of the next word judged as if it were one, in the place of the text up to the last whole word."""
+    return text
+
+
+WRONG_CUTS = [whole_text]

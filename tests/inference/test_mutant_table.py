@@ -73,6 +73,7 @@ NAMED = {
         "one over the draws until the first that is accepted",
         "one over the draws but one until the second that is accepted",
         "one, as with a mask",
+        "a critic that reads on behind its position",
     ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
