@@ -18,7 +18,7 @@ from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log
 from .rounding import TOLERATED, rounding_unit
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
-AGGREGATIONS = ("last", "prod", "min", "mean")
+AGGREGATIONS = ("last", "prod", "min", "max", "mean")
 FINISHED = ("neutral", "repeat")
 SCORES = ("log_prob", "log_odds")
 
@@ -79,7 +79,7 @@ class StepReward(TorchDistribution):
     :param Context context: after the step.
     :param str potential: see the table.
     :param float temperature: T_s; not for ``likelihood``.
-    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
+    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
     :param bool last_step: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.
