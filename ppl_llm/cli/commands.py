@@ -25,7 +25,7 @@ from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
 from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_options, tell, unescaped
-from .notes import notes
+from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings
 
@@ -125,7 +125,7 @@ def solve(
             is_eager=True,
             help=_METHOD_HELP,
             autocompletion=completion.among(SOLVING),
-            show_default="smc; self-consistency without a reward",
+            show_default="smc; self-consistency without a reward or a constraint",
         ),
     ] = None,
     preset: Annotated[
@@ -168,10 +168,11 @@ def solve(
     log = JsonLog() if log_json else None
     with reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
+        constrained = (json_schema, regex, choices) != (None, None, None)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
-            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" else "smc",
+            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" and not constrained else "smc",
             preset=preset,
             max_steps=max_steps,
             max_tokens=max_tokens,
@@ -235,6 +236,8 @@ def solve(
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)
+        if (note := unfinished_note(settings, outcome.posterior)) is not None:
+            tell(note, log)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
     try:
         if as_json:

@@ -22,7 +22,7 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, read_option, tell, unescaped
 from .remote import importing
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def evaluate(
         typer.Option(
             help=_METHODS_HELP,
             autocompletion=completion.several(BUDGETED),
-            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward",
+            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward; smc,importance under a constraint",
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
@@ -118,6 +118,12 @@ def evaluate(
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
+    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
     answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
     keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures.")] = False,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
@@ -172,10 +178,15 @@ def evaluate(
             prm_family=prm_family,
             answer_fallback=answer_fallback,
             keep_texts=keep_texts,
+            json_schema=None if json_schema is None else read_option("--json-schema", json_schema),
+            regex=regex,
+            choices=None if choices is None else tuple(choices.split(",")),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
-        if methods is None:
+        if methods is None and models.constraint is not None:
+            methods = "smc,importance"
+        elif methods is None:
             methods = "self-consistency" if chosen.kind == "none" else _DEFAULT_METHODS
             if chosen.kind == "none":
                 tell("no reward model was given: a majority vote. Others need --prm, or --reward judge, confidence or another", log)

@@ -5,7 +5,18 @@ Nothing here imports torch before a method is built.
 
 from .base import Budget, Call, Method
 from .options import MODEL_OPTIONS, Option
-from .registry import BUDGETED, IN_PYTHON_ONLY, METHODS, SOLVING, BudgetedMethod, ChosenMethod, get_method, independent, parse_method
+from .registry import (
+    BUDGETED,
+    IN_PYTHON_ONLY,
+    METHODS,
+    SOLVING,
+    BudgetedMethod,
+    ChosenMethod,
+    check_proposes,
+    get_method,
+    independent,
+    parse_method,
+)
 from .table import markdown_table
 
 __all__ = [
@@ -20,6 +31,7 @@ __all__ = [
     "ChosenMethod",
     "Method",
     "Option",
+    "check_proposes",
     "get_method",
     "independent",
     "markdown_table",
