@@ -99,7 +99,7 @@ class AnswerReward(ABC):
         new = torch.full(judged.shape, self.pending, dtype=torch.float32, device=device)
         if places:
             count(prm_calls=len(places))
-            new[judged] = self.answer_log_odds(list(asked)).to(device=device, dtype=torch.float32)[which]
+            new[judged] = self.answer_log_odds(list(asked)).float().to(device)[which]
         scores = repeat_last(known.reshape(flat, start), new, taken[..., start:].reshape(flat, -1))
         return scores.view(*context.batch_shape, -1)
 
