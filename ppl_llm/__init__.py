@@ -15,15 +15,20 @@ if TYPE_CHECKING:
         PIMH,
         PMMH,
         SMC,
+        Adaptive,
         BeamSearch,
         BestOfN,
+        BetaMajority,
         EntropicAnnealing,
         Enumeration,
         Importance,
+        Pandora,
         ParallelTempering,
         ParticleGibbs,
         ParticlePosterior,
+        SameAnswers,
         SelfConsistency,
+        Share,
         SMCFailed,
         SuffixMH,
         TemperedSMC,
@@ -35,9 +40,11 @@ if TYPE_CHECKING:
     from .lm.stop_pattern import StopPattern
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
+    from .programs.aggregate import Aggregate
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
+    from .programs.revision import revise
     from .programs.smc_filter_adapter import SMCFilterAdapter
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
@@ -56,9 +63,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Adaptive": "inference",
+    "Aggregate": "programs.aggregate",
     "BeamSearch": "inference",
     "BestFirst": "inference",
     "BestOfN": "inference",
+    "BetaMajority": "inference",
     "Context": "context",
     "DVTS": "inference",
     "EntropicAnnealing": "inference",
@@ -75,6 +85,7 @@ _MODULES = {
     "PIMH": "inference",
     "PMMH": "inference",
     "PRESETS": "programs.presets",
+    "Pandora": "inference",
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
@@ -89,8 +100,10 @@ _MODULES = {
     "SMC": "inference",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
+    "SameAnswers": "inference",
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
+    "Share": "inference",
     "StepProposal": "programs.step_proposal",
     "StopPattern": "lm.stop_pattern",
     "StepReward": "distributions",
@@ -110,6 +123,7 @@ _MODULES = {
     "load_problems": "tasks.load",
     "majority": "answers.voting",
     "reasoning": "programs.models",
+    "revise": "programs.revision",
     "weighted_majority": "answers.voting",
 }
 
@@ -121,9 +135,12 @@ __all__ = [
     "PRESETS",
     "REBASE",
     "SMC",
+    "Adaptive",
+    "Aggregate",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BetaMajority",
     "Context",
     "EntropicAnnealing",
     "Enumeration",
@@ -135,6 +152,7 @@ __all__ = [
     "LookAhead",
     "MathEquivalence",
     "OpenAILM",
+    "Pandora",
     "ParallelTempering",
     "ParticleGibbs",
     "ParticlePosterior",
@@ -147,8 +165,10 @@ __all__ = [
     "RewardModel",
     "SMCFailed",
     "SMCFilterAdapter",
+    "SameAnswers",
     "SelfCertainty",
     "SelfConsistency",
+    "Share",
     "StepProposal",
     "StepReward",
     "StopPattern",
@@ -168,6 +188,7 @@ __all__ = [
     "load_problems",
     "majority",
     "reasoning",
+    "revise",
     "weighted_majority",
 ]
 

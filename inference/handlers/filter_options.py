@@ -23,6 +23,7 @@ class FilterOptions:
     :param bool resample_finished: also resample populations whose every particle is done.
     :param bool record_log_probs: keep every site's log-probability, for the audit.
     :param Selection selection: weights to resample in proportion to, instead of the particles' own.
+    :param bool may_die: whether a sweep continues where every population is dead; otherwise it raises :class:`SMCFailed`.
     :raises ValueError: for numbers out of range.
     """
 
@@ -34,6 +35,7 @@ class FilterOptions:
     resample_finished: bool = False
     record_log_probs: bool = False
     selection: Selection | None = None
+    may_die: bool = False
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)

@@ -24,6 +24,14 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
+def check_between(name: str, value: Any, low: float, high: float) -> None:
+    """
+    :raises ValueError: if ``value`` is not a number between the bounds, which are left out.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+
+
 def check_model(model: Any) -> None:
     """
     :raises ValueError: if it cannot be called.

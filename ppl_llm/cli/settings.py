@@ -132,13 +132,20 @@ class Settings:
         """Whether the method asks a reward. Under a constraint there need not be one: it weighs the solutions by itself."""
         return self.named.method.scored and (self.reward.kind != "none" or self.constraint is None)
 
+    @property
+    def unit(self) -> str:
+        """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
+        return self.named.method.unit_under(self.given())
+
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals()))
+        equivalent = None if self.equivalence == "exact" else self.equivalent()
+        call = Call(callback, proposals=self._proposals(), equivalent=equivalent)
+        return model, self.named.method.start(model, self.given(), call)
 
     def _proposals(self) -> StepProposal | None:
         if self.constraint is None:

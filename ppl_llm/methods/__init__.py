@@ -7,6 +7,7 @@ from .base import Budget, Call, Method
 from .options import MODEL_OPTIONS, Option
 from .registry import (
     BUDGETED,
+    BY_OPTION,
     IN_PYTHON_ONLY,
     METHODS,
     SOLVING,
@@ -21,6 +22,7 @@ from .table import markdown_table
 
 __all__ = [
     "BUDGETED",
+    "BY_OPTION",
     "IN_PYTHON_ONLY",
     "METHODS",
     "MODEL_OPTIONS",

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
-from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
+from tests.helpers import adaptive_mutants, mutants, population_mutants  # noqa: F401 - they enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
@@ -28,6 +28,11 @@ NOT_OF_DISTRIBUTIONS = {
             "widths rounded one by one",
             "a frontier of the last children",
             "stops at the first answer drawn",
+            "the rule sees the last batch alone",
+            "the leader against all others together",
+            "a stop decided on the batch to come",
+            "a last batch beyond the budget",
+            "places that are kept",
         ),
         "searches have no target",
     ),

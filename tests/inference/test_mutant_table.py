@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import constraint_mutants, mutants, population_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, constraint_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, constraint_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -56,6 +56,13 @@ NAMED = {
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
+    "adaptive budgets": [
+        "the rule sees the last batch alone",
+        "the leader against all others together",
+        "a stop decided on the batch to come",
+        "a last batch beyond the budget",
+        "places that are kept",
+    ],
     "posteriors": ["tensors counted by identity", "evidence of parts that have none"],
     "suffixes": ["missing length ratio", "truncated suffix sum"],
     "runs that share their state": [
