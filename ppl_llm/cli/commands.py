@@ -236,8 +236,8 @@ def solve(
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)
-        if (note := unfinished_note(settings, outcome.posterior)) is not None:
-            tell(note, log)
+        if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
+            tell(unfinished, log)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
     try:
         if as_json:

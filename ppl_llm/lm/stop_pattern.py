@@ -95,13 +95,13 @@ class _Nodes:
     """A nondeterministic automaton over bytes. Node 0 is the start.
 
     :ivar list free: of each node those that it leads to without a byte.
-    :ivar list moves: of each node triples of first byte, last byte and the node after it.
+    :ivar list arcs: of each node triples of first byte, last byte and the node after it.
     """
 
     def __init__(self, pattern: str, flags: int) -> None:
         self.pattern, self.flags = pattern, flags
         self.free: list[list[int]] = [[]]
-        self.moves: list[list[tuple[int, int, int]]] = [[]]
+        self.arcs: list[list[tuple[int, int, int]]] = [[]]
 
     def too_large(self) -> ValueError:
         return ValueError(f"the stop pattern {self.pattern!r} has too large an automaton; repeat less, or put (?a) before it")
@@ -110,7 +110,7 @@ class _Nodes:
         if len(self.free) == _MOST_NODES:
             raise self.too_large()
         self.free.append([])
-        self.moves.append([])
+        self.arcs.append([])
         return len(self.free) - 1
 
     def add(self, tree: Iterable[tuple[Any, Any]], begin: int) -> int:
@@ -134,16 +134,17 @@ class _Nodes:
                 self.free[self.add(branch, begin)].append(end)
             return end
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT):
-            return self._repeat(*given, begin)
+            least, most, inner = given
+            return self._repeat(least, most, inner, begin)
         end = self.new()
         for low, high in self._characters(op, given):
             for path in _utf8(low, high):
                 node = begin
                 for first, last in path[:-1]:
                     after = self.new()
-                    self.moves[node].append((first, last, after))
+                    self.arcs[node].append((first, last, after))
                     node = after
-                self.moves[node].append((*path[-1], end))
+                self.arcs[node].append((*path[-1], end))
         return end
 
     def _repeat(self, least: int, most: Any, inner: Any, begin: int) -> int:
@@ -258,11 +259,11 @@ def _deterministic(nodes: _Nodes, end: int) -> tuple[NDArray[np.int64], NDArray[
         if end in state:
             rows.append([number[state]] * 256)
             continue
-        moves = [move for node in state for move in nodes.moves[node]]
+        arcs = [arc for node in state for arc in nodes.arcs[node]]
         row: list[int] = []
-        for byte, until in pairwise(sorted({0, 256, *(first for first, _, _ in moves), *(last + 1 for _, last, _ in moves)})):
+        for byte, until in pairwise(sorted({0, 256, *(first for first, _, _ in arcs), *(last + 1 for _, last, _ in arcs)})):
             # A match may begin anywhere.
-            after = closure({0, *(target for first, last, target in moves if first <= byte <= last)})
+            after = closure({0, *(target for first, last, target in arcs if first <= byte <= last)})
             after = frozenset({end}) if end in after else after
             if after not in number:
                 number[after] = len(number)
@@ -274,11 +275,11 @@ def _deterministic(nodes: _Nodes, end: int) -> tuple[NDArray[np.int64], NDArray[
     return np.array(rows), np.array([end in state for state in states])
 
 
-def _smallest(moves: NDArray[np.int64], accepts: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _smallest(arcs: NDArray[np.int64], accepts: NDArray[np.bool_]) -> NDArray[np.int64]:
     """States that nothing tells apart become one (Moore, 1956)."""
     kind = accepts.astype(np.int64)
     while True:
-        _, finer = np.unique(np.column_stack([kind, kind[moves]]), axis=0, return_inverse=True)
+        _, finer = np.unique(np.column_stack([kind, kind[arcs]]), axis=0, return_inverse=True)
         finer = finer.reshape(-1)
         if finer.max() == kind.max():
             break
@@ -288,4 +289,4 @@ def _smallest(moves: NDArray[np.int64], accepts: NDArray[np.bool_]) -> NDArray[n
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     one_of = [int((kind == each).argmax()) for each in order]
-    return place[kind[moves[one_of]]]
+    return place[kind[arcs[one_of]]]
