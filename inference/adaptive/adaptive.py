@@ -10,9 +10,12 @@ from ..concurrent.run_concurrently import run_concurrently
 from ..posterior.adaptive_posterior import AdaptivePosterior
 from ..posterior.equivalence_classes import Equivalent
 from ..search.votes import BestOfN
-from ..util.validation import check_count, check_function
+from ..util.checked import checked, describe
+from ..util.validation import check_count, check_function, check_optional_count
 from .adaptive_run import AdaptiveOptions, AdaptiveRun, Algorithm
 from .stopping_rule import StoppingRule, Until
+
+describe("Until", "a rule such as BetaMajority(0.95), or a function of the posterior so far")
 
 
 class Adaptive:
@@ -54,6 +57,7 @@ class Adaptive:
     [2] *Optimal Stopping vs Best-of-N for Inference Time Optimization*, Yusuf Kalayci, Vinod Raman, Shaddin Dughmi (2025).
     """
 
+    @checked
     def __init__(
         self,
         algorithm: Algorithm,
@@ -69,10 +73,8 @@ class Adaptive:
     ) -> None:
         if not isinstance(algorithm, Algorithm):
             raise ValueError(f"algorithm must be a SelfConsistency, BestOfN, Importance or SMC, got {algorithm!r}")
-        if not callable(until):
-            raise ValueError(f"until must be a rule such as BetaMajority(0.95), or a function of the posterior so far, got {until!r}")
         check_count("max_particles", max_particles)
-        check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
+        check_optional_count("max_tokens_total", max_tokens_total)
         check_count("max_sequences", max_sequences)
         for name, function in (("answer", answer), ("equivalent", equivalent), ("callback", callback)):
             check_function(name, function)

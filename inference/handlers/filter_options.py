@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..resampling import Resampler, systematic
+from ..resampling.base import is_scheme
 from ..resampling.selection import Selection
-from ..util.validation import check_function, check_particles
-from .proposal_messenger import Proposals
+from ..util.checked import check_fields
+from ..util.fingerprint import name_of
+from ..util.validation import check_particles
+from .proposal_messenger import Proposals, check_proposals
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,27 @@ class FilterOptions:
     may_die: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)
-        check_function("selection", self.selection)
-        if not callable(getattr(self.resampler, "conditional", None)):  # a scheme may be for conditional filters alone
-            check_function("resampler", self.resampler)
-        if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
-            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")
+        selection, resampler = self.selection, self.resampler
+        if selection is not None and not (callable(selection) and hasattr(selection, "keeps_target")):
+            raise ValueError(f"selection must be a function with an attribute keeps_target, such as EntropicAnnealing, got {selection!r}")
+        # A scheme may be for conditional filters alone.
+        if not is_scheme(resampler) and not callable(getattr(resampler, "conditional", None)):
+            raise ValueError(f"resampler must be the name of a scheme, or a function with num_uniforms(n), got {resampler!r}")
+        if self.proposals is not None:
+            check_proposals(self.proposals)
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """As plain values, those of the algorithm among them: a run that is resumed must have the same."""
+        return {
+            "num_particles": self.num_particles,
+            **others,
+            "max_plate_nesting": self.max_plate_nesting,
+            "resampler": name_of(self.resampler),
+            "ess_threshold": float(self.ess_threshold),
+            "resample_finished": self.resample_finished,
+            "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
+            "selection": name_of(self.selection),
+            "record_log_probs": self.record_log_probs,
+        }

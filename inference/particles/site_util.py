@@ -161,6 +161,11 @@ def is_given(msg: Any) -> bool:
     return "given" in msg["infer"]
 
 
+def base_name(name: str) -> str:
+    """A site's name without a number at its end."""
+    return name.rstrip("0123456789").rstrip("_") or name
+
+
 def is_one(scale: Any) -> bool:
     return not isinstance(scale, Tensor) and scale == 1
 

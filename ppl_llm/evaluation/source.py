@@ -12,7 +12,7 @@ from ..constraints.choice import constraint_of
 from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
-from ..programs.models import ReasoningModel, reasoning
+from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
 from ..programs.step_proposal import StepProposal
 from ..remote.address import is_address
@@ -49,6 +49,8 @@ class Models:
     :param str chat_template: Jinja template in place of the tokenizer's.
     :param str prm_family: of a process reward model; recognised by its configuration by default.
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
+    :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
+    :param int bridge: steps along which it grows.
     :param bool keep_texts: record the text of each candidate.
     :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
         these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
@@ -78,6 +80,8 @@ class Models:
     prm_family: str | None = None
     answer_fallback: str | None = None
     keep_texts: bool = False
+    power: float = 1.0
+    bridge: int | None = None
     json_schema: str | None = None
     regex: str | None = None
     choices: tuple[str, ...] | None = None
@@ -180,11 +184,11 @@ class Models:
             raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")
         if prm is None and (self.calibration is not None or self.prm_family is not None):
             raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
-        reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
+        build_reasoning(None, None, self.preset, **self._options())
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback")}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
         if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
             given["answer_fallback"] = "text"  # what was asked for is the answer
         return given | ({"stop": self._steps_end} if self.stop else {})

@@ -55,19 +55,21 @@ class ChosenMethod:
 
         :raises ValueError: for options that do not go together.
         """
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         changes = dict(self.model_options)
+        if self.method.power != 1 and model.power == 1:
+            changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        kept: dict[str, Any] = {"max_tokens_completion": model.max_tokens_completion, "answer_fallback": model.answer_fallback}
+        kept = {name: getattr(model, name) for name in ("max_tokens_completion", "answer_fallback", "power", "bridge")}
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
-        return reasoning(model.lm, model.prm, preset, **options)
+        return build_reasoning(model.lm, model.prm, preset, **options)
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,8 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check(chosen: ChosenMethod, options: Options) -> None:
     """What the library has to say, before a model is loaded."""
-    from ..programs.models import reasoning
+    from ..programs.models import build_reasoning
 
-    model = chosen.adapted(reasoning(None, None))  # type: ignore[arg-type]
+    model = chosen.adapted(build_reasoning(None, None))
     if chosen.method.build is not None:
         chosen.method.start(model, options)

@@ -36,8 +36,16 @@ NOT_OF_DISTRIBUTIONS = {
         ),
         "searches have no target",
     ),
-    "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
-    "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    **dict.fromkeys(
+        (
+            "an audit of log-probabilities alone",
+            "an audit without permutations",
+            "an audit that begins in place",
+            "an audit of tensors and lists alone",
+            "an audit that takes the first dimension for the particles",
+        ),
+        "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    ),
     "a selection that loses particles": "no cell has a selection of that kind",
     "proposals of another support": "of language models",
     "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",
@@ -56,6 +64,10 @@ NOT_OF_DISTRIBUTIONS = {
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
     "values recorded as the model holds them": "programs do not write in place",
+    "a list of plain values through a barrier": "programs have no lists with one value for each particle",
+    "as many trajectories as there are": "kernels ask for as many",
+    "log-probabilities in float32 whatever the default": "of language models",
+    "a note without the plates for every particle": "notes of programs have all plates",
     "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
 """Mutants that leave distributions and expectations of the algorithms as they are, and why."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants, power_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, constraint_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, constraint_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -44,7 +44,14 @@ NAMED = {
         "reference always in the first slot",
     ],
     "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
-    "stale state": ["stale locals", "an audit of log-probabilities alone", "an audit without permutations"],
+    "stale state": [
+        "stale locals",
+        "an audit of log-probabilities alone",
+        "an audit without permutations",
+        "an audit that begins in place",
+        "an audit of tensors and lists alone",
+        "an audit that takes the first dimension for the particles",
+    ],
     "tempering": [
         "increments instead of weights",
         "evidence of the last stage",
@@ -55,7 +62,23 @@ NAMED = {
         "bisection upside down",
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
+    "power targets and moves of filters": [
+        "no bridging term",
+        "the whole model in the move of a beginning",
+        "blocks without the ratio of lengths",
+        "moves only where the ESS is low",
+        "moves that finish executions",
+        "moves at the whole power",
+        "density from before the move",
+        "state from before the move",
+    ],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
+    "numbers and orders": [
+        "log-probabilities in float32 whatever the default",
+        "as many trajectories as there are",
+        "a list of plain values through a barrier",
+        "a note without the plates for every particle",
+    ],
     "adaptive budgets": [
         "the rule sees the last batch alone",
         "the leader against all others together",

@@ -222,7 +222,10 @@ def test_batches_without_weight_add_nothing() -> None:
         (lambda: Adaptive(SelfConsistency(walk, 4), 0.95), "until must be a rule such as BetaMajority.*, got 0.95"),  # type: ignore[arg-type]
         (lambda: Adaptive(SelfConsistency(walk, 8), never, 4), r"max_particles must be at least the particles of a batch \(8\), got 4"),
         (lambda: Adaptive(SMC(walk, 4, islands=3), never, 8), r"max_particles must be at least the particles of a batch \(12\), got 8"),
-        (lambda: Adaptive(SelfConsistency(walk, 4), never, max_tokens_total=0), "max_tokens_total must be an integer of at least 1, got 0"),
+        (
+            lambda: Adaptive(SelfConsistency(walk, 4), never, max_tokens_total=0),
+            "max_tokens_total must be None or an integer of at least 1, got 0",
+        ),
         (lambda: Adaptive(SelfConsistency(walk, 4), never, max_sequences=0), "max_sequences must be an integer of at least 1, got 0"),
         (lambda: Adaptive(SelfConsistency(walk, 4), never, answer=3), "answer must be a function or None, got 3"),  # type: ignore[arg-type]
         (lambda: Adaptive(BestOfN(walk, 4), BetaMajority()), r"until: BetaMajority\(0.95\) counts votes, and best-of-N has none"),

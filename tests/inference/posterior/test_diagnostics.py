@@ -30,6 +30,7 @@ ADDED: dict[str, set[str]] = {
     "PMMH": CHAIN | {"acceptance_rate", "step_size_scale"},
     "ParallelTempering": CHAIN | {"betas", "swap_rates"},
     "BeamSearch": {"method", "scores"},
+    "BeamSearch without duplicates": {"method", "scores"},
     "DVTS": {"method", "scores"},
     "REBASE": {"method", "scores"},
     "BestFirst": {"method", "scores"},

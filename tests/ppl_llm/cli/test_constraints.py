@@ -41,7 +41,7 @@ def test_choices_are_all_that_is_written(run: Any, method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--choices", "1,2", "--method", "dvts"], "have no effect with --method dvts; they go with smc, importance"),
+        (["--choices", "1,2", "--method", "dvts"], "have no effect with --method dvts; they go with smc, power-smc, importance"),
         (["--json-schema", "missing.json"], "missing.json"),
         (["--choices", "1,,2"], "not empty"),
     ],

@@ -46,7 +46,7 @@ def test_answers_are_of_the_language_and_weighed(models: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", ["self-consistency", "best-of-n", "beam-search"])
 def test_methods_that_weigh_no_proposals_are_refused(models: Any, tmp_path: Path, method: str) -> None:
-    with pytest.raises(ValueError, match=f"no effect with method {method}; they go with smc, importance"):
+    with pytest.raises(ValueError, match=f"no effect with method {method}; they go with smc, power-smc, importance"):
         evaluate(PROBLEMS, models(choices=("12", "2")), tmp_path, methods=[method], budgets=[2])
     assert not records(tmp_path)
 
