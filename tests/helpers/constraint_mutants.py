@@ -59,7 +59,7 @@ class StaleStates(ConstrainedSampler):
         return constraint.states(self._vocabulary, generated(before, sequences))
 
 
-WRONG_STEPS: dict[str, tuple[type[ConstrainedSampler], dict[str, Any]]] = {
+WRONG_SAMPLERS: dict[str, tuple[type[ConstrainedSampler], dict[str, Any]]] = {
     "no mass": (NoMass, {}),
     "unwarped mass": (UnwarpedMass, {"top_p": 0.87}),
     "stale states": (StaleStates, {}),

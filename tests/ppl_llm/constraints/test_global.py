@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from ppl_llm.constraints import Automaton
 from ppl_llm.inference import RESAMPLERS
 from tests.helpers.constrained import ListedSMC, Program, errors, programs
-from tests.helpers.constraint_mutants import WRONG_LANGUAGES, WRONG_STEPS
+from tests.helpers.constraint_mutants import WRONG_LANGUAGES, WRONG_SAMPLERS
 
 
 def example(**options: Any) -> Program:
@@ -58,10 +58,10 @@ def test_evidence_of_two_particles_of_automata_that_hypothesis_draws(program: Pr
         assert max(errors(program, probs, posterior)) < 1e-10
 
 
-@pytest.mark.parametrize("name", WRONG_STEPS)
+@pytest.mark.parametrize("name", WRONG_SAMPLERS)
 def test_rejects_wrong_constrained_steps(name: str) -> None:
     """Two particles, resampled at each barrier. Errors found: 0.10, 0.09 and 0.08 of Z."""
-    sampler, options = WRONG_STEPS[name]
+    sampler, options = WRONG_SAMPLERS[name]
     program = example(**options)
     assert max(errors(program, *ListedSMC(program, 2, "systematic", 1.0).run(sampler))) > 0.05
 
