@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .lm.base import LanguageModel
     from .lm.openai_lm import OpenAILM
+    from .lm.stop_pattern import StopPattern
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
@@ -113,6 +114,7 @@ _MODULES = {
     "SelfConsistency": "inference",
     "Share": "inference",
     "StepProposal": "programs.step_proposal",
+    "StopPattern": "lm.stop_pattern",
     "StepReward": "distributions",
     "StopReason": "stop_reason",
     "SuffixMH": "inference",
@@ -183,6 +185,7 @@ __all__ = [
     "Share",
     "StepProposal",
     "StepReward",
+    "StopPattern",
     "StopReason",
     "SuffixMH",
     "SumReward",

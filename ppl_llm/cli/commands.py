@@ -25,7 +25,7 @@ from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
 from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, prompt_options, tell, unescaped
-from .notes import notes
+from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
 
@@ -125,7 +125,7 @@ def solve(
             is_eager=True,
             help=_METHOD_HELP,
             autocompletion=completion.among(SOLVING),
-            show_default="smc; without a reward power-smc, on servers self-consistency",
+            show_default="smc; without a reward power-smc, on servers self-consistency; under a constraint smc",
         ),
     ] = None,
     preset: Annotated[
@@ -170,10 +170,11 @@ def solve(
     log = JsonLog() if log_json else None
     with reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
+        constrained = (json_schema, regex, choices) != (None, None, None)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
-            method=method if method is not None else default_method(lm, chosen_reward),
+            method=method if method is not None else "smc" if constrained else default_method(lm, chosen_reward),
             preset=preset,
             max_steps=max_steps,
             max_tokens=max_tokens,
@@ -239,6 +240,8 @@ def solve(
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)
+        if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
+            tell(unfinished, log)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
     try:
         if as_json:

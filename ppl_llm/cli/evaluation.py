@@ -22,7 +22,20 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import (
+    BRIDGE,
+    EQUIVALENCE,
+    FALLBACK,
+    FINISH,
+    POWER,
+    REWARD,
+    STOP,
+    finish_of,
+    prompt_options,
+    read_option,
+    tell,
+    unescaped,
+)
 from .remote import importing
 from .settings import default_method
 
@@ -91,7 +104,7 @@ def evaluate(
         typer.Option(
             help=_METHODS_HELP,
             autocompletion=completion.several(BUDGETED),
-            show_default=f"{_DEFAULT_METHODS}; without a reward power-smc and self-consistency",
+            show_default=f"{_DEFAULT_METHODS}; without a reward power-smc and self-consistency; under a constraint smc and importance",
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
@@ -121,6 +134,12 @@ def evaluate(
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
+    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
     answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
@@ -177,12 +196,17 @@ def evaluate(
             prm_family=prm_family,
             answer_fallback=answer_fallback,
             keep_texts=keep_texts,
+            json_schema=None if json_schema is None else read_option("--json-schema", json_schema),
+            regex=regex,
+            choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
-        if methods is None:
+        if methods is None and models.constraint is not None:
+            methods = "smc,importance"
+        elif methods is None:
             methods = (
                 _DEFAULT_METHODS if chosen.kind != "none" else ",".join(dict.fromkeys((default_method(lm, chosen), "self-consistency")))
             )

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..methods import METHODS, Call, ChosenMethod, parse_method
+from ..methods import Call, ChosenMethod, check_proposes, parse_method
 from ..methods.base import at_power
 from ..remote.address import is_address
 from ..reward.choice import RewardChoice
@@ -83,26 +83,13 @@ class Settings:
         :raises ValueError: for a schema or an expression that cannot be compiled, a method that weighs no proposals, or a missing package.
         :raises OSError: for a schema that cannot be read.
         """
-        given: list[Constraint] = []
         if (self.json_schema, self.regex, self.choices) == (None, None, None):
             return None
-        from ..constraints import Choices, JsonSchema, Product, Regex
+        from ..constraints.choice import constraint_of
 
-        if not self.named.method.proposes:
-            able = ", ".join(name for name, method in METHODS.items() if method.proposes)
-            raise ValueError(
-                f"--json-schema, --regex and --choices have no effect with --method {self.named.method.name}; they go with {able}"
-            )
-        try:
-            if self.json_schema is not None:
-                given.append(JsonSchema(read_option("--json-schema", self.json_schema)))
-            if self.regex is not None:
-                given.append(Regex(self.regex))
-        except ImportError as error:
-            raise ValueError(str(error)) from error
-        if self.choices is not None:
-            given.append(Choices(self.choices.split(",")))
-        return given[0] if len(given) == 1 else Product(*given)
+        check_proposes([self.named.method.name], "--json-schema, --regex and --choices")
+        schema = None if self.json_schema is None else read_option("--json-schema", self.json_schema)
+        return constraint_of(schema, self.regex, None if self.choices is None else self.choices.split(","))
 
     @property
     def named(self) -> ChosenMethod:
@@ -151,9 +138,10 @@ class Settings:
 
     @property
     def asks_reward(self) -> bool:
-        """Whether the method asks a reward: all that there is, where it needs none."""
+        """Whether the method asks a reward: all that there is, where it needs none, as under a constraint, which weighs by itself."""
         method = self.named.method
-        return method.scored and (self.reward.kind != "none" or method.needs_reward(self.target_power))
+        needed = method.needs_reward(self.target_power) and self.constraint is None
+        return method.scored and (self.reward.kind != "none" or needed)
 
     @property
     def target_power(self) -> float | None:

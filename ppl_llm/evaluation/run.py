@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..methods import get_method
+from ..methods import check_proposes, get_method
 from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
@@ -83,12 +83,14 @@ def evaluate(
     """
     _check(problems, budgets, group_size, workers)
     scored = [name for name in methods if (m := get_method(name)).method.needs_reward(m.model_options.get("power", models.power))]
-    if models.chosen_reward.kind == "none" and scored:
+    if models.chosen_reward.kind == "none" and scored and models.constraint is None:
         raise ValueError(
             f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
             "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method power-smc or "
             "self-consistency"
         )
+    if models.constraint is not None:
+        check_proposes(methods, "json_schema, regex and choices", "method ")
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..answers.equivalence import equivalence_named
+from ..constraints.base import Constraint
+from ..constraints.choice import constraint_of
 from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
+from ..programs.step_proposal import StepProposal
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
@@ -49,6 +52,8 @@ class Models:
     :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
     :param int bridge: steps along which it grows.
     :param bool keep_texts: record the text of each candidate.
+    :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
+        these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -77,6 +82,17 @@ class Models:
     keep_texts: bool = False
     power: float = 1.0
     bridge: int | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What solutions must be, all of what is given at once.
+
+        :raises ValueError: for what cannot be compiled, or where a package is missing.
+        """
+        return constraint_of(self.json_schema, self.regex, self.choices)
 
     @property
     def chosen_reward(self) -> RewardChoice:
@@ -109,7 +125,9 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
+        constraint = self.constraint
         return {
+            "proposals": None if constraint is None else StepProposal(constraint=constraint),
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,
@@ -156,6 +174,9 @@ class Models:
         :raises ValueError: for options out of range, before a model is loaded.
         """
         self.equivalent()
+        constraint = self.constraint  # compiled here, so that a mistake is known before a model is loaded
+        if constraint is not None and is_address(self.lm):
+            raise ValueError("json_schema, regex and choices need the logits of a local language model; a server does not tell them")
         parse_dtype(self.dtype)
         self.chosen_reward.check()
         prm = self.named_prm
@@ -168,6 +189,8 @@ class Models:
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
         given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
+        if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
+            given["answer_fallback"] = "text"  # what was asked for is the answer
         return given | ({"stop": self._steps_end} if self.stop else {})
 
     @property

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .stop_pattern import StopPattern, pattern_automaton
+
 _HEX_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class StopAutomaton:
-    """Recognises the first occurrence of any stop string in a stream of tokens (Aho & Corasick, 1975).
+    """Recognises the first occurrence of any stop string in a stream of tokens (Aho & Corasick, 1975), or the first match of a pattern.
 
-    A stop string may lie inside a merged token or across several. State 0 is the start of a step; the accepting state absorbs.
+    A delimiter may lie inside a merged token or across several. State 0 is the start of a step; the accepting state absorbs.
 
     :param token_bytes: the bytes of each token id; special tokens have none.
-    :param stops: non-empty stop strings; none at all is allowed, and never accepts.
+    :param stops: non-empty stop strings, or :class:`~ppl_llm.StopPattern`; none at all is allowed, and never accepts.
     :param accept_ids: special tokens, without bytes, that are accepted as such.
     :ivar Tensor table: ``[states, vocab]`` int32, next state.
     :ivar int accept: the accepting state.
@@ -29,8 +31,7 @@ class StopAutomaton:
     def __init__(
         self, token_bytes: Sequence[bytes], stops: str | tuple[str, ...], device: torch.device | str = "cpu", accept_ids: Sequence[int] = ()
     ) -> None:
-        patterns = [stop.encode() for stop in ((stops,) if isinstance(stops, str) else stops)]
-        delta = _byte_automaton(patterns)
+        delta = _any_of((stops,) if isinstance(stops, str) else stops)
         self.accept = len(delta) - 1
         width = max((len(token) for token in token_bytes), default=0)
         # One column more than any token's length: byte 256 means "no byte here" and keeps the state.
@@ -75,6 +76,13 @@ def step_lengths(tokens: Tensor, automaton: StopAutomaton, eos_ids: Tensor, room
         over |= open_ & ends
         open_ = open_ & ~ends
     return length, over
+
+
+def _any_of(stops: tuple[str, ...]) -> np.ndarray:
+    """``[states, 256]`` next state; the last state, where some delimiter has ended, accepts and absorbs."""
+    if not any(isinstance(stop, StopPattern) for stop in stops):
+        return _byte_automaton([stop.encode() for stop in stops])
+    return pattern_automaton("|".join(f"(?:{stop})" if isinstance(stop, StopPattern) else re.escape(stop) for stop in stops))
 
 
 def _byte_automaton(patterns: list[bytes]) -> np.ndarray:

@@ -48,7 +48,9 @@ class ReasoningModel:
         answer_fallback: str | None = None,
         power: float = 1.0,
         bridge: int | tuple[float, ...] | None = None,
+        every: str | None = None,
     ) -> None:
+        self.every = every
         self.power, self.bridge = power, bridge
         self.max_tokens_completion, self.answer_fallback = max_tokens_completion, answer_fallback
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
@@ -178,6 +180,7 @@ def reasoning(
     constraint: Constraint | None = None,
     max_tokens_completion: int | None = None,
     answer_fallback: str | None = None,
+    every: str | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -213,6 +216,9 @@ def reasoning(
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
+    :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
+        most.
     :raises ValueError: for an unknown preset or options out of range.
     """
     check_optional_count("max_tokens_completion", max_tokens_completion)
@@ -236,7 +242,7 @@ def reasoning(
         prm,
         chosen,
         max_steps,
-        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k, constraint),
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint),
         aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
@@ -246,6 +252,7 @@ def reasoning(
         answer_fallback,
         float(power),
         bridge if bridge is None or isinstance(bridge, int) else tuple(bridge),
+        every,
     )
 
 

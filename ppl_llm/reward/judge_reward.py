@@ -46,7 +46,8 @@ class JudgeReward(AnswerReward):
     :param yes: the judge's word for a right answer, a single token of its vocabulary or its id.
     :param no: its word for a wrong one.
     :param str system_prompt: system turn before the judge's own question, which never has that of ``lm``; not for ``prompt``.
-    :param bool partial: ask about unfinished answers too: a critic of each step.
+    :param partial: ask about unfinished answers too, a critic of each step; ``word``, ``line`` or a regular expression for the part of them
+        up to the last one.
     :param float pending: log-odds of an unfinished answer otherwise.
     :param int thoughts: K; 0 asks for the word at once.
     :param float agree: ask for the word at once, and think only where neither word has this probability; for ``thoughts``.
@@ -67,7 +68,7 @@ class JudgeReward(AnswerReward):
         yes: str | int = "Yes",
         no: str | int = "No",
         system_prompt: str | None = None,
-        partial: bool = False,
+        partial: bool | str = False,
         pending: float = math.inf,
         thoughts: int = 0,
         agree: float | None = None,

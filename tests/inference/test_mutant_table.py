@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, mutants, population_mutants, power_mutants, twist_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants, power_mutants, twist_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -101,6 +101,16 @@ NAMED = {
         "rollouts drawn again whenever a prefix is scored",
     ],
     "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
+    "constraints": [
+        "no mass of what may follow",
+        "masses of the unwarped model",
+        "states of before the resampling",
+        "the end of a text wherever it comes",
+        "one over the draws until the first that is accepted",
+        "one over the draws but one until the second that is accepted",
+        "one, as with a mask",
+        "a critic that reads on behind its position",
+    ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",

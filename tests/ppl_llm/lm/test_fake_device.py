@@ -22,6 +22,7 @@ from ppl_llm import (
     PAD,
     PRESETS,
     SMC,
+    FunctionReward,
     HiddenStateReward,
     JudgeReward,
     LookAhead,
@@ -35,6 +36,7 @@ from ppl_llm import (
     TransformersPRM,
     reasoning,
 )
+from ppl_llm.constraints import Choices, Constraint, Predicate, Regex, TokenSet
 from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.util import safe_file
 from ppl_llm.kv_cache import attention as attention
@@ -249,6 +251,49 @@ def test_proposals_and_looking_ahead():
         return [summary(proposed), summary(ahead)]
 
     compare(scenario, THERE)
+
+
+LANGUAGES: dict[str, Callable[[], Constraint]] = {
+    "choices": lambda: Choices(["7 * 6 = 42.\n\nHence 12 + 30.", "To add, multiply.", "é 42"]),
+    "token set": lambda: TokenSet(banned=[5, 6, 7]),
+    "predicate": lambda: Predicate(lambda text: "e" not in text),
+    "product": lambda: Choices(["7 * 6 = 42.", "To add"]) & TokenSet(banned=[3]),
+    "regex": lambda: Regex("[0-9+*= ]+"),
+}
+
+
+@EITHER_LOOP
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_constraints(name: str, place: Place):
+    """Weighted proposals, renormalised steps and their log-probabilities; host and device meet in masks only."""
+    if name == "regex":
+        pytest.importorskip("llguidance", reason="the extra `constraints`")
+    constraint = LANGUAGES[name]()
+
+    def scenario(place: Place) -> Any:
+        lm = place.lm()
+        pyro.set_rng_seed(0)
+        model = reasoning(lm, None, max_steps=3, max_tokens=6, stop=())
+        posterior = SMC(model, 5, ess_threshold=1.0, proposals=StepProposal(constraint=constraint)).run(PROBLEM)
+        context, options = lm.start(PROBLEM).expand((4,)), StepOptions((), 6, 1.2, constraint=constraint)
+        torch.manual_seed(0)
+        tokens, _ = lm.sample_step(context, torch.Size((4,)), options)
+        return posterior.value.tokens, posterior.log_weights, tokens, lm.step_log_prob(context, tokens, options)
+
+    compare(scenario, place)
+
+
+@EITHER_LOOP
+def test_factors_at_positions(place: Place):
+    """Patterns end steps, and a critic reads the text up to them."""
+
+    def scenario(place: Place) -> Any:
+        critic = FunctionReward(lambda problem, text: 0.8 if "e" in text else 0.3, partial="word")
+        pyro.set_rng_seed(0)
+        posterior = SMC(reasoning(place.lm(), critic, every="word", max_steps=4, max_tokens=6), 6, ess_threshold=1.0).run(PROBLEM)
+        return posterior.value.tokens, posterior.value.reasons, posterior.log_weights
+
+    compare(scenario, place)
 
 
 def test_slices_files_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
