@@ -11,6 +11,7 @@ from torch import Tensor
 from ..constraints.base import Constraint, check_constraint
 from ..context import DEFAULT_STOP, Context
 from ..context_lm import ContextLM
+from .markdown import MARKDOWN
 from .stopping import StopAutomaton
 
 
@@ -18,8 +19,9 @@ from .stopping import StopAutomaton
 class StepOptions:
     """How one step is sampled.
 
-    :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``; ``()`` for none, so that every step
-        takes ``max_tokens``, unless the text or the model's context ends before.
+    :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``; ``markdown`` for blank lines
+        outside of code fences and display mathematics; ``()`` for none, so that every step takes ``max_tokens``, unless the text or the
+        model's context ends before.
     :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
@@ -57,6 +59,11 @@ class StepOptions:
     def stops(self) -> list[str]:
         """The delimiters as a list."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The delimiters that are strings, which a server can look for."""
+        return [stop for stop in self.stops if stop != MARKDOWN]
 
     @property
     def plain(self) -> bool:

@@ -21,7 +21,7 @@ from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, scored_steps, step_scores
+from ..reward.base import RewardModel, prepare, scored_steps, step_scores
 from .presets import Preset, get_preset
 
 
@@ -61,6 +61,8 @@ class ReasoningModel:
         """
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
         context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
+        if self.prm is not None:
+            prepare(self.prm, context)
         if not context.batch_shape:
             return self._solve(context)
         with pyro.plate("problems", len(context), dim=-1):
@@ -177,7 +179,7 @@ def reasoning(
     :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x).
     :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
     :param int max_steps: steps at most; longer solutions stay unfinished.
-    :param stop: delimiter(s) of steps.
+    :param stop: delimiter(s) of steps; ``markdown`` for blank lines outside of code fences and display mathematics.
     :param int max_tokens: longest step.
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.

@@ -23,6 +23,13 @@ class RewardModel(Protocol):
         ...
 
 
+def prepare(reward: RewardModel, context: Context) -> None:
+    """Tell a reward which context the steps begin from, before the first one: it may ask for what sampling knows of their tokens."""
+    own: Any = getattr(reward, "prepare", None)
+    if own is not None:
+        own(context)
+
+
 def step_scores(reward: RewardModel, context: Context, last_step: bool = False) -> Tensor:
     """Log-odds of all steps ``[*batch, T]``.
 

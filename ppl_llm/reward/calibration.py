@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from ..context import Context
 from ..lm.loading import locate
 from ..remote.address import is_address
-from .base import RewardModel, scored_steps, step_scores
+from .base import RewardModel, prepare, scored_steps, step_scores
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
 """In a reward model's directory."""
@@ -108,6 +108,10 @@ class CalibratedReward:
 
     def __init__(self, prm: RewardModel, calibration: Calibration) -> None:
         self.prm, self.calibration = prm, calibration
+
+    def prepare(self, context: Context) -> None:
+        """See :func:`~ppl_llm.reward.base.prepare`."""
+        prepare(self.prm, context)
 
     def step_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from ..context import Context
 from ..stop_reason import StopReason
-from .base import RewardModel, scored_steps, step_scores
+from .base import RewardModel, prepare, scored_steps, step_scores
 
 
 class CombinedReward(ABC):
@@ -40,6 +40,11 @@ class CombinedReward(ABC):
                 raise ValueError(f"{name} got {reward!r}, which is no reward model: it has no step_log_odds(context)")
         if len(self.weights) != len(self.rewards) or not all(0 <= weight < math.inf for weight in self.weights):
             raise ValueError(f"{name} needs {len(self.rewards)} finite weights, none negative, got {weights!r}")
+
+    def prepare(self, context: Context) -> None:
+        """See :func:`~ppl_llm.reward.base.prepare`."""
+        for reward in self.rewards:
+            prepare(reward, context)
 
     def step_log_odds(self, context: Context) -> Tensor:
         """:raises ValueError: if parts contradict each other with certainty, one saying inf and another -inf."""
