@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..methods import METHODS, Call, ChosenMethod, parse_method
-from ..reward.choice import RewardChoice
+from ..reward.choice import RewardChoice, no_reward
 from .method_options import method_options, takers
 from .model_options import finish_of, read_option
 
@@ -86,7 +86,7 @@ class Settings:
             )
         try:
             if self.json_schema is not None:
-                given.append(JsonSchema(read_option("--json-schema", self.json_schema)))
+                given.append(JsonSchema(read_option("--json-schema", self.json_schema), whitespace=False))
             if self.regex is not None:
                 given.append(Regex(self.regex))
         except ImportError as error:
@@ -184,11 +184,7 @@ class Settings:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         if self.reward.kind == "none" and self.asks_reward:
-            raise ValueError(
-                f"--method {self.named.method.name} needs a reward, and there is none (the demo reward model scores the demo language "
-                "model only): give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
-                "--method self-consistency"
-            )
+            raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
         self.equivalent()
         try:

@@ -79,6 +79,10 @@ class Accuracies:
         """Mean of a cost counter per problem; nan if no record has it."""
         return mean_over_problems(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
 
+    def without_answer(self, method: str, budget: int) -> float:
+        """Mean posterior probability of the candidates that give no answer; nan if no record has it."""
+        return mean_over_problems(self.table(method, budget, lambda record: float(record.get("no_answer", math.nan))))
+
     def scaling_ratio(self, first: str, second: str, other: Accuracies | None = None) -> BudgetRatio:
         """How many times the budget the second method needs for the accuracy of the first, or a bound where their accuracies hardly
         overlap, see :mod:`ppl_llm.evaluation.budget_ratio`.

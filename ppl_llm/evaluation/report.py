@@ -20,11 +20,13 @@ from .tables import (
     offline_rows,
     ratio_rows,
     selection_rows,
+    step_rows,
 )
 from .work import SHARED
 
 INTERVALS = "95 % Wilson intervals at the effective number of problems"
 DIFFERENCES = "95 % bootstrap intervals over problems, seeds averaged within each"
+STEPS = "Steps: mean (10 %, 50 % and 90 % quantile); the last column is the mean probability of the solutions that give no answer"
 RATIOS = "95 % bootstrap intervals over problems, or one-sided bounds where more than a few draws share no accuracy"
 
 
@@ -40,6 +42,8 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     if results.samples:
         found.append((f"Votes recomputed from the independent samples, with {INTERVALS}", offline_rows(results)))
     found.append(("Cost", cost_rows(results)))
+    if len(steps := step_rows(results)) > 1:
+        found.append((STEPS, steps))
     return found
 
 
@@ -102,6 +106,8 @@ def accuracy_sections(results: Results) -> list[Section]:
         )
         found.append(Section("Scaling-rate ratio", note, [Table(f"Ratio of budgets, with {RATIOS}.", ratio_rows(results))]))
     found.append(Section("Cost", "", [*_token_plot(results), Table("Mean cost per problem at the largest budget.", cost_rows(results))]))
+    if len(steps := step_rows(results)) > 1:
+        found.append(Section("Steps", "", [Table(f"{STEPS}.", steps)]))
     if len(set(results.levels.values())) > 1:
         plot = Plot(
             "accuracy-by-level",

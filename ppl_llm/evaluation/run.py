@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import get_method
+from ..reward.choice import no_reward
 from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
@@ -84,10 +85,9 @@ def evaluate(
     _check(problems, budgets, group_size, workers)
     scored = [name for name in methods if get_method(name).method.scored]
     if models.chosen_reward.kind == "none" and scored:
-        raise ValueError(
-            f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
-            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
-        )
+        raise no_reward(f"method {scored[0]!r}")
+    if not scored:
+        models = models.without_reward()
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]

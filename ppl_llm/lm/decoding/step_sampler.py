@@ -54,7 +54,13 @@ class StepSampler:
 
 def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
     options, automaton, eos_ids, room, uniforms, tokens, log_probs = (
-        task.options, task.automaton, task.eos_ids, task.room, task.uniforms, task.tokens, task.log_probs
+        task.options,
+        task.automaton,
+        task.eos_ids,
+        task.room,
+        task.uniforms,
+        task.tokens,
+        task.log_probs,
     )
     device = uniforms.device
     with decoder.reserved():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -24,7 +25,30 @@ from ppl_llm.lm.stopping import StopAutomaton, token_bytes
 from tests.helpers.plain_markdown import end_of_step, steps_of
 from tests.helpers.tiny_models import language_model, tokenizer
 
-PIECES = ["\n", "\n\n", " ", "\t", "\r\n", "a", "é", "`", "``", "```", "````", "~", "~~~", "$", "$$", "\\", "\\[", "\\]", "[", "]", "```py\n", "x\n"]
+PIECES = [
+    "\n",
+    "\n\n",
+    " ",
+    "\t",
+    "\r\n",
+    "a",
+    "é",
+    "`",
+    "``",
+    "```",
+    "````",
+    "~",
+    "~~~",
+    "$",
+    "$$",
+    "\\",
+    "\\[",
+    "\\]",
+    "[",
+    "]",
+    "```py\n",
+    "x\n",
+]
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=24).map("".join)
 
 EXAMPLES = [
@@ -65,7 +89,7 @@ def test_texts_as_models_write_them(text: str, step: str | None) -> None:
 def split(text: bytes, cuts: list[int]) -> list[bytes]:
     """A text cut into tokens at some places."""
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
 def first_disagreement(text: str, cuts: list[int]) -> int | None:

@@ -214,7 +214,11 @@ def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
     )
     cache, step = engine.pool.take(None), DeviceState(8, 16, meta)
     cache.reserve(8, 40)
-    step.begin(torch.zeros(6, dtype=torch.int32, device=meta), torch.zeros(6, 16, dtype=torch.float64, device=meta), torch.zeros(6, dtype=torch.long, device=meta))
+    step.begin(
+        torch.zeros(6, dtype=torch.int32, device=meta),
+        torch.zeros(6, 16, dtype=torch.float64, device=meta),
+        torch.zeros(6, dtype=torch.long, device=meta),
+    )
     with torch.no_grad(), OneDevice("meta") as one:
         logits = step.advance(engine, cache, 8, 64)
         step.choose(logits, options, automaton, eos_ids)
