@@ -150,7 +150,7 @@ class Report:
         if self.unanswered:
             share = f"{self.unanswered} of {self.particles} solutions have no answer, {self.no_answer:.3f} of the probability"
             console.print(Text(share, style="yellow"))
-        if told.estimates and (told.unit != "iteration" or len(told.ess) < self.particles):  # chains of single states have an ESS of 1
+        if told.estimates and (told.unit != "iteration" or max(told.ess, default=1.0) > 1):  # single states have an ESS of 1
             more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""
             console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ESS_SHOWN]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
