@@ -329,7 +329,7 @@ def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = DeviceState.begin
-    monkeypatch.setattr(DeviceState, "begin", lambda self, uniforms, room: begin(self, uniforms, torch.full_like(room, 10**6)))
+    monkeypatch.setattr(DeviceState, "begin", lambda self, watch, uniforms, room: begin(self, watch, uniforms, torch.full_like(room, 10**6)))
 
 
 def graphs_outlive_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,10 +347,10 @@ def column_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of the token is a number of the host, which a recording keeps for ever."""
     choose = DeviceState.choose
 
-    def frozen(self: DeviceState, *rest: Any) -> None:
+    def frozen(self: DeviceState, *rest: Any, **more: Any) -> None:
         self._host = getattr(self, "_host", -1) + 1
         self._column.fill_(self._host % self.width)
-        choose(self, *rest)
+        choose(self, *rest, **more)
 
     monkeypatch.setattr(DeviceState, "choose", frozen)
 
