@@ -329,7 +329,9 @@ def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = DeviceState.begin
-    monkeypatch.setattr(DeviceState, "begin", lambda self, watch, uniforms, room: begin(self, watch, uniforms, torch.full_like(room, 10**6)))
+    monkeypatch.setattr(
+        DeviceState, "begin", lambda self, watch, uniforms, room: begin(self, watch, uniforms, torch.full_like(room, 10**6))
+    )
 
 
 def graphs_outlive_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
