@@ -1,6 +1,6 @@
 """Accuracy of a published language model on real problems: pass@1, votes, best-of-N and filters at N = 4, 8 and 16.
 
-Each reward is an evaluation of its own (`ppl_llm.evaluation`), so that a run that is interrupted goes on with the same command. Majority
+Each reward is an evaluation of its own (`ppl_llm.evaluation`), so the same command continues an interrupted run. Majority
 and best-of-N at every N vote on one pool of completions, the first N of the largest; every reward's pool is drawn with the same seeds.
 Methods that ask no reward run once. The rewards are those of `--reward` of the command line, and `oracle`, a verifier that knows the right
 answers: what the completions would allow.

@@ -18,20 +18,20 @@ class _Builder:
         self.names: dict[str, int] = {}
         self.rows: dict[str, tuple[str, dict[int, str]]] = {}
 
-    def state(self, name: str, other: str, **moves: str) -> None:
+    def state(self, name: str, other: str, **transitions: str) -> None:
         """:param str other: the state after every other byte; ``=NAME`` for the same as from that state.
-        :param moves: by class of bytes, see ``_CLASSES``.
+        :param transitions: by class of bytes, see ``_CLASSES``.
         """
         self.names[name] = len(self.names)
-        self.rows[name] = other, {byte: target for kind, target in moves.items() for byte in _CLASSES[kind]}
+        self.rows[name] = other, {byte: target for kind, target in transitions.items() for byte in _CLASSES[kind]}
 
     def table(self, accept: str) -> NDArray[np.int64]:
         """``[states, 256]``; the last state accepts and absorbs."""
         number = {**self.names, accept: len(self.names)}
 
         def target(name: str, byte: int) -> str:
-            other, moves = self.rows[name]
-            return moves[byte] if byte in moves else target(other[1:], byte) if other.startswith("=") else other
+            other, own = self.rows[name]
+            return own[byte] if byte in own else target(other[1:], byte) if other.startswith("=") else other
 
         rows = [[number[target(name, byte)] for byte in range(256)] for name in self.names]
         return np.array([*rows, [number[accept]] * 256], dtype=np.int64)

@@ -121,11 +121,11 @@ def _after_tokens(delta: NDArray[np.int64], token_bytes: Sequence[bytes]) -> NDA
     text = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
     order = np.argsort(-lengths, kind="stable")  # the longest first: those that have a byte at a place are the first so many
     begins = (np.cumsum(lengths) - lengths)[order]
-    moves = delta.astype(np.int32)
+    after = delta.astype(np.int32)
     states = np.repeat(np.arange(len(delta), dtype=np.int32)[:, None], len(token_bytes), 1)
     for place in range(int(lengths.max(initial=0))):
         some = begins[: int((lengths > place).sum())] + place
-        states[:, : len(some)] = moves[states[:, : len(some)], text[some]]
+        states[:, : len(some)] = after[states[:, : len(some)], text[some]]
     table = np.empty_like(states)
     table[:, order] = states
     return table
@@ -142,8 +142,8 @@ def _either(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.i
             if after not in number and after[0] != accept[0] and after[1] != accept[1]:
                 number[after] = len(pairs)
                 pairs.append(after)
-    moves = [[number.get(after, len(number)) for after in row] for row in rows]
-    return np.array([*moves, [len(number)] * 256])
+    table = [[number.get(after, len(number)) for after in row] for row in rows]
+    return np.array([*table, [len(number)] * 256])
 
 
 def _byte_automaton(patterns: list[bytes]) -> NDArray[np.int64]:
