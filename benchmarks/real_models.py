@@ -76,9 +76,9 @@ def arguments() -> argparse.Namespace:
 
 
 def planned(methods: Sequence[str], rewards: Sequence[str]) -> dict[str, list[str]]:
-    """The methods that run under each reward; votes that ask none share the pool of the first."""
+    """The methods that run under each reward; votes that need none share the pool of the first, and others run without any."""
     known = {name: get_method(name) for name in methods}
-    scored = [name for name, each in known.items() if each.method.scored]
+    scored = [name for name, each in known.items() if each.method.needs_reward(each.model_options.get("power"))]
     plan = {reward: list(scored) for reward in rewards}
     plan[rewards[0]] = [*(name for name, each in known.items() if each.shared and name not in scored), *scored]
     alone = [name for name, each in known.items() if not each.shared and name not in scored]
@@ -114,7 +114,7 @@ def rows_of(results: Results, reward: str, methods: Sequence[str], first: bool) 
     for method in methods:
         own = results.budgets(method)
         cells = {f"N = {b}": f"{results.accuracy(method, b)} {results.evaluated((method, b))}".strip() if b in own else "" for b in budgets}
-        rows.append({"method": method, "reward": reward if get_method(method).method.scored else "", **cells})
+        rows.append({"method": method, "reward": reward if get_method(method).method.needs_reward() else "", **cells})
         if own:
             rows[-1] |= {"tokens": f"{results.mean_cost(method, own[-1]):.0f}", "seconds": f"{seconds(results, method, own[-1]):.1f}"}
     return [{**row, "tokens": row.get("tokens", ""), "seconds": row.get("seconds", "")} for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.poutine.util import site_is_subsample
@@ -49,6 +49,8 @@ class SearchMessenger(CandidateMessenger):
     :param FilterOptions options: of the sweep; what concerns resampling has no effect.
     :param str method: name of the search, for its posterior.
     """
+
+    bridges: ClassVar[bool] = False
 
     def __init__(self, options: FilterOptions, method: str) -> None:
         super().__init__(options)

@@ -122,6 +122,13 @@ def particles_done(state: Any) -> Tensor | None:
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 
+def can_be_picked(value: Any) -> bool:
+    """Whether one particle can be taken out of a state: an object that only permutes itself is all particles or none."""
+    objects: list[Any] = []
+    map_objects(value, objects.append)
+    return all(hasattr(item, "__len__") and hasattr(item, "__getitem__") for item in objects)
+
+
 def particle(value: Any, index: tuple[int, ...]) -> Any:
     """The part of a model's return value that belongs to one particle.
 

@@ -83,10 +83,10 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
-    scored = [name for name in methods if get_method(name).method.scored]
+    scored = [name for name in methods if (m := get_method(name)).method.needs_reward(m.model_options.get("power", models.power))]
     if models.chosen_reward.kind == "none" and scored:
         raise no_reward(f"method {scored[0]!r}")
-    if not scored:
+    if not any(get_method(name).method.scored for name in methods):
         models = models.without_reward()
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)

@@ -35,7 +35,8 @@ def no_reward(method: str, option: str = "") -> ValueError:
     """
     return ValueError(
         f"{method} needs a reward, and there is none (the demo reward model scores the demo language model only): give {option}prm DIR or "
-        f"{option}reward judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method self-consistency"
+        f"{option}reward judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
+        "or self-consistency"
     )
 
 
