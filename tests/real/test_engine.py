@@ -141,12 +141,12 @@ def test_steps_of_markdown_end_where_a_plain_scan_ends_them(name: str) -> None:
     text = "1. Run:\n```python\ndef f(x):\n\n    return x\n```\n\nSo $$x\n\n= 1$$.\n\n\\[\n\ny\n\n\\]\n\nThe answer is \\boxed{1}."
     ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     expected = [step for step, _ in steps_of([lm.decode([i]) for i in ids], 200)]
-    context, place = lm.start(QUESTION), 0
+    context, place, rule = lm.start(QUESTION), 0, lm.stop_automaton("markdown")
     for step in expected:
         part, place = ids[place : place + len(step)], place + len(step)
         value = torch.tensor(part + [PAD] * (200 - len(part)))
-        reason = int(context.extend(value, stop="markdown").reasons[-1])
-        assert (reason == 1) == (place < len(ids)), step
+        assert bool(rule.accepts(value, rule.start(context))) == (place < len(ids)), step
+        assert not bool(rule.accepts(value[: len(part) - 1], rule.start(context))), step
         context = context.extend(value, stop="markdown")
     assert len(context.steps) == 4 and "".join(context.steps) == text
 
