@@ -25,7 +25,8 @@ class LLMStep(TorchDistribution):
     constructor does no work and :meth:`expand` is O(1).
 
     :param Context context: where the step starts; ``batch_shape`` is its own until a plate expands it.
-    :param stop: delimiter string(s); the delimiter belongs to the step. Give the same to :meth:`Context.extend`.
+    :param stop: delimiter string(s), or ``markdown`` for a blank line outside of code fences and display mathematics; the delimiter
+        belongs to the step. Give the same to :meth:`Context.extend`.
     :param int max_tokens: longest step; a longer one continues in the next step.
     :param float temperature: divides the logits.
     :param float top_p: nucleus sampling, after ``top_k``.

@@ -129,7 +129,9 @@ class Context:
         target = torch.where(column < counts[..., None], base.lengths[..., None] + column, width)
         tokens = torch.nn.functional.pad(base.tokens[..., :width], (0, max(0, width - base.tokens.shape[-1]) + 1), value=PAD)
         tokens = tokens.scatter(-1, target, torch.where(target == width, PAD, step))[..., :width]
-        reason = stop_reasons(self.lm, step, counts, stop, full=ended >= base.limit, done=base.done)
+        rule = self.lm.stop_automaton(stop)
+        delimited = rule.accepts(step, rule.start(base))
+        reason = stop_reasons(step, counts, self.lm.eos_ids, delimited=delimited, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None:
             matches = torch.zeros_like(reason, dtype=torch.bool)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
 class StopRule(Protocol):
-    def accepts(self, tokens: Tensor) -> Tensor:
-        """Whether steps ``[*batch_shape, M]`` padded with ``PAD`` contain a delimiter: ``[*batch_shape]``."""
+    def start(self, context: Any) -> Tensor:
+        """The state ``[*batch_shape]`` in which the next step of each sequence of a context begins."""
+        ...
+
+    def accepts(self, tokens: Tensor, state: Tensor) -> Tensor:
+        """Whether steps ``[*batch_shape, M]`` padded with ``PAD``, which begin in a state, come to a delimiter: ``[*batch_shape]``."""
         ...
 
 

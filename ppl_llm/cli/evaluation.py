@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..methods import BUDGETED
+from ..methods import BUDGETED, get_method
 from ..reward.choice import REWARD_KINDS, RewardChoice
 from ..threads import choose_threads
 from . import completion
@@ -212,6 +212,8 @@ def evaluate(
             )
             if chosen.kind == "none":
                 tell(f"no reward model was given: {methods}. Others need --prm, or --reward judge, confidence or another", log)
+        elif (reward or prm) and not answer_scores and not any(get_method(name).method.scored for name in split_methods(methods)):
+            tell(f"{methods} asks no reward: {chosen} is not loaded, and the records are those of a run without", log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")

@@ -19,7 +19,10 @@ REWARD = (
     "What scores the steps: " + "; ".join(REWARD_KINDS.values()) + ". By default the demo reward model for the demo language model, none "
     "for others."
 )
-STOP = "Text that ends a step, \\n for a line break; may be given several times. By default a blank line."
+STOP = (
+    "Text that ends a step, \\n for a line break; markdown for blank lines outside of code fences and display mathematics. May be given "
+    "several times. By default a blank line."
+)
 FINISH = "Regular expression of a step that ends a solution, or never; by default a closed \\boxed{...}, but for the demo model."
 POWER = (
     "Infer p(solution)^POWER times the scores' factors: solutions that the language model finds probable as a whole. Steps are proposed at "

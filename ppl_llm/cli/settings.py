@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..methods import Call, ChosenMethod, check_proposes, parse_method
 from ..methods.base import at_power
 from ..remote.address import is_address
-from ..reward.choice import RewardChoice
+from ..reward.choice import RewardChoice, no_reward
 from .method_options import method_options, takers
 from .model_options import finish_of, read_option
 
@@ -197,11 +197,7 @@ class Settings:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         if self.reward.kind == "none" and self.asks_reward:
-            raise ValueError(
-                f"--method {self.named.method.name} needs a reward, and there is none (the demo reward model scores the demo language "
-                "model only): give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
-                "--method power-smc or self-consistency"
-            )
+            raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
         self.equivalent()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..answers.equivalence import equivalence_named
@@ -133,6 +133,12 @@ class Models:
             "answer_scores": self.answer_scores,
             "keep_texts": self.keep_texts,
         }
+
+    def without_reward(self) -> Models:
+        """The same without its reward, for methods none of which asks it; scores of whole solutions are asked for by name."""
+        if self.answer_scores:
+            return self
+        return replace(self, prm=None, reward="none", calibration=None, prm_family=None)
 
     def load(self) -> ReasoningModel:
         """The Pyro program.

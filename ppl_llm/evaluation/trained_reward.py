@@ -223,9 +223,10 @@ def written(
     fits = context.lengths + (tokens != PAD).sum(-1) <= context.limit
     tokens = torch.where(fits[..., None], tokens, PAD).flatten(0, 1)
     room = torch.full((len(tokens),), max_tokens, device=lm.device)
+    automaton = lm.stop_automaton(stop)
     column = torch.arange(width, device=lm.device)
     while bool((tokens != PAD).any()):
-        length, _ = step_lengths(tokens, lm.stop_automaton(stop), lm.eos_ids, room)
+        length, _ = step_lengths(tokens, automaton, automaton.start(context).flatten(), lm.eos_ids, room)
         step = torch.where(column < length[:, None], tokens, PAD)[:, : int(length.max())]
         context = context.extend(step.view(most, len(group), -1), stop=stop)
         later = length[:, None] + column

@@ -162,6 +162,7 @@ def _record(
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
         "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        "no_answer": round(sum(c.weight for c in part if c.answer is None) / (total or 1.0), 6),
         **({"dead": True} if total == 0 else {}),  # no candidate satisfies what is observed
         "right_samples": sum(problem.is_right(c.answer) for c in part),
         "num_samples": len(part),

@@ -13,6 +13,7 @@ from ..context import DEFAULT_STOP, Context
 from ..context_lm import ContextLM
 from ..inference.util.checked import check_fields, describe
 from ..inference.util.validation import check_count, check_optional_count
+from .markdown import MARKDOWN
 from .stop_pattern import StopPattern, position_pattern
 from .stopping import StopAutomaton
 
@@ -22,8 +23,8 @@ class StepOptions:
     """How one step is sampled.
 
     :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``, or
-        :class:`~ppl_llm.StopPattern`; ``()`` for none, so that every step
-        takes ``max_tokens``, unless the text or the model's context ends before.
+        :class:`~ppl_llm.StopPattern`; ``markdown`` for blank lines outside of code fences and display mathematics; ``()`` for none, so that
+        every step takes ``max_tokens``, unless the text or the model's context ends before.
     :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
@@ -62,7 +63,7 @@ class StepOptions:
     @property
     def stop_strings(self) -> list[str]:
         """The delimiters that are strings, which a server can look for."""
-        return [stop for stop in self.stops if not isinstance(stop, StopPattern)]
+        return [stop for stop in self.stops if stop != MARKDOWN and not isinstance(stop, StopPattern)]
 
     @property
     def plain(self) -> bool:

@@ -25,6 +25,7 @@ from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
 from .prompts import PromptBuilder
 from .stopping import StopAutomaton, step_lengths, token_bytes
 from .structured_outputs import SERVERS, structured_fields
+from .token_figures import TokenFigure, keep, wanted
 
 _SEEDS = 2**31
 _OWN_FIELDS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "echo", "logprobs", "stream"}
@@ -154,7 +155,7 @@ class OpenAILM:
 
         :raises ValueError: for a constraint that the server does not keep to.
         """
-        context = context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
+        original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
         seeds = self._seeds(total)
         room = (context.limit - context.lengths).flatten().clamp(max=width)
@@ -165,11 +166,18 @@ class OpenAILM:
             prompts = [self.mode.prompt(ids) for ids in _sequences(context, active)]
             fields = {} if options.constraint is None else structured_fields(self.structured_outputs, options.constraint, context, active)
             choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options, fields)
-            drawn, each = self._steps(choices, room[active], active, options)
+            watch = self.stop_automaton(options.stop).start(context).flatten()[active]
+            drawn, each = self._steps(choices, watch, room[active], active, options)
             tokens[active, : drawn.shape[1]] = drawn
             log_probs = None if each is None or log_probs is None else log_probs.index_copy(0, active, each)
         count(tokens_sampled=int((tokens != PAD).sum()))
-        return StepSample(tokens.view(*context.batch_shape, width), None if log_probs is None else log_probs.view(context.batch_shape))
+        step, shape = tokens.view(*context.batch_shape, width), context.batch_shape
+        if log_probs is None:
+            return StepSample(step, None)
+        figures = tuple(figure for figure in wanted(context, self) if options.plain and figure == TokenFigure("log_prob"))
+        keep(context, self, figures, step, log_probs.double().view(*shape, 1).expand(*shape, len(figures)))
+        original.cache_entries.update(context.cache_entries)
+        return StepSample(step, log_probs.view(shape))
 
     def _seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
@@ -206,7 +214,9 @@ class OpenAILM:
             found.update(zip(group, completion.choices, strict=True))
         return [choice for _, choice in sorted(found.items())]
 
-    def _steps(self, choices: list[Choice], room: Tensor, active: Tensor, options: StepOptions) -> tuple[Tensor, Tensor | None]:
+    def _steps(
+        self, choices: list[Choice], watch: Tensor, room: Tensor, active: Tensor, options: StepOptions
+    ) -> tuple[Tensor, Tensor | None]:
         """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""
         written = [self.mode.tokens(choice, options.stop_strings)[: options.max_tokens] for choice in choices]
         tokens = torch.tensor([ids + [PAD] * (options.max_tokens - len(ids)) for ids in written], device=self.device)
@@ -214,7 +224,7 @@ class OpenAILM:
             raise ValueError(
                 f"the server returned token id {int(tokens.max())}, the tokenizer here knows {self.vocab_size}: is it the model's?"
             )
-        lengths, over = step_lengths(tokens, self.stop_automaton(options.stop), self.eos_ids, room)
+        lengths, over = step_lengths(tokens, self.stop_automaton(options.stop), watch, self.eos_ids, room)
         for k in (~over).nonzero()[:, 0].tolist():
             if isinstance(self.mode, TokenMode) or choices[k].finish_reason != "length" or not written[k]:
                 raise ValueError(choices[k].complaint(int(active[k]), self.decode(written[k]), int(room[k])))
@@ -241,7 +251,8 @@ class OpenAILM:
         counts = (steps != PAD).sum(-1)
         room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         known = torch.where((steps >= 0) & (steps < self.vocab_size), steps, PAD)
-        lengths, over = step_lengths(known, self.stop_automaton(options.stop), self.eos_ids, room)
+        automaton = self.stop_automaton(options.stop)
+        lengths, over = step_lengths(known, automaton, automaton.start(context).flatten(), self.eos_ids, room)
         done = context.done.flatten()
         allowed = torch.where(done, counts == 0, over & (lengths == counts))
         log_probs = torch.where(allowed, 0.0, -torch.inf)

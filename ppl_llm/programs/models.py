@@ -25,7 +25,7 @@ from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, scored_steps, step_scores
+from ..reward.base import RewardModel, prepare, scored_steps, step_scores
 from .presets import Preset, get_preset
 
 
@@ -70,6 +70,8 @@ class ReasoningModel:
         """
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
         context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
+        if self.prm is not None:
+            prepare(self.prm, context)
         powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if self.power != 1 else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
@@ -197,7 +199,7 @@ def reasoning(
         that the language model finds probable as a whole. Propose with ``StepProposal(temperature=1 / alpha)``.
     :param bridge: the steps along which the power grows, or the powers; in particle filters only, and the target stays the same.
     :param int max_steps: steps at most; longer solutions stay unfinished.
-    :param stop: delimiter(s) of steps.
+    :param stop: delimiter(s) of steps; ``markdown`` for blank lines outside of code fences and display mathematics.
     :param int max_tokens: longest step.
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.

@@ -16,7 +16,7 @@ from ..context import Context
 from ..inference.util.checked import check_fields, checked
 from ..lm.loading import locate
 from ..remote.address import is_address
-from .base import RewardModel, scored_steps, step_scores
+from .base import RewardModel, prepare, scored_steps, step_scores
 from .combined_reward import refuse_estimates
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
@@ -114,6 +114,10 @@ class CalibratedReward:
     def __init__(self, prm: RewardModel, calibration: Calibration) -> None:
         refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration
+
+    def prepare(self, context: Context) -> None:
+        """See :func:`~ppl_llm.reward.base.prepare`."""
+        prepare(self.prm, context)
 
     def step_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""

@@ -28,6 +28,19 @@ _OWN = ("demo",)
 """Language models that the reward models of this package were trained for."""
 
 
+def no_reward(method: str, option: str = "") -> ValueError:
+    """For a method that needs a reward where there is none.
+
+    :param str method: as it was named.
+    :param str option: what options begin with.
+    """
+    return ValueError(
+        f"{method} needs a reward, and there is none (the demo reward model scores the demo language model only): give {option}prm DIR or "
+        f"{option}reward judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
+        "or self-consistency"
+    )
+
+
 @dataclass(frozen=True)
 class RewardChoice:
     """A reward by name.

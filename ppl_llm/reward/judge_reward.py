@@ -204,7 +204,11 @@ def _token_id(lm: LanguageModel, word: str | int) -> int:
         return word
     tokenizer = getattr(lm, "tokenizer", None)
     if tokenizer is not None:
-        return single_id(tokenizer, word, "a word of the judge")
+        try:
+            return single_id(tokenizer, word, "a word of the judge")
+        except ValueError as error:
+            remedy = "take another language model as the judge (--reward judge:DIR), or words of this one (JudgeReward(yes=..., no=...))"
+            raise ValueError(f"{error}: {remedy}") from error
     ids = [i for i in range(lm.vocab_size) if lm.decode([i]) == word]
     if len(ids) != 1:
         raise ValueError(f"{len(ids)} tokens of the judge say {word!r}, it must be one; give its id instead")

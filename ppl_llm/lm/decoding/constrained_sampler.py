@@ -128,7 +128,7 @@ class ConstrainedSampler:
         with decoder.reserved():
             sequences = decoder.sequences
             states = self._states(task, constraint, sequences)
-            watch = torch.zeros(len(sequences), dtype=torch.int32, device=sequences.device)
+            watch = task.watch[sequences]
             last: Tensor | None = None
             for k in range(task.options.max_tokens):
                 if last is not None:

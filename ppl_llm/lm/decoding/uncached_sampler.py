@@ -17,7 +17,7 @@ from ...inference.cost import count
 from ...kv_cache.hidden import HiddenForward
 from ...kv_cache.support import agree, cache_keyword
 from .decoder import StepTask, with_steps
-from .sampling import inverse_cdf, warp
+from .sampling import draw
 
 _log = logging.getLogger(__name__)
 
@@ -74,23 +74,24 @@ class UncachedSampler:
 
     def sample(self, task: StepTask) -> None:
         """Fill in the tokens and log-probabilities of a step."""
-        context, active, options, automaton, eos_ids, _, _, _, _ = task
+        context, active, options, automaton, eos_ids = task.context, task.active, task.options, task.automaton, task.eos_ids
         texts, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
         room, u = task.room[active], task.uniforms[active]
         tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), dtype=torch.float64, device=self._device)
         rows = torch.arange(len(u), device=self._device)
         grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
-        watch = torch.zeros(len(u), dtype=torch.int32, device=self._device)
+        watch, sums = task.watch[active], task.sums[active]
         position = int(lengths.min())
         logits, state = self._prefill(grown[:, :position])
         while True:
             k = position - lengths[rows]
             given = k < 0
-            drawn, log_prob = inverse_cdf(warp(logits, options), u[rows, k.clamp(min=0)], overwrite=True)
+            drawn, log_prob, figures = draw(logits, u[rows, k.clamp(min=0)], options, task.figures)
             token = torch.where(given, grown[rows, position], drawn)
             grown[rows, position] = token
             tokens[rows[~given], k[~given]] = token[~given]
             log_probs[rows[~given]] += log_prob[~given]
+            sums[rows[~given]] += figures[~given]
             watch = torch.where(given, watch, automaton.step(watch, token))
             ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[rows])
             keep = (given | ~ended).nonzero()[:, 0]
@@ -106,7 +107,7 @@ class UncachedSampler:
                 logits, state = self._advance(token[:, None], state)
             else:
                 logits = self._last(grown[rows, :position])
-        task.tokens[active], task.log_probs[active] = tokens, log_probs
+        task.tokens[active], task.log_probs[active], task.sums[active] = tokens, log_probs, sums
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Teacher-forced logits; padding on the right does not reach back to the tokens before it."""

@@ -65,11 +65,27 @@ def test_a_verifier(tmp_path: Path) -> None:
     assert "have weight zero" in shown["failure"] and shown["best"]["steps"]
 
 
+def test_a_judge_that_cannot_say_yes_names_the_remedy() -> None:
+    result = run("--reward", "judge", *FEW)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "'Yes', a word of the judge, is 3 tokens" in result.stderr and "--reward judge:DIR" in result.stderr
+
+
+def test_a_chain_of_single_states_shows_no_sizes_of_one() -> None:
+    assert "ESS per iteration" not in run("--method", "suffix-mh", "--iterations", "2").stdout
+    assert "ESS per step" in run(*FEW).stdout
+
+
+def test_steps_of_markdown() -> None:
+    assert solved("--stop", "markdown", *FEW)["settings"]["stop"] == "markdown"
+
+
 def test_limits_and_notes(tmp_path: Path) -> None:
     report = solved("--max-tokens-completion", "6", "--reward", "none", *FEW)
     assert report["finished"] == 4 and report["without_answer"] == 4 and report["cost"]["tokens_sampled"] == 24
     table = run("--max-tokens-completion", "6", "--reward", "none", *FEW)
-    assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr and "4 of 4 solutions have no answer" in table.stdout
+    assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr
+    assert "4 of 4 solutions have no answer, 1.000 of the probability" in table.stdout and report["probability_without_answer"] == 1.0
     guessed = solved("--max-tokens-completion", "6", "--reward", "none", *FEW, "--answer-fallback", "last-number")
     assert guessed["without_answer"] < 4
     for arguments, message in [
