@@ -44,6 +44,7 @@ from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.particles.history import Site
 from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
@@ -901,19 +902,19 @@ _FRONTIER = "tests/inference/search/test_best_first.py::test_rejects_wrong_pops"
 class LastChildren(BestFirst):
     """Only the continuations drawn last are looked at: a greedy search, which never turns back."""
 
-    def pop(self, frontier: Any) -> Tensor:
-        last = torch.where(frontier.open, self.priority(frontier), -torch.inf)
+    def pop(self, tree: PrefixTree, open_: Tensor) -> Tensor:
+        last = torch.where(open_, self.priority(tree), -torch.inf)
         last[: -self.expand] = -torch.inf
-        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(frontier))
+        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(tree, open_))
 
 
 @mutant("stops at the first answer drawn", _FRONTIER)
 class FirstDrawn(BestFirst):
     """A complete execution ends the search as soon as it is drawn, though better prefixes are open."""
 
-    def pop(self, frontier: Any) -> Tensor:
-        complete = torch.where(frontier.open & frontier.done, self.priority(frontier), -torch.inf)
-        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(frontier))
+    def pop(self, tree: PrefixTree, open_: Tensor) -> Tensor:
+        complete = torch.where(open_ & tree.done, self.priority(tree), -torch.inf)
+        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(tree, open_))
 
 
 WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}
