@@ -37,6 +37,7 @@ from .resampling.selection import Selection
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
 from .search.dvts import DVTS
+from .search.mcts import MCTS
 from .search.rebase import REBASE
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
@@ -45,6 +46,7 @@ from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
     "DVTS",
+    "MCTS",
     "PIMH",
     "PMMH",
     "REBASE",

@@ -68,6 +68,7 @@ _MODULES = {
     "LLMStep": "distributions",
     "LanguageModel": "lm.base",
     "LookAhead": "programs.look_ahead",
+    "MCTS": "inference",
     "MathEquivalence": "answers.equivalence",
     "OpenAILM": "lm.openai_lm",
     "PAD": "context",
@@ -113,6 +114,7 @@ _MODULES = {
 
 __all__ = [
     "DVTS",
+    "MCTS",
     "PAD",
     "PIMH",
     "PMMH",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import (
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -46,6 +47,7 @@ from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
+from ppl_llm.inference.search.simulation_search import continued
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -918,3 +920,66 @@ class FirstDrawn(BestFirst):
 
 
 WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}
+
+
+# Searches by simulations
+_SIMULATIONS = "tests/inference/search/test_mcts.py::test_rejects_wrong_simulations"
+
+
+@mutant("no virtual loss", _SIMULATIONS)
+class NoVirtualLoss(MCTS):
+    """The simulations of a batch do not see each other, and all choose the same prefix; visits are counted when values are known."""
+
+    def select(self, tree: PrefixTree, known: Any, number: int) -> Tensor:
+        possible, before, after = continued(tree), known.number, known.number
+        parents = []
+        for _ in range(number):
+            known.number = before
+            parents.append(self.descend(tree, known, possible))
+            after = after + (known.number - before)
+        known.number = after
+        known.add(number)
+        return torch.stack(parents)
+
+
+@mutant("a value told to the parent alone", _SIMULATIONS)
+class ToldToParents(MCTS):
+    """Ancestors beyond the parent do not hear of a value."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        known.total[nodes] = values
+        known.total = known.total.scatter_add(0, tree.parent[nodes], values)
+
+
+@mutant("a value told to the ancestors of a neighbour", _SIMULATIONS)
+class ToldToNeighbours(MCTS):
+    """Values of a batch reach the lines of other children: rows of one order, values of another."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        super().backup(tree, known, nodes, values.roll(1, 0))
+        known.total[nodes] = values
+
+
+@mutant("widening ignored", _SIMULATIONS)
+class NeverWidens(MCTS):
+    """A prefix that has a child is never given another."""
+
+    def widens(self, visits: Tensor, children: Tensor) -> Tensor:
+        return children < 1
+
+
+@mutant("UCT by the child's own visits", _SIMULATIONS)
+class OwnVisits(MCTS):
+    """ln N of the child in place of its parent's."""
+
+    def uct(self, known: Any, visits: Tensor) -> Tensor:
+        return known.total / known.number + self.exploration * (known.number.log() / known.number).sqrt()
+
+
+WRONG_SIMULATIONS: dict[str, type[MCTS]] = {
+    "no virtual loss": NoVirtualLoss,
+    "parents alone": ToldToParents,
+    "neighbours": ToldToNeighbours,
+    "never widens": NeverWidens,
+    "own visits": OwnVisits,
+}
