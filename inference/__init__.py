@@ -34,17 +34,20 @@ from .posterior.tempered_posterior import TemperedPosterior
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
+from .search.ab_mcts import ABMCTS
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
 from .search.dvts import DVTS
 from .search.mcts import MCTS
 from .search.rebase import REBASE
+from .search.score_posterior import BetaScores, NormalScores
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
 from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
+    "ABMCTS",
     "DVTS",
     "MCTS",
     "PIMH",
@@ -58,6 +61,7 @@ __all__ = [
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BetaScores",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
@@ -68,6 +72,7 @@ __all__ = [
     "FilterOptions",
     "Importance",
     "IslandPosterior",
+    "NormalScores",
     "ParallelTempering",
     "ParallelTemperingPosterior",
     "ParticleGibbs",

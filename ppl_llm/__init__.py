@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ABMCTS": "inference",
     "BeamSearch": "inference",
     "BestFirst": "inference",
     "BestOfN": "inference",
@@ -113,6 +114,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ABMCTS",
     "DVTS",
     "MCTS",
     "PAD",

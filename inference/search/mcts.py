@@ -148,12 +148,5 @@ class MCTS(SimulationSearch):
             known.total = known.total.scatter_add(0, above, torch.where(told, values, 0.0))
             told = told & (above > 0)
 
-    def favourite(self, tree: PrefixTree, known: Visits) -> Tensor:
-        node = torch.zeros(1, *tree.plates, dtype=torch.long)
-        while True:
-            below = tree.live & (tree.parent == node)
-            below[0] = False
-            if not bool(below.any()):
-                return node[0]
-            most = torch.where(below, known.number, -1.0).argmax(0, keepdim=True)
-            node = torch.where(below.any(0), most, node)
+    def visits(self, known: Visits) -> Tensor:
+        return known.number

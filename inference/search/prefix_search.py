@@ -72,6 +72,10 @@ class PrefixSearch(ABC):
         """``[M, *plates]``: by which the result's other candidates are chosen, the greatest first."""
         return tree.solution
 
+    def solutions(self, tree: PrefixTree) -> Tensor:
+        """:meth:`order` of nodes that have a complete execution, -inf of others."""
+        return torch.where(tree.solution > -torch.inf, self.order(tree), -torch.inf)
+
     @torch.no_grad()
     def run(self, *args: Any, **kwargs: Any) -> SearchPosterior:
         """Search ``model(*args, **kwargs)``.
@@ -116,14 +120,13 @@ class PrefixSearch(ABC):
 
     def found(self, tree: PrefixTree, best: Tensor) -> SearchPosterior:
         """The candidates, given the answer ``best [*plates]``."""
-        n, nesting = self.options.num_particles, self.options.max_plate_nesting
-        order = torch.where(tree.solution > -torch.inf, self.order(tree), -torch.inf)
-        whole = tree.solution.gather(0, best[None]) > -torch.inf
-        others = order.scatter(0, best[None], -torch.inf).argsort(dim=0, descending=True, stable=True)[: n - 1]
-        exists = order.scatter(0, best[None], -torch.inf).gather(0, others) > -torch.inf
-        nodes = torch.cat([best[None], torch.where(exists, others, best)])
-        whole = torch.cat([whole, torch.where(exists, True, whole)])
-        messenger = PrefixMessenger(len(nodes), nesting, tree.known(nodes, whole))
+        unfinished = tree.solution.gather(0, best[None])[0] == -torch.inf
+        if bool(unfinished.any()):
+            best = torch.where(unfinished, tree.grow(best[None], unfinished, rollout=True)[0], best)
+        others = self.solutions(tree).scatter(0, best[None], -torch.inf)
+        index = others.argsort(dim=0, descending=True, stable=True)[: self.options.num_particles - 1]
+        nodes = torch.cat([best[None], torch.where(others.gather(0, index) > -torch.inf, index, best)])
+        messenger = PrefixMessenger(len(nodes), self.options.max_plate_nesting, tree.known(nodes, whole=True))
         found = sweep(tree.model, messenger, tree.args, tree.kwargs)
         scores = found.particles.weights.log_weights
         weights = torch.full_like(scores, -torch.inf)
@@ -134,7 +137,7 @@ class PrefixSearch(ABC):
         """The best complete executions if every population has some, else the children drawn last."""
         if tree.drawn is None:
             return None
-        order = torch.where(tree.solution > -torch.inf, self.order(tree), -torch.inf)
+        order = self.solutions(tree)
         if bool((order > -torch.inf).any(0).all()):
             with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too
                 return self.found(tree, order.argmax(0))

@@ -64,11 +64,12 @@ class SimulationSearch(PrefixSearch):
         """Tell the ancestors of new nodes ``[K]`` their values ``[K, *plates]``."""
 
     @abstractmethod
-    def favourite(self, tree: PrefixTree, known: Any) -> Tensor:
-        """``[*plates]``: the prefix to complete where no complete execution was found."""
+    def visits(self, known: Any) -> Tensor:
+        """``[M, *plates]``: simulations that went through each node."""
 
     def search(self, tree: PrefixTree, spent: Callable[[], bool]) -> Tensor:
-        new = tree.plant(self.batch, rollout=self.value == "rollout")
+        rollout = self.value == "rollout"
+        new = tree.plant(self.batch, rollout)
         known = self.begin(tree)
         everywhere = torch.ones(tree.plates, dtype=torch.bool)
         while True:
@@ -77,15 +78,27 @@ class SimulationSearch(PrefixSearch):
             number = min(self.batch, self.simulations + 1 - tree.size)
             if number == 0 or spent():
                 break
-            new = tree.grow(self.select(tree, known, number), everywhere)
+            new = tree.grow(self.select(tree, known, number), everywhere, rollout)
         self.require_live(tree, tree.live[1:].any(0))
         complete = tree.solution > -torch.inf
-        return torch.where(complete.any(0), tree.solution.argmax(0), self.favourite(tree, known))
+        return torch.where(complete.any(0), tree.solution.argmax(0), self.favourite(tree, self.visits(known)))
 
     def values(self, tree: PrefixTree, nodes: Tensor) -> Tensor:
         """``[K, *plates]`` of new nodes ``[K]``."""
         log_value = tree.solution if self.value == "rollout" else tree.log_v
         return log_value[nodes].clamp(max=_LARGEST).exp()
+
+    def favourite(self, tree: PrefixTree, visits: Tensor) -> Tensor:
+        """``[*plates]``: the prefix that was visited most, to be completed where no complete execution was found; of ties the first."""
+        node = torch.zeros(1, *tree.plates, dtype=torch.long)
+        live = tree.live
+        live[0] = False
+        while True:
+            below = live & (tree.parent == node)
+            if not bool(below.any()):
+                return node[0]
+            most = torch.where(below, visits, -1.0).argmax(0, keepdim=True)
+            node = torch.where(below.any(0), most, node)
 
 
 def continued(tree: PrefixTree) -> Tensor:

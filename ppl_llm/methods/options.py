@@ -7,6 +7,7 @@ from typing import Any
 
 PRESET_NAMES = ("exact", "twisted", "as_paper", "its_hub", "entropic")
 RESAMPLER_NAMES = ("systematic", "stratified", "residual", "ssp", "multinomial")
+VALUES = ("prefix", "rollout")
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {"suffix-mh": ("SuffixMH", {}), "particle-gibbs": ("ParticleGibbs", {"num_particles": 4})}
 """Kernels that move whole solutions: the algorithm's name and its arguments."""
 
@@ -103,6 +104,18 @@ ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
 CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
+SIMULATIONS = Option("simulations", int, "Steps written in all, each a simulation of a tree search.", 64, least=1)
+BATCH = Option("batch", int, "Simulations whose steps are written together.", 8, least=1)
+VALUE = Option("value", str, "Score of a beginning: its own, or that of a solution written from it.", "prefix", choices=VALUES)
+EXPLORATION = Option("exploration", float, "Greater values look more at beginnings that were looked at less.", 1.0, least=0.0, most=1000.0)
+WIDENING = Option("widening", float, "Continuations of a beginning that was looked at once.", 1.0, least=0.001, most=1000.0)
+WIDENING_POWER = Option(
+    "widening_power", float, "How continuations grow with the looks: 0, a fixed number, to 1, one more each time.", 0.5, least=0.0, most=1.0
+)
+SCORE_POSTERIOR = Option(
+    "score_posterior", str, "What is known of mean scores: normal, or beta for scores in [0, 1].", "normal", choices=("normal", "beta"),
+    parameter="posterior",
+)  # fmt: skip
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
 
 # What a name may change in the model, see ppl_llm.reasoning

@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import ALLOCATION_TEMPERATURE, BEAM_WIDTH, CONTINUATIONS, EXPAND, FILTER_DUPLICATES, PARTICLES, SUBTREES
+from .options import (
+    ALLOCATION_TEMPERATURE,
+    BATCH,
+    BEAM_WIDTH,
+    CONTINUATIONS,
+    EXPAND,
+    EXPLORATION,
+    FILTER_DUPLICATES,
+    MAX_TOKENS_TOTAL,
+    PARTICLES,
+    SCORE_POSTERIOR,
+    SIMULATIONS,
+    SUBTREES,
+    VALUE,
+    WIDENING,
+    WIDENING_POWER,
+)
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -27,8 +43,30 @@ def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 
 def _best_first(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, expand=o["expand"], budget=o["continuations"], **call.keywords()).run
+    limit = o["max_tokens_total"]
+    run: Run = search(model, expand=o["expand"], budget=o["continuations"], max_tokens_total=limit, **call.keywords()).run
     return run
+
+
+_SIMULATION = ("value", "max_tokens_total")
+_UCT = ("exploration", "widening", "widening_power")
+
+
+def _mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    keywords = {name: o[name] for name in (*_UCT, *_SIMULATION)}
+    run: Run = search(model, o["simulations"], o["batch"], **keywords, **call.keywords()).run
+    return run
+
+
+def _ab_mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    keywords = {"posterior": o["score_posterior"], **{name: o[name] for name in _SIMULATION}}
+    run: Run = search(model, o["simulations"], o["batch"], **keywords, **call.keywords()).run
+    return run
+
+
+def _simulations(budget: int, o: Options) -> dict[str, int]:
+    """Steps of B solutions of 4 steps, or B / 2 rollouts, of which half the steps are known on average."""
+    return {"simulations": 4 * budget if o["value"] == "prefix" else max(1, 2 * budget)}
 
 
 BEAM_SEARCH = Method(
@@ -74,7 +112,7 @@ BEST_FIRST = Method(
     "best-first",
     "BestFirst",
     "continues the best beginning of all, wherever in the tree it is; no posterior",
-    (EXPAND, CONTINUATIONS),
+    (EXPAND, CONTINUATIONS, MAX_TOKENS_TOTAL),
     _best_first,
     budget=Budget(
         "4 B steps, as many as B solutions of 4 steps have",
@@ -85,4 +123,32 @@ BEST_FIRST = Method(
     ),
 )
 
-FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST)
+MCTS = Method(
+    "mcts",
+    "MCTS",
+    "Monte Carlo tree search: looks again at beginnings by their mean score and how seldom it did; no posterior",
+    (SIMULATIONS, BATCH, EXPLORATION, WIDENING, WIDENING_POWER, VALUE, MAX_TOKENS_TOTAL),
+    _mcts,
+    budget=Budget(
+        "4 B steps, as many as B solutions of 4 steps have; 2 B rollouts",
+        "best-of-n",
+        _simulations,
+        free=("batch", *_UCT, "value"),
+    ),
+)
+
+AB_MCTS = Method(
+    "ab-mcts",
+    "ABMCTS",
+    "adaptive branching tree search: draws whether a new step or an old one is better; no posterior",
+    (SIMULATIONS, BATCH, SCORE_POSTERIOR, VALUE, MAX_TOKENS_TOTAL),
+    _ab_mcts,
+    budget=Budget(
+        "4 B steps, as many as B solutions of 4 steps have; 2 B rollouts",
+        "best-of-n",
+        _simulations,
+        free=("batch", "score_posterior", "value"),
+    ),
+)
+
+FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST, MCTS, AB_MCTS)

@@ -8,7 +8,9 @@ from functools import partial
 from typing import Any
 
 from ppl_llm.inference import (
+    ABMCTS,
     DVTS,
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -102,6 +104,8 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
+    "MCTS": lambda model, nesting: MCTS(model, 48, 6, max_plate_nesting=nesting),
+    "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

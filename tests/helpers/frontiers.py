@@ -146,7 +146,7 @@ def mcts(
             nodes[at].visits += 1
             below = [i for i, n in enumerate(nodes) if i and n.parent == at and n.score > -math.inf]
             below = [i for i in below if not tree.finished(nodes[i].path) and len(nodes[i].path) < tree.length]
-            if not below or nodes[at].children < widening * nodes[at].visits**widening_power:
+            if not below or nodes[at].children < widening * nodes[at].visits ** widening_power:
                 nodes[at].children += 1
                 return at
             log_n = math.log(nodes[at].visits)
@@ -187,3 +187,66 @@ def answer_of(tree: RecordedTree, nodes: list[Node]) -> Path:
     while below := [i for i, n in enumerate(nodes) if i and n.parent == at and n.score > -math.inf]:
         at = max(below, key=lambda i: (nodes[i].visits, -i))
     return nodes[at].path
+
+
+Arms = tuple[Any, Any, Any]
+"""Draws of a round at one depth, one row for each simulation: for a new child, for going on, and for every node by its number."""
+
+
+def ab_mcts(
+    tree: RecordedTree, problem: int, simulations: int, batch: int, draws: list[list[Arms]], value: str = "prefix"
+) -> tuple[Simulated, list[list[tuple[list[list[float]], ...]]]]:
+    """The definition of :class:`ABMCTS` with given draws of mean scores, and the scores that each of them must have been drawn from.
+
+    :param list draws: of each round but the first, of each depth.
+    :returns: also, in the shape of ``draws``, the scores behind a new child and behind going on of each simulation, and those of each node.
+    """
+    nodes = [Node((), 0, 0.0, visits=0)]
+    parents: list[int] = []
+    behind: list[list[tuple[list[list[float]], ...]]] = []
+    scores: dict[int, float] = {}
+
+    def subtree(i: int) -> list[float]:
+        below = [s for j, n in enumerate(nodes) if j and n.parent == i and j != i for s in subtree(j)]
+        return ([scores[i]] if i else []) + below
+
+    def descend(k: int, levels: list[Arms], seen: list[tuple[list[list[float]], ...]]) -> int:
+        at = 0
+        for depth, (wider, deeper, arms) in enumerate(levels):
+            children = [i for i, n in enumerate(nodes) if i and n.parent == at]
+            new = [scores[i] for i in children]
+            further = [s for i in children for s in subtree(i)[1:]]
+            while len(seen) <= depth:
+                seen.append(([], [], [subtree(i) for i in range(len(nodes))]))
+            seen[depth][0].append(new)
+            seen[depth][1].append(further)
+            below = [i for i in children if nodes[i].score > -math.inf and not tree.finished(nodes[i].path)]
+            below = [i for i in below if len(nodes[i].path) < tree.length]
+            if not below or not float(deeper[k]) > float(wider[k]):
+                return at
+            if arms is None:
+                raise MissingDraw("the simulations go on, and no child was drawn for")
+            at = max(below, key=lambda i: (float(arms[i][k]), -i))
+        raise MissingDraw("the simulations go on, and nothing was drawn for the next prefix")
+
+    run = 0
+    while len(parents) < simulations:
+        number = min(batch, simulations - len(parents))
+        if run == 0:
+            chosen = [0] * number
+        else:
+            behind.append([])
+            chosen = [descend(k, draws[run - 1], behind[-1]) for k in range(number)]
+        first = len(nodes)
+        for i, parent in enumerate(chosen):
+            child, path = drawn_child(tree, run, i, problem, nodes[parent].path, value == "rollout")
+            scores[len(nodes)] = math.exp(tree.score(child if value == "prefix" else path))
+            nodes.append(Node(child, parent, tree.score(child), path if path and tree.score(path) > -math.inf else ()))
+        for i in range(first, len(nodes)):
+            above = nodes[i].parent
+            while above:
+                nodes[above].visits += 1
+                above = nodes[above].parent
+        parents += chosen
+        run += 1
+    return Simulated(answer_of(tree, nodes), parents, nodes), behind

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import (
+    ABMCTS,
     MCTS,
     PIMH,
     PMMH,
@@ -47,6 +48,7 @@ from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
 from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
+from ppl_llm.inference.search.score_posterior import Scores
 from ppl_llm.inference.search.simulation_search import continued
 from tests.helpers.exact import Chain
 
@@ -982,4 +984,44 @@ WRONG_SIMULATIONS: dict[str, type[MCTS]] = {
     "neighbours": ToldToNeighbours,
     "never widens": NeverWidens,
     "own visits": OwnVisits,
+}
+
+
+_BRANCHES = "tests/inference/search/test_ab_mcts.py::test_rejects_wrong_branches"
+
+
+@mutant("going on by the children's own scores", _BRANCHES)
+class ChildrenCountTwice(ABMCTS):
+    """The scores of children decide for a new child and for going on, too: there is no telling wider from deeper."""
+
+    def continues(self, known: Any, node: Tensor, children: Tensor) -> Tensor:
+        new = Scores(*(torch.where(children, scores[:, None], 0.0).sum(0) for scores in known.own))
+        here, own = (Scores(*(scores.gather(0, node) for scores in group)) for group in (known.all, known.own))
+        wider, deeper = self.draw(new), self.draw(here.minus(own))
+        return deeper > wider
+
+
+@mutant("a child by its own score alone", _BRANCHES)
+class OwnScores(ABMCTS):
+    """What lies below a child is not told to it."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        super().backup(tree, known, nodes, values)
+        inner = torch.ones(tree.size, *(1,) * len(tree.plates), dtype=torch.bool)
+        inner[0] = False
+        known.all = Scores(*(torch.where(inner, own, every) for own, every in zip(known.own, known.all, strict=True)))
+
+
+@mutant("wider where going on was drawn", _BRANCHES)
+class WiderInstead(ABMCTS):
+    """The greatest draw decides the other way round."""
+
+    def continues(self, known: Any, node: Tensor, children: Tensor) -> Tensor:
+        return ~super().continues(known, node, children)
+
+
+WRONG_BRANCHES: dict[str, type[ABMCTS]] = {
+    "children count twice": ChildrenCountTwice,
+    "own scores": OwnScores,
+    "wider instead": WiderInstead,
 }

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ppl_llm import TransformersLM, TransformersPRM, reasoning
 from ppl_llm.inference import (
+    ABMCTS,
     DVTS,
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -106,6 +108,8 @@ SHARED: dict[str, tuple[Any, dict[str, int]]] = {
     "BeamSearch": (BeamSearch(hidden_markov, 2, 2), {}),
     "REBASE": (REBASE(hidden_markov, 4), {}),
     "BestFirst": (BestFirst(hidden_markov, expand=3, budget=15), {}),
+    "MCTS": (MCTS(hidden_markov, 15, 3), {}),
+    "ABMCTS": (ABMCTS(hidden_markov, 15, 3), {}),
     "PrefixWalk": (PrefixWalk(hidden_markov, steps=20), {"num_samples": 3}),
     "DVTS": (DVTS(hidden_markov, 2, 2), {}),
 }

@@ -33,6 +33,8 @@ ADDED: dict[str, set[str]] = {
     "DVTS": {"method", "scores"},
     "REBASE": {"method", "scores"},
     "BestFirst": {"method", "scores"},
+    "MCTS": {"method", "scores"},
+    "ABMCTS": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }

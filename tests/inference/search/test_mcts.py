@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_mcts_is_its_definition(simulations: int, batch: int, value: str) -> Non
     value=st.sampled_from(["prefix", "rollout"]),
     ends=st.booleans(),
 )
-def test_other_trees(seed: int, length: int, simulations: int, batch: int, exploration: float, widening: float, power: float, value: str, ends: bool) -> None:
+def test_other_trees(
+    seed: int, length: int, simulations: int, batch: int, exploration: float, widening: float, power: float, value: str, ends: bool
+) -> None:
     """Trees of all lengths, with and without an end, impossible prefixes, and a barrier after the last step or none."""
     options = {"exploration": exploration, "widening": widening, "widening_power": power, "value": value}
     for final_barrier in (True, False):
@@ -101,7 +104,7 @@ def test_a_worked_example() -> None:
     """Four simulations by hand: 1.5 sqrt(N) children of the root are 1.5, 2.1, 2.6 and 3, so that the fourth goes to the best of three."""
     script = scripted([[1], [2], [3]], {(1,): -1.0, (2,): -2.0})
     model = recorded(0, 3)
-    model.factors, order = script.factors, iter([[1, 1, 1], [2, 2, 2], [1, 3, 3], [2, 2, 2], [3, 3, 3]])
+    model.factors, order = script.factors, iter([[1, 1, 1], [2, 2, 2], [1, 3, 3], [2, 2, 2], [3, 3, 3], [3, 3, 3]])
     steps: list[int] = []
 
     def forced(t: int) -> Tensor:
@@ -158,7 +161,7 @@ def test_shorter_prefixes_wait() -> None:
     rounds: list[int] = []
     MCTS(model, 24, 4, exploration=0.0, widening_power=0.2, callback=lambda p: rounds.append(sum(drawn))).run()
     # where all particles draw, nobody is asked to wait, and the first round has no other prefix
-    assert len(rounds) == 6 and all(b - a <= 4 for a, b in zip(rounds, rounds[1:], strict=False)) and rounds[-1] > 0
+    assert len(rounds) == 6 and all(b - a <= 4 for a, b in itertools.pairwise(rounds)) and rounds[-1] > 0
 
 
 def test_what_all_know_is_not_scored_again() -> None:

@@ -130,7 +130,7 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    search = method in ("beam-search", "dvts", "rebase", "best-first", "best-of-n", "self-consistency")
+    search = method in ("beam-search", "dvts", "rebase", "best-first", "mcts", "ab-mcts", "best-of-n", "self-consistency")
     for part in (
         "Vote over answers" if search else "Posterior over answers",
         "" if search else f"ESS per {unit}",
@@ -461,6 +461,8 @@ SMALL = {
     "beam-search": ["--beam-width", "2", "--expand", "2"],
     "dvts": ["--subtrees", "2", "--expand", "2"],
     "best-first": ["--expand", "2", "--continuations", "20"],
+    "mcts": ["--simulations", "20", "--batch", "2", "--exploration", "0.5", "--widening", "2", "--value", "rollout"],
+    "ab-mcts": ["--simulations", "20", "--batch", "2", "--score-posterior", "beta"],
     "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ppl_llm.inference import (
+    ABMCTS,
     DVTS,
+    MCTS,
     PIMH,
     REBASE,
     SMC,
@@ -53,6 +55,8 @@ SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (DVTS, {"num_subtrees": 3, "expand": 4}),
     (REBASE, {"num_particles": 12}),
     (BestFirst, {"expand": 12, "budget": 60}),
+    (MCTS, {"simulations": 60, "batch": 12}),
+    (ABMCTS, {"simulations": 60, "batch": 12}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]
