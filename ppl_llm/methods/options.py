@@ -99,6 +99,7 @@ PILOT = Option("pilot", int, "Solutions that set the scale of scores in each ite
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
+LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
 SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0

@@ -13,6 +13,7 @@ from .options import (
     EXPAND,
     EXPLORATION,
     FILTER_DUPLICATES,
+    LOOKAHEAD,
     MAX_TOKENS_TOTAL,
     PARTICLES,
     SCORE_POSTERIOR,
@@ -27,13 +28,23 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
 
 
+_SELECTION = ("filter_duplicates", "lookahead")
+
+
+def _wide(o: Options) -> int:
+    """Solutions' worth of steps of one that is kept: its continuations, each with as many more steps as it looks ahead."""
+    return int(o["expand"]) * (1 + int(o["lookahead"]))
+
+
 def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["beam_width"], o["expand"], filter_duplicates=o["filter_duplicates"], **call.keywords()).run
+    keywords = {name: o[name] for name in _SELECTION}
+    run: Run = search(model, o["beam_width"], o["expand"], **keywords, **call.keywords()).run
     return run
 
 
 def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["subtrees"], o["expand"], **call.keywords()).run
+    keywords = {name: o[name] for name in _SELECTION}
+    run: Run = search(model, o["subtrees"], o["expand"], **keywords, **call.keywords()).run
     return run
 
 
@@ -73,14 +84,14 @@ BEAM_SEARCH = Method(
     "beam-search",
     "BeamSearch",
     "keeps the best beams at every step and copies them; no posterior",
-    (BEAM_WIDTH, EXPAND, FILTER_DUPLICATES),
+    (BEAM_WIDTH, EXPAND, FILTER_DUPLICATES, LOOKAHEAD),
     _beam_search,
     budget=Budget(
-        "B / expand beams",
+        "B / expand beams, fewer with a look ahead",
         "weighted",
-        lambda budget, o: {"beam_width": budget // o["expand"]},
-        lambda o: int(o["expand"]),
-        free=("expand", "filter_duplicates"),
+        lambda budget, o: {"beam_width": budget // _wide(o)},
+        _wide,
+        free=("expand", *_SELECTION),
     ),
 )
 
@@ -88,14 +99,14 @@ DVTS = Method(
     "dvts",
     "DVTS",
     "independent greedy searches, each step the best of several; no posterior",
-    (SUBTREES, EXPAND),
+    (SUBTREES, EXPAND, FILTER_DUPLICATES, LOOKAHEAD),
     _dvts,
     budget=Budget(
-        "B / expand subtrees",
+        "B / expand subtrees, fewer with a look ahead",
         "weighted",
-        lambda budget, o: {"subtrees": budget // o["expand"]},
-        lambda o: int(o["expand"]),
-        free=("expand",),
+        lambda budget, o: {"subtrees": budget // _wide(o)},
+        _wide,
+        free=("expand", *_SELECTION),
     ),
 )
 

@@ -459,7 +459,7 @@ SMALL = {
     "smc": ["--particles", "4", "--islands", "2", "--audit"],
     "importance": ["--particles", "4", "--audit"],
     "beam-search": ["--beam-width", "2", "--expand", "2"],
-    "dvts": ["--subtrees", "2", "--expand", "2"],
+    "dvts": ["--subtrees", "2", "--expand", "2", "--filter-duplicates", "--lookahead", "1"],
     "best-first": ["--expand", "2", "--continuations", "20"],
     "mcts": ["--simulations", "20", "--batch", "2", "--exploration", "0.5", "--widening", "2", "--value", "rollout"],
     "ab-mcts": ["--simulations", "20", "--batch", "2", "--score-posterior", "beta"],
