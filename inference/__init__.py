@@ -41,6 +41,7 @@ from .search.dvts import DVTS
 from .search.mcts import MCTS
 from .search.rebase import REBASE
 from .search.score_posterior import BetaScores, NormalScores
+from .search.speculative_rejection import SpeculativeRejection
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
@@ -87,6 +88,7 @@ __all__ = [
     "SearchPosterior",
     "Selection",
     "SelfConsistency",
+    "SpeculativeRejection",
     "SuffixMH",
     "TemperMessenger",
     "TemperedPosterior",

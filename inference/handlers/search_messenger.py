@@ -160,6 +160,12 @@ class SearchMessenger(CandidateMessenger):
             lengths=system.lengths.expand_as(scores).gather(0, particles),
         )
 
+    def each_once(self, parts: list[Candidates]) -> Candidates:
+        """The ``N`` eligible ones among records of all particles, where each particle of each population is eligible in one of them."""
+        pool, own = Candidates.joined(parts), torch.cat([self.system.numbers] * len(parts))
+        by_particle = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
+        return pool.take(by_particle[: self.options.num_particles])
+
     def lineages(self, chosen: Candidates) -> list[KnownValue]:
         """For each number of barriers, the particle ``[N, *plates]`` that each candidate descends from, and whether it still took part."""
         lineages = []

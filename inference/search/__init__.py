@@ -9,6 +9,7 @@ from .mcts import MCTS
 from .prefix_search import PrefixSearch
 from .rebase import REBASE
 from .score_posterior import BetaScores, NormalScores
+from .speculative_rejection import SpeculativeRejection
 from .votes import BestOfN, SelfConsistency
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "PrefixSearch",
     "Search",
     "SelfConsistency",
+    "SpeculativeRejection",
 ]

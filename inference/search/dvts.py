@@ -60,11 +60,7 @@ class SubtreeMessenger(SearchMessenger):
 
     def finalists(self) -> Candidates:
         assert self.active is not None
-        pool = Candidates.joined([*self.final, self.active])
-        own = torch.cat([self.system.numbers] * (len(self.final) + 1))
-        # Every particle of every subtree is a last candidate exactly once.
-        by_particle = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
-        return pool.take(by_particle[: self.options.num_particles])
+        return self.each_once([*self.final, self.active])  # every particle of every subtree is a last candidate
 
 
 class DVTS(TreeSearch):

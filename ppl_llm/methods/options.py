@@ -100,6 +100,11 @@ CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
 LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
+KEEP = Option("keep", float, "Share of the unfinished solutions kept at each mark.", 0.5, least=0.001, most=1.0)
+MARKS = Option("marks", str, "Where solutions are dropped, such as 1,2,4; doubling goes on by itself.", "doubling")
+MARK_UNIT = Option(
+    "mark_unit", str, "What marks count: steps, or tokens for each solution begun.", "steps", choices=("steps", "tokens"), parameter="unit"
+)
 SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
@@ -125,6 +130,19 @@ POTENTIAL = Option("potential", str, "Factor of a step.")
 AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 MODEL_OPTIONS: dict[str, Option] = {option.name: option for option in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE)}
+
+
+def parse_marks(text: str) -> list[int] | None:
+    """``doubling``, or numbers such as ``1,2,4``.
+
+    :raises ValueError: for anything else.
+    """
+    if text == "doubling":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"marks must be integers separated by commas, such as 1,2,4, or doubling, got {text!r}") from error
 
 
 def parse_betas(text: str) -> Any:

@@ -13,7 +13,10 @@ from .options import (
     EXPAND,
     EXPLORATION,
     FILTER_DUPLICATES,
+    KEEP,
     LOOKAHEAD,
+    MARK_UNIT,
+    MARKS,
     MAX_TOKENS_TOTAL,
     PARTICLES,
     SCORE_POSTERIOR,
@@ -22,6 +25,7 @@ from .options import (
     VALUE,
     WIDENING,
     WIDENING_POWER,
+    parse_marks,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +60,12 @@ def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 def _best_first(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     limit = o["max_tokens_total"]
     run: Run = search(model, expand=o["expand"], budget=o["continuations"], max_tokens_total=limit, **call.keywords()).run
+    return run
+
+
+def _speculative_rejection(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    keywords = {"keep": o["keep"], "marks": parse_marks(o["marks"]), "unit": o["mark_unit"]}
+    run: Run = search(model, o["particles"], **keywords, **call.keywords()).run
     return run
 
 
@@ -162,4 +172,18 @@ AB_MCTS = Method(
     ),
 )
 
-FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST, MCTS, AB_MCTS)
+SPECULATIVE_REJECTION = Method(
+    "speculative-rejection",
+    "SpeculativeRejection",
+    "drops solutions with low scores while they are written, and takes the best; no posterior",
+    (PARTICLES, KEEP, MARKS, MARK_UNIT),
+    _speculative_rejection,
+    budget=Budget(
+        "2 B particles, as half of them are dropped after 1, 2, 4, .. steps",
+        "best-of-n",
+        lambda budget, o: {"particles": 2 * budget},
+        free=("keep", "marks", "mark_unit"),
+    ),
+)
+
+FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST, MCTS, AB_MCTS, SPECULATIVE_REJECTION)

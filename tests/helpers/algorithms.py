@@ -24,6 +24,7 @@ from ppl_llm.inference import (
     ParticleGibbs,
     PrefixWalk,
     SelfConsistency,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     WasteFreeSMC,
@@ -106,6 +107,7 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
     "MCTS": lambda model, nesting: MCTS(model, 48, 6, max_plate_nesting=nesting),
     "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
+    "SpeculativeRejection": lambda model, nesting: SpeculativeRejection(model, 6, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

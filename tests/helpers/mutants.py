@@ -28,6 +28,7 @@ from ppl_llm.inference import (
     ParticlePosterior,
     PrefixWalk,
     ReferenceMessenger,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     TemperMessenger,
@@ -50,6 +51,7 @@ from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
 from ppl_llm.inference.search.score_posterior import Scores
 from ppl_llm.inference.search.simulation_search import continued
+from ppl_llm.inference.search.speculative_rejection import RejectionMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -1024,4 +1026,55 @@ WRONG_BRANCHES: dict[str, type[ABMCTS]] = {
     "children count twice": ChildrenCountTwice,
     "own scores": OwnScores,
     "wider instead": WiderInstead,
+}
+
+
+_REJECTIONS = "tests/inference/search/test_speculative_rejection.py::test_rejects_wrong_rejections"
+
+
+class _WorstMessenger(RejectionMessenger):
+    def kept(self, log_weights: Tensor, running: Tensor) -> Tensor:
+        return super().kept(-log_weights, running)
+
+
+class _OfAllMessenger(RejectionMessenger):
+    def kept(self, log_weights: Tensor, running: Tensor) -> Tensor:
+        best_first = log_weights.argsort(dim=0, descending=True, stable=True)
+        return best_first.argsort(dim=0) < (self.keep * len(running))
+
+
+class _LateMessenger(RejectionMessenger):
+    def at_mark(self, done: Tensor) -> bool:
+        before, self.next = getattr(self, "next", False), super().at_mark(done)
+        return before
+
+
+def _with_rejections(made: type[RejectionMessenger]) -> type[SpeculativeRejection]:
+    class Wrong(SpeculativeRejection):
+        def messenger(self) -> RejectionMessenger:
+            right = super().messenger()
+            return made(right.options, right.keep, right.marks, right.unit)
+
+    return Wrong
+
+
+@mutant("the worst are kept", _REJECTIONS)
+class KeepsTheWorst(_with_rejections(_WorstMessenger)):  # type: ignore[misc]
+    """A sort the wrong way round."""
+
+
+@mutant("a share of all, finished or not", _REJECTIONS)
+class ShareOfAll(_with_rejections(_OfAllMessenger)):  # type: ignore[misc]
+    """Finished and dropped completions take places among those kept."""
+
+
+@mutant("dropped a step late", _REJECTIONS)
+class DroppedLate(_with_rejections(_LateMessenger)):  # type: ignore[misc]
+    """The mark that has been passed is noticed at the next barrier."""
+
+
+WRONG_REJECTIONS: dict[str, type[SpeculativeRejection]] = {
+    "keeps the worst": KeepsTheWorst,
+    "share of all": ShareOfAll,
+    "late": DroppedLate,
 }

@@ -241,6 +241,24 @@ def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list
     return [Found(beam, tree.score(beam)) for beam in found]
 
 
+def speculative_rejection(tree: Tree, draw: Draw, n: int, keep: float, marks: list[int]) -> list[Found]:
+    """The definition: a particle keeps its draws until it is dropped, and then repeats the best of those that were not."""
+    paths: list[Path] = [()] * n
+    running = list(range(n))
+    for t in range(tree.length):
+        for i in running:
+            paths[i] = (*paths[i], draw(t, i))
+        running = [i for i in running if not tree.finished(paths[i]) and tree.score(paths[i]) > -math.inf]
+        if t + 1 in marks:
+            best_first = sorted(running, key=lambda i: (-tree.score(paths[i]), i))
+            running = sorted(best_first[: math.ceil(Fraction(str(keep)) * len(running))])
+    whole = [i for i in range(n) if tree.finished(paths[i]) or i in running]
+    whole = [i for i in whole if tree.score(paths[i]) > -math.inf]
+    best = max(whole, key=lambda i: (tree.score(paths[i]), -i))
+    shown = [paths[i if i in whole else best] for i in range(n)]
+    return [Found(path, tree.score(path), votes=i == best) for i, path in enumerate(shown)]
+
+
 SEEDS = 100
 """Problems of a run, each with draws of its own."""
 

@@ -32,6 +32,7 @@ from ppl_llm.inference import (
     ParticleGibbs,
     ParticlePosterior,
     PrefixWalk,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     barrier,
@@ -110,6 +111,7 @@ SHARED: dict[str, tuple[Any, dict[str, int]]] = {
     "BestFirst": (BestFirst(hidden_markov, expand=3, budget=15), {}),
     "MCTS": (MCTS(hidden_markov, 15, 3), {}),
     "ABMCTS": (ABMCTS(hidden_markov, 15, 3), {}),
+    "SpeculativeRejection": (SpeculativeRejection(hidden_markov, 6), {}),
     "PrefixWalk": (PrefixWalk(hidden_markov, steps=20), {"num_samples": 3}),
     "DVTS": (DVTS(hidden_markov, 2, 2), {}),
 }

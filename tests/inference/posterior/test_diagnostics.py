@@ -35,6 +35,7 @@ ADDED: dict[str, set[str]] = {
     "BestFirst": {"method", "scores"},
     "MCTS": {"method", "scores"},
     "ABMCTS": {"method", "scores"},
+    "SpeculativeRejection": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }

@@ -130,7 +130,17 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    search = method in ("beam-search", "dvts", "rebase", "best-first", "mcts", "ab-mcts", "best-of-n", "self-consistency")
+    search = method in (
+        "beam-search",
+        "dvts",
+        "rebase",
+        "best-first",
+        "mcts",
+        "ab-mcts",
+        "speculative-rejection",
+        "best-of-n",
+        "self-consistency",
+    )
     for part in (
         "Vote over answers" if search else "Posterior over answers",
         "" if search else f"ESS per {unit}",
@@ -463,6 +473,7 @@ SMALL = {
     "best-first": ["--expand", "2", "--continuations", "20"],
     "mcts": ["--simulations", "20", "--batch", "2", "--exploration", "0.5", "--widening", "2", "--value", "rollout"],
     "ab-mcts": ["--simulations", "20", "--batch", "2", "--score-posterior", "beta"],
+    "speculative-rejection": ["--particles", "8", "--keep", "0.5", "--marks", "1,3", "--mark-unit", "steps"],
     "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],

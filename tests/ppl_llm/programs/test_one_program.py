@@ -27,6 +27,7 @@ from ppl_llm.inference import (
     ParticleGibbs,
     PrefixWalk,
     SelfConsistency,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
 )
@@ -57,6 +58,7 @@ SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BestFirst, {"expand": 12, "budget": 60}),
     (MCTS, {"simulations": 60, "batch": 12}),
     (ABMCTS, {"simulations": 60, "batch": 12}),
+    (SpeculativeRejection, {"num_particles": 12}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]
