@@ -88,7 +88,7 @@ def look_up(
     :param Tensor indices: ``[A]`` the flat index of each sequence in the batch of the context.
     :param Tensor tokens: ``[A, L]`` padded with ``PAD``, no wider than the longest.
     :param Tensor lengths: ``[A]``.
-    :param Tensor known: ``[A]`` less than ``lengths``: outputs are wanted from there on.
+    :param Tensor known: ``[A]`` at most ``lengths``: outputs are wanted from there on, none where it is ``lengths``.
     :param Tensor prompt_lengths: ``[A]`` length of the part (the prompt) that many sequences may share.
     :param int num_rows: rows that the caller needs in the end.
     """
@@ -101,7 +101,8 @@ def look_up(
     engine.reserve(cache, max(len(distinct), num_rows), tokens.shape[1])
     hint = torch.full_like(first, -1) if hints is None else hints[first]
     hint = torch.where(hint < cache.num_rows, hint, -1)
-    known = known[first]
+    # Of equal sequences the one that wants most decides.
+    known = known.new_full((len(distinct),), tokens.shape[1] + 1).scatter_reduce(0, group, known, "amin")
     held = torch.where(hint < 0, 0, cache.common_prefix(hint.clamp(min=0), distinct))
     # On the host from here on, which would otherwise wait for the device at each of the decisions that follow.
     hint, held, known, prompt_length = torch.stack([hint, held, known, torch.minimum(prompt_lengths[first], known)]).cpu()

@@ -16,7 +16,7 @@ from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
 from .base import ConstrainedSample, StepOptions, StepSample
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
-from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
+from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StatesSource, StepTask
 from .decoding.sampling import chosen_log_probs, warp
 from .stopping import StopAutomaton
 
@@ -143,6 +143,43 @@ class AutoregressiveLM(ABC):
             return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a hidden state.
+
+        :raises ValueError: for a language model without a network.
+        """
+        return self._states_source.hidden.size
+
+    @property
+    def _states_source(self) -> StatesSource:
+        if not hasattr(self._source, "hidden_states"):
+            raise ValueError(f"{type(self).__name__} has no hidden states: its next-token logits are a table's, not a network's")
+        return cast(StatesSource, self._source)
+
+    @torch.no_grad()
+    def hidden_states(self, context: Context, positions: Tensor) -> Tensor:
+        """Hidden states after the network's last layer, from which its head makes the next token's logits.
+
+        Keys and values of earlier tokens are those that the steps were sampled with: for the last token of each sequence this is a pass
+        over one token each, which the next step need not run again.
+
+        :param Tensor positions: ``[*batch_shape, K]`` of tokens; negative where no state is wanted.
+        :returns: ``[*batch_shape, K, H]`` float32; 0 where none is wanted.
+        :raises ValueError: for a language model without a network, or a position behind the end of a sequence.
+        """
+        source, size = self._states_source, self.hidden_size
+        total, width = context.lengths.numel(), positions.shape[-1]
+        flat = positions.to(self.device).expand(*context.batch_shape, width).reshape(total, width)
+        if bool((flat >= context.lengths.reshape(-1, 1)).any()):
+            raise ValueError(f"position {int(flat.max())} is behind the end of a sequence; the longest has {int(context.lengths.max())} tokens")
+        found = torch.zeros(total, width, size, device=self.device)
+        active = (flat >= 0).any(-1).nonzero()[:, 0]
+        for attempt in self._at_once.in_batches(len(active), self._source.release):
+            with attempt as batch:
+                found[active[batch]] = source.hidden_states(context, active[batch], flat[active[batch]])
+        return torch.where(flat[..., None] >= 0, found, 0.0).view(*context.batch_shape, width, size)
 
     @torch.no_grad()
     def _over_step(

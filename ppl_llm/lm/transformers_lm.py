@@ -12,6 +12,7 @@ import torch
 from ..context import Context
 from ..context_cache import CacheKey
 from ..kv_cache.engine import CacheEngine
+from ..kv_cache.hidden import HiddenForward
 from ..kv_cache.joint_pass import JointPass
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..kv_cache.support import cache_engine, context_limit, eos_ids, execution_device, lies_on
@@ -88,7 +89,7 @@ class TransformersLM(AutoregressiveLM):
                 )
             source = sampler = self._uncached()
         else:
-            source = CachedLogits(self._cache_engine, self._key, vocab_size)
+            source = CachedLogits(self._cache_engine, self._key, vocab_size, HiddenForward(model, max_length, device))
             wanted = graphs if device_loop is None else device_loop
             loop = DeviceLoop(self._cache_engine, ends, CudaCapture(device) if graphs else None) if wanted else None
             sampler = self._cached_sampler(source, loop)

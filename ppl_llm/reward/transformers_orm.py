@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kv_cache.hidden import head_columns
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..lm.loading import load, load_tokenizer, locate
 from .answer_reward import AnswerReward
 from .prm.formats.base import ids_with_specials, neutralised
-from .prm.networks import head_columns
 from .prm.prefix_scorer import PrefixScorer, padded
 
 

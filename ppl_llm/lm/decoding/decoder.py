@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...context import PAD, Context
+from ...kv_cache.hidden import HiddenForward
 from ..base import StepOptions
 from ..stopping import StopAutomaton
 
@@ -74,6 +75,20 @@ class LogitsSource(Protocol):
 
     def release(self) -> None:
         """Free the memory that no correct result depends on."""
+        ...
+
+
+class StatesSource(Protocol):
+    """One that gives the hidden states of its network, too.
+
+    :ivar HiddenForward hidden: the network up to its head.
+    """
+
+    hidden: HiddenForward
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        """States ``[A, K, H]`` float32 at positions ``[A, K]`` of sequences ``active [A]``, flat indices of ``context``, which is expanded
+        to all sequences; negative positions, of which no sequence has nothing else, are void."""
         ...
 
 

@@ -14,6 +14,7 @@ from transformers import Cache
 
 from ...context import PAD, Context
 from ...inference.cost import count
+from ...kv_cache.hidden import HiddenForward
 from ...kv_cache.support import agree, cache_keyword
 from .decoder import StepTask, with_steps
 from .sampling import inverse_cdf, warp
@@ -40,6 +41,7 @@ class UncachedSampler:
 
     def __init__(self, model: Any, device: torch.device, cached: bool = False) -> None:
         self._model, self._device, self.cached = model, device, cached
+        self.hidden = HiddenForward(model, 1 << 30, device)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_name = cache_keyword(model)
 
@@ -118,6 +120,14 @@ class UncachedSampler:
             output = self._timed(input_ids=sequences[rows].clamp(min=0), use_cache=False, **extra)
             logits = output.logits[:, start - sequences.shape[1] :].to(self._device)
             yield rows, logits.gather(1, columns[rows][..., None].expand(-1, -1, logits.shape[-1]))
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        """As :class:`~ppl_llm.lm.decoding.decoder.StatesSource` says; every prefix is run again."""
+        width, began = int(positions.max()) + 1, time.perf_counter()
+        ids = context.tokens.reshape(-1, context.tokens.shape[-1])[active, :width]
+        parts = [self.hidden.whole(part.clamp(min=0)) for part in ids.split(max(1, _LOGITS_ELEMENTS // (width * self.hidden.size)))]
+        count(tokens_prefilled=int((ids != PAD).sum()), lm_forwards=len(parts), lm_seconds=time.perf_counter() - began)
+        return torch.cat(parts).take_along_dim(positions.clamp(min=0)[..., None], 1).float()
 
     def _prefill(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
         """Run each distinct prefix once."""
