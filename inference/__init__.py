@@ -37,6 +37,7 @@ from .resampling.selection import Selection
 from .search.ab_mcts import ABMCTS
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
+from .search.dora import DORA
 from .search.dvts import DVTS
 from .search.mcts import MCTS
 from .search.rebase import REBASE
@@ -49,6 +50,7 @@ from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
     "ABMCTS",
+    "DORA",
     "DVTS",
     "MCTS",
     "PIMH",

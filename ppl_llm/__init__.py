@@ -60,6 +60,7 @@ _MODULES = {
     "BestFirst": "inference",
     "BestOfN": "inference",
     "Context": "context",
+    "DORA": "inference",
     "DVTS": "inference",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
@@ -116,6 +117,7 @@ _MODULES = {
 
 __all__ = [
     "ABMCTS",
+    "DORA",
     "DVTS",
     "MCTS",
     "PAD",

@@ -4,6 +4,7 @@ from .ab_mcts import ABMCTS
 from .base import Search
 from .beam_search import BeamSearch
 from .best_first import BestFirst
+from .dora import DORA
 from .dvts import DVTS
 from .mcts import MCTS
 from .prefix_search import PrefixSearch
@@ -14,6 +15,7 @@ from .votes import BestOfN, SelfConsistency
 
 __all__ = [
     "ABMCTS",
+    "DORA",
     "DVTS",
     "MCTS",
     "REBASE",

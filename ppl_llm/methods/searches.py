@@ -10,6 +10,7 @@ from .options import (
     BATCH,
     BEAM_WIDTH,
     CONTINUATIONS,
+    DIVERSITY_TEMPERATURE,
     EXPAND,
     EXPLORATION,
     FILTER_DUPLICATES,
@@ -54,6 +55,12 @@ def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call.keywords()).run
+    return run
+
+
+def _dora(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    keywords = {"temperature": o["allocation_temperature"], "diversity_temperature": o["diversity_temperature"]}
+    run: Run = search(model, o["particles"], **keywords, **call.keywords()).run
     return run
 
 
@@ -129,6 +136,15 @@ REBASE = Method(
     budget=Budget("B particles", "weighted", free=("allocation_temperature",)),
 )
 
+DORA = Method(
+    "dora",
+    "DORA",
+    "as rebase, with fewer continuations for beginnings that go the same way; no posterior",
+    (PARTICLES, ALLOCATION_TEMPERATURE, DIVERSITY_TEMPERATURE),
+    _dora,
+    budget=Budget("B particles", "weighted", free=("allocation_temperature", "diversity_temperature")),
+)
+
 BEST_FIRST = Method(
     "best-first",
     "BestFirst",
@@ -186,4 +202,4 @@ SPECULATIVE_REJECTION = Method(
     ),
 )
 
-FAMILY = (BEAM_SEARCH, DVTS, REBASE, BEST_FIRST, MCTS, AB_MCTS, SPECULATIVE_REJECTION)
+FAMILY = (BEAM_SEARCH, DVTS, REBASE, DORA, BEST_FIRST, MCTS, AB_MCTS, SPECULATIVE_REJECTION)

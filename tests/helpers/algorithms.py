@@ -7,8 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ppl_llm.inference import (
     ABMCTS,
+    DORA,
     DVTS,
     MCTS,
     PIMH,
@@ -29,6 +33,7 @@ from ppl_llm.inference import (
     TemperedSMC,
     WasteFreeSMC,
 )
+from ppl_llm.inference.particles.pytree import map_leaves
 
 ALL = "*"
 
@@ -100,6 +105,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 25, 40),
 }
 
+
+def numbered(state: Any) -> Tensor:
+    """Directions of particles by number, for states of any kind."""
+    found: list[Tensor] = []
+    map_leaves(state, lambda item: item, lambda tensor: found.append(tensor) or tensor)
+    like = found[0]
+    angle = torch.arange(len(like), dtype=torch.float64).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
+    return torch.stack([angle.cos(), angle.sin()], -1)
+
+
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
@@ -108,6 +123,7 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "MCTS": lambda model, nesting: MCTS(model, 48, 6, max_plate_nesting=nesting),
     "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
     "SpeculativeRejection": lambda model, nesting: SpeculativeRejection(model, 6, max_plate_nesting=nesting),
+    "DORA": lambda model, nesting: DORA(model, 6, embed=numbered, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_llm.inference import (
     ABMCTS,
+    DORA,
     MCTS,
     PIMH,
     PMMH,
@@ -47,6 +48,7 @@ from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.particles.history import Site
 from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.dora import DoraMessenger
 from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
 from ppl_llm.inference.search.score_posterior import Scores
@@ -1077,4 +1079,54 @@ WRONG_REJECTIONS: dict[str, type[SpeculativeRejection]] = {
     "keeps the worst": KeepsTheWorst,
     "share of all": ShareOfAll,
     "late": DroppedLate,
+}
+
+
+_DORA = "tests/inference/search/test_dora.py::test_rejects_wrong_directions"
+
+
+class _OffDiagonalMessenger(DoraMessenger):
+    def log_distinct(self, like: Tensor, active: Tensor) -> Tensor:
+        return -super().log_distinct(like, active)
+
+
+class _AllParticlesMessenger(DoraMessenger):
+    def log_distinct(self, like: Tensor, active: Tensor) -> Tensor:
+        return super().log_distinct(like, torch.ones_like(active))
+
+
+class _LengthsMessenger(DoraMessenger):
+    def _embeddings(self, like: Tensor) -> Tensor:
+        found = super()._embeddings(like)
+        return torch.cat([found, torch.ones_like(found[..., :1])], -1)
+
+
+def _with_directions(made: type[DoraMessenger]) -> type[DORA]:
+    class Wrong(DORA):
+        def messenger(self) -> DoraMessenger:
+            right = super().messenger()
+            return made(right.options, right.temperature, right.diversity_temperature, right.embed)
+
+    return Wrong
+
+
+@mutant("more for those who go the same way", _DORA)
+class MoreOfTheSame(_with_directions(_OffDiagonalMessenger)):  # type: ignore[misc]
+    """The sum of similarities in place of one's own share of it."""
+
+
+@mutant("finished particles take a direction", _DORA)
+class FinishedDirections(_with_directions(_AllParticlesMessenger)):  # type: ignore[misc]
+    """Particles that are not continued make those like them fewer."""
+
+
+@mutant("directions by length", _DORA)
+class DirectionsByLength(_with_directions(_LengthsMessenger)):  # type: ignore[misc]
+    """Similarity that depends on the length of an embedding, as that of vectors that are not centred at 0."""
+
+
+WRONG_DIRECTIONS: dict[str, type[DORA]] = {
+    "more of the same": MoreOfTheSame,
+    "finished": FinishedDirections,
+    "by length": DirectionsByLength,
 }

@@ -241,6 +241,34 @@ def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list
     return [Found(beam, tree.score(beam)) for beam in found]
 
 
+def dora(tree: Tree, draw: Draw, n: int, temperature: float, directions: list[list[float]], diversity: float) -> list[Found]:
+    """The definition of :class:`DORA`, with the direction of a prefix given by its last symbol."""
+
+    def cosine(a: Path, b: Path) -> float:
+        u, v = directions[a[-1]], directions[b[-1]]
+        return sum(x * y for x, y in zip(u, v, strict=True)) / ((math.hypot(*u) or 1.0) * (math.hypot(*v) or 1.0))
+
+    beams: list[Path] = [()] * n
+    found = beams
+    for t in range(tree.length):
+        beams = [beam if tree.finished(beam) else (*beam, draw(t, i)) for i, beam in enumerate(beams)]
+        found = beams
+        active = [i for i, beam in enumerate(beams) if not tree.finished(beam) and tree.score(beam) > -math.inf]
+        if not active:
+            continue
+        left = sum(not tree.finished(beam) for beam in beams)
+        crowd = {i: sum(math.exp((cosine(beams[i], beams[j]) - 1) / diversity) for j in active) for i in active}
+        shares = {i: math.exp(math.exp(tree.score(beams[i])) / temperature) / crowd[i] for i in active}
+        best_first = sorted(active, key=lambda i: round(math.log(shares[i]) * 1e9))[::-1]
+        copies = {i: 1 for i, beam in enumerate(beams) if tree.finished(beam)}
+        for k, i in enumerate(best_first):
+            copies[i] = max(0, math.ceil(left * shares[i] / sum(shares[j] for j in best_first[k:]) - 1e-9))
+            left -= copies[i]
+        further = iter([i for i in range(n) for _ in range(copies.get(i, 0) - 1)])
+        beams = [beams[i if copies.get(i, 0) else next(further)] for i in range(n)]
+    return [Found(beam, tree.score(beam)) for beam in found]
+
+
 def speculative_rejection(tree: Tree, draw: Draw, n: int, keep: float, marks: list[int]) -> list[Found]:
     """The definition: a particle keeps its draws until it is dropped, and then repeats the best of those that were not."""
     paths: list[Path] = [()] * n

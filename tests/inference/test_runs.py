@@ -18,6 +18,7 @@ from torch import Tensor
 from ppl_llm import TransformersLM, TransformersPRM, reasoning
 from ppl_llm.inference import (
     ABMCTS,
+    DORA,
     DVTS,
     MCTS,
     PIMH,
@@ -112,6 +113,7 @@ SHARED: dict[str, tuple[Any, dict[str, int]]] = {
     "MCTS": (MCTS(hidden_markov, 15, 3), {}),
     "ABMCTS": (ABMCTS(hidden_markov, 15, 3), {}),
     "SpeculativeRejection": (SpeculativeRejection(hidden_markov, 6), {}),
+    "DORA": (DORA(hidden_markov, 4, embed=lambda state: torch.ones(4, 2)), {}),
     "PrefixWalk": (PrefixWalk(hidden_markov, steps=20), {"num_samples": 3}),
     "DVTS": (DVTS(hidden_markov, 2, 2), {}),
 }

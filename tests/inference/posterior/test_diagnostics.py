@@ -36,6 +36,7 @@ ADDED: dict[str, set[str]] = {
     "MCTS": {"method", "scores"},
     "ABMCTS": {"method", "scores"},
     "SpeculativeRejection": {"method", "scores"},
+    "DORA": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
 }

@@ -12,6 +12,7 @@ import torch
 
 from ppl_llm.inference import (
     ABMCTS,
+    DORA,
     DVTS,
     MCTS,
     PIMH,
@@ -55,6 +56,7 @@ SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
     (REBASE, {"num_particles": 12}),
+    (DORA, {"num_particles": 12, "embed": lambda context: torch.nn.functional.one_hot(context.lengths, 99).double()}),
     (BestFirst, {"expand": 12, "budget": 60}),
     (MCTS, {"simulations": 60, "batch": 12}),
     (ABMCTS, {"simulations": 60, "batch": 12}),
