@@ -31,7 +31,7 @@ class ABMCTS(SimulationSearch):
     """Adaptive branching Monte Carlo tree search with node aggregation (AB-MCTS-A): Thompson sampling decides between wider and deeper.
 
     A simulation begins at the empty prefix. At each prefix it draws one mean score for a new child, from the posterior given the scores of
-    the prefix's children, and one for going on, from the posterior given the scores of all that lies below the children. Where the first is
+    the prefix's children, and one for going down, from the posterior given the scores of all that lies below the children. Where the first is
     at least as great, it draws a new child here. Otherwise each child draws a mean score from the posterior given its own score and all
     those below it, and the simulation goes to the child with the greatest. Complete executions, and those of score 0, are no children to go
     to; where there are no others a new child is drawn.
@@ -51,12 +51,12 @@ class ABMCTS(SimulationSearch):
     :param str value: the score of a node, as for :class:`MCTS`: ``prefix`` or ``rollout``.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a tree of its own.
     :param int max_tokens_total: draw nothing more once so many tokens have been sampled.
-    :param callback: called after each round with the :class:`SearchPosterior` of the children that it drew.
+    :param callback: called after each batch with the :class:`SearchPosterior` of its children.
     :raises ValueError: for arguments out of range; from :meth:`run` for scores that the posterior is not for.
 
     References
 
-    [1] *Wider or Deeper? Scaling LLM Inference-Time Compute with Adaptive Branching Tree Search*, Kou Misaki et al. (2025).
+    [1] *Wider or Deeper? Scaling LLM Inference-Time Compute with Adaptive Branching Tree Search*, Yuichi Inoue, Kou Misaki et al. (2025).
     """
 
     name: ClassVar[str] = "adaptive branching tree search"
@@ -96,7 +96,7 @@ class ABMCTS(SimulationSearch):
             node = torch.where(walking, torch.where(below, draws, -torch.inf).argmax(0), node)
 
     def continues(self, known: Subtrees, node: Tensor, children: Tensor) -> Tensor:
-        """Whether simulations at ``node [K, *plates]`` go on rather than draw a new child.
+        """Whether simulations at ``node [K, *plates]`` go down rather than draw a new child.
 
         :param Tensor children: ``[M, K, *plates]``.
         """

@@ -64,7 +64,7 @@ class MCTS(SimulationSearch):
     :param str value: ``prefix`` or ``rollout``.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has a tree of its own.
     :param int max_tokens_total: draw nothing more once so many tokens have been sampled.
-    :param callback: called after each round with the :class:`SearchPosterior` of the children that it drew.
+    :param callback: called after each batch with the :class:`SearchPosterior` of its children.
     :raises ValueError: for arguments out of range.
 
     References

@@ -1,4 +1,4 @@
-"""What searches by simulations share: rounds of a batch of children, and their values."""
+"""What searches by simulations share: batches of children, and their values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SimulationSearch(PrefixSearch):
 
     :param model: as for :class:`SMC`.
     :param int simulations: children drawn for each problem.
-    :param int batch: children of a round.
+    :param int batch: children drawn together.
     :param str value: ``prefix``, the score of the child, or ``rollout``, that of an execution that the model completes from it.
     """
 
@@ -53,7 +53,7 @@ class SimulationSearch(PrefixSearch):
 
     @abstractmethod
     def begin(self, tree: PrefixTree) -> Any:
-        """What is known of the nodes of a tree with one generation of children."""
+        """What is known of the nodes of a tree with its first children."""
 
     @abstractmethod
     def select(self, tree: PrefixTree, known: Any, number: int) -> Tensor:

@@ -109,7 +109,7 @@ class SpeculativeRejection(TreeSearch):
     """Best-of-N that drops completions with low scores while they are written.
 
     N completions are written side by side. Each time a mark is passed, only the share ``keep`` of a problem's unfinished completions with
-    the best scores goes on (rounded up, so one at least; of equal scores the first). The others write nothing more, and their places in the
+    the best scores continues (rounded up, so one at least; of equal scores the first). The others write nothing more, and their places in the
     batch cost nothing. Finished completions stay. The best finished one is the answer, or, where none has finished by the end of the model,
     the best that was kept. With ``keep=1`` it is :class:`BestOfN`.
 

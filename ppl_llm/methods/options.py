@@ -101,7 +101,7 @@ BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
 LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
 KEEP = Option("keep", float, "Share of the unfinished solutions kept at each mark.", 0.5, least=0.001, most=1.0)
-MARKS = Option("marks", str, "Where solutions are dropped, such as 1,2,4; doubling goes on by itself.", "doubling")
+MARKS = Option("marks", str, "Where solutions are dropped, such as 1,2,4; doubling is 1,2,4,8 and so forth.", "doubling")
 MARK_UNIT = Option(
     "mark_unit", str, "What marks count: steps, or tokens for each solution begun.", "steps", choices=("steps", "tokens"), parameter="unit"
 )

@@ -57,8 +57,8 @@ def best_first(tree: RecordedTree, problem: int, expand: int, budget: int, step_
     node: Path = ()
     pops = []
     for number in range(budget // expand):
-        rounds = tree.runs[number] if number < len(tree.runs) else []
-        symbols = [int(rounds[len(node)][i, problem]) if len(node) < len(rounds) else -1 for i in range(expand)]
+        steps = tree.runs[number] if number < len(tree.runs) else []
+        symbols = [int(steps[len(node)][i, problem]) if len(node) < len(steps) else -1 for i in range(expand)]
         if not all(0 <= symbol < SYMBOLS for symbol in symbols):
             return NOT_DRAWN
         open_ += [(*node, symbol) for symbol in symbols if tree.score((*node, symbol)) > -math.inf]
@@ -136,7 +136,7 @@ def mcts(
     widening_power: float = 0.5,
     value: str = "prefix",
 ) -> Simulated:
-    """The definition of :class:`MCTS`: run r of the model draws the children of round r."""
+    """The definition of :class:`MCTS`: run r of the model draws the r-th batch of children."""
     nodes = [Node((), 0, 0.0, visits=0)]
     parents: list[int] = []
 
@@ -190,7 +190,7 @@ def answer_of(tree: RecordedTree, nodes: list[Node]) -> Path:
 
 
 Arms = tuple[Any, Any, Any]
-"""Draws of a round at one depth, one row for each simulation: for a new child, for going on, and for every node by its number."""
+"""Draws of a batch at one depth, one row for each simulation: for a new child, for going down, and for every node by its number."""
 
 
 def ab_mcts(
@@ -198,8 +198,8 @@ def ab_mcts(
 ) -> tuple[Simulated, list[list[tuple[list[list[float]], ...]]]]:
     """The definition of :class:`ABMCTS` with given draws of mean scores, and the scores that each of them must have been drawn from.
 
-    :param list draws: of each round but the first, of each depth.
-    :returns: also, in the shape of ``draws``, the scores behind a new child and behind going on of each simulation, and those of each node.
+    :param list draws: of each batch but the first, of each depth.
+    :returns: also, in the shape of ``draws``, the scores behind a new child and behind going down of each simulation, and those of each node.
     """
     nodes = [Node((), 0, 0.0, visits=0)]
     parents: list[int] = []
@@ -225,9 +225,9 @@ def ab_mcts(
             if not below or not float(deeper[k]) > float(wider[k]):
                 return at
             if arms is None:
-                raise MissingDraw("the simulations go on, and no child was drawn for")
+                raise MissingDraw("the simulations go down, and no child was drawn for")
             at = max(below, key=lambda i: (float(arms[i][k]), -i))
-        raise MissingDraw("the simulations go on, and nothing was drawn for the next prefix")
+        raise MissingDraw("the simulations go down, and nothing was drawn for the next prefix")
 
     run = 0
     while len(parents) < simulations:

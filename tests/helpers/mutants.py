@@ -994,9 +994,9 @@ WRONG_SIMULATIONS: dict[str, type[MCTS]] = {
 _BRANCHES = "tests/inference/search/test_ab_mcts.py::test_rejects_wrong_branches"
 
 
-@mutant("going on by the children's own scores", _BRANCHES)
+@mutant("going down by the children's own scores", _BRANCHES)
 class ChildrenCountTwice(ABMCTS):
-    """The scores of children decide for a new child and for going on, too: there is no telling wider from deeper."""
+    """The scores of children decide for a new child and for going down, too: there is no telling wider from deeper."""
 
     def continues(self, known: Any, node: Tensor, children: Tensor) -> Tensor:
         new = Scores(*(torch.where(children, scores[:, None], 0.0).sum(0) for scores in known.own))
@@ -1016,7 +1016,7 @@ class OwnScores(ABMCTS):
         known.all = Scores(*(torch.where(inner, own, every) for own, every in zip(known.own, known.all, strict=True)))
 
 
-@mutant("wider where going on was drawn", _BRANCHES)
+@mutant("wider where going down was drawn", _BRANCHES)
 class WiderInstead(ABMCTS):
     """The greatest draw decides the other way round."""
 

@@ -22,11 +22,11 @@ PROBLEMS = 20
 
 
 class Recording:
-    """What a search has drawn: of each round but the first, of each depth, the arguments and results of up to three draws."""
+    """What a search has drawn: of each batch but the first, of each depth, the arguments and results of up to three draws."""
 
     def __init__(self, kind: type[ABMCTS]) -> None:
         self.parents: list[Tensor] = []
-        self.rounds: list[list[tuple[Scores, Tensor]]] = []
+        self.batches: list[list[tuple[Scores, Tensor]]] = []
         outer = self
 
         class Watched(kind):  # type: ignore[misc, valid-type]
@@ -35,27 +35,27 @@ class Recording:
                 return super().begin(tree)
 
             def select(self, tree: Any, known: Any, number: int) -> Tensor:
-                outer.rounds.append([])
+                outer.batches.append([])
                 outer.parents.append(super().select(tree, known, number))
                 return outer.parents[-1]
 
             def draw(self, scores: Scores) -> Tensor:
-                outer.rounds[-1].append((scores, super().draw(scores)))
-                return outer.rounds[-1][-1][1]
+                outer.batches[-1].append((scores, super().draw(scores)))
+                return outer.batches[-1][-1][1]
 
         self.kind = Watched
 
     def arms(self, problem: int) -> list[list[Any]]:
         """Draws of one problem as the definition takes them."""
         found = []
-        for calls in self.rounds:
+        for calls in self.batches:
             draws = [result[..., problem] for _, result in calls]
             found.append([(draws[i], draws[i + 1], draws[i + 2] if i + 2 < len(draws) else None) for i in range(0, len(draws), 3)])
         return found
 
     def explains(self, problem: int, behind: list[list[tuple[Any, ...]]]) -> bool:
         """Whether each mean was drawn given the count, sum and squares of the scores that the definition gives it."""
-        for calls, levels in zip(self.rounds, behind, strict=True):
+        for calls, levels in zip(self.batches, behind, strict=True):
             for depth, level in enumerate(levels):
                 new, further, nodes = level
                 for call, groups in ((0, new), (1, further)):

@@ -20,7 +20,7 @@ SHAPES = [(1, 4), (2, 2), (3, 2), (2, 3)]
 
 
 def inner(seed: int, **kwargs: Any) -> InnerRuns:
-    """A tree whose most probable symbol goes on."""
+    """A tree whose most probable symbol is no end."""
     made = tree(seed, **kwargs)
     return InnerRuns(torch.tensor([0.2, 0.2, 0.35, 0.25], dtype=torch.float64), made.factors, made.ends, made.forced, made.final_barrier)
 

@@ -160,7 +160,7 @@ def test_shorter_prefixes_wait() -> None:
     pyro.set_rng_seed(0)
     rounds: list[int] = []
     MCTS(model, 24, 4, exploration=0.0, widening_power=0.2, callback=lambda p: rounds.append(sum(drawn))).run()
-    # where all particles draw, nobody is asked to wait, and the first round has no other prefix
+    # where all particles draw, nobody is asked to wait, and the first batch has no other prefix
     assert len(rounds) == 6 and all(b - a <= 4 for a, b in itertools.pairwise(rounds)) and rounds[-1] > 0
 
 

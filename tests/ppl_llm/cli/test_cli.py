@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 import ppl_llm.cli.loading as loading
-from ppl_llm import TabularLM, TabularReward
+from ppl_llm import Context, TabularLM, TabularReward
 from ppl_llm.cli import app
 from ppl_llm.cli.report import plain
 from ppl_llm.demo import example, make_problem
@@ -34,7 +34,14 @@ def tabular_lm(ends: bool = True) -> TabularLM:
         logits[:, 4] = logits[:, 5] = 0.0
         logits[4:6] = -torch.inf
         logits[4:6, 6] = 0.0
-    return TabularLM(logits, SYMBOLS, eos="$")
+    lm = TabularLM(logits, SYMBOLS, eos="$")
+    states = torch.eye(len(SYMBOLS) + 1)  # a table has none, and some methods ask for them: one for each symbol
+
+    def hidden_states(context: Context, positions: torch.Tensor) -> torch.Tensor:
+        return states[context.tokens.take_along_dim(positions.clamp(min=0), -1)] * (positions >= 0)[..., None]
+
+    lm.hidden_states = hidden_states
+    return lm
 
 
 class Prm:
