@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     single_thread()
-    size = (16, 4, 32, 3, 4) if arguments.quick else (arguments.simulations, arguments.batch, 128, 6, 16)
+    size = (16, 4, 32, 3, 4) if arguments.quick else (arguments.simulations, arguments.batch, 128, 4, 12)
     rows = compare(*size, arguments.repeats)
     print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
     print(table(rows))

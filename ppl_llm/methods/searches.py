@@ -163,7 +163,7 @@ BEST_FIRST = Method(
 MCTS = Method(
     "mcts",
     "MCTS",
-    "Monte Carlo tree search: looks again at beginnings by their mean score and how seldom it did; no posterior",
+    "Monte Carlo tree search: beginnings by mean score and number of visits; no posterior",
     (SIMULATIONS, BATCH, EXPLORATION, WIDENING, WIDENING_POWER, VALUE, MAX_TOKENS_TOTAL),
     _mcts,
     budget=Budget(
@@ -177,7 +177,7 @@ MCTS = Method(
 AB_MCTS = Method(
     "ab-mcts",
     "ABMCTS",
-    "adaptive branching tree search: draws whether a new step or an old one is better; no posterior",
+    "adaptive branching tree search: draws whether wider or deeper is better; no posterior",
     (SIMULATIONS, BATCH, SCORE_POSTERIOR, VALUE, MAX_TOKENS_TOTAL),
     _ab_mcts,
     budget=Budget(
