@@ -31,8 +31,8 @@ class ABMCTS(SimulationSearch):
     """Adaptive branching Monte Carlo tree search with node aggregation (AB-MCTS-A): Thompson sampling decides between wider and deeper.
 
     A simulation begins at the empty prefix. At each prefix it draws one mean score for a new child, from the posterior given the scores of
-    the prefix's children, and one for going down, from the posterior given the scores of all that lies below the children. Where the first is
-    at least as great, it draws a new child here. Otherwise each child draws a mean score from the posterior given its own score and all
+    the prefix's children, and one for going down, from the posterior given the scores of all that lies below these. Where the first is at
+    least as great, it draws a new child here. Otherwise each child draws a mean score from the posterior given its own score and all
     those below it, and the simulation goes to the child with the greatest. Complete executions, and those of score 0, are no children to go
     to; where there are no others a new child is drawn.
 

@@ -109,7 +109,12 @@ ALGORITHMS: dict[str, Algorithm] = {
 def numbered(state: Any) -> Tensor:
     """Directions of particles by number, for states of any kind."""
     found: list[Tensor] = []
-    map_leaves(state, lambda item: item, lambda tensor: found.append(tensor) or tensor)
+
+    def of_object(item: Any) -> Any:
+        found.extend(value for value in vars(item).values() if isinstance(value, Tensor))
+        return item
+
+    map_leaves(state, of_object, lambda tensor: found.append(tensor) or tensor)
     like = found[0]
     angle = torch.arange(len(like), dtype=torch.float64).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
     return torch.stack([angle.cos(), angle.sin()], -1)
@@ -117,10 +122,13 @@ def numbered(state: Any) -> Tensor:
 
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
+    "BeamSearch, lookahead": lambda model, nesting: BeamSearch(model, 2, 3, lookahead=1, filter_duplicates=True, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "DVTS, lookahead": lambda model, nesting: DVTS(model, 2, 3, lookahead=2, filter_duplicates=True, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
     "MCTS": lambda model, nesting: MCTS(model, 48, 6, max_plate_nesting=nesting),
+    "MCTS, rollouts": lambda model, nesting: MCTS(model, 48, 6, value="rollout", max_plate_nesting=nesting),
     "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
     "SpeculativeRejection": lambda model, nesting: SpeculativeRejection(model, 6, max_plate_nesting=nesting),
     "DORA": lambda model, nesting: DORA(model, 6, embed=numbered, max_plate_nesting=nesting),

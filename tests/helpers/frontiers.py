@@ -199,7 +199,7 @@ def ab_mcts(
     """The definition of :class:`ABMCTS` with given draws of mean scores, and the scores that each of them must have been drawn from.
 
     :param list draws: of each batch but the first, of each depth.
-    :returns: also, in the shape of ``draws``, the scores behind a new child and behind going down of each simulation, and those of each node.
+    :returns: also, in the shape of ``draws``, the scores behind a new child and going down of each simulation, and those of each node.
     """
     nodes = [Node((), 0, 0.0, visits=0)]
     parents: list[int] = []
