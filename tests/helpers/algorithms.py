@@ -33,7 +33,6 @@ from ppl_llm.inference import (
     TemperedSMC,
     WasteFreeSMC,
 )
-from ppl_llm.inference.particles.pytree import map_leaves
 
 ALL = "*"
 
@@ -106,18 +105,10 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def numbered(state: Any) -> Tensor:
-    """Directions of particles by number, for states of any kind."""
-    found: list[Tensor] = []
-
-    def of_object(item: Any) -> Any:
-        found.extend(value for value in vars(item).values() if isinstance(value, Tensor))
-        return item
-
-    map_leaves(state, of_object, lambda tensor: found.append(tensor) or tensor)
-    like = found[0]
-    angle = torch.arange(len(like), dtype=torch.float64).view(-1, *(1,) * (like.dim() - 1)).expand_as(like)
-    return torch.stack([angle.cos(), angle.sin()], -1)
+def numbered(num_particles: int, nesting: int) -> Callable[[Any], Tensor]:
+    """Directions of particles by number, whatever their state."""
+    angle = torch.arange(num_particles, dtype=torch.float64).view(-1, *(1,) * nesting)
+    return lambda state: torch.stack([angle.cos(), angle.sin()], -1)
 
 
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
@@ -131,7 +122,7 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "MCTS, rollouts": lambda model, nesting: MCTS(model, 48, 6, value="rollout", max_plate_nesting=nesting),
     "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
     "SpeculativeRejection": lambda model, nesting: SpeculativeRejection(model, 6, max_plate_nesting=nesting),
-    "DORA": lambda model, nesting: DORA(model, 6, embed=numbered, max_plate_nesting=nesting),
+    "DORA": lambda model, nesting: DORA(model, 6, embed=numbered(6, nesting), max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
 }
