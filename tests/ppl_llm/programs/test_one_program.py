@@ -54,6 +54,7 @@ POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
 
 SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
+    (BeamSearch, {"beam_width": 3, "expand": 4, "lookahead": 1, "filter_duplicates": True}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
     (REBASE, {"num_particles": 12}),
     (DORA, {"num_particles": 12, "embed": lambda context: torch.nn.functional.one_hot(context.lengths, 99).double()}),
