@@ -2,6 +2,7 @@
 
 from pyro import barrier
 
+from .adaptive import Adaptive, BetaMajority, Pandora, SameAnswers, Share, StoppingRule
 from .concurrent.run_concurrently import run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
@@ -23,6 +24,7 @@ from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
+from .posterior.adaptive_posterior import AdaptivePosterior
 from .posterior.audit_report import AuditReport
 from .posterior.chain_posterior import ChainPosterior, PooledPosterior
 from .posterior.decision import Decision
@@ -59,12 +61,15 @@ __all__ = [
     "REBASE",
     "RESAMPLERS",
     "SMC",
+    "Adaptive",
+    "AdaptivePosterior",
     "AuditError",
     "AuditMessenger",
     "AuditReport",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BetaMajority",
     "BetaScores",
     "ChainPosterior",
     "ConditionalResampler",
@@ -78,6 +83,7 @@ __all__ = [
     "Importance",
     "IslandPosterior",
     "NormalScores",
+    "Pandora",
     "ParallelTempering",
     "ParallelTemperingPosterior",
     "ParticleGibbs",
@@ -89,10 +95,13 @@ __all__ = [
     "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
+    "SameAnswers",
     "SearchPosterior",
     "Selection",
     "SelfConsistency",
+    "Share",
     "SpeculativeRejection",
+    "StoppingRule",
     "SuffixMH",
     "TemperMessenger",
     "TemperedPosterior",

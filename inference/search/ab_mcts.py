@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from .prefix_tree import PrefixTree
 from .score_posterior import ScorePosterior, Scores, score_posterior
 from .simulation_search import SimulationSearch, ancestors, continued
@@ -61,6 +62,7 @@ class ABMCTS(SimulationSearch):
 
     name: ClassVar[str] = "adaptive branching tree search"
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

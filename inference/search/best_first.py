@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_count
 from .prefix_search import PrefixSearch
 from .prefix_tree import PrefixTree
@@ -45,6 +46,7 @@ class BestFirst(PrefixSearch):
     name: ClassVar[str] = "best-first search"
     reason: ClassVar[str] = "it follows the best prefix alone, and that is no draw from the posterior"
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

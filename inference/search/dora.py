@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from ..handlers.filter_options import FilterOptions
 from ..particles.pytree import map_leaves
 from ..posterior.particle_posterior import ParticlePosterior
-from ..util.validation import check_function, check_positive
+from ..util.checked import checked
+from ..util.validation import check_positive
 from .rebase import REBASE, RebaseMessenger
 
 _ROUNDING = 1e-9
@@ -106,6 +107,7 @@ class DORA(REBASE):
     [1] *Every Rollout Counts: Optimal Resource Allocation for Efficient Test-Time Scaling*, Xinglin Wang et al. (2025).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -118,7 +120,6 @@ class DORA(REBASE):
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_function("embed", embed)
         check_positive("diversity_temperature", diversity_temperature)
         keywords = {"max_plate_nesting": max_plate_nesting, "audit": audit, "callback": callback}
         super().__init__(model, num_particles, temperature=temperature, **keywords)  # type: ignore[arg-type]

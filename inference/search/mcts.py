@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_positive
 from .prefix_tree import PrefixTree
 from .simulation_search import SimulationSearch, ancestors, continued
@@ -76,6 +77,7 @@ class MCTS(SimulationSearch):
 
     name: ClassVar[str] = "Monte Carlo tree search"
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -20,7 +20,8 @@ from ..particles.run_scope import RunScope, run_scope
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
-from ..util.validation import check_count, check_function, check_model
+from ..util.checked import checked
+from ..util.validation import check_optional_count
 from .prefix_tree import PrefixTree
 
 TOKENS = "tokens_sampled"
@@ -41,6 +42,7 @@ class PrefixSearch(ABC):
     name: ClassVar[str]
     reason: ClassVar[str] = "it follows the prefixes that look best, and these are no draws from the posterior"
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -50,9 +52,7 @@ class PrefixSearch(ABC):
         max_tokens_total: int | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
-        check_function("callback", callback)
-        check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
+        check_optional_count("max_tokens_total", max_tokens_total)
         self.model, self.max_tokens_total, self.callback = model, max_tokens_total, callback
         self.options = FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0)
 

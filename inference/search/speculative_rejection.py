@@ -15,6 +15,7 @@ from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..particles.site_util import draw_where
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
+from ..util.checked import checked
 from ..util.validation import unknown_name
 from .tree_search import TreeSearch
 
@@ -136,6 +137,7 @@ class SpeculativeRejection(TreeSearch):
     [1] *Fast Best-of-N Decoding via Speculative Rejection*, Hanshi Sun et al. (2024).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -145,13 +145,20 @@ class Settings:
         """Whether the method asks a reward."""
         return self.named.method.scored
 
+    @property
+    def unit(self) -> str:
+        """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
+        return self.named.method.unit_under(self.given())
+
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals()))
+        equivalent = None if self.equivalence == "exact" else self.equivalent()
+        call = Call(callback, proposals=self._proposals(), equivalent=equivalent)
+        return model, self.named.method.start(model, self.given(), call)
 
     def _proposals(self) -> StepProposal | None:
         if self.constraint is None:
@@ -161,7 +168,7 @@ class Settings:
         return StepProposal(constraint=self.constraint)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
@@ -171,8 +178,8 @@ class Settings:
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         preset = self.preset or "exact"
-        model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
-        return self.named.adapted(model)
+        chosen["finish"] = finish_of(self.lm, self.finish)
+        return self.named.adapted(build_reasoning(lm, prm, preset, **chosen))
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.

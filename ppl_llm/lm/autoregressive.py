@@ -173,7 +173,9 @@ class AutoregressiveLM(ABC):
         total, width = context.lengths.numel(), positions.shape[-1]
         flat = positions.to(self.device).expand(*context.batch_shape, width).reshape(total, width)
         if bool((flat >= context.lengths.reshape(-1, 1)).any()):
-            raise ValueError(f"position {int(flat.max())} is behind the end of a sequence; the longest has {int(context.lengths.max())} tokens")
+            raise ValueError(
+                f"position {int(flat.max())} is behind the end of a sequence; the longest has {int(context.lengths.max())} tokens"
+            )
         found = torch.zeros(total, width, size, device=self.device)
         active = (flat >= 0).any(-1).nonzero()[:, 0]
         for attempt in self._at_once.in_batches(len(active), self._source.release):

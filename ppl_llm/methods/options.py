@@ -24,6 +24,7 @@ class Option:
     :ivar float most: largest value.
     :ivar tuple choices: names to choose from; empty where any text will do.
     :ivar str parameter: what the library calls it in its messages, where that is another name.
+    :ivar bool colons: whether its values have colons, as in ``self-consistency:until=beta:0.95:batch=8``.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Option:
     most: float | None = None
     choices: tuple[str, ...] = ()
     parameter: str = ""
+    colons: bool = False
 
     @property
     def flag(self) -> str:
@@ -68,6 +70,8 @@ class Option:
             from ..inference.util.validation import unknown_name
 
             raise unknown_name(self.name, value, self.choices)
+        if self.name == "until":
+            parse_until(value)
         if self.kind is int and self.least is not None and value < self.least:
             raise ValueError(f"{self.name} must be an integer of at least {self.least}, got {value}")
         if self.kind is float and self.least is not None and self.most is not None and not self.least <= value <= self.most:
@@ -87,6 +91,18 @@ ESS_THRESHOLD = Option(
 ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1)
 MAX_TOKENS_TOTAL = Option("max_tokens_total", int, "Stop when so many tokens are written.", least=1)
 AUDIT = Option("audit", bool, "Replay the solutions and compare every log-probability.", False)
+UNTIL = Option(
+    "until",
+    str,
+    "Stop when the vote is settled: beta:0.95 (the leader leads with this probability), same:3 (so many equal answers in a row), "
+    "share:0.75 (of the votes), or pandora:0.01 (a sample costs more than it is expected to gain; best-of-n and importance). Particles "
+    "are then the most that it may take.",
+    colons=True,
+)
+BATCH = Option("batch", int, "With --until: solutions drawn before the vote is looked at again; by default 4.", least=1)
+DOUBLING = Option("doubling", bool, "With --until: draw as many solutions in a batch as there are.", False)
+BATCHES = (UNTIL, BATCH, DOUBLING)
+BATCH_NAMES = tuple(option.name for option in BATCHES)
 ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
@@ -114,7 +130,7 @@ DIVERSITY_TEMPERATURE = Option(
 )
 CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
 SIMULATIONS = Option("simulations", int, "Steps written in all, each a simulation of a tree search.", 64, least=1)
-BATCH = Option("batch", int, "Simulations whose steps are written together.", 8, least=1)
+SIMULATION_BATCH = Option("simulation_batch", int, "Simulations whose steps are written together.", 8, least=1, parameter="batch")
 VALUE = Option("value", str, "Score of a beginning: its own, or that of a solution written from it.", "prefix", choices=VALUES)
 EXPLORATION = Option("exploration", float, "Greater values look more at beginnings that were looked at less.", 1.0, least=0.0, most=1000.0)
 WIDENING = Option("widening", float, "Continuations of a beginning that was looked at once.", 1.0, least=0.001, most=1000.0)
@@ -146,6 +162,33 @@ def parse_marks(text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"marks must be integers separated by commas, such as 1,2,4, or doubling, got {text!r}") from error
+
+
+RULES: dict[str, tuple[str, type]] = {
+    "beta": ("BetaMajority", float),
+    "same": ("SameAnswers", int),
+    "share": ("Share", float),
+    "pandora": ("Pandora", float),
+}
+"""Rules of ``until``: the name of the class, and the kind of its number."""
+
+
+def parse_until(text: str) -> tuple[str, Any]:
+    """The class and the number of a rule such as ``beta:0.95``.
+
+    :raises ValueError: for an unknown rule, or what is no number.
+    """
+    name, _, number = text.partition(":")
+    if name not in RULES:
+        from ..inference.util.validation import unknown_name
+
+        raise unknown_name("until", name, RULES)
+    rule, kind = RULES[name]
+    try:
+        return rule, kind(number)
+    except ValueError as error:
+        example = {"beta": "0.95", "same": "3", "share": "0.75", "pandora": "0.01"}[name]
+        raise ValueError(f"until must be a rule with its number, such as {name}:{example}, got {text!r}") from error
 
 
 def parse_betas(text: str) -> Any:

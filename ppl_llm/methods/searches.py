@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from .base import Budget, Call, Method, Options, Run
 from .options import (
     ALLOCATION_TEMPERATURE,
-    BATCH,
     BEAM_WIDTH,
     CONTINUATIONS,
     DIVERSITY_TEMPERATURE,
@@ -21,6 +20,7 @@ from .options import (
     MAX_TOKENS_TOTAL,
     PARTICLES,
     SCORE_POSTERIOR,
+    SIMULATION_BATCH,
     SIMULATIONS,
     SUBTREES,
     VALUE,
@@ -82,13 +82,13 @@ _UCT = ("exploration", "widening", "widening_power")
 
 def _mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {name: o[name] for name in (*_UCT, *_SIMULATION)}
-    run: Run = search(model, o["simulations"], o["batch"], **keywords, **call.keywords()).run
+    run: Run = search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()).run
     return run
 
 
 def _ab_mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {"posterior": o["score_posterior"], **{name: o[name] for name in _SIMULATION}}
-    run: Run = search(model, o["simulations"], o["batch"], **keywords, **call.keywords()).run
+    run: Run = search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()).run
     return run
 
 
@@ -164,13 +164,13 @@ MCTS = Method(
     "mcts",
     "MCTS",
     "Monte Carlo tree search: beginnings by mean score and number of visits; no posterior",
-    (SIMULATIONS, BATCH, EXPLORATION, WIDENING, WIDENING_POWER, VALUE, MAX_TOKENS_TOTAL),
+    (SIMULATIONS, SIMULATION_BATCH, EXPLORATION, WIDENING, WIDENING_POWER, VALUE, MAX_TOKENS_TOTAL),
     _mcts,
     budget=Budget(
         "4 B steps, as many as B solutions of 4 steps have; 2 B rollouts",
         "best-of-n",
         _simulations,
-        free=("batch", *_UCT, "value"),
+        free=("simulation_batch", *_UCT, "value"),
     ),
 )
 
@@ -178,13 +178,13 @@ AB_MCTS = Method(
     "ab-mcts",
     "ABMCTS",
     "adaptive branching tree search: draws whether wider or deeper is better; no posterior",
-    (SIMULATIONS, BATCH, SCORE_POSTERIOR, VALUE, MAX_TOKENS_TOTAL),
+    (SIMULATIONS, SIMULATION_BATCH, SCORE_POSTERIOR, VALUE, MAX_TOKENS_TOTAL),
     _ab_mcts,
     budget=Budget(
         "4 B steps, as many as B solutions of 4 steps have; 2 B rollouts",
         "best-of-n",
         _simulations,
-        free=("batch", "score_posterior", "value"),
+        free=("simulation_batch", "score_posterior", "value"),
     ),
 )
 

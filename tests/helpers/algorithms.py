@@ -19,6 +19,7 @@ from ppl_llm.inference import (
     PMMH,
     REBASE,
     SMC,
+    Adaptive,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -114,6 +115,7 @@ def numbered(num_particles: int, nesting: int) -> Callable[[Any], Tensor]:
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
     "BeamSearch, lookahead": lambda model, nesting: BeamSearch(model, 2, 3, lookahead=1, filter_duplicates=True, max_plate_nesting=nesting),
+    "BeamSearch without duplicates": lambda model, nesting: BeamSearch(model, 2, 3, filter_duplicates=True, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
     "DVTS, lookahead": lambda model, nesting: DVTS(model, 2, 3, lookahead=2, filter_duplicates=True, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
@@ -125,5 +127,11 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "DORA": lambda model, nesting: DORA(model, 6, embed=numbered(6, nesting), max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
+    "Adaptive": lambda model, nesting: Adaptive(
+        SMC(model, 2, max_plate_nesting=nesting), until=lambda posterior: posterior.num_particles >= 6, max_particles=8
+    ),
 }
 """They have no target: their own tests hold them to their definitions."""
+
+LISTED = {"Adaptive": "give the problems as a list"}
+"""Searches that run each problem alone, and the words by which they refuse a plate of problems that is no list."""
