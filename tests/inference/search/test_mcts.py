@@ -231,7 +231,7 @@ def test_rejects_wrong_simulations(name: str) -> None:
         ({"widening": 0.0}, "widening must be a finite number above 0, got 0.0"),
         ({"widening_power": 1.5}, r"widening_power must lie in \[0, 1\], got 1.5"),
         ({"value": "rollouts"}, "unknown value 'rollouts'; did you mean 'rollout'"),
-        ({"max_tokens_total": 0}, "max_tokens_total must be an integer of at least 1, got 0"),
+        ({"max_tokens_total": 0}, "max_tokens_total must be None or an integer of at least 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
