@@ -10,10 +10,14 @@ from .errors import AuditError, SMCFailed
 from .handlers.audit_messenger import AuditMessenger
 from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
+from .handlers.power_messenger import PowerMessenger, power
 from .handlers.proposal_messenger import ProposalMessenger
 from .handlers.reference_messenger import ReferenceMessenger
+from .handlers.rejuvenate_messenger import RejuvenateMessenger
 from .handlers.temper_messenger import TemperMessenger
+from .handlers.until_messenger import UntilMessenger, until
 from .importance import Importance
+from .mcmc.block_mh import BlockMH
 from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .mcmc.particle_gibbs import ParticleGibbs
 from .mcmc.pimh import PIMH
@@ -71,6 +75,7 @@ __all__ = [
     "BestOfN",
     "BetaMajority",
     "BetaScores",
+    "BlockMH",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
@@ -90,9 +95,11 @@ __all__ = [
     "ParticleMessenger",
     "ParticlePosterior",
     "PooledPosterior",
+    "PowerMessenger",
     "PrefixWalk",
     "ProposalMessenger",
     "ReferenceMessenger",
+    "RejuvenateMessenger",
     "Resampler",
     "SMCFailed",
     "SameAnswers",
@@ -108,11 +115,13 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "UntilMessenger",
     "WasteFreeSMC",
     "Weights",
     "barrier",
     "count",
     "multinomial",
+    "power",
     "replicate",
     "representatives",
     "residual",
@@ -120,4 +129,5 @@ __all__ = [
     "ssp",
     "stratified",
     "systematic",
+    "until",
 ]

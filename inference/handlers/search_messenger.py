@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.poutine.util import site_is_subsample
@@ -53,6 +53,8 @@ class SearchMessenger(CandidateMessenger):
     :ivar look: from the state of a barrier, N and the number of plates to log-weights ``[N, *plates]`` by which unfinished particles are
         selected in place of their own; ``None`` without a look ahead.
     """
+
+    bridges: ClassVar[bool] = False
 
     look: Callable[[Snapshot, int, int], Tensor] | None = None
 

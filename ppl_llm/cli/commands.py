@@ -24,10 +24,10 @@ from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_options, tell, unescaped
+from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, prompt_options, tell, unescaped
 from .notes import notes
 from .one_line_errors import OneLineErrors
-from .settings import Settings
+from .settings import Settings, default_method
 
 _PROBLEM = example(1).text
 
@@ -125,12 +125,14 @@ def solve(
             is_eager=True,
             help=_METHOD_HELP,
             autocompletion=completion.among(SOLVING),
-            show_default="smc; self-consistency without a reward",
+            show_default="smc; without a reward power-smc, on servers self-consistency",
         ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help=_PRESET_HELP, show_default="exact", autocompletion=completion.among(completion.PRESETS))
     ] = None,
+    power: Annotated[float | None, typer.Option(help=POWER, show_default="1; 4 for power-smc and power-mh")] = None,
+    bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -171,7 +173,7 @@ def solve(
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
-            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" else "smc",
+            method=method if method is not None else default_method(lm, chosen_reward),
             preset=preset,
             max_steps=max_steps,
             max_tokens=max_tokens,
@@ -189,6 +191,8 @@ def solve(
             json_schema=json_schema,
             regex=regex,
             choices=choices,
+            power=power,
+            bridge=bridge,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (

@@ -22,8 +22,9 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, finish_of, prompt_options, tell, unescaped
 from .remote import importing
+from .settings import default_method
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -90,7 +91,7 @@ def evaluate(
         typer.Option(
             help=_METHODS_HELP,
             autocompletion=completion.several(BUDGETED),
-            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward",
+            show_default=f"{_DEFAULT_METHODS}; without a reward power-smc and self-consistency",
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
@@ -108,6 +109,8 @@ def evaluate(
     ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
+    power: Annotated[float, typer.Option(help=POWER)] = 1.0,
+    bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -172,13 +175,17 @@ def evaluate(
             prm_family=prm_family,
             answer_fallback=answer_fallback,
             keep_texts=keep_texts,
+            power=power,
+            bridge=bridge,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
         if methods is None:
-            methods = "self-consistency" if chosen.kind == "none" else _DEFAULT_METHODS
+            methods = (
+                _DEFAULT_METHODS if chosen.kind != "none" else ",".join(dict.fromkeys((default_method(lm, chosen), "self-consistency")))
+            )
             if chosen.kind == "none":
-                tell("no reward model was given: a majority vote. Others need --prm, or --reward judge, confidence or another", log)
+                tell(f"no reward model was given: {methods}. Others need --prm, or --reward judge, confidence or another", log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")

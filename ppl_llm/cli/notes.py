@@ -20,8 +20,9 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
     if reward is None and asked and settings.reward.kind != "none":
         yield f"--method {name} asks no reward: {settings.reward} is not loaded"
     if reward is None and not asked and settings.lm != "demo":
+        what = "prefers what the language model finds probable as a whole" if settings.named.method.power != 1 else "takes a majority vote"
         yield (
-            f"no reward model was given: {name} takes the most frequent answer. Others need --prm, or --reward judge, confidence, "
+            f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward judge, confidence, "
             "self-certainty or verifier"
         )
     longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)

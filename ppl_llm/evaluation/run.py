@@ -82,11 +82,12 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
-    scored = [name for name in methods if get_method(name).method.scored]
+    scored = [name for name in methods if (m := get_method(name)).method.needs_reward(m.model_options.get("power", models.power))]
     if models.chosen_reward.kind == "none" and scored:
         raise ValueError(
             f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
-            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
+            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method power-smc or "
+            "self-consistency"
         )
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)

@@ -46,6 +46,8 @@ class Models:
     :param str chat_template: Jinja template in place of the tokenizer's.
     :param str prm_family: of a process reward model; recognised by its configuration by default.
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
+    :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
+    :param int bridge: steps along which it grows.
     :param bool keep_texts: record the text of each candidate.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
@@ -73,6 +75,8 @@ class Models:
     prm_family: str | None = None
     answer_fallback: str | None = None
     keep_texts: bool = False
+    power: float = 1.0
+    bridge: int | None = None
 
     @property
     def chosen_reward(self) -> RewardChoice:
@@ -163,7 +167,7 @@ class Models:
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback")}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
         return given | ({"stop": self._steps_end} if self.stop else {})
 
     @property

@@ -83,6 +83,8 @@ class Method:
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
     :ivar bool proposes: whether it takes proposals.
     :ivar bool scored: whether it asks a reward; one that does not needs none.
+    :ivar float power: of the target, where none is given; a method with a power asks the reward that there is, and needs none.
+    :ivar bool tempers: whether it can draw solutions at the temperature that fits a power.
     """
 
     name: str
@@ -94,6 +96,15 @@ class Method:
     budget: Budget | None = None
     proposes: bool = False
     scored: bool = True
+    power: float = 1.0
+    tempers: bool = False
+
+    def needs_reward(self, power: float | None = None) -> bool:
+        """Whether it can do nothing without a reward.
+
+        :param float power: of the model, where one was given.
+        """
+        return self.scored and self.power == 1 and power in (None, 1)
 
     @property
     def votes_by_weight(self) -> bool:
@@ -130,7 +141,24 @@ class Method:
                 f"{'--until' if in_batches else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
                 f"--method {'self-consistency' if in_batches else 'smc'}"
             )
-        return self.build(library(self.algorithm), model, self.settled(model, given), call or Call())
+        call = call or Call()
+        if self.tempers and call.proposals is None:
+            call = call._replace(proposals=at_power(model))
+        return self.build(library(self.algorithm), model, self.settled(model, given), call)
+
+
+def at_power(model: ReasoningModel) -> Any:
+    """Proposals that fit a power target: steps at the temperature divided by the power.
+
+    ``None`` for a model without a power, and for one that is truncated (``top_p``, ``top_k``): what a lower temperature finds probable may
+    lie outside of it, and the model's own steps are exact as well.
+    """
+    o = model.options
+    if model.power == 1 or o.top_p < 1 or o.top_k is not None:
+        return None
+    from ..programs.step_proposal import StepProposal
+
+    return StepProposal(temperature=o.temperature / model.power)
 
 
 def library(name: str) -> Any:

@@ -113,6 +113,8 @@ KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNEL
 WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
 PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0)
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
+MOVES = Option("moves", int, "Moves that rewrite the ends of unfinished solutions, after each step.", 0, least=0)
+MOVE_EVERY = Option("move_every", int, "Steps from one time of moves to the next.", 1, least=1)
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
 LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
@@ -148,7 +150,9 @@ PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)
 POTENTIAL = Option("potential", str, "Factor of a step.")
 AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
-MODEL_OPTIONS: dict[str, Option] = {option.name: option for option in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE)}
+POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
+BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)
+MODEL_OPTIONS: dict[str, Option] = {o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE)}
 
 
 def parse_marks(text: str) -> list[int] | None:

@@ -58,9 +58,11 @@ class ChosenMethod:
         from ..programs.models import build_reasoning
 
         changes = dict(self.model_options)
+        if self.method.power != 1 and model.power == 1:
+            changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        kept: dict[str, Any] = {"max_tokens_completion": model.max_tokens_completion, "answer_fallback": model.answer_fallback}
+        kept = {name: getattr(model, name) for name in ("max_tokens_completion", "answer_fallback", "power", "bridge")}
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:

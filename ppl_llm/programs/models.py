@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from ..inference import Equivalent, barrier
+from ..inference.handlers.power_messenger import PowerMessenger, bridge_powers
 from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
@@ -44,7 +46,10 @@ class ReasoningModel:
         score: str = "log_prob",
         max_tokens_completion: int | None = None,
         answer_fallback: str | None = None,
+        power: float = 1.0,
+        bridge: int | tuple[float, ...] | None = None,
     ) -> None:
+        self.power, self.bridge = power, bridge
         self.max_tokens_completion, self.answer_fallback = max_tokens_completion, answer_fallback
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
@@ -63,9 +68,8 @@ class ReasoningModel:
         """
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
         context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
-        if not context.batch_shape:
-            return self._solve(context)
-        with pyro.plate("problems", len(context), dim=-1):
+        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if self.power != 1 else nullcontext()
+        with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
     def _solve(self, ctx: Context) -> Context:
@@ -153,9 +157,11 @@ def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
 @checked
 def reasoning(
     lm: LanguageModel,
-    prm: RewardModel | None,
+    prm: RewardModel | None = None,
     preset: str | Preset = "exact",
     *,
+    power: float = 1.0,
+    bridge: int | Sequence[float] | None = None,
     max_steps: int = 40,
     stop: str | tuple[str, ...] = DEFAULT_STOP,
     max_tokens: int = 256,
@@ -182,8 +188,11 @@ def reasoning(
         model.choose(posterior), posterior.answers(), posterior.log_evidence
 
     :param LanguageModel lm: writes the steps.
-    :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x).
+    :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x), or p(x)^power.
     :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
+    :param float power: alpha of the power target p(x)^alpha times the scores' factors, see :func:`~ppl_llm.inference.power`: solutions
+        that the language model finds probable as a whole. Propose with ``StepProposal(temperature=1 / alpha)``.
+    :param bridge: the steps along which the power grows, or the powers; in particle filters only, and the target stays the same.
     :param int max_steps: steps at most; longer solutions stay unfinished.
     :param stop: delimiter(s) of steps.
     :param int max_tokens: longest step.
@@ -209,6 +218,7 @@ def reasoning(
     check_optional_count("max_tokens_completion", max_tokens_completion)
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
         raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)
+    bridge_powers(power, bridge)  # what is out of range fails here
     chosen = get_preset(preset)
     if potential is not None:
         chosen = replace(chosen, potential=potential)
@@ -234,6 +244,8 @@ def reasoning(
         score,
         max_tokens_completion,
         answer_fallback,
+        float(power),
+        bridge if bridge is None or isinstance(bridge, int) else tuple(bridge),
     )
 
 

@@ -23,6 +23,7 @@ from ppl_llm.inference import (
     BeamSearch,
     BestFirst,
     BestOfN,
+    BlockMH,
     EntropicAnnealing,
     Importance,
     ParallelTempering,
@@ -33,6 +34,7 @@ from ppl_llm.inference import (
     SuffixMH,
     TemperedSMC,
     WasteFreeSMC,
+    power,
 )
 
 ALL = "*"
@@ -74,6 +76,12 @@ ALGORITHMS: dict[str, Algorithm] = {
             model, 8, ess_threshold=1.0, selection=EntropicAnnealing("entropy", num_steps=6), max_plate_nesting=nesting
         )
     ),
+    "SMC of one power after another, moved": Algorithm(
+        lambda model, nesting: SMC(
+            power(model, 1.0, bridge=[0.5, 0.8]), 3, ess_threshold=1.0, max_plate_nesting=nesting, rejuvenate=SuffixMH, moves=2
+        ),
+        replicas=600,
+    ),
     "TemperedSMC": Algorithm(lambda model, nesting: TemperedSMC(model, 6, betas=[0.2, 0.6, 1.0], max_plate_nesting=nesting)),
     "TemperedSMC of ParticleGibbs": Algorithm(
         lambda model, nesting: TemperedSMC(
@@ -96,6 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 30, 50),
+    "BlockMH": chain(lambda model, nesting: BlockMH(model, moves=2, max_plate_nesting=nesting), 30, 50),
     "PrefixWalk": chain(lambda model, nesting: PrefixWalk(model, steps=80, max_plate_nesting=nesting), 3, 9, 250),
     "PIMH": chain(lambda model, nesting: PIMH(model, 8, max_plate_nesting=nesting), 12, 12),
     "PMMH": replace(

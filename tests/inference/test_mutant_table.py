@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, mutants, population_mutants
+from tests.helpers import adaptive_mutants, mutants, population_mutants, power_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -62,6 +62,16 @@ NAMED = {
         "bisection upside down",
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
+    "power targets and moves of filters": [
+        "no bridging term",
+        "the whole model in the move of a beginning",
+        "blocks without the ratio of lengths",
+        "moves only where the ESS is low",
+        "moves that finish executions",
+        "moves at the whole power",
+        "density from before the move",
+        "state from before the move",
+    ],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
     "numbers and orders": [
         "log-probabilities in float32 whatever the default",

@@ -28,13 +28,15 @@ def solved(*arguments: str) -> dict[str, Any]:
 
 
 def test_another_language_model_is_never_judged_by_the_demo_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's directory under another name: a majority vote, said in a line, and no reward model is loaded."""
+    """The demo's directory under another name: a power target, said in a line, and no reward model is loaded."""
     monkeypatch.setattr(loading, "load_prm", lambda *_, **__: pytest.fail("a reward model was loaded"))
     result = run("--lm", str(LM_DIR), *FEW)
-    assert result.exit_code == 0 and "no reward model was given: self-consistency takes the most frequent answer" in result.stderr
-    assert "Vote over answers" in result.stdout
+    assert result.exit_code == 0 and "no reward model was given: power-smc prefers what the language" in result.stderr
+    assert "Posterior over answers" in result.stdout
+    voted = run("--lm", str(LM_DIR), "--method", "self-consistency", *FEW)
+    assert "no reward model was given: self-consistency takes a majority vote" in voted.stderr and "Vote over answers" in voted.stdout
     report = solved("--lm", str(LM_DIR), *FEW)
-    assert (report["settings"]["method"], report["settings"]["reward"], report["best"]["score"]) == ("self-consistency", "none", None)
+    assert (report["settings"]["method"], report["settings"]["reward"], report["best"]["score"]) == ("power-smc", "none", None)
     refused = run("--lm", str(LM_DIR), "--method", "smc")
     assert refused.exit_code == 2 and "--method smc needs a reward" in refused.stderr and "--reward judge" in refused.stderr
     assert solved("--method", "self-consistency", *FEW)["cost"].get("prm_calls", 0) == 0  # not even the demo's
