@@ -50,12 +50,16 @@ if TYPE_CHECKING:
     from .reward.base import RewardModel
     from .reward.combined_reward import ProductReward, SumReward
     from .reward.function_reward import FunctionReward
+    from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
+    from .reward.prefix_value import PrefixValue
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
+    from .reward.rollout_value import RolloutValue
     from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
+    from .reward.twist import Twist
     from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
@@ -78,6 +82,7 @@ _MODULES = {
     "Enumeration": "inference",
     "FunctionReward": "reward.function_reward",
     "Importance": "inference",
+    "HiddenStateReward": "reward.hidden_state_reward",
     "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
     "LanguageModel": "lm.base",
@@ -93,6 +98,7 @@ _MODULES = {
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
+    "PrefixValue": "reward.prefix_value",
     "PrefixWalk": "inference",
     "Preset": "programs.presets",
     "Problem": "tasks.base",
@@ -101,6 +107,7 @@ _MODULES = {
     "REBASE": "inference",
     "RemotePRM": "reward.prm.remote_prm",
     "RewardModel": "reward.base",
+    "RolloutValue": "reward.rollout_value",
     "SMC": "inference",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
@@ -120,6 +127,7 @@ _MODULES = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "Twist": "reward.twist",
     "WasteFreeSMC": "inference",
     "argmax": "answers.voting",
     "barrier": "inference",
@@ -153,6 +161,7 @@ __all__ = [
     "EntropicAnnealing",
     "Enumeration",
     "FunctionReward",
+    "HiddenStateReward",
     "Importance",
     "JudgeReward",
     "LLMStep",
@@ -164,6 +173,7 @@ __all__ = [
     "ParallelTempering",
     "ParticleGibbs",
     "ParticlePosterior",
+    "PrefixValue",
     "PrefixWalk",
     "Preset",
     "Problem",
@@ -171,6 +181,7 @@ __all__ = [
     "ReasoningModel",
     "RemotePRM",
     "RewardModel",
+    "RolloutValue",
     "SMCFailed",
     "SMCFilterAdapter",
     "SameAnswers",
@@ -189,6 +200,7 @@ __all__ = [
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",
+    "Twist",
     "WasteFreeSMC",
     "argmax",
     "barrier",

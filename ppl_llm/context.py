@@ -195,6 +195,22 @@ class Context:
         grown = replace(self, cache_entries={})._map(lambda t: t.expand(*batch_shape, *t.shape[ndim:]))
         return replace(grown, cache_entries=kept)
 
+    def before(self, step: int) -> Context:
+        """As it was before a step. Of what backends keep only places in KV caches remain: scores are of steps that it does not have."""
+        places = {key: entry for key, entry in self.cache_entries.items() if set(entry.tensors) == {"rows"}}
+        starts, reasons = self.step_starts[..., step], self.reasons[..., :step]
+        column = torch.arange(self.tokens.shape[-1], device=self.tokens.device)
+        tokens = torch.where(column < starts[..., None], self.tokens, PAD)
+        done = torch.isin(reasons, torch.tensor(FINISHING, device=reasons.device)).any(-1)
+        ends = self.ends[..., :step]
+        return replace(self, cache_entries=places, tokens=tokens, lengths=starts, ends=ends, reasons=reasons, done=done)
+
+    def flat(self, sequences: Tensor) -> Context:
+        """Sequences ``[A]``, flat indices, in a single batch dimension."""
+        kept = {key: entry for key, entry in self.cache_entries.items() if entry.fits(self.batch_shape)}
+        total, ndim = self.lengths.numel(), len(self.batch_shape)
+        return replace(self, cache_entries=kept)._map(lambda t: t.reshape(total, *t.shape[ndim:])[sequences.to(t.device)])
+
     def __getitem__(self, sequence: int) -> Context:
         """One index of the leftmost batch dimension."""
         if not self.batch_shape:

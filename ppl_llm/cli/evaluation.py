@@ -122,7 +122,9 @@ def evaluate(
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
     answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
-    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures.")] = False,
+    keep_texts: Annotated[
+        bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
+    ] = False,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,

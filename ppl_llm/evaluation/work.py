@@ -93,7 +93,7 @@ def execute(
     :param str aggregation: score of a solution from those of its steps, for votes by score.
     :param equivalent: when two answers are the same.
     :param bool answer_scores: of the independent samples, record the reward model's score of each whole solution as well.
-    :param bool keep_texts: record the text of each candidate.
+    :param bool keep_texts: record the text of the problem and of each candidate.
     """
     pyro.set_rng_seed(unit.rng_seed)
     # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
@@ -129,6 +129,8 @@ def execute(
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     record["candidates"] = [as_record(c, keep_texts) for c in part]
+                    if keep_texts:
+                        record["text"] = problem.text
                 records.append(record)
     return records
 

@@ -106,7 +106,7 @@ def look_up(
     held = torch.where(hint < 0, 0, cache.common_prefix(hint.clamp(min=0), distinct))
     # On the host from here on, which would otherwise wait for the device at each of the decisions that follow.
     hint, held, known, prompt_length = torch.stack([hint, held, known, torch.minimum(prompt_lengths[first], known)]).cpu()
-    _search(cache, hint, held, distinct, prompt_length)
+    _search(cache, hint, held, distinct, known)
     held = torch.minimum(held, known)
     _borrow_prompts(engine, cache, hint, held, distinct, prompt_length)
     _share_prompts(engine, cache, hint, held, distinct, prompt_length)
@@ -116,12 +116,12 @@ def look_up(
     return CacheLookup(engine, cache, distinct[by_row], lengths[first][by_row], held, row_of=row[group], repeated=first[group] != order)
 
 
-def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_lengths: Tensor) -> None:
-    """Look through all rows for sequences that were not found with their prompt where the hint says.
+def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, known: Tensor) -> None:
+    """Look through all rows for sequences that the hinted row does not hold as far as they may be reused.
 
     :param Tensor hint: ``[U]`` the row that each sequence is found in, negative for none, and how much of it there, ``held``; improved.
     """
-    lost = (held < prompt_lengths).nonzero()[:, 0]
+    lost = (held < known).nonzero()[:, 0]
     if len(lost) == 0:
         return
     rows = torch.arange(cache.num_rows, device=tokens.device)

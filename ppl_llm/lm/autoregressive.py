@@ -16,7 +16,7 @@ from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
 from .base import ConstrainedSample, StepOptions, StepSample
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
-from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StatesSource, StepTask
+from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
 from .decoding.sampling import chosen_log_probs, warp
 from .stopping import StopAutomaton
 
@@ -70,11 +70,16 @@ class AutoregressiveLM(ABC):
         """What constraints are told of the tokens."""
         return Vocabulary(self._token_bytes(), tuple(self.eos_ids.tolist()), self.device)
 
-    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
+    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions, *, uniforms: Tensor | None = None) -> StepSample:
+        """See :class:`~ppl_llm.lm.base.LanguageModel`.
+
+        :param Tensor uniforms: ``[*batch_shape, max_tokens]`` float64, from which the tokens follow; by default they are drawn. Not with a
+            constraint.
+        """
         if options.constraint is not None:
             tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
             return StepSample(tokens, None if options.constraint.asks else log_probs)
-        task = self._sample(context, batch_shape, options, self._sampler.sample)
+        task = self._sample(context, batch_shape, options, self._sampler.sample, uniforms)
         return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.to(torch.get_default_dtype()).view(batch_shape))
 
     def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
@@ -96,7 +101,14 @@ class AutoregressiveLM(ABC):
         return ConstrainedSample(task.tokens.view(*batch_shape, -1), task.log_probs.view(batch_shape), log_masses.view(batch_shape))
 
     @torch.no_grad()
-    def _sample(self, context: Context, batch_shape: torch.Size, options: StepOptions, sample: Callable[[StepTask], None]) -> StepTask:
+    def _sample(
+        self,
+        context: Context,
+        batch_shape: torch.Size,
+        options: StepOptions,
+        sample: Callable[[StepTask], None],
+        uniforms: Tensor | None = None,
+    ) -> StepTask:
         """A task that ``sample`` has filled in, in batches that fit into memory."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
@@ -109,7 +121,7 @@ class AutoregressiveLM(ABC):
             eos_ids=self.eos_ids,
             room=(context.limit - context.lengths).flatten().clamp(max=width),
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
-            uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
+            uniforms=torch.rand(total, width, dtype=torch.float64, device=device) if uniforms is None else uniforms.reshape(total, width),
             tokens=torch.full((total, width), PAD, device=device),
             log_probs=torch.zeros(total, dtype=torch.float64, device=device),
         )
@@ -143,45 +155,6 @@ class AutoregressiveLM(ABC):
             return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
-
-    @property
-    def hidden_size(self) -> int:
-        """Numbers in a hidden state.
-
-        :raises ValueError: for a language model without a network.
-        """
-        return self._states_source.hidden.size
-
-    @property
-    def _states_source(self) -> StatesSource:
-        if not hasattr(self._source, "hidden_states"):
-            raise ValueError(f"{type(self).__name__} has no hidden states: its next-token logits are a table's, not a network's")
-        return cast(StatesSource, self._source)
-
-    @torch.no_grad()
-    def hidden_states(self, context: Context, positions: Tensor) -> Tensor:
-        """Hidden states after the network's last layer, from which its head makes the next token's logits.
-
-        Keys and values of earlier tokens are those that the steps were sampled with: for the last token of each sequence this is a pass
-        over one token each, which the next step need not run again.
-
-        :param Tensor positions: ``[*batch_shape, K]`` of tokens; negative where no state is wanted.
-        :returns: ``[*batch_shape, K, H]`` float32; 0 where none is wanted.
-        :raises ValueError: for a language model without a network, or a position behind the end of a sequence.
-        """
-        source, size = self._states_source, self.hidden_size
-        total, width = context.lengths.numel(), positions.shape[-1]
-        flat = positions.to(self.device).expand(*context.batch_shape, width).reshape(total, width)
-        if bool((flat >= context.lengths.reshape(-1, 1)).any()):
-            raise ValueError(
-                f"position {int(flat.max())} is behind the end of a sequence; the longest has {int(context.lengths.max())} tokens"
-            )
-        found = torch.zeros(total, width, size, device=self.device)
-        active = (flat >= 0).any(-1).nonzero()[:, 0]
-        for attempt in self._at_once.in_batches(len(active), self._source.release):
-            with attempt as batch:
-                found[active[batch]] = source.hidden_states(context, active[batch], flat[active[batch]])
-        return torch.where(flat[..., None] >= 0, found, 0.0).view(*context.batch_shape, width, size)
 
     @torch.no_grad()
     def _over_step(

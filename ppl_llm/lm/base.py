@@ -154,3 +154,31 @@ def constrainable(lm: Any) -> ConstrainableLM:
             "takes the logits of a TransformersLM or a TabularLM"
         )
     return cast(ConstrainableLM, lm)
+
+
+class HiddenStatesLM(LanguageModel, Protocol):
+    """A language model that gives the hidden states of its network.
+
+    :ivar int hidden_size: numbers in a state.
+    :ivar str identity: tells its network from others, wherever it was loaded from.
+    """
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def hidden_states(self, context: Context, positions: Tensor) -> Tensor:
+        """States ``[*batch_shape, K, H]`` at positions ``[*batch_shape, K]``, see :meth:`ppl_llm.TransformersLM.hidden_states`."""
+        ...
+
+
+def with_hidden_states(lm: Any, user: str) -> HiddenStatesLM:
+    """
+    :param str user: who needs them, for the message.
+    :raises ValueError: for a language model that gives none.
+    """
+    if not hasattr(lm, "identity"):
+        raise ValueError(f"{type(lm).__name__} gives no hidden states, and {user} reads them: it needs a local network, a TransformersLM")
+    return cast(HiddenStatesLM, lm)

@@ -177,15 +177,16 @@ class SavedCalibration:
             raise ValueError(f"{str(path)!r} does not hold a calibration ({error}); make one with: ppl-llm calibrate RUN") from error
 
 
-def identity_of(prm: str | Path) -> str:
-    """Tells a reward model from others, wherever its files are: a hash of its configuration and of samples of its weights. A model on a
+def identity_of(prm: str | Path, kind: str = "prm") -> str:
+    """Tells a model from others, wherever its files are: a hash of its configuration and of samples of its weights. A model on a
     server, or on the Hub and not yet here, is known by its name only.
 
+    :param str kind: ``prm``, or ``lm`` for a language model.
     :raises OSError: if there is no such directory, or it holds no model.
     """
     if is_address(str(prm)):
         return f"address {prm}"
-    directory = Path(locate(prm, "prm"))
+    directory = Path(locate(prm, kind))
     if not directory.is_dir():
         from huggingface_hub import try_to_load_from_cache
 

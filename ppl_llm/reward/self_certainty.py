@@ -12,7 +12,7 @@ from ..inference.util.checked import checked
 from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import StepOptions, language_model
-from .score_cache import ScoreCache, finished_at, repeat_last
+from .score_cache import ScoreCache, repeat_last
 
 MEASURES = ("log_prob", "entropy")
 
@@ -80,17 +80,8 @@ class SelfCertainty:
 def split_step(context: Context, step: int) -> tuple[Context, Tensor]:
     """The context before a step, and the step's tokens ``[*batch, M]`` padded with ``PAD``."""
     starts, ends = context.step_starts[..., step], context.ends[..., step]
-    position = torch.arange(context.tokens.shape[-1], device=context.tokens.device)
-    before = replace(
-        context,
-        tokens=torch.where(position < starts[..., None], context.tokens, PAD),
-        lengths=starts,
-        ends=context.ends[..., :step],
-        reasons=context.reasons[..., :step],
-        done=finished_at(context)[..., :step].any(-1),
-    )
     width = max(1, int((ends - starts).max()))
     column = starts[..., None] + torch.arange(width, device=starts.device)
-    inside = column < ends[..., None]
     tokens = context.tokens.gather(-1, column.clamp(max=context.tokens.shape[-1] - 1))
-    return before, torch.where(inside, tokens, PAD)
+    before = replace(context.before(step), cache_entries=context.cache_entries)  # the passes over both are the same
+    return before, torch.where(column < ends[..., None], tokens, PAD)

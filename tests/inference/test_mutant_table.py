@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, mutants, population_mutants, power_mutants
+from tests.helpers import adaptive_mutants, mutants, population_mutants, power_mutants, twist_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -95,6 +95,12 @@ NAMED = {
         "the first start of all chains",
         "a nested run among the handlers of the outer one",
     ],
+    "twists": [
+        "the value at the end in place of the verifier",
+        "a value of zero on the way",
+        "rollouts drawn again whenever a prefix is scored",
+    ],
+    "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",

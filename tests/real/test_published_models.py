@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from ppl_llm import LLMStep, TransformersLM
 from ppl_llm.cli import app
 from ppl_llm.context import PAD, Context
+from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.sampling import warp
 
@@ -193,3 +194,57 @@ def test_a_gguf_file_is_the_directory_that_was_made_from_it() -> None:
     assert found[0].log_probs is not None and found[1].log_probs is not None
     torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-5, rtol=0)
     assert file.eos_ids.tolist() == directory.eos_ids.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_hidden_states_are_those_of_plain_forward_passes_at_one_pass_more(name: str) -> None:
+    lm, options, forwards = loaded(name), StepOptions(stop=". ", max_tokens=12), []
+    for asked in (False, True):
+        lm.release_caches()
+        pyro.set_rng_seed(0)
+        context = lm.start(QUESTION).expand((4,))
+        with CostMeter() as cost:
+            for _ in range(3):
+                context = context.extend(lm.sample_step(context, context.batch_shape, options).tokens, stop=options.stop)
+                context = context.reorder(torch.tensor([1, 1, 3, 0]))
+                if asked:
+                    states = lm.hidden_states(context, context.lengths[:, None] - 1)[:, 0]
+        forwards.append(cost.totals["lm_forwards"])
+    assert forwards[1] == forwards[0] + 1
+    single, _ = plain_models(name)
+    for s in range(4):
+        exact = single.base_model(input_ids=torch.tensor([row(context, s)]), use_cache=False).last_hidden_state[0, -1]
+        assert float((states[s] - exact).norm() / exact.norm()) < 1e-4
+
+
+def test_a_reward_on_hidden_states(tmp_path: Path) -> None:
+    """From texts of a run to ``solve``."""
+    sums = [(2, 2), (1, 3), (3, 4), (5, 2), (1, 1), (2, 6)] + [(738 + i, 964 + 7 * i) for i in range(6)]
+    texts = [
+        {"problem": f"What is {a} {'+' if a < 9 else '*'} {b}? Answer with the number only.", "answer": str(a + b if a < 9 else a * b)}
+        for a, b in sums
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(each) + "\n" for each in texts))
+    shared = ["--lm", path("smollm2"), "--max-tokens-completion", "16", "--answer-fallback", "last-number"]
+    arguments = [str(tmp_path / "sums.jsonl"), *shared, "--methods", "self-consistency", "--budgets", "3", "--keep-texts"]
+    made = CliRunner().invoke(app, ["evaluate", *arguments, "--group-size", "12", "--out", str(tmp_path / "run")])
+    assert made.exit_code == 0, made.output
+    head = tmp_path / "head.safetensors"
+    fitted = CliRunner().invoke(app, ["fit-reward", str(tmp_path / "run"), "--lm", path("smollm2"), "--out", str(head)])
+    assert fitted.exit_code == 0, fitted.output
+    assert "to 8 problems. On 12 solutions to 4 other problems" in fitted.output
+    report = run(
+        "solve",
+        "What is 2 + 2? Answer with the number only.",
+        *shared,
+        "--reward",
+        f"hidden:{head}",
+        "--preset",
+        "twisted",
+        "--particles",
+        "2",
+    )
+    assert report["settings"]["reward"] == f"hidden:{head}" and report["cost"]["prm_calls"] > 0
+    other = CliRunner().invoke(app, ["solve", SHORT, "--lm", path("qwen05"), "--reward", f"hidden:{head}"])
+    assert other.exit_code == 2 and "this is another one" in other.output

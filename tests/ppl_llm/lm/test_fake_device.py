@@ -22,10 +22,12 @@ from ppl_llm import (
     PAD,
     PRESETS,
     SMC,
+    HiddenStateReward,
     JudgeReward,
     LookAhead,
     ProductReward,
     ReasoningModel,
+    RolloutValue,
     SelfCertainty,
     StepProposal,
     TransformersLM,
@@ -41,6 +43,7 @@ from ppl_llm.lm import transformers_lm
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding import device_batch
 from ppl_llm.lm.decoding.cuda_graphs import CudaCapture, SideStream
+from ppl_llm.reward import StateHead
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
 from ppl_llm.reward.prm import transformers_prm
 from tests.helpers.architectures import ARCHITECTURES
@@ -217,6 +220,25 @@ def test_other_rewards(kind: str):
         return [reward.step_log_odds(context) for reward in rewards]
 
     compare(scenario, THERE)
+
+
+@EITHER_LOOP
+def test_twists(place: Place):
+    """Hidden states, and rollouts whose draws follow from the prefix."""
+
+    def scenario(place: Place) -> Any:
+        lm = place.lm()
+        head = StateHead(lm.hidden_size, 8).requires_grad_(False)
+        head = move(head) if place.there else head
+        found = []
+        for reward in (HiddenStateReward(lm, head), HiddenStateReward(lm, head, pooling="mean")):
+            model = reasoning(lm, reward, "twisted", max_steps=3, max_tokens=12)
+            found.append(summary(SMC(model, 4, ess_threshold=1.0).run(PROBLEM)))
+        value = RolloutValue(lm, lambda problem, text: len(text) % 2 / 2 + 0.25, 2, options=StepOptions(max_tokens=12), max_steps=3)
+        found.append(value.value.step_log_odds(SMC(model, 4).run(PROBLEM).value))
+        return found
+
+    compare(scenario, place)
 
 
 def test_proposals_and_looking_ahead():
