@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
-from .context_lm import ContextLM
+from .context_lm import ContextLM, mean_hidden_state
 from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
@@ -228,19 +228,8 @@ class Context:
         return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
 
     def embedding(self) -> Tensor:
-        """The language model's mean hidden state over the tokens of the last step, or the state after the prompt: ``[*batch_shape, H]``.
-
-        A forward pass over these tokens, as what comes before is in the KV cache; 0 for sequences that had finished before the step.
-
-        :raises ValueError: for a language model that gives no hidden states.
-        """
-        states = getattr(self.lm, "hidden_states", None)
-        if states is None:
-            raise ValueError(f"{type(self.lm).__name__} gives no hidden states, of which Context.embedding() is made; give embed=")
-        starts, ends = (self.step_starts[..., -1], self.ends[..., -1]) if self.num_steps else (self.lengths - 1, self.lengths)
-        column = torch.arange(max(1, int((ends - starts).max())), device=starts.device)
-        positions = torch.where(column < (ends - starts)[..., None], starts[..., None] + column, -1)
-        return states(self, positions).sum(-2) / (ends - starts).clamp(min=1)[..., None]
+        """``[*batch_shape, H]``: the language model's mean hidden state over the last step, for searches by direction."""
+        return mean_hidden_state(self.lm, self)
 
     def cache_state(self) -> dict[str, Any]:
         """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
