@@ -16,6 +16,9 @@ from ..inference.util.checked import checked
 from ..lm.base import StepOptions, language_model, step_limits
 from .rounding import TOLERATED, rounding_unit
 
+_COLD = 1e-4
+"""A temperature at which logits that differ at all do so by many nats."""
+
 
 class LLMStep(TorchDistribution):
     """The next step of a context: tokens from a language model up to a delimiter, the end of the text or ``max_tokens``.
@@ -86,6 +89,15 @@ class LLMStep(TorchDistribution):
         context = self.context.expand(torch.broadcast_shapes(self.batch_shape, self.context.batch_shape))
         skipping = replace(context, done=context.done | ~chosen.to(context.done.device).expand_as(context.done))
         return language_model(context).sample_step(skipping, self.batch_shape, self.options).tokens
+
+    @property
+    def mode(self) -> Tensor:
+        """The greedy step: at each place the most probable token, under a constraint of those that may follow. It knows no temperature."""
+        if self.options.constraint is None:
+            options = replace(self.options, temperature=1.0, top_p=1.0, top_k=1)
+        else:  # of which the most probable token of all may be none
+            options = replace(self.options, temperature=_COLD, top_p=1.0, top_k=None)
+        return language_model(self.context).sample_step(self.context, self.batch_shape, options).tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._drawn is not None and value is self._drawn[0] and self._drawn[1] is not None:

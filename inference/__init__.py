@@ -41,17 +41,25 @@ from .posterior.tempered_posterior import TemperedPosterior
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
+from .search.ab_mcts import ABMCTS
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
+from .search.dora import DORA
 from .search.dvts import DVTS
+from .search.mcts import MCTS
 from .search.rebase import REBASE
+from .search.score_posterior import BetaScores, NormalScores
+from .search.speculative_rejection import SpeculativeRejection
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
 from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
+    "ABMCTS",
+    "DORA",
     "DVTS",
+    "MCTS",
     "PIMH",
     "PMMH",
     "REBASE",
@@ -66,6 +74,7 @@ __all__ = [
     "BestFirst",
     "BestOfN",
     "BetaMajority",
+    "BetaScores",
     "BlockMH",
     "ChainPosterior",
     "ConditionalResampler",
@@ -78,6 +87,7 @@ __all__ = [
     "FilterOptions",
     "Importance",
     "IslandPosterior",
+    "NormalScores",
     "Pandora",
     "ParallelTempering",
     "ParallelTemperingPosterior",
@@ -97,6 +107,7 @@ __all__ = [
     "Selection",
     "SelfConsistency",
     "Share",
+    "SpeculativeRejection",
     "StoppingRule",
     "SuffixMH",
     "TemperMessenger",

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ABMCTS": "inference",
     "Adaptive": "inference",
     "Aggregate": "programs.aggregate",
     "BeamSearch": "inference",
@@ -76,6 +77,7 @@ _MODULES = {
     "BetaMajority": "inference",
     "BlockMH": "inference",
     "Context": "context",
+    "DORA": "inference",
     "DVTS": "inference",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
@@ -86,6 +88,7 @@ _MODULES = {
     "LLMStep": "distributions",
     "LanguageModel": "lm.base",
     "LookAhead": "programs.look_ahead",
+    "MCTS": "inference",
     "MathEquivalence": "answers.equivalence",
     "OpenAILM": "lm.openai_lm",
     "PAD": "context",
@@ -112,6 +115,7 @@ _MODULES = {
     "SameAnswers": "inference",
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
+    "SpeculativeRejection": "inference",
     "Share": "inference",
     "StepProposal": "programs.step_proposal",
     "StopPattern": "lm.stop_pattern",
@@ -138,7 +142,10 @@ _MODULES = {
 }
 
 __all__ = [
+    "ABMCTS",
+    "DORA",
     "DVTS",
+    "MCTS",
     "PAD",
     "PIMH",
     "PMMH",
@@ -183,6 +190,7 @@ __all__ = [
     "SelfCertainty",
     "SelfConsistency",
     "Share",
+    "SpeculativeRejection",
     "StepProposal",
     "StepReward",
     "StopPattern",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
-from .context_lm import ContextLM
+from .context_lm import ContextLM, mean_hidden_state
 from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
@@ -228,6 +228,10 @@ class Context:
     def compared(self) -> dict[str, Tensor]:
         """What tells contexts apart, for the audit."""
         return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
+
+    def embedding(self) -> Tensor:
+        """``[*batch_shape, H]``: the language model's mean hidden state over the last step, for searches by direction."""
+        return mean_hidden_state(self.lm, self)
 
     def cache_state(self) -> dict[str, Any]:
         """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
