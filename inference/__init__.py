@@ -2,7 +2,7 @@
 
 from pyro import barrier
 
-from .concurrent.run_concurrently import run_concurrently
+from .concurrent import ProgramServer, run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
@@ -73,6 +73,7 @@ __all__ = [
     "ParticlePosterior",
     "PooledPosterior",
     "PrefixWalk",
+    "ProgramServer",
     "ProposalMessenger",
     "ReferenceMessenger",
     "Resampler",

@@ -36,7 +36,7 @@ class Service(Protocol):
 
 
 class Stopped(BaseException):
-    """Raised inside a program that must end because another one has failed; handlers of ``Exception`` let it pass."""
+    """Raised inside a program that must end, say because another one has failed; handlers of ``Exception`` let it pass."""
 
 
 class Program:
@@ -93,6 +93,12 @@ class Program:
             self._thread.join()
         if interrupted is not None:
             raise interrupted
+
+    def end(self, reason: BaseException) -> None:
+        """Raise an exception in it wherever it waits, until it waits no more; for its owner. One that has not begun is left alone."""
+        while self.request is not None:
+            self.stop = reason
+            self.proceed()
 
     def wait(self, request: Request) -> None:
         """Hand a request over and come back when it is done; for the program itself.
