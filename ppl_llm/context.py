@@ -37,6 +37,7 @@ class Context:
     :ivar int max_completion: tokens after the prompt at most; ``None`` for as many as the model's context holds.
     :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
     :ivar tuple prefills: for each problem the answer that its prompt has begun; empty where none has.
+    :ivar tuple final_stop: texts that end a sequence wherever they come, also across steps; they and what follows are no part of its text.
     """
 
     lm: ContextLM
@@ -52,6 +53,7 @@ class Context:
     max_completion: int | None = None
     answer_forms: tuple[str, ...] = tuple(FORMS)
     prefills: tuple[str, ...] = ()
+    final_stop: tuple[str, ...] = ()
 
     @classmethod
     def root(
@@ -131,10 +133,11 @@ class Context:
         tokens = tokens.scatter(-1, target, torch.where(target == width, PAD, step))[..., :width]
         reason = stop_reasons(self.lm, step, counts, stop, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
-        if finish is not None:
+        if finish is not None or self.final_stop:
             matches = torch.zeros_like(reason, dtype=torch.bool)
             for sequence, start, end in grown._ranges(base.lengths, ended):
-                matches[sequence] = bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
+                matched = finish is not None and bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
+                matches[sequence] = matched or (bool(self.final_stop) and grown._is_stopped(sequence))
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -238,8 +241,17 @@ class Context:
 
     @property
     def text(self) -> Any:
-        """What was generated after the prompt; nested lists over the batch shape."""
-        return self._nested(lambda sequence: self.lm.decode(sequence.tokens[int(sequence.prompt_lengths) : int(sequence.lengths)].tolist()))
+        """What was generated after the prompt, up to a final stop; nested lists over the batch shape."""
+        return self._nested(lambda sequence: before_any(sequence._whole_text(()), self.final_stop))
+
+    def _whole_text(self, sequence: tuple[int, ...]) -> str:
+        """What was generated in one sequence, a final stop included."""
+        begin, end = int(self.prompt_lengths[sequence]), int(self.lengths[sequence])
+        return self.lm.decode(self.tokens[sequence][begin:end].tolist())
+
+    def _is_stopped(self, sequence: tuple[int, ...]) -> bool:
+        text = self._whole_text(sequence)
+        return any(stop in text for stop in self.final_stop)
 
     @property
     def steps(self) -> Any:
@@ -276,3 +288,8 @@ class Context:
     def __repr__(self) -> str:
         shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"
         return f"Context({shape}, {self.num_steps} steps, {int(self.done.sum())} of {self.done.numel()} done)"
+
+
+def before_any(text: str, stops: tuple[str, ...]) -> str:
+    """A text up to the first of these texts in it."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]

@@ -165,14 +165,16 @@ class Settings:
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
+        return self.named.adapted(reasoning(lm, prm, **self.model_keywords()))
+
+    def model_keywords(self) -> dict[str, Any]:
+        """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
             chosen["stop"] = self.steps_end
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
-        preset = self.preset or "exact"
-        model = reasoning(lm, prm, preset=preset, finish=finish_of(self.lm, self.finish), **chosen)
-        return self.named.adapted(model)
+        return {**chosen, "preset": self.preset or "exact", "finish": finish_of(self.lm, self.finish)}
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.

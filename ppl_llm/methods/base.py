@@ -79,6 +79,8 @@ class Method:
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
     :ivar bool proposes: whether it takes proposals.
     :ivar bool scored: whether it asks a reward; one that does not needs none.
+    :ivar bool settles: whether every solution at the end continues one of those that its callback sees after each step. What all of
+        these begin with is settled then: whatever is chosen begins with it.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Method:
     budget: Budget | None = None
     proposes: bool = False
     scored: bool = True
+    settles: bool = False
 
     @property
     def votes_by_weight(self) -> bool:

@@ -36,6 +36,7 @@ SMC = Method(
         free=("islands", "resampler", "ess_threshold"),
     ),
     proposes=True,
+    settles=True,
 )
 
 IMPORTANCE = Method(
@@ -46,6 +47,7 @@ IMPORTANCE = Method(
     _importance,
     budget=Budget("B samples, weighted by the model's factors", "posterior", shared=True),
     proposes=True,
+    settles=True,
 )
 
 FAMILY = (SMC, IMPORTANCE)

@@ -23,6 +23,7 @@ class Option:
     :ivar float most: largest value.
     :ivar tuple choices: names to choose from; empty where any text will do.
     :ivar str parameter: what the library calls it in its messages, where that is another name.
+    :ivar bool side_by_side: whether it multiplies the solutions that are written at a time.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Option:
     most: float | None = None
     choices: tuple[str, ...] = ()
     parameter: str = ""
+    side_by_side: bool = False
 
     @property
     def flag(self) -> str:
@@ -74,7 +76,7 @@ class Option:
 
 
 # What the methods take
-PARTICLES = Option("particles", int, "Solutions written side by side.", 16, least=1, parameter="num_particles")
+PARTICLES = Option("particles", int, "Solutions written side by side.", 16, least=1, parameter="num_particles", side_by_side=True)
 RESAMPLER = Option("resampler", str, ", ".join(RESAMPLER_NAMES) + "; by default the preset's.", choices=RESAMPLER_NAMES)
 ESS_THRESHOLD = Option(
     "ess_threshold",
@@ -83,27 +85,27 @@ ESS_THRESHOLD = Option(
     least=0.0,
     most=1.0,
 )
-ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1)
+ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1, side_by_side=True)
 MAX_TOKENS_TOTAL = Option("max_tokens_total", int, "Stop when so many tokens are written.", least=1)
 AUDIT = Option("audit", bool, "Replay the solutions and compare every log-probability.", False)
 ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
 ANCESTOR_SAMPLING = Option("ancestor_sampling", bool, "Draw other beginnings for the solution that is kept.", False)
-REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references")
+REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references", side_by_side=True)
 BETAS = Option("betas", str, "Powers of the scores, such as 0,0.3,1, or adaptive.", "adaptive")
 KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNELS) + ".", "suffix-mh", choices=tuple(KERNELS))
 WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
-PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0)
+PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0, side_by_side=True)
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
-BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
+BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1, side_by_side=True)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
-SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
+SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees", side_by_side=True)
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
 CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
-EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
+EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1, side_by_side=True)
 
 # What a name may change in the model, see ppl_llm.reasoning
 PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)

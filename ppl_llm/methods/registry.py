@@ -56,7 +56,8 @@ class ChosenMethod:
         changes = dict(self.model_options)
         if not changes:
             return model
-        kept: dict[str, Any] = {"max_tokens_completion": model.max_tokens_completion, "answer_fallback": model.answer_fallback}
+        same = ("max_tokens_completion", "answer_fallback", "final_stop")
+        kept: dict[str, Any] = {name: getattr(model, name) for name in same}
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:
