@@ -22,8 +22,10 @@ class Request(Protocol):
     """
 
     sequences: int
-    finished: bool
     error: BaseException | None
+
+    @property
+    def finished(self) -> bool: ...
 
     @property
     def service(self) -> Service: ...

@@ -19,14 +19,15 @@ from .errors import reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_options, tell, unescaped
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..gateway.guard import Keys
 
 _EXAMPLES = (
-    "Examples:\n\nppl-llm serve --particles 16\n\nppl-llm serve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda"
+    "Examples:\n\nppl-llm serve --particles 16"
+    "\n\nppl-llm serve --lm Qwen/Qwen2.5-1.5B-Instruct --prm Qwen/Qwen2.5-Math-PRM-7B --device cuda"
     "\n\nppl-llm serve --lm http://host:8000/v1 --prm http://host:8001/v1 --port 8080 --keys keys.txt"
 )
 
@@ -77,7 +78,9 @@ def serve(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="What to infer where a request does not say.", show_default="exact", autocompletion=completion.among(completion.PRESETS)),
+        typer.Option(
+            help="What to infer where a request does not say.", show_default="exact", autocompletion=completion.among(completion.PRESETS)
+        ),
     ] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution, where a request does not say.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server in front of the algorithms: any client gets inference-time scaling, and sees why. Needs the extra ``serve``."""
+"""An OpenAI-compatible server in front of the algorithms: any client gets inference-time scaling, and sees why (extra ``serve``)."""
 
 from ..lazy_exports import lazy_exports
 
@@ -10,6 +10,6 @@ _MODULES = {
     "serve": "server",
 }
 
-__all__ = ["Gateway", "Limits", "Served", "create_app", "serve"]  # noqa: F822 - imported on first use
+__all__ = ["Gateway", "Limits", "Served", "create_app", "serve"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -140,7 +140,7 @@ class Dispatcher:
             self._active += 1
             timed = _Timed(program(functools.partial(runs.tell, number)))
             job = self._programs.submit(timed, seed=seed)
-            job.future.add_done_callback(lambda future, timed=timed: self.call(self._ended, timed.seconds))
+            job.future.add_done_callback(functools.partial(self._count, timed))
             runs.add(job)
         self.metrics.programs.set(self._active)
         return runs
@@ -169,6 +169,9 @@ class Dispatcher:
     def close(self) -> None:
         self.draining = True
         self._programs.close()
+
+    def _count(self, timed: _Timed, future: Future[Outcome]) -> None:
+        self.call(self._ended, timed.seconds)
 
     def _ended(self, seconds: float | None) -> None:
         self._active -= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from os.path import commonprefix
 
 import torch
 
@@ -35,7 +34,7 @@ class SettledText:
 
         :param particles: of each its text, and whether it has ended.
         """
-        settled = commonprefix([text if ended else self.certain(text) for text, ended in particles])
+        settled = common_beginning([text if ended else self.certain(text) for text, ended in particles])
         if len(settled) <= len(self.sent):
             return ""
         new, self.sent = settled[len(self.sent) :], settled
@@ -58,6 +57,13 @@ class SettledText:
         if not final.startswith(self.sent):
             raise RuntimeError("the solution does not begin with the text that was settled")
         return final[len(self.sent) :]
+
+
+def common_beginning(texts: list[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts), max(texts)  # in the order of dictionaries every other one lies between them
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same]
 
 
 def particles_of(context: Context) -> Iterator[tuple[str, bool]]:

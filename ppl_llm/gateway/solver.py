@@ -260,7 +260,7 @@ def _solution(context: Context, weight: float) -> Solution:
     return Solution(context.text, "stop" if ended else "length", tokens, context.answers(), weight)
 
 
-def _blamed(message: str, choice: Choice) -> str | None:
+def _blamed(message: str, choice: Choice) -> str:
     """The field that a message of the library is about; its first word is the parameter."""
     word = message.split(" ", 1)[0].strip("'\"`:,")
     fields = {"max_tokens_completion": "max_tokens", "final_stop": "stop", "max_steps": "ppl.max_steps", "top_k": "ppl.top_k"}

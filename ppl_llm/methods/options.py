@@ -92,7 +92,15 @@ ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
 ANCESTOR_SAMPLING = Option("ancestor_sampling", bool, "Draw other beginnings for the solution that is kept.", False)
-REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references", side_by_side=True)
+REFERENCES = Option(
+    "references",
+    int,
+    "Solutions kept, each in a filter of its own.",
+    1,
+    least=1,
+    parameter="num_references",
+    side_by_side=True,
+)
 BETAS = Option("betas", str, "Powers of the scores, such as 0,0.3,1, or adaptive.", "adaptive")
 KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNELS) + ".", "suffix-mh", choices=tuple(KERNELS))
 WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
