@@ -170,9 +170,7 @@ def serve(
         accepted = _keys(keys, host, log)
     _log_requests(verbose)
     with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
-        from ..gateway import Gateway, Served
-        from ..gateway import serve as run
-        from ..gateway.catalogue import Choice
+        from ..gateway import Choice, Gateway, GatewayServer, Served
 
         language_model = remote.load_lm(served[0], device, dtype, **lm_options)
         reward_model = chosen_reward.load(
@@ -188,7 +186,8 @@ def serve(
             Choice(settings.named.method, settings.given(), dict(parse_method(settings.method).model_options)),
             limits,
         )
-        run(gateway, host, port, keys=accepted, listening=lambda address: _ready(address, gateway.models()[0], log))
+        server = GatewayServer(gateway, host, port, keys=accepted, listening=lambda address: _ready(address, known, log))
+        server.run_until_stopped()
 
 
 def _limits(**values: Any) -> Any:

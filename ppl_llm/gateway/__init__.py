@@ -3,13 +3,15 @@
 from ..lazy_exports import lazy_exports
 
 _MODULES = {
+    "Choice": "catalogue",
     "Gateway": "gateway",
+    "GatewayServer": "server",
+    "Keys": "guard",
     "Limits": "limits",
     "Served": "solver",
     "create_app": "app",
-    "serve": "server",
 }
 
-__all__ = ["Gateway", "Limits", "Served", "create_app", "serve"]
+__all__ = ["Choice", "Gateway", "GatewayServer", "Keys", "Limits", "Served", "create_app"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
@@ -18,45 +17,73 @@ _CLOSING_SECONDS = 5
 """Between the end of the grace period, when programs are stopped, and the end of connections."""
 
 
-def serve(
-    gateway: Gateway,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    keys: Keys | None = None,
-    listening: Callable[[str], None] = lambda address: None,
-) -> None:
-    """Answer requests until SIGTERM or Ctrl-C. Requests under way then have a grace period to finish; a second signal ends it.
+class GatewayServer(uvicorn.Server):
+    """A gateway on a port. At a signal it takes no more requests; those under way have a grace period, after which their clients are told.
 
+    :param Gateway gateway: that answers.
     :param str host: address to listen on.
     :param int port: 0 for any that is free.
     :param Keys keys: bearer keys; none let everybody in.
     :param listening: called with the server's address once it can be reached.
+    :ivar str address: such as ``http://127.0.0.1:8000``.
     :raises OSError: if the address cannot be listened on.
     """
-    bound = _listen(host, port)
-    name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{bound.getsockname()[1]}"
-    grace = gateway.limits.grace
-    config = uvicorn.Config(
-        create_app(gateway, keys, is_loopback(host)),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        timeout_graceful_shutdown=int(grace) + _CLOSING_SECONDS,
-    )
-    server = _Server(config, gateway, lambda: listening(address))
-    try:
-        server.run(sockets=[bound])
-    finally:
-        bound.close()
-        gateway.dispatcher.close()
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        keys: Keys | None = None,
+        listening: Callable[[str], None] = lambda address: None,
+    ) -> None:
+        self._gateway, self._listening = gateway, listening
+        self._bound = _listen(host, port)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._bound.getsockname()[1]}"
+        config = uvicorn.Config(
+            create_app(gateway, keys, is_loopback(host)),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=int(gateway.limits.grace) + _CLOSING_SECONDS,
+        )
+        super().__init__(config)
+
+    def run_until_stopped(self) -> None:
+        """Answer requests until SIGTERM, Ctrl-C or :meth:`stop`."""
+        try:
+            self.run(sockets=[self._bound])
+        finally:
+            self._bound.close()
+            self._gateway.dispatcher.close()
+
+    def stop(self) -> None:
+        """As SIGTERM does. From any thread."""
+        self._gateway.dispatcher.draining = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Unlike uvicorn's own it does not have the signal raised again at the end: a server that was told to end has ended well.
+        self.force_exit = self.should_exit
+        self.stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listening(self.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._gateway.limits.grace, self._gateway.dispatcher.stop_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -64,30 +91,3 @@ def _listen(host: str, port: int) -> socket.socket:
         bound.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --host or --port") from error
     return bound
-
-
-class _Server(uvicorn.Server):
-    """Stops taking requests at a signal, and stops programs at the end of the grace period: their clients are told."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._gateway, self._listening = gateway, listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._listening()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Unlike uvicorn's own it does not have the signal raised again at the end: a server that was told to end has ended well.
-        self._gateway.dispatcher.draining = True
-        self.force_exit, self.should_exit = self.should_exit, True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        dispatcher: Any = self._gateway.dispatcher
-        dispatcher.draining = True
-        timer = asyncio.get_running_loop().call_later(self._gateway.limits.grace, dispatcher.stop_all)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            timer.cancel()
