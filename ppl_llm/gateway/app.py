@@ -166,7 +166,7 @@ def _playground() -> tuple[str, str]:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
 
-    policy = f"default-src 'none'; connect-src 'self'; style-src {allowed('style')}; script-src {allowed('script')}"
+    policy = f"default-src 'none'; connect-src 'self'; img-src data:; style-src {allowed('style')}; script-src {allowed('script')}"
     return text, f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 

@@ -109,7 +109,7 @@ class Solver:
 
         served = self.served
         lm: Any = served.lm if loaded else None
-        prm: Any = served.prm if loaded else None
+        prm: Any = served.prm if loaded and choice.method.scored else None
         return choice.chosen.adapted(reasoning(lm, prm, **{**served.options, **options}))
 
     def check(self, asked: Asked) -> None:
