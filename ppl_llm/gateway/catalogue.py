@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..methods import MODEL_OPTIONS, SOLVING, BudgetedMethod, ChosenMethod, Method, parse_method
 from .errors import ApiError, bad_value
@@ -70,46 +70,51 @@ class Catalogue:
 
         :raises ApiError: with status 404 for a name of nothing.
         """
-        if model == self.name:
-            return self.default
-        if not model.startswith(f"{self.name}:"):
-            raise _unknown(f"The model {model[:100]!r} does not exist here; known: {self.name}, {self.name}:METHOD-BUDGET, see /v1/models")
-        text = model[len(self.name) + 1 :]
-        head, *items = text.split(":")
-        sized = None if head in SOLVING else _SIZED.fullmatch(head)
-        try:
-            named = parse_method(":".join([sized[1] if sized else head, *items]))
-            options = dict(named.options)
-            if sized:
-                options = _at_budget(named, int(sized[2]))
-        except ValueError as error:
-            raise _unknown(f"The model {model[:100]!r} does not exist: {error}") from error
-        return Choice(named.method, options, dict(named.model_options))
+        return self.choose(model, Fields({}))
 
     def choose(self, model: str, asked: Fields) -> Choice:
         """What a name and the options of a request stand for together.
 
         :param Fields asked: the options, ``ppl`` of the request.
+        :raises ApiError: with status 404 for a name of nothing, 400 for options that do not go with it.
         """
-        choice = self.find(model)
+        named = self._parse(model)
         method = asked.text("method")
         if method is not None:
-            if model != self.name:
+            if named is not None:
                 raise bad_value(asked.name("method"), f"the model {model[:100]!r} and {asked.name('method')} both name a method; give one")
             try:
-                choice = self.find(f"{self.name}:{method}")
-            except ApiError as error:
-                raise bad_value(asked.name("method"), error.message.partition(": ")[2] or error.message) from error
-        options, model_options = dict(choice.options), dict(choice.model_options)
-        fixed = choice is not self.default
-        for option in (*choice.method.options, *MODEL_OPTIONS.values()):
+                named = _Named.parse(method)
+            except ValueError as error:
+                raise bad_value(asked.name("method"), str(error)) from error
+        of = self.default if named is None else named.choice
+        options, model_options = dict(of.options), dict(of.model_options)
+        for option in (*of.method.options, *MODEL_OPTIONS.values()):
             if not asked.has(option.name):
                 continue
             into = model_options if option.name in MODEL_OPTIONS else options
-            if fixed and option.name in into:
+            if named is not None and option.name in into:
                 raise bad_value(asked.name(option.name), f"{asked.name(option.name)} is set by the method's name already; give it once")
             into[option.name] = asked.option(option)
-        return Choice(choice.method, options, model_options)
+        if named is not None and named.budget is not None:
+            try:
+                options = _at_budget(of.method, options, named.budget)
+            except ValueError as error:
+                if any(asked.has(option.name) for option in of.method.options):
+                    raise bad_value("ppl", str(error)) from error
+                raise _unknown(model, str(error)) from error
+        return Choice(of.method, options, model_options)
+
+    def _parse(self, model: str) -> _Named | None:
+        """``None`` for the language model alone."""
+        if model == self.name:
+            return None
+        if not model.startswith(f"{self.name}:"):
+            raise _unknown(model, f"known: {self.name}, {self.name}:METHOD-BUDGET, see /v1/models")
+        try:
+            return _Named.parse(model[len(self.name) + 1 :])
+        except ValueError as error:
+            raise _unknown(model, str(error)) from error
 
     def check(self, choice: Choice) -> None:
         """
@@ -126,21 +131,43 @@ class Catalogue:
             raise bad_value(f"ppl.{next(iter(sizes))}", f"{names} must be at most {self._particles} here, got {total}")
 
 
-def _at_budget(named: ChosenMethod, budget: int) -> dict[str, Any]:
-    """Options of a method of ``solve`` with so many complete solutions."""
-    method = named.method
+class _Named(NamedTuple):
+    """A method by name.
+
+    :ivar int budget: ``None`` where the name has none.
+    """
+
+    choice: Choice
+    budget: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> _Named:
+        """
+        :raises ValueError: for a method or an option that does not exist.
+        """
+        head, *items = text.split(":")
+        sized = None if head in SOLVING else _SIZED.fullmatch(head)
+        named = parse_method(":".join([sized[1] if sized else head, *items]))
+        return cls(Choice(named.method, dict(named.options), dict(named.model_options)), int(sized[2]) if sized else None)
+
+
+def _at_budget(method: Method, options: dict[str, Any], budget: int) -> dict[str, Any]:
+    """Options of a method of ``solve`` with so many complete solutions.
+
+    :raises ValueError: for a budget that is too small, and for options that follow from it.
+    """
     if method.budget is None:
         raise ValueError(f"{method.name} has no budget; give its options after colons: {', '.join(o.name for o in method.options)}")
-    # Of several shares of the same samples evaluations need no options, so that their free ones are none.
-    budgeted = BudgetedMethod(named.name, method, named.options, {})
+    budgeted = BudgetedMethod(method.name, method, options, {})
     if budget < budgeted.least:
         raise ValueError(f"{method.name} needs a budget of at least {budgeted.least}, got {budget}")
     sizes = budgeted.sized(budget)
-    for name, value in named.options.items():
+    for name, value in options.items():
         if sizes[name] != value:
             raise ValueError(f"{name} follows from the budget {budget}; leave one of them out")
-    return {option.name: sizes[option.name] for option in method.options if sizes[option.name] is not None}
+    said = {*method.budget.sizes(budget, sizes), *method.budget.defaults, *options}
+    return {option.name: sizes[option.name] for option in method.options if option.name in said}
 
 
-def _unknown(message: str) -> ApiError:
-    return ApiError(404, message, param="model", code="model_not_found")
+def _unknown(model: str, why: str) -> ApiError:
+    return ApiError(404, f"The model {model[:100]!r} does not exist here: {why}", param="model", code="model_not_found")

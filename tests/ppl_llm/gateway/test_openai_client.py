@@ -303,5 +303,8 @@ def test_no_server_is_a_connection_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0) as nobody, pytest.raises(openai.APIConnectionError):
+    with (
+        openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0) as nobody,
+        pytest.raises(openai.APIConnectionError),
+    ):
         nobody.models.list()

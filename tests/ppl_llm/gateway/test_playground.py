@@ -75,7 +75,9 @@ def test_a_run_from_the_problem_to_the_posterior(browser: Browser, server: Runni
     assert settled and reply["choices"][0]["message"]["content"].startswith(settled)
     bars = browser.evaluate("[...document.querySelectorAll('#answers li')].map((each) => [...each.children].map((c) => c.textContent))")
     told = reply["ppl"]["answers"]
-    assert [[name, float(p)] for name, _, p in bars] == [[each["answer"], pytest.approx(each["probability"], abs=0.002)] for each in told[:12]]
+    assert [[name, float(p)] for name, _, p in bars] == [
+        [each["answer"], pytest.approx(each["probability"], abs=0.002)] for each in told[:12]
+    ]
     steps = len(reply["ppl"]["ess"])
     assert browser.evaluate("document.querySelectorAll('#tree circle').length") == 16 * steps
     assert browser.evaluate("document.querySelectorAll('#tree path').length") == 16 * (steps - 1)
