@@ -4,7 +4,7 @@ Every other request must be answered, and the memory of the server must not grow
 has a seed, so that every answer must be the one that it has alone. The server runs in a process of its own.
 
     python benchmarks/gateway_load.py
-    python benchmarks/gateway_load.py --requests 60 --clients 8
+    python benchmarks/gateway_load.py --quick
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from statistics import quantiles
 from typing import Any
 
 import httpx
 import psutil
+from common import record
 
 from ppl_llm.demo import held_out
 
@@ -189,8 +189,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2, help="times that the load is repeated, for the memory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
+    parser.add_argument("--quick", action="store_true", help="60 requests of 8 clients, once, and nothing recorded")
     chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.requests, chosen.clients, chosen.rounds = 60, 8, 1
     made = requests(chosen.requests, chosen.seed)
     server = Server(chosen.clients)
     rows: list[dict[str, Any]] = []
@@ -224,9 +226,8 @@ def main() -> None:
         print(json.dumps(rows[-1]))
     finally:
         server.close()
-    if chosen.out is not None:
-        with chosen.out.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    if not chosen.quick:
+        record("gateway_load", rows, {name: getattr(chosen, name) for name in ("requests", "clients", "rounds", "seed")})
 
 
 if __name__ == "__main__":

@@ -291,5 +291,6 @@ class Context:
 
 
 def before_any(text: str, stops: tuple[str, ...]) -> str:
-    """A text up to the first of these texts in it."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+    """A text up to that of these texts which is the first to be complete in it."""
+    _, begin = min(((at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0), default=(0, len(text)))
+    return text[:begin]

@@ -87,6 +87,7 @@ def _listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(1024)  # clients that come before the event loop wait
     except OSError as error:
         bound.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --host or --port") from error
