@@ -44,7 +44,7 @@ _WHY: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MESSAGE_SAYS_NOTHING = ("name", "refusal", "audio", "tool_calls", "function_call")
+_MESSAGE_SAYS_NOTHING = ("name", "type", "refusal")
 
 
 @dataclass(frozen=True)
