@@ -43,7 +43,7 @@ def told(found: Any) -> tuple[float, dict[int, tuple[str, str]]]:
 
 
 def test_the_gateway_gives_what_the_adapter_gives(tmp_path: Path) -> None:
-    import lm_eval.models.openai_completions  # noqa: F401 - registers local-chat-completions
+    import lm_eval.models.openai_completions
 
     from ppl_llm.evaluation.harness import PPLHarnessLM
 
