@@ -22,13 +22,15 @@ def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
 
     :param Tensor z: ``[*batch_shape, T]`` log-odds of the steps.
     :param Tensor real: ``[*batch_shape, T]`` steps that the sequence really took.
-    :param str aggregation: ``last``, ``prod``, ``min`` or ``mean``.
+    :param str aggregation: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
     """
     log_r = logsigmoid(z)
     if aggregation == "prod":
         return torch.where(real, log_r, 0.0).cumsum(-1)
     if aggregation == "min":
         return torch.where(real, log_r, 0.0).cummin(-1).values
+    if aggregation == "max":
+        return torch.where(real.cumsum(-1) > 0, torch.where(real, log_r, -torch.inf).cummax(-1).values, 0.0)
     if aggregation == "mean":
         return torch.where(real, log_r, -torch.inf).logcumsumexp(-1) - real.cumsum(-1).to(z.dtype).log()
     return log_r
@@ -40,6 +42,8 @@ def running_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
         return z
     if aggregation == "min":
         return torch.where(real, z, torch.inf).cummin(-1).values
+    if aggregation == "max":
+        return torch.where(real.cumsum(-1) > 0, torch.where(real, z, -torch.inf).cummax(-1).values, torch.inf)
     log_s = running_log_score(z, real, aggregation).to(torch.float64)
     return (log_s - torch.log(-torch.expm1(log_s.clamp(max=-1e-300)))).to(z.dtype)
 

@@ -13,12 +13,12 @@ from torch.nn.functional import logsigmoid
 
 from ..context import Context
 from ..inference.util.validation import unknown_name
-from ..reward.base import RewardModel, scored_steps, step_scores
+from ..reward.base import RewardModel, is_estimated, scored_steps, step_scores
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
 from .rounding import TOLERATED, rounding_unit
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
-AGGREGATIONS = ("last", "prod", "min", "mean")
+AGGREGATIONS = ("last", "prod", "min", "max", "mean")
 FINISHED = ("neutral", "repeat")
 SCORES = ("log_prob", "log_odds")
 
@@ -54,6 +54,23 @@ class RewardChoices:
         if potential in STEERING and self.finished == "repeat":
             raise ValueError(f"finished='repeat' undoes the telescoping product of potential {potential!r}; use it with odds or likelihood")
 
+    def check(self, prm: RewardModel) -> None:
+        """
+        :raises ValueError: for scores that are estimates, if the target would not be a function of their means.
+        """
+        if not is_estimated(prm) or (self.potential == "likelihood" and self.finished == "neutral"):
+            return
+        one_each = not getattr(prm, "partial", True)  # a single score in a trajectory
+        linear = self.aggregation in ("last", "prod", "mean") or (one_each and self.aggregation == "min")
+        if self.potential in STEERING and self.score == "log_prob" and self.temperature == 1.0 and linear:
+            return
+        raise ValueError(
+            f"the scores of {type(prm).__name__} are estimates, drawn at random, and potential={self.potential!r} with "
+            f"temperature={self.temperature!r}, aggregation={self.aggregation!r}, score={self.score!r} and finished={self.finished!r} "
+            "makes weights of them whose mean is no function of theirs: take potential='likelihood' (preset 'exact'), or 'difference' of "
+            "log_prob without a temperature, or a judge without thoughts"
+        )
+
 
 class StepReward(TorchDistribution):
     """The event "this step is right", to be observed as 1. Its log-factor is computed from log-odds in float32.
@@ -79,11 +96,12 @@ class StepReward(TorchDistribution):
     :param Context context: after the step.
     :param str potential: see the table.
     :param float temperature: T_s; not for ``likelihood``.
-    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min`` or ``mean``.
+    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
     :param bool last_step: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.
-    :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together.
+    :raises ValueError: for unknown names, a temperature that is not positive, or arguments that do not go together; for a judge that
+        thinks, whose scores are estimates, also where the target would not be a function of their means.
 
     References
 
@@ -110,6 +128,7 @@ class StepReward(TorchDistribution):
         last_step: bool = False,
     ) -> None:
         choices = RewardChoices(potential, temperature, aggregation, finished, score)
+        choices.check(prm)
         self._init(prm, context, choices, last_step, context.batch_shape)
 
     def _init(self, prm: RewardModel, context: Context, choices: RewardChoices, last_step: bool, batch_shape: torch.Size) -> None:

@@ -25,6 +25,7 @@ from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.audit_report import AuditReport
 from .posterior.chain_posterior import ChainPosterior, PooledPosterior
+from .posterior.decision import Decision
 from .posterior.discrete_marginal import DiscreteMarginal
 from .posterior.equivalence_classes import Equivalent, representatives
 from .posterior.island_posterior import IslandPosterior
@@ -59,6 +60,7 @@ __all__ = [
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
+    "Decision",
     "DiscreteMarginal",
     "EntropicAnnealing",
     "Enumeration",

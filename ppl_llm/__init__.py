@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from .lm.openai_lm import OpenAILM
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
+    from .programs.aggregate import Aggregate
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
+    from .programs.revision import revise
     from .programs.smc_filter_adapter import SMCFilterAdapter
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "Aggregate": "programs.aggregate",
     "BeamSearch": "inference",
     "BestFirst": "inference",
     "BestOfN": "inference",
@@ -108,6 +111,7 @@ _MODULES = {
     "load_problems": "tasks.load",
     "majority": "answers.voting",
     "reasoning": "programs.models",
+    "revise": "programs.revision",
     "weighted_majority": "answers.voting",
 }
 
@@ -119,6 +123,7 @@ __all__ = [
     "PRESETS",
     "REBASE",
     "SMC",
+    "Aggregate",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
@@ -165,6 +170,7 @@ __all__ = [
     "load_problems",
     "majority",
     "reasoning",
+    "revise",
     "weighted_majority",
 ]
 

@@ -48,7 +48,20 @@ WORDS = {
     "round": Word(
         r"\b(a|the|each|every|last|next|first|per|several|whole|many|number of|of) rounds?\b|(?<=_)rounds?\b|\brounds?(?=_)",
         "step, barrier or iteration",
-        allowed={"docs/comparison.md": "libraries run in turn, a round of all of them after the other"},
+        allowed={
+            "docs/comparison.md": "libraries run in turn, a round of all of them after the other",
+            **dict.fromkeys(
+                (
+                    "docs/algorithms.md",
+                    "ppl_llm/programs/aggregate.py",
+                    "ppl_llm/programs/revision.py",
+                    "ppl_llm/programs/turns.py",
+                    "tests/ppl_llm/programs/test_aggregate.py",
+                    "tests/ppl_llm/programs/test_revision.py",
+                ),
+                "rounds of revision and aggregation, as the papers have them",
+            ),
+        },
     ),
     "segment": Word(
         r"(?<![a-z])segments?(?![a-z])",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 from pyro.infer.abstract_infer import EmpiricalMarginal
 from torch import Tensor
 
 from ..particles.weighted_particles import WeightedParticles
+from .decision import Decision, Utility, decide
 from .discrete_marginal import DiscreteMarginal, pool
 from .equivalence_classes import Equivalent
 
@@ -24,6 +25,8 @@ class MarginalSource(Protocol):
     def particle(self, index: tuple[int, ...]) -> Any: ...
 
     def marginal(self, fn: Callable[[Any], Hashable] | str | list[str] | None = None) -> Any: ...
+
+    def answers(self, equivalent: Equivalent | None = None) -> Any: ...
 
 
 class PosteriorMarginals:
@@ -66,3 +69,33 @@ class PosteriorMarginals:
                 f"answers() needs a model that returns its context, this one returned {type(first).__name__}; use marginal(fn) instead"
             )
         return pool(self.marginal(lambda value: value.answers()), equivalent)
+
+    def decide(
+        self: MarginalSource,
+        utility: Utility | None = None,
+        *,
+        abstain: float | None = None,
+        actions: Iterable[Hashable] | None = None,
+        equivalent: Equivalent | None = None,
+    ) -> Any:
+        """The answer of greatest expected utility ``sum_x W(x) u(a, x)`` under :meth:`answers`, or none (minimum Bayes risk).
+
+        ``posterior.decide(abstain=0.3)`` gives the most probable answer where its probability is at least 0.3. Under a
+        :class:`SearchPosterior` W are the votes of a search.
+
+        :param utility: ``utility(action, truth)``; by default 1 for the true answer and 0 for any other.
+        :param float abstain: what no answer is worth; by default an answer is always chosen where there is one.
+        :param actions: to choose from; by default the answers.
+        :param equivalent: pools answers that count as the same, as in :meth:`answers`.
+        :returns: a :class:`Decision`; with independent plates, nested lists of them, one per plate index.
+        :raises TypeError: if the model returns something without ``answers()``, or ``utility`` is no function.
+        :raises ValueError: for an ``abstain`` or a utility that is not finite.
+        """
+        choices = None if actions is None else list(actions)
+
+        def of(answers: Any) -> Any | Decision:
+            if isinstance(answers, list):
+                return [of(each) for each in answers]
+            return decide(answers, utility, abstain=abstain, actions=choices)
+
+        return of(self.answers(equivalent))

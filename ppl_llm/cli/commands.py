@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import threads
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import REWARD_KINDS, RewardChoice
@@ -62,6 +63,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the run
+    threads.bound_spinning()
     app(prog_name="ppl-llm")
 
 
@@ -223,6 +225,7 @@ def solve(
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
                     settings.steps_end,
                 )
+            threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):
                 tell(note, log)
             progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log, max_tokens_completion)

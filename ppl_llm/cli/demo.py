@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from ..reward.choice import RewardChoice
+from ..threads import choose_threads
 from . import loading
 from .console import output_console
 from .errors import INTERRUPTED, reported
@@ -44,6 +45,7 @@ def demo(
         comparison = Comparison(batch, particles, seed, Console(stderr=True))
         with reported(verbose):
             models = loading.load_lm(settings.lm, dtype=dtype), loading.load_prm(prm, dtype=dtype)
+            choose_threads(models)
             complete = comparison.run(*models)
             if not comparison.rows:
                 raise KeyboardInterrupt("before the first step was complete; there is nothing to show")

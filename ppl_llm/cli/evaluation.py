@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ..methods import BUDGETED
 from ..reward.choice import REWARD_KINDS, RewardChoice
+from ..threads import choose_threads
 from . import completion
 from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
@@ -106,7 +107,7 @@ def evaluate(
         str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
     ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
-    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from those of its steps: last, prod, min or mean.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -185,6 +186,8 @@ def evaluate(
             raise ValueError(f"--limit must be at least 1, got {limit}")
         with importing():
             problems = list(open_task(data, parse_options("--task-option", task_option or [])).problems(limit))
+        if workers == 0 and lm == "demo":
+            choose_threads([])
         live = Live(Console(stderr=True), log)
         try:
             progress = run(

@@ -32,7 +32,7 @@ class Solution:
     :ivar list step_scores: ``None`` for a step without text, which has none.
     :ivar float weight: its posterior weight.
     :ivar float score: aggregated score of the whole solution; ``None`` without a reward, and no ``step_scores`` either.
-    :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min`` or ``mean``.
+    :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
     """
 
     steps: list[str]

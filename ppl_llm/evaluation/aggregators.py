@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..answers.voting import Answer
 
-AGGREGATIONS = ("last", "prod", "min", "mean")
+AGGREGATIONS = ("last", "prod", "min", "max", "mean")
 """Scores of a solution from those of its steps."""
 
 MODEL = "model"
@@ -52,7 +52,8 @@ class Candidate:
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     """Log of the score of a candidate.
 
-    :param str aggregation: of its steps: ``last``, ``prod``, ``min`` or ``mean``; ``model`` is the score of all of them as one step.
+    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max`` or ``mean``; ``model`` is the
+        score of all of them as one step.
     :raises ValueError: for another aggregation, or a candidate without scores.
     """
     if aggregation == MODEL:
@@ -68,6 +69,8 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
         return sum(log_r)
     if aggregation == "min":
         return min(log_r)
+    if aggregation == "max":
+        return max(log_r)
     if aggregation == "mean":
         return math.log(sum(map(math.exp, log_r)) / len(log_r))
     raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join((*AGGREGATIONS, MODEL))}")

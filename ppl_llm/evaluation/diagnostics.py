@@ -27,6 +27,7 @@ from .metrics import (
     reliability,
 )
 from .results import SCORES, Results
+from .risk import risk_coverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +48,10 @@ class Stated(NamedTuple):
     missing: str = ""
 
     def row(self) -> list[str]:
-        """Name, number, Brier score, expected calibration error, AUROC."""
+        """Name, number, Brier score, expected calibration error, AUROC, area under the risk-coverage curve."""
         error = calibration_error(reliability(self.probabilities, self.labels))
         ranked = auroc(self.probabilities, self.labels)
-        numbers = brier(self.probabilities, self.labels), error, ranked
+        numbers = brier(self.probabilities, self.labels), error, ranked, risk_coverage(self.probabilities, self.labels).area
         return [labelled(self.name, self.missing), f"{len(self.labels):,}", *("" if math.isnan(x) else f"{x:.3f}" for x in numbers)]
 
 
@@ -59,7 +60,7 @@ def labelled(name: str, missing: str) -> str:
     return f"{name} ({missing})" if missing else name
 
 
-CALIBRATION_HEAD = ["stated by", "solutions", "Brier", "calibration error", "AUROC"]
+CALIBRATION_HEAD = ["stated by", "solutions", "Brier", "calibration error", "AUROC", "AURC"]
 
 
 def reward_statements(results: Results) -> list[Stated]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..inference import SMCFailed
 from ..tasks.base import Problem
+from ..threads import choose_threads
 from .source import Models
 from .work import Unit, execute
 
@@ -73,7 +74,8 @@ class Pool:
 
     def _elsewhere(self, units: Sequence[Unit]) -> Iterator[Outcome]:
         todo, tries = deque(units), dict.fromkeys(units, 0)
-        self.workers = [Worker(self.models, self.parts) for _ in range(min(self.num_workers, len(units)))]
+        at_once = min(self.num_workers, len(units))
+        self.workers = [Worker(self.models, self.parts, at_once) for _ in range(at_once)]
         open_units = len(units)
         while open_units:
             for worker in self.workers:
@@ -89,7 +91,7 @@ class Pool:
                     continue
                 tries[unit] += 1
                 if not worker.alive:
-                    self.workers[self.workers.index(worker)] = Worker(self.models, self.parts)
+                    self.workers[self.workers.index(worker)] = Worker(self.models, self.parts, at_once)
                 if tries[unit] < TRIES:
                     todo.append(unit)
                 else:
@@ -104,10 +106,10 @@ class Pool:
 class Worker:
     """A process that loads the models once and does one unit at a time."""
 
-    def __init__(self, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
+    def __init__(self, models: Models, parts: Sequence[Sequence[Problem]], workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, models, parts), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, models, parts, workers), daemon=True)
         # Ctrl-C is for the parent, which stops its workers: they start with the signal held back, before any of their code runs.
         resource_tracker.ensure_running()  # it would let the signal through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -148,21 +150,20 @@ class Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
-    import torch
+def _serve(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]], workers: int) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # several at once would tear one another, and the line that tells how far everything is
     # Ended in order: what libraries hold of the machine, such as the lock of a progress bar, is given back.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    torch.set_num_threads(1)
+    choose_threads([])  # until it is known how large the models are
     try:
-        _answer(connection, models, parts)
+        _answer(connection, models, parts, workers)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nor is the way out interrupted
 
 
-def _answer(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]]) -> None:
+def _answer(connection: Connection, models: Models, parts: Sequence[Sequence[Problem]], workers: int) -> None:
     """Units as they come, until the parent is gone."""
     model, votes = None, models.vote_options()
     while True:
@@ -171,7 +172,9 @@ def _answer(connection: Connection, models: Models, parts: Sequence[Sequence[Pro
         except (EOFError, OSError):  # the parent is gone; the latter if it did not read the last answer
             return
         try:
-            model = model if model is not None else models.load()
+            if model is None:
+                model = models.load()
+                choose_threads([model.lm, model.prm], workers)
             answer: list[dict[str, Any]] | str = execute(unit, model, parts[unit.group], **votes)
         except Exception as error:
             answer = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"

@@ -123,7 +123,7 @@ def selection_rows(found: dict[str, list[Selection]], ks: list[int], missing: st
 
 
 def calibration_rows(statements: list[Stated]) -> Rows:
-    """Brier score, expected calibration error and AUROC."""
+    """Brier score, expected calibration error, AUROC and AURC."""
     return [CALIBRATION_HEAD, *(stated.row() for stated in statements)]
 
 

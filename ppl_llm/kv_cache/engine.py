@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..inference.cost import count
+from ..threads import SpinWatch
 from .cache import KVCache
 from .memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments, take
@@ -55,6 +56,7 @@ class CacheEngine:
         self.device = device
         self.pool = KVCachePool(lambda: KVCache(num_layers, max_length, device), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
+        self._watch = SpinWatch() if device.type == "cpu" else None
 
     def run(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, shared: int = 0) -> Tensor:
         """One forward pass over tokens ``[A, q]`` that ``cache.place`` has made room for: outputs ``[A, keep, V]``.
@@ -92,13 +94,17 @@ class CacheEngine:
             logits_to_keep=keep,
             **more,
         ).to(self.device)
-        self.counted(began)
+        seconds = self.counted(began)
+        if self._watch is not None:
+            self._watch.passed(ids.numel(), mask.shape[-1], seconds)
         return output
 
-    def counted(self, began: float) -> None:
-        """Count a forward pass whose call began at a ``time.perf_counter()``."""
+    def counted(self, began: float) -> float:
+        """Count a forward pass whose call began at a ``time.perf_counter()``, and give its seconds."""
         # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
-        count(**{self._counters[0]: 1, self._counters[1]: time.perf_counter() - began})
+        seconds = time.perf_counter() - began
+        count(**{self._counters[0]: 1, self._counters[1]: seconds})
+        return seconds
 
     def _in_parts(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
         """The same over some sequences at a time; or one sequence, and some of its tokens, as later ones see the keys of those before."""

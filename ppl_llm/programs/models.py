@@ -77,12 +77,17 @@ class ReasoningModel:
 
     def step(self, ctx: Context, t: int) -> Context:
         """Sites ``step_t`` and ``accept_t``: the context with one more step."""
-        o = self.options
-        step = pyro.sample(f"step_{t}", LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
-        ctx = ctx.extend(step, stop=o.stop, finish=self.finish)
+        ctx = self.written(ctx, f"step_{t}")
         if self.prm is not None:
-            pyro.sample(f"accept_{t}", self._factor(ctx, last_step=t + 1 == self.max_steps), obs=torch.tensor(1.0, device=step.device))
+            accepted = torch.tensor(1.0, device=ctx.tokens.device)
+            pyro.sample(f"accept_{t}", self._factor(ctx, last_step=t + 1 == self.max_steps), obs=accepted)
         return ctx
+
+    def written(self, ctx: Context, name: str) -> Context:
+        """The context with the step of site ``name``."""
+        o = self.options
+        step = pyro.sample(name, LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
+        return ctx.extend(step, stop=o.stop, finish=self.finish)
 
     @property
     def _reward(self) -> RewardModel:
@@ -241,7 +246,11 @@ def reasoning(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
     aggregation = aggregation if aggregation is not None else chosen.aggregation
-    RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)  # what does not go together fails here
+    choices = RewardChoices(
+        chosen.potential, score_temperature, aggregation, chosen.finished, score
+    )  # what does not go together fails here
+    if prm is not None:
+        choices.check(prm)
     if chosen.selection is not None:
         chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
     return ReasoningModel(

@@ -23,6 +23,11 @@ class RewardModel(Protocol):
         ...
 
 
+def is_estimated(reward: Any) -> bool:
+    """Whether scores are unbiased estimates of probabilities, drawn at random, as a judge's that thinks."""
+    return bool(getattr(reward, "estimated", False))
+
+
 def step_scores(reward: RewardModel, context: Context, last_step: bool = False) -> Tensor:
     """Log-odds of all steps ``[*batch, T]``.
 

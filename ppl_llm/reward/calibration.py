@@ -16,6 +16,7 @@ from ..context import Context
 from ..lm.loading import locate
 from ..remote.address import is_address
 from .base import RewardModel, scored_steps, step_scores
+from .combined_reward import refuse_estimates
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
 """In a reward model's directory."""
@@ -104,9 +105,11 @@ class CalibratedReward:
 
     :param RewardModel prm: gives the raw log-odds.
     :param Calibration calibration: applied to every step.
+    :raises ValueError: for a reward whose scores are estimates, drawn at random.
     """
 
     def __init__(self, prm: RewardModel, calibration: Calibration) -> None:
+        refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration
 
     def step_log_odds(self, context: Context) -> Tensor:

@@ -12,7 +12,19 @@ from torch.nn.functional import logsigmoid
 
 from ..context import Context
 from ..stop_reason import StopReason
-from .base import RewardModel, scored_steps, step_scores
+from .base import RewardModel, is_estimated, scored_steps, step_scores
+
+
+def refuse_estimates(rewards: Sequence[RewardModel], what: str, instead: str) -> None:
+    """
+    :raises ValueError: for scores that are estimates.
+    """
+    for reward in rewards:
+        if is_estimated(reward):
+            raise ValueError(
+                f"the scores of {type(reward).__name__} are estimates, drawn at random, and {what} is no function of their means: take "
+                f"{instead}, or a judge without thoughts"
+            )
 
 
 class CombinedReward(ABC):
@@ -40,6 +52,11 @@ class CombinedReward(ABC):
                 raise ValueError(f"{name} got {reward!r}, which is no reward model: it has no step_log_odds(context)")
         if len(self.weights) != len(self.rewards) or not all(0 <= weight < math.inf for weight in self.weights):
             raise ValueError(f"{name} needs {len(self.rewards)} finite weights, none negative, got {weights!r}")
+
+    @property
+    def estimated(self) -> bool:
+        """Whether some part's scores are estimates, drawn at random."""
+        return any(map(is_estimated, self.rewards))
 
     def step_log_odds(self, context: Context) -> Tensor:
         """:raises ValueError: if parts contradict each other with certainty, one saying inf and another -inf."""
@@ -81,10 +98,16 @@ class ProductReward(CombinedReward):
     parts that wait for the finished answer; a part that is certain of the contrary (``-inf``) decides.
 
     :param rewards: the parts, at least one.
-    :param weights: w_i, not negative; 1 by default.
+    :param weights: w_i, not negative; 1 by default, and for a part whose scores are estimates: no power of one is unbiased.
     """
 
     neutral = math.inf
+
+    def __init__(self, rewards: Sequence[RewardModel], weights: Sequence[float] | None = None) -> None:
+        super().__init__(rewards, weights)
+        for reward, weight in zip(self.rewards, self.weights, strict=True):
+            if is_estimated(reward) and weight not in (0.0, 1.0):
+                raise ValueError(f"the scores of {type(reward).__name__} are estimates, and a power of one is biased: its weight must be 1")
 
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
         log_r = torch.stack([weight * logsigmoid(z.double()) for weight, z in parts]).sum(0)
@@ -101,9 +124,14 @@ class SumReward(CombinedReward):
 
     :param rewards: the parts, at least one.
     :param weights: w_i, not negative; 1 by default.
+    :raises ValueError: also for a part whose scores are estimates, as a sum of log-odds is no function of their means.
     """
 
     neutral = 0.0
+
+    def __init__(self, rewards: Sequence[RewardModel], weights: Sequence[float] | None = None) -> None:
+        super().__init__(rewards, weights)
+        refuse_estimates(self.rewards, "a sum of log-odds", "ProductReward")
 
     def _combined(self, parts: list[tuple[float, Tensor]]) -> Tensor:
         total = parts[0][0] * parts[0][1]

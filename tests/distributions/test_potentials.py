@@ -20,7 +20,7 @@ from ppl_llm.distributions.potentials import STEERING, steering_log_factor
 from tests.distributions.test_step_reward import GivenScores, after_steps, aggregate, sigmoid
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, trajectories
 
-AGGREGATIONS = ["last", "prod", "min", "mean"]
+AGGREGATIONS = ["last", "prod", "min", "max", "mean"]
 EXACT = 1e-12
 
 
@@ -42,8 +42,8 @@ def program(potential: str, aggregation: str = "prod", score: str = "log_prob", 
 
 def prefix_score(z: list[float], aggregation: str, score: str) -> float:
     """r_t in plain Python."""
-    if score == "log_odds" and aggregation in ("last", "min"):
-        return z[-1] if aggregation == "last" else min(z)
+    if score == "log_odds" and aggregation in ("last", "min", "max"):
+        return {"last": z[-1], "min": min(z), "max": max(z)}[aggregation]
     s = aggregate([sigmoid(value) for value in z], aggregation)
     return math.log(s) if score == "log_prob" else math.log(s) - math.log1p(-s)
 

@@ -42,7 +42,7 @@ def sigmoid(z: float) -> float:
 
 
 def aggregate(scores: list[float], how: str) -> float:
-    return {"last": scores[-1], "prod": math.prod(scores), "min": min(scores), "mean": sum(scores) / len(scores)}[how]
+    return {"last": scores[-1], "prod": math.prod(scores), "min": min(scores), "max": max(scores), "mean": sum(scores) / len(scores)}[how]
 
 
 logs = st.floats(-6, 6)
@@ -51,7 +51,7 @@ logs = st.floats(-6, 6)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     z=st.lists(logs, min_size=3, max_size=3),
-    how=st.sampled_from(["last", "prod", "min", "mean"]),
+    how=st.sampled_from(["last", "prod", "min", "max", "mean"]),
     temperature=st.sampled_from([0.5, 1.0, 3.0]),
 )
 def test_formulas(z: list[float], how: str, temperature: float) -> None:

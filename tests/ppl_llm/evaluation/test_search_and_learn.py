@@ -107,8 +107,8 @@ VOTES: dict[str, Vote] = {
     "first-finish": first_finish,
     "multi-temperature": multi_temperature_vote,
     "rpc": rpc,
-    **{f"best-of-n, {a}": lambda c, a=a: best_of_n(c, a) for a in ("prod", "min", "mean", "model")},  # type: ignore[misc]
-    **{f"weighted, {a}": lambda c, a=a: weighted_majority(c, a) for a in ("last", "prod", "min", "mean", "model")},  # type: ignore[misc]
+    **{f"best-of-n, {a}": lambda c, a=a: best_of_n(c, a) for a in ("prod", "min", "max", "mean", "model")},  # type: ignore[misc]
+    **{f"weighted, {a}": lambda c, a=a: weighted_majority(c, a) for a in ("last", "prod", "min", "max", "mean", "model")},  # type: ignore[misc]
 }
 
 candidates = st.lists(

@@ -147,9 +147,8 @@ def test_a_worker_ends_quietly_with_its_parent(unread: bool, monkeypatch: pytest
     ours.close()
     signals: list[tuple[Any, Any]] = []
     monkeypatch.setattr(pool.signal, "signal", lambda *arguments: signals.append(arguments))  # this process is no worker
-    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     with theirs:
-        pool._serve(theirs, Models(), [])
+        pool._serve(theirs, Models(), [], 1)
     assert signals[-1] == (signal.SIGTERM, signal.SIG_IGN)  # which would come in the middle of the interpreter's end
 
 

@@ -85,7 +85,7 @@ def test_a_step_without_text_is_no_step(whole_answer: bool) -> None:
     assert total == pytest.approx(float(wanted), abs=1e-5)
 
 
-@pytest.mark.parametrize("aggregation", ["last", "prod", "min", "mean"])
+@pytest.mark.parametrize("aggregation", ["last", "prod", "min", "max", "mean"])
 def test_a_step_without_text_does_not_change_the_score_of_a_solution(aggregation: str) -> None:
     model = reasoning(LM, prm(), preset="twisted", aggregation=aggregation)
     with_blanks = extended(LM.start(PROBLEM), "\n\n", "7 * 6\n\n", "\n\n", "So 42.\n\n", "\n\n")

@@ -1,0 +1,77 @@
+"""Turns: a solution is written again from the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..context import Context
+from ..inference import barrier
+from ..inference.util.validation import check_count
+from .models import ReasoningModel
+from .turns import flat, restarted
+
+Prompt = Callable[[str, str], Any]
+"""``prompt(problem, draft)``: what ``lm.start`` takes for the next round, a text or chat messages."""
+
+
+def ask_again(problem: str, draft: str) -> list[dict[str, str]]:
+    """The problem, the draft as the assistant's answer, and a request for a better one."""
+    request = "Check this solution step by step. If it is wrong, correct it; then give the whole solution again with its final answer."
+    return [
+        {"role": "user", "content": problem},
+        {"role": "assistant", "content": draft},
+        {"role": "user", "content": request},
+    ]
+
+
+class RevisionModel(ReasoningModel):
+    """A reasoning model that writes drafts before its solution; :func:`revise` makes it."""
+
+    def __init__(self, model: ReasoningModel, rounds: int, prompt: Prompt) -> None:
+        vars(self).update(vars(model))
+        self.rounds, self.prompt = rounds, prompt
+
+    def _solve(self, ctx: Context) -> Context:
+        for r in range(self.rounds - 1):
+            # One barrier a draft: no factor weighs its steps, and how many it takes is nobody else's affair.
+            ctx = barrier(self.next_round(ctx, self.draft(ctx, r)))
+        return super()._solve(ctx)
+
+    def draft(self, ctx: Context, r: int) -> Context:
+        """A solution without a score: sites ``draft_r_step_t``."""
+        for t in range(self.max_steps):
+            ctx = self.written(ctx, f"draft_{r}_step_{t}")
+            if self.early_exit and ctx.done.all():
+                break
+        return ctx
+
+    def next_round(self, ctx: Context, draft: Context) -> Context:
+        """The contexts of the next round, one for each draft."""
+        problems, texts = flat(draft.problem), flat(draft.text)
+        return restarted(draft, [self.prompt(problem, text) for problem, text in zip(problems, texts, strict=True)])
+
+
+def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -> RevisionModel:
+    """Self-refinement as a Pyro program: ``x^r ~ p(. | prompt(problem, x^{r-1}))`` for each round r, the reward on the last (Madaan et al.,
+    *Self-Refine*, 2023; sequential revisions of Snell et al., 2024).
+
+    Each round starts from a prompt of its own, made from the problem and the particle's own draft. Steps of drafts are latent sites
+    ``draft_r_step_t``; there is a barrier after each draft and after each step of the last round. Any algorithm runs it; answers, scores
+    and :meth:`~ReasoningModel.choose` are about the last round.
+
+    Feedback is what ``prompt`` puts in: the message of a verifier, or a critique by a judge. It must be a function of its arguments: what
+    it draws at random would be no site of the model.
+
+    :param ReasoningModel model: of one round, from :func:`reasoning`.
+    :param int rounds: solutions written, the last included; 1 is the model itself.
+    :param prompt: ``prompt(problem, draft)``, by default :func:`ask_again`. It gives a text or chat messages.
+    :raises ValueError: for ``rounds`` below 1.
+    :raises TypeError: for a ``prompt`` that is no function, or a model that is not one of :func:`reasoning`.
+    """
+    if not isinstance(model, ReasoningModel):
+        raise TypeError(f"revise() takes a model of reasoning(...), got {type(model).__name__}")
+    check_count("rounds", rounds)
+    if not callable(prompt):
+        raise TypeError(f"prompt must be a function of a problem and a draft, got {prompt!r}")
+    return RevisionModel(model, rounds, prompt)
