@@ -187,12 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2, help="times that the load is repeated, for the memory")
+    parser.add_argument("--repeats", type=int, default=2, help="times that the load is repeated, for the memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="60 requests of 8 clients, once, and nothing recorded")
     chosen = parser.parse_args()
     if chosen.quick:
-        chosen.requests, chosen.clients, chosen.rounds = 60, 8, 1
+        chosen.requests, chosen.clients, chosen.repeats = 60, 8, 1
     made = requests(chosen.requests, chosen.seed)
     server = Server(chosen.clients)
     rows: list[dict[str, Any]] = []
@@ -200,12 +200,12 @@ def main() -> None:
     try:
         send(server.url, made[:20], 4)  # caches, and what is imported on first use
         memory = [server.memory()]
-        for number in range(chosen.rounds):
+        for number in range(chosen.repeats):
             before = server.cpu()
             seconds, together = send(server.url, made, chosen.clients)
             settled(server.idle)
             memory.append(server.memory())
-            rows.append(figures(f"{chosen.clients} clients, round {number + 1}", seconds, server.cpu() - before, together))
+            rows.append(figures(f"{chosen.clients} clients, repeat {number + 1}", seconds, server.cpu() - before, together))
             print(json.dumps(rows[-1]), *together.wrong[:5], sep="\n")
             answers.append(together.answers)
         before = server.cpu()
@@ -227,7 +227,7 @@ def main() -> None:
     finally:
         server.close()
     if not chosen.quick:
-        record("gateway_load", rows, {name: getattr(chosen, name) for name in ("requests", "clients", "rounds", "seed")})
+        record("gateway_load", rows, {name: getattr(chosen, name) for name in ("requests", "clients", "repeats", "seed")})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _GLANCE_SECONDS = 0.002
 class FutureRequest:
     """A future that a program waits for (a ``Request``). It holds no place in a batch.
 
-    :param future: its result or exception is left to whoever waits.
+    :param future: its result or exception is left to the caller.
     """
 
     sequences = 0

@@ -112,7 +112,7 @@ class ProgramServer:
         self._settle(program, reason)
 
     def _settle(self, program: Program, reason: BaseException | None = None) -> None:
-        """Give what a program has left to whoever waits for it.
+        """Give what a program has left to those who wait for it.
 
         :param reason: why it has not begun.
         """

@@ -14,6 +14,7 @@ import typer
 from ..methods import SOLVING, parse_method
 from ..remote.address import is_address
 from ..reward.choice import REWARD_KINDS, RewardChoice
+from ..threads import choose_threads
 from . import completion, loading, remote
 from .errors import reported
 from .json_log import LOG_JSON, JsonLog
@@ -179,6 +180,7 @@ def serve(
             lambda each: remote.load_prm(served[1], device, scale, dtype),
             settings.steps_end,
         )
+        choose_threads([language_model, reward_model])
         equivalent = None if equivalence == "exact" else settings.equivalent()
         known = name or (str(getattr(language_model, "model", "")) if is_address(lm) else re.sub(r"[^\w.-]", "-", Path(lm).resolve().name))
         gateway = Gateway(

@@ -19,7 +19,7 @@ class _Page(NamedTuple):
 
 
 class Pages:
-    """Pages by numbers that nobody can guess: whoever has a link needs no key.
+    """Pages by numbers that nobody can guess: a link is enough, no key is needed.
 
     :param int most: pages kept; older ones go first.
     :param float seconds: how long one is kept.

@@ -234,7 +234,7 @@ class _Watch:
         self._tell(Progress(settled, {name: _plain(value) for name, value in told.items()}))
 
     def _details(self, posterior: ParticlePosterior) -> dict[str, Any]:
-        """For whoever draws the run: parents, weights and steps of the particles."""
+        """To draw the run from: parents, weights and steps of the particles."""
         context: Context = posterior.value
         answers = list(posterior.answers().probs.items())[:_ANSWERS]
         told: dict[str, Any] = {

@@ -103,7 +103,7 @@ def test_stopping_a_run(browser: Browser, server: Running) -> None:
     wait(browser, f"{STATUS} === 'Stopped.'")
     end = time.monotonic() + PATIENCE
     while not server.idle():
-        assert time.monotonic() < end, "the server goes on"
+        assert time.monotonic() < end, "the server still works on it"
         time.sleep(0.02)
     assert not browser.evaluate("document.getElementById('run').disabled") and browser.complaints == []
 
