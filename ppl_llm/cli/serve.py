@@ -7,11 +7,12 @@ import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..methods import SOLVING, parse_method
+from ..methods import SOLVING
 from ..remote.address import is_address
 from ..reward.choice import REWARD_KINDS, RewardChoice
 from ..threads import choose_threads
@@ -24,6 +25,7 @@ from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_o
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from ..gateway.catalogue import Choice
     from ..gateway.guard import Keys
 
 _EXAMPLES = (
@@ -168,10 +170,12 @@ def serve(
             raise ValueError(f"--calibration is for a process reward model, and the reward is {chosen_reward}")
         scale = None if calibration is None else loading.load_calibration(calibration, str(prm_name))
         loading.check_device(device)
-        accepted = _keys(keys, host, log)
+        accepted = _keys(keys)
+        default = _default(settings, most_particles)
+        bound = _bind(host, port, bool(accepted), log)
     _log_requests(verbose)
-    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
-        from ..gateway import Choice, Gateway, GatewayServer, Served
+    with bound, loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
+        from ..gateway import Gateway, GatewayServer, Served
 
         language_model = remote.load_lm(served[0], device, dtype, **lm_options)
         reward_model = chosen_reward.load(
@@ -185,10 +189,10 @@ def serve(
         known = name or (str(getattr(language_model, "model", "")) if is_address(lm) else re.sub(r"[^\w.-]", "-", Path(lm).resolve().name))
         gateway = Gateway(
             Served(known, language_model, reward_model, settings.model_keywords(), equivalent),
-            Choice(settings.named.method, settings.given(), dict(parse_method(settings.method).model_options)),
+            default,
             limits,
         )
-        server = GatewayServer(gateway, host, port, keys=accepted, listening=lambda address: _ready(address, known, log))
+        server = GatewayServer(gateway, host, keys=accepted, bound=bound, listening=lambda address: _ready(address, known, log))
         server.run_until_stopped()
 
 
@@ -212,16 +216,35 @@ def _limits(**values: Any) -> Any:
         raise ValueError(f"--{flags.get(word, word).replace('_', '-')} {rest}") from error
 
 
-def _keys(path: Path | None, host: str, log: JsonLog | None) -> Keys:
-    from ..gateway.guard import Keys, is_loopback
+def _default(settings: Settings, most_particles: int) -> Choice:
+    """The method of requests that name none.
+
+    :raises ValueError: if it is more than a request may ask for.
+    """
+    from ..gateway.catalogue import Catalogue, Choice
+
+    default = Choice(settings.named.method, settings.given(), dict(settings.named.model_options))
+    Catalogue("", default, settings.reward.kind != "none", most_particles).check_default()
+    return default
+
+
+def _bind(host: str, port: int, keys: bool, log: JsonLog | None) -> socket:
+    from ..gateway.guard import is_loopback
+    from ..gateway.server import bind
+
+    bound = bind(host, port)
+    if not keys and not is_loopback(host):
+        tell(f"everybody who reaches {host} can use this server: --keys FILE or PPL_LLM_SERVE_KEYS asks for a key", log)
+    return bound
+
+
+def _keys(path: Path | None) -> Keys:
+    from ..gateway.guard import Keys
 
     try:
-        found = Keys.read(path)
+        return Keys.read(path)
     except OSError as error:
         raise OSError(f"--keys {path}: {error.strerror}; give a file that exists and can be read") from error
-    if not found and not is_loopback(host):
-        tell(f"everybody who reaches {host} can use this server: --keys FILE or PPL_LLM_SERVE_KEYS asks for a key", log)
-    return found
 
 
 def _log_requests(verbose: bool) -> None:

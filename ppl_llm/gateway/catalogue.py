@@ -116,6 +116,15 @@ class Catalogue:
         except ValueError as error:
             raise _unknown(model, str(error)) from error
 
+    def check_default(self) -> None:
+        """
+        :raises ValueError: for a default method that :meth:`check` refuses.
+        """
+        try:
+            self.check(self.default)
+        except ApiError as error:
+            raise ValueError(error.message) from error
+
     def check(self, choice: Choice) -> None:
         """
         :raises ApiError: for a method that needs a reward where there is none, or for too many solutions side by side.

@@ -45,10 +45,7 @@ class Gateway:
             default = Choice(METHODS["smc" if served.prm is not None else "self-consistency"], {}, {})
         self._solver = Solver(served, pages=self.limits.runs > 0)
         self.catalogue = Catalogue(served.name, default, served.prm is not None, self.limits.particles)
-        try:
-            self.catalogue.check(default)
-        except ApiError as error:
-            raise ValueError(error.message) from error
+        self.catalogue.check_default()
         self._solver.model(default, {}, loaded=False)
         self._names = [name for name in self.catalogue.names() if self._solver.works(self.catalogue.find(name))]
         self.pages = Pages(self.limits.runs, self.limits.run_seconds)

@@ -24,6 +24,7 @@ class GatewayServer(uvicorn.Server):
     :param str host: address to listen on.
     :param int port: 0 for any that is free.
     :param Keys keys: bearer keys; none let everybody in.
+    :param bound: what :func:`bind` gave for this address, where that was done before.
     :param listening: called with the server's address once it can be reached.
     :ivar str address: such as ``http://127.0.0.1:8000``.
     :raises OSError: if the address cannot be listened on.
@@ -36,10 +37,12 @@ class GatewayServer(uvicorn.Server):
         port: int = 8000,
         *,
         keys: Keys | None = None,
+        bound: socket.socket | None = None,
         listening: Callable[[str], None] = lambda address: None,
     ) -> None:
         self._gateway, self._listening = gateway, listening
-        self._bound = _listen(host, port)
+        self._bound = bind(host, port) if bound is None else bound
+        self._bound.listen(1024)  # clients that come before the event loop runs wait
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._bound.getsockname()[1]}"
         config = uvicorn.Config(
             create_app(gateway, keys, is_loopback(host)),
@@ -82,12 +85,15 @@ class GatewayServer(uvicorn.Server):
             timer.cancel()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address, before models are loaded.
+
+    :raises OSError: if that is not possible, naming it.
+    """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-        bound.listen(1024)  # clients that come before the event loop wait
     except OSError as error:
         bound.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --host or --port") from error
