@@ -51,6 +51,8 @@ class StopAutomaton:
     def accepts(self, tokens: Tensor) -> Tensor:
         """Whether sequences ``[*batch_shape, M]`` padded with -1 contain a stop string: ``[*batch_shape]``."""
         state = torch.zeros(tokens.shape[:-1], dtype=torch.int32, device=tokens.device)
+        if tokens.device.type == "cpu" and tokens.numel() > 0:  # elsewhere the host would have to wait for the longest one
+            tokens = tokens[..., : int((tokens >= 0).sum(-1).max())]
         for token in tokens.unbind(-1):
             state = torch.where(token < 0, state, self.step(state, token.clamp(min=0)))
         return state == self.accept
