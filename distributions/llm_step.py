@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
+from ..inference.util.checked import checked
 from ..lm.base import StepOptions, language_model, step_limits
 from .rounding import TOLERATED, rounding_unit
 
@@ -40,6 +41,7 @@ class LLMStep(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
+    @checked
     def __init__(
         self,
         context: Context,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context
+from ..inference.util.checked import check_fields, checked
 from ..inference.util.validation import unknown_name
 from ..reward.base import RewardModel, is_estimated, scored_steps, step_scores
 from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
@@ -37,6 +38,7 @@ class RewardChoices:
     score: str = "log_prob"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, known in (("potential", POTENTIALS), ("aggregation", AGGREGATIONS), ("finished", FINISHED), ("score", SCORES)):
             value = getattr(self, name)
             if value not in known:
@@ -115,6 +117,7 @@ class StepReward(TorchDistribution):
     score: Tensor | None = None
     """``[*batch_shape]``: probability that the last step is right, nan for sequences that took none; set by :meth:`log_prob`."""
 
+    @checked
     def __init__(
         self,
         prm: RewardModel,

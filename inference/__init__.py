@@ -2,6 +2,7 @@
 
 from pyro import barrier
 
+from .adaptive import Adaptive, BetaMajority, Pandora, SameAnswers, Share, StoppingRule
 from .concurrent import ProgramServer, run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
@@ -23,6 +24,7 @@ from .mcmc.suffix_mh import SuffixMH
 from .mcmc.trajectory_kernel import TrajectoryKernel
 from .particles.trajectory import Trajectory
 from .particles.weights import Weights
+from .posterior.adaptive_posterior import AdaptivePosterior
 from .posterior.audit_report import AuditReport
 from .posterior.chain_posterior import ChainPosterior, PooledPosterior
 from .posterior.decision import Decision
@@ -51,12 +53,15 @@ __all__ = [
     "REBASE",
     "RESAMPLERS",
     "SMC",
+    "Adaptive",
+    "AdaptivePosterior",
     "AuditError",
     "AuditMessenger",
     "AuditReport",
     "BeamSearch",
     "BestFirst",
     "BestOfN",
+    "BetaMajority",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
@@ -68,6 +73,7 @@ __all__ = [
     "FilterOptions",
     "Importance",
     "IslandPosterior",
+    "Pandora",
     "ParallelTempering",
     "ParallelTemperingPosterior",
     "ParticleGibbs",
@@ -80,9 +86,12 @@ __all__ = [
     "ReferenceMessenger",
     "Resampler",
     "SMCFailed",
+    "SameAnswers",
     "SearchPosterior",
     "Selection",
     "SelfConsistency",
+    "Share",
+    "StoppingRule",
     "SuffixMH",
     "TemperMessenger",
     "TemperedPosterior",

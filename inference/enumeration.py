@@ -21,6 +21,7 @@ from .particles.site_util import give, is_deterministic, is_given, read_site, sc
 from .particles.weighted_particles import WeightedParticles
 from .particles.weights import Weights
 from .posterior.particle_posterior import ParticlePosterior
+from .util.checked import checked
 from .util.process_state import isolated
 from .util.validation import check_count
 
@@ -36,6 +37,7 @@ class Enumeration:
     :raises ValueError: for a site that cannot be enumerated, or too many paths.
     """
 
+    @checked
     def __init__(self, model: Callable[..., Any], *, max_paths: int = 1_000_000) -> None:
         check_count("max_paths", max_paths)
         self.model = model

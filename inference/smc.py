@@ -29,9 +29,10 @@ from .posterior.island_posterior import IslandPosterior
 from .posterior.particle_posterior import ParticlePosterior
 from .resampling import Resampler, get_resampler
 from .resampling.selection import Selection
+from .util.checked import checked
 from .util.fingerprint import name_of, of_model
 from .util.process_state import rng_state
-from .util.validation import check_count, check_function, check_model
+from .util.validation import check_count, check_optional_count
 
 TOKENS = "tokens_sampled"
 """The counter that ``max_tokens_total`` bounds."""
@@ -87,6 +88,7 @@ class SMC:
     Isha Puri et al. (2025).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -104,10 +106,8 @@ class SMC:
         selection: Selection | None = None,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
-        check_function("callback", callback)
         check_count("islands", islands)
-        check_count("max_tokens_total", 1 if max_tokens_total is None else max_tokens_total)
+        check_optional_count("max_tokens_total", max_tokens_total)
         self.model = model
         self.islands = islands
         self.max_tokens_total = max_tokens_total

@@ -26,7 +26,8 @@ from .particles.trajectory import Trajectory
 from .particles.weights import Weights
 from .posterior.tempered_posterior import Stage, TemperedPosterior
 from .resampling import Resampler, get_resampler
-from .util.validation import check_count, check_model, check_particles
+from .util.checked import checked
+from .util.validation import check_count, check_particles
 
 _HALVINGS = 60
 """Bisection down to the spacing of float64."""
@@ -69,6 +70,7 @@ class TemperedSMC:
     Arnaud Doucet, Theodoros Tsagaris (2011).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -82,7 +84,6 @@ class TemperedSMC:
         max_plate_nesting: int = 0,
         callback: Callable[[TemperedPosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         check_particles(num_particles, ess_threshold, max_plate_nesting)
         check_count("num_moves", num_moves, 0)
         self.model = model

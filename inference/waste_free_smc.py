@@ -17,6 +17,7 @@ from .particles.weights import Weights
 from .posterior.tempered_posterior import TemperedPosterior
 from .resampling import Resampler
 from .tempered_smc import TemperedSMC
+from .util.checked import checked
 from .util.validation import check_count
 
 
@@ -58,6 +59,7 @@ class WasteFreeSMC(TemperedSMC):
     [1] *Waste-free sequential Monte Carlo*, Hai-Dang Dau, Nicolas Chopin (2022).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from ..util.validation import check_count
+from ..util.checked import checked
+from ..util.validation import check_count, check_optional_count
 from .program import Program, Stopped, current_program
 from .turns import Turns
 
 _MAX_SEED = 2**32
 
 
+@checked
 def run_concurrently(
     programs: Sequence[Callable[[], Any]],
     *,
@@ -49,7 +51,7 @@ def run_concurrently(
     :raises ValueError: for arguments out of range, or inside of such a program.
     """
     check_count("max_sequences", max_sequences)
-    check_count("max_programs", 1 if max_programs is None else max_programs)
+    check_optional_count("max_programs", max_programs)
     if current_program() is not None:
         raise ValueError("run_concurrently() inside of a program that it runs: give all programs to one call")
     if seeds is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..resampling import Resampler, systematic
+from ..resampling.base import is_scheme
 from ..resampling.selection import Selection
-from ..util.validation import check_function, check_particles
-from .proposal_messenger import Proposals
+from ..util.checked import check_fields
+from ..util.validation import check_particles
+from .proposal_messenger import Proposals, check_proposals
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class FilterOptions:
     :param bool resample_finished: also resample populations whose every particle is done.
     :param bool record_log_probs: keep every site's log-probability, for the audit.
     :param Selection selection: weights to resample in proportion to, instead of the particles' own.
+    :param bool may_die: whether a sweep continues where every population is dead; otherwise it raises :class:`SMCFailed`.
     :raises ValueError: for numbers out of range.
     """
 
@@ -34,11 +36,16 @@ class FilterOptions:
     resample_finished: bool = False
     record_log_probs: bool = False
     selection: Selection | None = None
+    may_die: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_particles(self.num_particles, self.ess_threshold, self.max_plate_nesting)
-        check_function("selection", self.selection)
-        if not callable(getattr(self.resampler, "conditional", None)):  # a scheme may be for conditional filters alone
-            check_function("resampler", self.resampler)
-        if self.proposals is not None and not isinstance(self.proposals, Mapping) and not callable(self.proposals):
-            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {self.proposals!r}")
+        selection, resampler = self.selection, self.resampler
+        if selection is not None and not (callable(selection) and hasattr(selection, "keeps_target")):
+            raise ValueError(f"selection must be a function with an attribute keeps_target, such as EntropicAnnealing, got {selection!r}")
+        # A scheme may be for conditional filters alone.
+        if not is_scheme(resampler) and not callable(getattr(resampler, "conditional", None)):
+            raise ValueError(f"resampler must be the name of a scheme, or a function with num_uniforms(n), got {resampler!r}")
+        if self.proposals is not None:
+            check_proposals(self.proposals)

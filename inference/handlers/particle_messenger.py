@@ -150,13 +150,13 @@ class ParticleMessenger(Messenger):
 
     def check_alive(self) -> None:
         """
-        :raises SMCFailed: if all populations are dead, naming the site that killed the last of them.
+        :raises SMCFailed: if all populations are dead, and may not be, naming the site that killed the last of them.
         :raises ValueError: for a nan weight, naming the site.
         """
         system = self.system
         pending, system.unchecked = system.unchecked, []
         if pending and not pending[-1][1].alive:
-            raise_for_dead(pending)
+            raise_for_dead(pending, self.options.may_die)
 
     # results ------------------------------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ..particles.plates import PLATE
 from ..particles.run_scope import current_scope, inside_model
-from ..particles.site_util import is_one
+from ..particles.site_util import base_name, is_one
 
 # What ``plate`` does for these is nothing once they have its batch shape: torch has broadcast their parameters. Another distribution may
 # leave that to ``expand``, and draw one value for all particles until it is called.
@@ -44,6 +44,7 @@ class ParticlePlate(pyro.plate):
     and to expand it nonetheless, this one 1: a tenth of a sweep with 64 particles.
 
     :param dict subsamples: indices that plates of the run drew so far, by the plate's name; new ones are added.
+    :ivar set met: names of the sites met so far.
     """
 
     def __init__(self, num_particles: int, dim: int, subsamples: dict[str, Tensor]) -> None:
@@ -53,21 +54,22 @@ class ParticlePlate(pyro.plate):
         self._alone = (self._frame,)
 
     def __enter__(self) -> ParticlePlate:
-        self._met: set[str] = set()
+        self.met: set[str] = set()
         super().__enter__()
         return self
 
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
-            name = msg["name"]
-            if site_is_subsample(msg):
+            if type(msg["fn"]) is _Subsample:
                 self._hold(msg)
-            elif name in self._met:
-                raise ValueError(
-                    f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{_base_name(name)}_{{t}}'"
-                )
             else:
-                self._met.add(name)
+                before = len(self.met)
+                self.met.add(msg["name"])
+                if len(self.met) == before:
+                    name = msg["name"]
+                    raise ValueError(
+                        f"site {name!r} is met twice in one execution; give every step a name of its own, e.g. f'{base_name(name)}_{{t}}'"
+                    )
         inner = msg["cond_indep_stack"]
         stack = (self._frame, *inner) if inner else self._alone
         if is_one(msg["scale"]) and (msg["type"] == "barrier" or _is_spread_over(stack, msg["fn"])):
@@ -84,11 +86,6 @@ class ParticlePlate(pyro.plate):
             msg["value"] = self._subsamples[name].clone()
 
 
-def _base_name(name: str) -> str:
-    """A site's name without a number at its end."""
-    return name.rstrip("0123456789").rstrip("_") or name
-
-
 def _is_spread_over(stack: tuple[CondIndepStackFrame, ...], fn: Any) -> bool:
     """Whether plates would leave the distribution of a site as it is."""
     if type(fn) not in _SPREAD_OUT:
@@ -98,15 +95,15 @@ def _is_spread_over(stack: tuple[CondIndepStackFrame, ...], fn: Any) -> bool:
 
 
 @contextmanager
-def particle_plate(num_particles: int, max_plate_nesting: int) -> Iterator[None]:
+def particle_plate(num_particles: int, max_plate_nesting: int) -> Iterator[ParticlePlate]:
     """The plate of the particles, to the left of the model's own, around one execution of a model.
 
     :raises ValueError: for a plate of the model at the particles' dimension.
     """
     dim = -1 - max_plate_nesting
     try:
-        with ParticlePlate(num_particles, dim, current_scope().subsamples), inside_model():
-            yield
+        with ParticlePlate(num_particles, dim, current_scope().subsamples) as plate, inside_model():
+            yield plate
     except ValueError as error:
         if f'"{PLATE}", collide' not in str(error):
             raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from ..cost import Uncounted
 from ..particles.checkpoint import Checkpoint
@@ -32,7 +34,9 @@ class ResumeMessenger(Messenger):
         super().__init__()
         self.messenger, self.start, self.rng = messenger, start, rng
         self.records = start.snapshot.records
-        self.values = {site.name: site.value for site in start.snapshot.sites if site.value is not None}
+        self.values = _copies({site.name: site.value for site in start.snapshot.sites if site.value is not None})
+        resampled = [record.resampled.flatten() for record in self.records]
+        self.resampled = torch.stack(resampled).any(1).tolist() if resampled else []
 
     def __enter__(self) -> ResumeMessenger:
         self.active, self.barriers = True, 0
@@ -54,17 +58,17 @@ class ResumeMessenger(Messenger):
         if not msg["is_observed"]:
             if msg["name"] not in self.values:
                 raise self._differs(f"it now has a site {msg['name']!r}, which was not there")
-            msg["value"] = self.values[msg["name"]].clone()
+            msg["value"] = self.values[msg["name"]]
 
     def _pyro_barrier(self, msg: Any) -> None:
         if not self.active:
             return
         if self.barriers == len(self.records):
             raise self._differs("it now makes more steps")
-        state, record = msg["args"][0] if msg["args"] else msg["kwargs"]["data"], self.records[self.barriers]
+        state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
+        if self.resampled[self.barriers]:
+            state = reorder(state, self.records[self.barriers].ancestors)
         self.barriers += 1
-        if bool(record.resampled.any()):
-            state = reorder(state, record.ancestors)
         if self.barriers == len(self.records) and not self.start.complete:
             state = self.start.state(state)
             self._proceed(state)
@@ -92,3 +96,11 @@ class ResumeMessenger(Messenger):
             f"the model does not run as it did up to the state it is resumed from: {how}. A model that is run in slices must be the same, "
             "and depend on its arguments and sites only."
         )
+
+
+def _copies(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that the model may write to; those of one form are copied together."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, value in values.items():
+        alike.setdefault((value.shape, value.dtype, value.device), []).append(name)
+    return {name: copy for names in alike.values() for name, copy in zip(names, torch.stack([values[n] for n in names]), strict=True)}

@@ -38,18 +38,23 @@ def sweep(
     options = messenger.options
     # Handlers that rewrite values sit outside the plate: they must see the broadcast distributions.
     proposed = ProposalMessenger(options.proposals) if options.proposals is not None else None
-    plate = particle_plate(options.num_particles, options.max_plate_nesting)
     scope = current_scope()
     randomness = RandomnessMessenger() if scope.replays and type(messenger) not in scope.checked else None
     with ExitStack() as stack:
-        for handler in (isolated(), run_scope(scope), outside, messenger, proposed, resume, plate, randomness):
+        for handler in (isolated(), run_scope(scope), outside, messenger, proposed, resume):
             if handler is not None:
                 stack.enter_context(handler)
+        plate = stack.enter_context(particle_plate(options.num_particles, options.max_plate_nesting))
+        if randomness is not None:
+            stack.enter_context(randomness)
         value = model(*args, **kwargs)
         if randomness is not None:
             randomness.finish()
             scope.checked.add(type(messenger))
         if resume is not None:
             resume.finish(value)
+        if proposed is not None and not scope.proposals_checked:
+            proposed.finish(plate.met, [site.name for site in messenger.system.sites if site.value is not None])
+            scope.proposals_checked = True
         messenger.check_alive()
     return messenger.posterior(messenger.system.snapshot(value))

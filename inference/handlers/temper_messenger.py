@@ -8,6 +8,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..util.checked import checked
+
 
 class TemperMessenger(Messenger):
     """Raises the likelihood and the prior of a model to powers: the target becomes ``p(x)^prior p(y | x)^likelihood``.
@@ -22,6 +24,7 @@ class TemperMessenger(Messenger):
     :param prior: power of latent sites, likewise.
     """
 
+    @checked
     def __init__(self, likelihood: float | Tensor = 1.0, prior: float | Tensor = 1.0) -> None:
         super().__init__()
         self.likelihood, self.prior = likelihood, prior

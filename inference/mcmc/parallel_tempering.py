@@ -13,6 +13,7 @@ from ..handlers.temper_messenger import TemperMessenger
 from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from .replicate import Kernel, replica_kernel
 from .suffix_mh import SuffixMH
 from .trajectory_kernel import TrajectoryKernel
@@ -72,6 +73,7 @@ class ParallelTempering(TrajectoryKernel):
 
     extended_state: ClassVar[bool] = True
 
+    @checked
     def __init__(self, model: Callable[..., Any], betas: Sequence[float], kernel: Kernel = SuffixMH, *, max_plate_nesting: int = 0) -> None:
         super().__init__(model, max_plate_nesting=max_plate_nesting)
         self.betas = _check_powers(betas)

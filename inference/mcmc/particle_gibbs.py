@@ -10,13 +10,14 @@ import torch
 from ..handlers.ancestor_messenger import AncestorMessenger
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
-from ..handlers.proposal_messenger import Proposals
+from ..handlers.proposal_messenger import Proposals, check_given_values
 from ..handlers.reference_messenger import ReferenceMessenger
 from ..handlers.sweep import sweep
 from ..particles.trajectory import Trajectory
 from ..posterior.chain_posterior import PooledPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import ConditionalResampler, get_conditional_resampler
+from ..util.checked import checked
 from ..util.validation import check_count
 from .replicate import replicate
 from .trajectory_kernel import TrajectoryKernel
@@ -60,6 +61,7 @@ class ParticleGibbs(TrajectoryKernel):
     [3] *Particle Gibbs with ancestor sampling*, Fredrik Lindsten, Michael Jordan, Thomas Schön (2014).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -74,6 +76,7 @@ class ParticleGibbs(TrajectoryKernel):
     ) -> None:
         super().__init__(model, proposals=proposals, max_plate_nesting=max_plate_nesting)
         check_count("num_references", num_references)
+        check_given_values(proposals, everywhere=ancestor_sampling)
         nesting = max_plate_nesting + (num_references > 1)
         self.options = FilterOptions(num_particles, nesting, get_conditional_resampler(resampler), ess_threshold, proposals)
         self.ancestor_sampling = ancestor_sampling

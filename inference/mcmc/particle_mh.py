@@ -18,6 +18,7 @@ from ..particles.trajectory import ChainRecord, Trajectory
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import Resampler, get_resampler
+from ..util.checked import checked
 from .trajectory_kernel import TrajectoryKernel
 
 
@@ -54,9 +55,11 @@ class ParticleMH(TrajectoryKernel):
     """
 
     extended_state: ClassVar[bool] = True
+    scores_its_state: ClassVar[bool] = False  # a filter keeps its weights
     messengers: ClassVar[tuple[type[ParameterMessenger], type[ParameterMessenger]]] = ParameterMessenger, ParameterReferenceMessenger
     """Of a filter, and of a conditional one."""
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -15,6 +15,7 @@ from ..particles.trajectory import ChainRecord
 from ..posterior.chain_posterior import ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling import Resampler
+from ..util.checked import checked
 from .particle_mh import FilterState, ParticleMH
 
 
@@ -57,6 +58,7 @@ class PMMH(ParticleMH):
     [1] *Particle Markov chain Monte Carlo methods*, Christophe Andrieu, Arnaud Doucet, Roman Holenstein (2010), section 4.4.
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

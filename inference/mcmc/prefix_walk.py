@@ -16,6 +16,7 @@ from ..particles.pytree import take
 from ..particles.trajectory import Trajectory
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_count
 from .trajectory_kernel import TrajectoryKernel
 
@@ -129,6 +130,7 @@ class PrefixWalk(TrajectoryKernel):
     [1] *Taming Imperfect Process Verifiers: A Sampling Perspective on Backtracking*, Dhruv Rohatgi et al. (2025).
     """
 
+    @checked
     def __init__(self, model: Callable[..., Any], *, steps: int = 64, pilot: int = 8, max_plate_nesting: int = 0) -> None:
         check_count("steps", steps)
         check_count("pilot", pilot, 0)

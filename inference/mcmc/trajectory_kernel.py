@@ -17,14 +17,15 @@ from ..cost import CostMeter
 from ..errors import SMCFailed, attach_partial
 from ..handlers.filter_options import FilterOptions
 from ..handlers.particle_messenger import ParticleMessenger
-from ..handlers.proposal_messenger import Proposals
+from ..handlers.proposal_messenger import Proposals, check_given_values, check_proposals
 from ..handlers.sweep import sweep
 from ..handlers.temper_messenger import TemperMessenger
 from ..particles.run_scope import RunScope, joined_scope, run_scope
 from ..particles.trajectory import ChainRecord, Trajectory
 from ..posterior.chain_posterior import CHAIN, ChainPosterior
 from ..posterior.particle_posterior import ParticlePosterior
-from ..util.validation import check_count, check_model
+from ..util.checked import checked
+from ..util.validation import check_count
 
 
 class _FirstDraw(ParticleMessenger):
@@ -53,9 +54,15 @@ class TrajectoryKernel(MCMCKernel, ABC):
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
     extended_state: ClassVar[bool] = False
     """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
+    scores_its_state: ClassVar[bool] = True
+    """Whether an iteration asks the proposals for the density of the present trajectory."""
 
+    @checked
     def __init__(self, model: Callable[..., Any], *, proposals: Proposals | None = None, max_plate_nesting: int = 0) -> None:
-        check_model(model)
+        if proposals is not None:
+            check_proposals(proposals)
+            if self.scores_its_state:
+                check_given_values(proposals)
         check_count("max_plate_nesting", max_plate_nesting, 0)
         self.model = model
         self.proposals = proposals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -167,22 +168,25 @@ class ParticleSystem:
         """Keep a site's value with the number of barriers before it."""
         value, note = None, is_deterministic(msg)
         if note or not msg["is_observed"]:
-            shape = self._shape_of_note(msg) if note else msg["fn"].shape()
             value = msg["value"].clone()  # what the model holds it may change in place
-            value = value if value.shape == shape else value.expand(shape)
+            value = self.note(msg, value) if note else value if value.shape == msg["fn"].shape() else value.expand(msg["fn"].shape())
         score = score_of(msg["fn"], log_prob) if msg["is_observed"] else None
         if value is not None or score is not None or self.record_log_probs:
             self.sites.append(Site(msg["name"], value, log_prob if self.record_log_probs else None, len(self.records), score))
 
-    def _shape_of_note(self, msg: Any) -> torch.Size:
-        """``[N, *batch, *event]`` of a deterministic site: its leading dimensions are the particles and plates if they can be.
+    def note(self, msg: Any, value: Tensor) -> Tensor:
+        """The value of a deterministic site as ``[N, *batch, *event]``: its leading dimensions are the particles and plates as far as they
+        can be; plates that it lacks are 1.
 
         ``pyro.deterministic`` takes all dimensions of a value for its event, unless it is told ``event_dim``.
         """
-        fn, value, ndim = msg["fn"], msg["value"], 1 + self.max_plate_nesting
-        own, batch = value.shape[:ndim], fn.batch_shape
-        fits = len(own) == ndim and own[0] == self.num_particles and all(a in (1, b) for a, b in zip(own, batch, strict=True))
-        return torch.Size([*batch, *value.shape[ndim:]]) if fits and len(fn.event_shape) == value.dim() else fn.shape()
+        fn, batch = msg["fn"], msg["fn"].batch_shape
+        if len(fn.event_shape) < value.dim() or not value.dim() or value.shape[0] != self.num_particles:
+            return value.expand(fn.shape())
+        pairs = zip(value.shape, batch, strict=False)
+        own = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] in (1, pair[1]), pairs))
+        event = value.shape[own:]
+        return value.reshape(*value.shape[:own], *(1,) * (len(batch) - own), *event).expand(*batch, *event)
 
     def record_barrier(self, state: Any, ess: Tensor) -> None:
         """Record a barrier before anything happens at it: every particle is its own ancestor."""

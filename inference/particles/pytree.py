@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SCALARS = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype, torch.device)
+PLAIN = (bool, int, float, complex, str, bytes, Enum, type(None), torch.dtype, torch.device)
+"""Values that are the same for every particle."""
 
 
 def take(tensor: Tensor, index: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
         return type(state)(*(reorder(getattr(state, name), index, f"{path}.{name}") for name in state._fields))
     if isinstance(state, list | tuple):
         return type(state)(reorder(value, index, f"{path}[{i}]") for i, value in enumerate(state))
-    if isinstance(state, _SCALARS):
+    if isinstance(state, PLAIN):
         return state
     raise TypeError(
         f"barrier leaf {path} is of type {type(state).__name__}, which the particle filter cannot permute; "
@@ -79,38 +80,18 @@ def reorder(state: Any, index: Tensor, path: str = "state") -> Any:
     )
 
 
-def plain_items(state: Any) -> list[Any] | None:
-    """The values of a list, a tuple, or a dictionary keyed 0, 1, .., if all of them are plain: they are not permuted.
-
-    A tensor without dimensions and an object with a single particle are plain as well, and so are containers of plain values. But a tuple
-    that holds tensors is a record of a model's variables: those without dimensions are the same for every particle.
-    """
-
-    def is_plain(item: Any) -> bool:
-        if isinstance(item, list | tuple):
-            return all(map(is_plain, item))
-        if isinstance(item, dict):
-            return all(map(is_plain, item.values()))
-        return isinstance(item, _SCALARS) or (isinstance(item, Tensor) and item.dim() == 0) or _single(item)
-
-    if isinstance(state, dict):
-        if list(state) != list(range(len(state))):
-            return None
-        items = list(state.values())
-    elif isinstance(state, tuple) and (hasattr(state, "_fields") or any(isinstance(item, Tensor) for item in state)):
-        return None
-    elif isinstance(state, list | tuple):
-        items = list(state)
-    else:
-        return None
-    return items if items and all(map(is_plain, items)) else None
-
-
 def _refuse_ambiguous(state: Any, index: Tensor, path: str) -> None:
     """
     :raises ValueError: for as many plain values as there are particles: one for each of them would not be permuted.
     """
-    if not isinstance(state, list | tuple | dict) or len(state) != index.shape[0] or len(state) < 2 or plain_items(state) is None:
+    if not isinstance(state, list | tuple | dict) or len(state) != index.shape[0] or len(state) < 2:
+        return
+    if isinstance(state, dict):
+        if list(state) != list(range(len(state))):
+            return
+    elif isinstance(state, tuple) and (hasattr(state, "_fields") or any(isinstance(item, Tensor) for item in state)):
+        return  # a record of a model's variables: those without dimensions are the same for every particle
+    if not all(map(_is_plain, state.values() if isinstance(state, dict) else state)):
         return
     kind = "dictionary keyed 0, 1, .." if isinstance(state, dict) else type(state).__name__
     raise ValueError(
@@ -118,6 +99,15 @@ def _refuse_ambiguous(state: Any, index: Tensor, path: str) -> None:
         "barrier() would not permute them. Pass a tensor with the particles first, or an object with a reorder(index) method; keep what is "
         "the same for every particle out of the barrier"
     )
+
+
+def _is_plain(item: Any) -> bool:
+    """Plain values and containers of them, tensors without dimensions and objects with a single particle: they are not permuted."""
+    if isinstance(item, list | tuple):
+        return all(map(_is_plain, item))
+    if isinstance(item, dict):
+        return all(map(_is_plain, item.values()))
+    return isinstance(item, PLAIN) or (isinstance(item, Tensor) and item.dim() == 0) or _single(item)
 
 
 def particles_done(state: Any) -> Tensor | None:
@@ -184,19 +174,25 @@ def _single(item: Any) -> bool:
     return getattr(item, "batch_shape", None) == ()
 
 
-def map_leaves(value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any]) -> Any:
-    """Every object that permutes itself and every tensor mapped, all else as it is."""
-    if callable(getattr(value, "reorder", None)):
-        return of_object(value)
-    if isinstance(value, Tensor):
-        return of_tensor(value)
-    if isinstance(value, dict):
-        return type(value)((key, map_leaves(item, of_object, of_tensor)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(getattr(value, name), of_object, of_tensor) for name in value._fields))
-    if isinstance(value, list | tuple):
-        return type(value)(map_leaves(item, of_object, of_tensor) for item in value)
-    return value
+def map_leaves(
+    value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any], of_other: Callable[[Any], Any] | None = None
+) -> Any:
+    """Every object that permutes itself, every tensor, and where it is said all else mapped, through containers."""
+
+    def mapped(value: Any) -> Any:
+        if callable(getattr(value, "reorder", None)):
+            return of_object(value)
+        if isinstance(value, Tensor):
+            return of_tensor(value)
+        if isinstance(value, dict):
+            return type(value)((key, mapped(item)) for key, item in value.items())
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(mapped(getattr(value, name)) for name in value._fields))
+        if isinstance(value, list | tuple):
+            return type(value)(mapped(item) for item in value)
+        return value if of_other is None else of_other(value)
+
+    return mapped(value)
 
 
 def concatenate(values: list[Any]) -> Any:

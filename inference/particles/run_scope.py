@@ -17,11 +17,13 @@ class RunScope:
     :ivar dict subsamples: indices that plates with ``subsample_size`` drew, once for the run.
     :ivar bool replays: whether the algorithm runs the model again along known values.
     :ivar set checked: kinds of pass in which no random number was drawn outside of sites.
+    :ivar bool proposals_checked: whether an execution has come to its end with proposals for sites that it has.
     """
 
     subsamples: dict[str, Tensor] = field(default_factory=dict)
     replays: bool = False
     checked: set[type] = field(default_factory=set)
+    proposals_checked: bool = False
 
 
 _CURRENT: ContextVar[RunScope | None] = ContextVar("ppl_llm_run_scope", default=None)

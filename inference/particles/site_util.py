@@ -161,6 +161,11 @@ def is_given(msg: Any) -> bool:
     return "given" in msg["infer"]
 
 
+def base_name(name: str) -> str:
+    """A site's name without a number at its end."""
+    return name.rstrip("0123456789").rstrip("_") or name
+
+
 def is_one(scale: Any) -> bool:
     return not isinstance(scale, Tensor) and scale == 1
 
@@ -169,10 +174,11 @@ def is_deterministic(msg: Any) -> bool:
     return bool(msg["infer"].get("_deterministic", False))
 
 
-def raise_for_dead(factors: list[tuple[str, Weights]]) -> None:
+def raise_for_dead(factors: list[tuple[str, Weights]], may_die: bool = False) -> None:
     """
     :param list factors: sites in order, each with the weights after it.
-    :raises SMCFailed: if all populations are dead, naming the site that killed the last of them.
+    :param bool may_die: whether all populations may be dead.
+    :raises SMCFailed: if they are and may not be, naming the site that killed the last of them.
     :raises ValueError: for a nan or infinite weight, naming the site.
     """
     for site, weights in factors:
@@ -184,5 +190,5 @@ def raise_for_dead(factors: list[tuple[str, Weights]]) -> None:
                 f"site {site!r} gave an infinite log-weight: a factor must be below +inf, and a proposal must be able to draw every value "
                 "that a trajectory has. One under a constraint is for SMC and the chains, without ancestor sampling"
             )
-        if (log_mean == -torch.inf).all():
+        if not may_die and (log_mean == -torch.inf).all():
             raise SMCFailed(site, weights.num_particles, log_mean.numel())

@@ -66,7 +66,7 @@ class PooledState(State, Protocol):
 
 @runtime_checkable
 class ComparedState(State, Protocol):
-    """A state that tells an audit what to compare; of another one, the tensors among its attributes are."""
+    """A state that tells an audit what to compare; of another one, all attributes are."""
 
     def compared(self) -> Any:
         """Tensors and plain values, in containers, that two equal states have in common."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,22 +33,7 @@ class PooledPosterior(ParticlePosterior):
 
     def __init__(self, parts: list[ParticlePosterior], log_weights: list[Tensor], cost: dict[str, float]) -> None:
         self.parts = parts
-        first = parts[0]
-
-        def everywhere(name: str) -> bool:
-            return all(name in part.sites and part.sites[name].shape[1:] == first.sites[name].shape[1:] for part in parts)
-
-        sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
-        super().__init__(
-            WeightedParticles(
-                Weights(torch.cat(log_weights)),
-                first.particles.plate_dims,
-                sites,
-                value=concatenate([part.value for part in parts]),
-                lengths=_joined([part.particles.lengths for part in parts]),
-                log_likelihood=_joined([part.particles.log_likelihood for part in parts]),
-            )
-        )
+        super().__init__(pooled_particles(parts, log_weights))
         self.cost = cost
         self.complete = all(part.complete for part in parts)
 
@@ -65,6 +51,24 @@ class PooledPosterior(ParticlePosterior):
                 f"Each of {self.parts_at} has its log_evidence"
             )
         return super().log_evidence
+
+
+def pooled_particles(parts: Sequence[ParticlePosterior], log_weights: Sequence[Tensor]) -> WeightedParticles:
+    """The particles of all parts with new weights, and the sites that all parts have; genealogies stay with the parts."""
+    first = parts[0]
+
+    def everywhere(name: str) -> bool:
+        return all(name in part.sites and part.sites[name].shape[1:] == first.sites[name].shape[1:] for part in parts)
+
+    sites = tuple(Site(name, torch.cat([part.sites[name] for part in parts]), None, 0) for name in filter(everywhere, first.sites))
+    return WeightedParticles(
+        Weights(torch.cat(list(log_weights))),
+        first.particles.plate_dims,
+        sites,
+        value=concatenate([part.value for part in parts]),
+        lengths=_joined([part.particles.lengths for part in parts]),
+        log_likelihood=_joined([part.particles.log_likelihood for part in parts]),
+    )
 
 
 def _joined(tensors: list[Tensor | None]) -> Tensor | None:

@@ -42,7 +42,7 @@ class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
     :ivar list iterations: of a Markov chain.
     :ivar str no_evidence: why :attr:`log_evidence` is refused; ``None`` where the mean weight estimates the evidence.
     :cvar bool estimates_posterior: whether weights estimate the model's posterior; those of a search are votes.
-    :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``iteration`` or ``stage``.
+    :cvar str unit: what :meth:`diagnostics` lists ``ess`` and ``resampled`` over: ``step``, ``batch``, ``iteration`` or ``stage``.
     """
 
     complete: bool = True

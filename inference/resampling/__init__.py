@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from ..util.validation import unknown_name
-from .base import ConditionalResampler, Resampler
+from .base import ConditionalResampler, Resampler, is_scheme
 from .multinomial import Multinomial, multinomial
 from .residual import Residual, residual
 from .ssp import SSP, ssp
@@ -21,6 +21,8 @@ def get_resampler(resampler: str | Resampler) -> Resampler:
     :raises ValueError: for an unknown name, with the nearest known one.
     """
     if not isinstance(resampler, str):
+        if not is_scheme(resampler):
+            raise ValueError(f"resampler must be one of {', '.join(RESAMPLERS)}, or a function with num_uniforms(n), got {resampler!r}")
         return resampler
     if resampler not in RESAMPLERS:
         raise unknown_name("resampler", resampler, RESAMPLERS)
@@ -41,7 +43,10 @@ def get_conditional_resampler(resampler: str | Resampler) -> ConditionalResample
         return CONDITIONAL_RESAMPLERS[resampler]
     if not callable(getattr(resampler, "conditional", None)):
         known = ", ".join(CONDITIONAL_RESAMPLERS)
-        raise ValueError(f"resampler {resampler.__name__!r} has no conditional form, which particle Gibbs needs; known: {known}")
+        name = getattr(resampler, "__name__", repr(resampler))
+        raise ValueError(
+            f"resampler {name!r} has no conditional form, which particle Gibbs needs: it must be one of {known}, or a scheme that has one"
+        )
     return cast(ConditionalResampler, resampler)
 
 

@@ -51,6 +51,11 @@ class ConditionalResampler(Resampler, Protocol):
         ...
 
 
+def is_scheme(resampler: object) -> bool:
+    """Whether it can be used as a :class:`Resampler`."""
+    return callable(resampler) and callable(getattr(resampler, "num_uniforms", None))
+
+
 def pin(ancestors: Tensor, slot: Tensor, reference: Tensor) -> Tensor:
     """Ancestors with ``reference`` in ``slot``, where it is already but for rounding (or where the slot's own draw is not used)."""
     return ancestors.scatter(0, slot[None], reference[None])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..particles.weights import Weights
+from ..util.checked import check_fields
 from ..util.validation import check_count, unknown_name
 
 RULES = ("ess", "entropy", "base")
@@ -54,6 +55,7 @@ class EntropicAnnealing:
     early_phase: float = field(default=0.5, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rule not in RULES:
             raise unknown_name("rule", self.rule, RULES)
         check_count("num_steps", self.num_steps)

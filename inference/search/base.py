@@ -18,7 +18,7 @@ from ..handlers.sweep import sweep
 from ..particles.run_scope import RunScope, run_scope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
-from ..util.validation import check_model
+from ..util.checked import checked
 
 
 class Search(ABC):
@@ -34,6 +34,7 @@ class Search(ABC):
 
     replays: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -43,7 +44,6 @@ class Search(ABC):
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         self.model = model
         self.options = FilterOptions(num_particles, max_plate_nesting, ess_threshold=0.0, record_log_probs=audit)
         self.audit = audit

@@ -12,6 +12,7 @@ from ..handlers.filter_options import FilterOptions
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_count
 from .tree_search import TreeSearch
 
@@ -142,6 +143,7 @@ class BeamSearch(TreeSearch):
     [2] *Scaling LLM Test-Time Compute Optimally can be More Effective than Scaling Model Parameters*, Charlie Snell et al. (2024).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -20,7 +20,8 @@ from ..particles.run_scope import RunScope, run_scope
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
-from ..util.validation import check_count, check_model
+from ..util.checked import checked
+from ..util.validation import check_count
 
 NAME = "best-first search"
 _REASON = "it follows the best prefix alone, and that is no draw from the posterior"
@@ -95,6 +96,7 @@ class BestFirst:
     [1] *A\\*-Decoding: Token-Efficient Inference Scaling*, Giannis Chatziveroglou (2025).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -105,7 +107,6 @@ class BestFirst:
         max_plate_nesting: int = 0,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        check_model(model)
         check_count("expand", expand)
         check_count("budget", budget)
         check_count("max_plate_nesting", max_plate_nesting, 0)

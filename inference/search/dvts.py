@@ -11,6 +11,7 @@ from torch import Tensor
 from ..handlers.filter_options import FilterOptions
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_count
 from .tree_search import TreeSearch
 
@@ -86,6 +87,7 @@ class DVTS(TreeSearch):
     [1] *Scaling test-time compute with open models*, Edward Beeching, Lewis Tunstall, Sasha Rush (2024).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..handlers.filter_options import FilterOptions
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..posterior.particle_posterior import ParticlePosterior
+from ..util.checked import checked
 from ..util.validation import check_positive
 from .tree_search import TreeSearch
 
@@ -102,6 +103,7 @@ class REBASE(TreeSearch):
         Yangzhen Wu, Zhiqing Sun, Shanda Li, Sean Welleck, Yiming Yang (2024).
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],

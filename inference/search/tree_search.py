@@ -30,22 +30,25 @@ class TreeSearch(Search):
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         assert isinstance(messenger, SearchMessenger)
         chosen = messenger.end(ended.value)
-        result = self.replayed(messenger, chosen, args, kwargs)
+        replayed = self.replayed(messenger, chosen, args, kwargs)
+        result = messenger.result(chosen, replayed)
         if self.audit:
-            n, nesting, log_probs = self.options.num_particles, self.options.max_plate_nesting, messenger.known_log_probs(chosen)
-            swept = Audited.of(result, log_probs, same_barriers=False)
+            n, nesting = self.options.num_particles, self.options.max_plate_nesting
+            # Candidates may have ended before the search did.
+            swept = Audited.of(result, messenger.known_log_probs(chosen), num_barriers=replayed.num_barriers)
             result.audit = audit(self.model, swept, n, nesting, args, kwargs)
         return result
 
-    def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
-        """The posterior of candidates."""
+    def replayed(self, messenger: SearchMessenger, chosen: Candidates, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ParticlePosterior:
+        """One execution of the model along the candidates."""
         replay = ReplayMessenger(self.options.num_particles, self.options.max_plate_nesting, messenger.known_values(chosen))
-        return messenger.result(chosen, sweep(self.model, replay, args, kwargs))
+        return sweep(self.model, replay, args, kwargs)
 
     def salvage(self, messenger: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior | None:
         """The finished candidates if every problem has some, else the particles of the last barrier."""
         finished = messenger.finished() if isinstance(messenger, SearchMessenger) else None
         if finished is not None:
             with suppress(Exception, KeyboardInterrupt):  # what stopped the run may stop this, too
-                return self.replayed(messenger, finished, args, kwargs)
+                found: SearchPosterior = messenger.result(finished, self.replayed(messenger, finished, args, kwargs))
+                return found
         return super().salvage(messenger, args, kwargs)

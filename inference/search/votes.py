@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..handlers.candidate_messenger import CandidateMessenger
 from ..particles.weights import Weights
@@ -39,10 +41,22 @@ class BestMessenger(CandidateMessenger):
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         scores = found.particles.weights.log_weights
-        best = torch.zeros_like(scores, dtype=torch.bool).scatter(0, scores.argmax(0, keepdim=True), True)
-        weights = Weights(torch.where(best, scores, -torch.inf))
+        weights = Weights(_of_the_best(scores))
         reason = "it gives all weight to the best candidate, whose weight does not estimate the evidence"
         return SearchPosterior.of(found, weights, scores=scores, method="best-of-N", reason=reason, decisive=True)
+
+
+def _of_the_best(scores: Tensor) -> Tensor:
+    """Log-weights ``[N, *plates]``: the score of the best particle of each population (ties: the first), and none of the others."""
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(0, scores.argmax(0, keepdim=True), True)
+    return torch.where(best, scores, -torch.inf)
+
+
+def only_the_best(found: Sequence[ParticlePosterior]) -> tuple[list[Tensor], Tensor]:
+    """The log-weights of several runs of :class:`BestOfN` as if they were one, and the scores of all their particles."""
+    scores = [each.scores for each in found if isinstance(each, SearchPosterior) and each.scores is not None]
+    joint = torch.cat([each.reshape(posterior.particles.weights.log_weights.shape) for each, posterior in zip(scores, found, strict=True)])
+    return list(_of_the_best(joint).split([len(each) for each in scores])), joint
 
 
 class SelfConsistency(Search):

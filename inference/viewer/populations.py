@@ -94,9 +94,10 @@ def one(posterior: Viewable, plate: int | tuple[int, ...] | None, what: str) -> 
     :raises ValueError: if there are several and none was named, or there is none such.
     """
     if posterior.parts:
-        name, where = posterior.part_name, posterior.parts_at
+        where, name = posterior.parts_at, posterior.part_name
+        several = f"{name}{'es' if name.endswith('ch') else 's'}"
         raise ValueError(
-            f"this posterior pools {len(posterior.parts)} {name}s, each with {what} of its own: take one of posterior.{where}, e.g. "
+            f"this posterior pools {len(posterior.parts)} {several}, each with {what} of its own: take one of posterior.{where}, e.g. "
             f"posterior.{where}[0]; to_html shows all of them"
         )
     given = plate_index(posterior, plate)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..inference.util.checked import checked
 from .normalization import looks_mathematical, normalized, squeezed
 from .quantity import Quantity, without_unit
 from .worker_process import WorkerProcess
@@ -56,6 +57,7 @@ class MathEquivalence:
     :raises ValueError: if the timeout is not positive.
     """
 
+    @checked
     def __init__(self, timeout: float = 5.0) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout must be positive, got {timeout!r}")

@@ -228,10 +228,10 @@ def solve(
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):
                 tell(note, log)
-            progress = Progress(Console(stderr=True), settings.title, verbose, settings.named.method.unit, log, max_tokens_completion)
+            progress = Progress(Console(stderr=True), settings.title, verbose, settings.unit, log, max_tokens_completion)
             outcome = sweep(settings, language_model, reward_model, text, progress)
             if outcome.posterior is None:
-                raise KeyboardInterrupt(f"before the first {settings.named.method.unit} was complete; there is nothing to show")
+                raise KeyboardInterrupt(f"before the first {settings.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)

@@ -12,7 +12,7 @@ class Details(NamedTuple):
     """
     :ivar float log_evidence: ``None`` where the algorithm gives none.
     :ivar str no_evidence: why, in the library's words.
-    :ivar str unit: what ``ess`` and ``resampled`` are a list over: ``step``, ``iteration`` or ``stage``.
+    :ivar str unit: what ``ess`` and ``resampled`` are a list over: ``step``, ``batch``, ``iteration`` or ``stage``.
     :ivar bool estimates: whether the weights estimate the model's posterior; those of a search are votes.
     :ivar list ess: effective sample size; the least of several islands.
     :ivar dict values: what else there is, for programs.
@@ -54,6 +54,9 @@ def details(posterior: ParticlePosterior) -> Details:
         lines.append(f"{values['distinct_iterations']} of {values['iterations']} iterations differ: the others kept the state before")
     if "islands" in values:
         lines.append("log evidence of the islands " + _numbers([island["log_evidence"] for island in values["islands"]]))
+    if "batches" in values:
+        end = "the vote was settled" if values["stopped"] else "the vote was not settled"
+        lines.append(f"{values['num_drawn']} solutions in {values['batches']} batches: {end}")
     for name, text in _LINES.items():
         if name in values:
             lines.append(f"{text} {_numbers(values[name] if isinstance(values[name], list) else [values[name]])}")

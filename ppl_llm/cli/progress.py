@@ -48,7 +48,7 @@ class Progress:
     :param Console console: of stderr.
     :param str title: of the table.
     :param bool verbose: print a line per step where there is no terminal.
-    :param str unit: what the algorithm calls back after: ``step``, ``iteration`` or ``stage``.
+    :param str unit: what the algorithm calls back after: ``step``, ``batch``, ``iteration`` or ``stage``.
     :param JsonLog log: where the steps go as events instead.
     :param int max_tokens: of a solution; half of them without an answer are worth a note.
     """
@@ -101,6 +101,8 @@ class Progress:
         else:
             told = details(posterior)
             ess, resampled = told.ess[-1], told.resampled[-1]
+            if self.unit == "batch":  # of all batches, as are the particles
+                ess = float(posterior.get_ESS())
         self._watch(posterior)
         self.rows.append(Row(self.unit, self.count, ess, posterior.num_particles, resampled, done, rate))
         if self._live is not None:

@@ -134,7 +134,7 @@ class Report:
         title = "Posterior over answers" if told.estimates else "Vote over answers"
         if self.partial:
             how = "interrupted" if self.failure is None else "no solution had a weight"
-            title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}s"
+            title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}{'es' if told.unit == 'batch' else 's'}"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         finished = f"{self.finished} of {self.particles} finished"

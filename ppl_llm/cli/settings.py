@@ -145,13 +145,20 @@ class Settings:
         """Whether the method asks a reward."""
         return self.named.method.scored
 
+    @property
+    def unit(self) -> str:
+        """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
+        return self.named.method.unit_under(self.given())
+
     def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
         :raises ValueError: for options out of range, naming them.
         """
         model = self._model(lm, prm)
-        return model, self.named.method.start(model, self.given(), Call(callback, proposals=self._proposals()))
+        equivalent = None if self.equivalence == "exact" else self.equivalent()
+        call = Call(callback, proposals=self._proposals(), equivalent=equivalent)
+        return model, self.named.method.start(model, self.given(), call)
 
     def _proposals(self) -> StepProposal | None:
         if self.constraint is None:
@@ -161,11 +168,11 @@ class Settings:
         return StepProposal(constraint=self.constraint)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
-        return self.named.adapted(reasoning(lm, prm, **self.model_keywords()))
+        return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
 
     def model_keywords(self) -> dict[str, Any]:
         """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""

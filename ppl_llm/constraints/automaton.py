@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from .base import Constraint, ConstraintStates, Vocabulary, packed, read
 
 
@@ -19,6 +20,7 @@ class Automaton(Constraint):
     :raises ValueError: for tables of other shapes, or states that do not exist.
     """
 
+    @checked
     def __init__(self, table: Tensor, accepting: Tensor) -> None:
         table, accepting = torch.as_tensor(table).long(), torch.as_tensor(accepting).bool()
         if table.dim() != 2 or accepting.shape != table.shape[:1]:
@@ -84,6 +86,7 @@ class TokenSet(Constraint):
         StepProposal(constraint=TokenSet(banned=[lm.tokenizer.convert_tokens_to_ids("<tool_call>")]))
     """
 
+    @checked
     def __init__(self, *, allowed: Iterable[int] | None = None, banned: Iterable[int] | None = None) -> None:
         if (allowed is None) == (banned is None):
             raise ValueError("TokenSet needs either allowed or banned token ids")

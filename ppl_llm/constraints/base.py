@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..context import PAD
+from ..inference.util.checked import describe
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +126,9 @@ class Product(Constraint):
     def __init__(self, *constraints: Constraint) -> None:
         if not constraints:
             raise ValueError("a Product needs at least one constraint")
+        for constraint in constraints:
+            if not isinstance(constraint, Constraint):
+                raise ValueError(f"the constraints of a Product must be of ppl_llm.constraints, got {constraint!r}")
         self.constraints = constraints
         self.asks = any(constraint.asks for constraint in constraints)
 
@@ -173,9 +176,4 @@ def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:
     return states
 
 
-def check_constraint(constraint: Any) -> None:
-    """:raises TypeError: for what is no constraint."""
-    if constraint is not None and not isinstance(constraint, Constraint):
-        raise TypeError(
-            f"constraint must be one of ppl_llm.constraints (JsonSchema, Regex, Choices, ...), got a {type(constraint).__name__}"
-        )
+describe("Constraint", "one of ppl_llm.constraints (JsonSchema, Regex, Choices, ...)")

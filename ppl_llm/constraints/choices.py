@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from .base import Constraint, ConstraintStates, Vocabulary, read
 
 
@@ -18,6 +19,7 @@ class Choices(Constraint):
     :raises ValueError: for no text, or an empty one.
     """
 
+    @checked
     def __init__(self, texts: Sequence[str]) -> None:
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"Choices needs a list of texts that are not empty, got {texts!r}")

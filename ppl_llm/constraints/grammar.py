@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..context import PAD
+from ..inference.util.checked import checked
 from .base import Constraint, ConstraintStates, Vocabulary
 
 _KEPT = 4096
@@ -74,6 +75,7 @@ class JsonSchema(Grammar):
         JsonSchema({"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]})
     """
 
+    @checked
     def __init__(self, schema: Mapping[str, Any] | str, *, whitespace: bool = True) -> None:
         if isinstance(schema, str):
             try:
@@ -98,6 +100,7 @@ class Regex(Grammar):
     :raises ImportError: without llguidance.
     """
 
+    @checked
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         written = pattern.replace("\n", "\\n").replace("\r", "\\r")
@@ -115,6 +118,7 @@ class Lark(Grammar):
     :raises ImportError: without llguidance.
     """
 
+    @checked
     def __init__(self, grammar: str) -> None:
         self.grammar = grammar
         super().__init__(grammar)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from .base import Constraint, ConstraintStates, Vocabulary
 
 
@@ -15,6 +16,7 @@ class PerStep(Constraint):
     :param Constraint constraint: on the text of a step.
     """
 
+    @checked
     def __init__(self, constraint: Constraint) -> None:
         self.constraint, self.asks = constraint, constraint.asks
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from .base import Constraint, ConstraintStates, Vocabulary, read
 
 _ANSWERS = 1 << 16
@@ -36,10 +37,8 @@ class Predicate(Constraint):
 
     asks = True
 
+    @checked
     def __init__(self, allows: Callable[[str], bool], complete: Callable[[str], bool] | None = None, *, name: str | None = None) -> None:
-        for given in (allows, complete):
-            if given is not None and not callable(given):
-                raise TypeError(f"Predicate needs functions of a text, got {given!r}")
         self.name = name or getattr(allows, "__qualname__", type(allows).__qualname__)
         self.allows = lru_cache(_ANSWERS)(lambda written: bool(allows(_text(written))))
         self.complete = lru_cache(_ANSWERS)(lambda written: _whole(written) and (complete is None or bool(complete(_text(written)))))

@@ -176,7 +176,8 @@ class PPLHarnessLM(TemplateLM):
         for i in range(len(problems)):
             pool = candidates(model, posterior, i)
             answer = VOTES[vote](pool, aggregation)
-            chosen.append((posterior.value.select_plate(1, i), _best(pool, answer, vote, aggregation), answer))
+            context = posterior[i].value if isinstance(posterior, list) else posterior.value.select_plate(1, i)
+            chosen.append((context, _best(pool, answer, vote, aggregation), answer))
         return chosen
 
     def _text(self, particle: Context, answer: Any, until: Iterable[str], limit: int | None) -> str:

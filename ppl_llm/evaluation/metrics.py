@@ -70,14 +70,33 @@ class Accuracies:
             table = table[[self.problems.index(p) for p in problems]]
         return proportion(table)
 
-    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Interval:
+    def difference(self, first: tuple[str, int], second: tuple[str, int], problems: Sequence[str] | None = None) -> Interval:
         """Accuracy of the first (method, budget) minus that of the second, paired by problem and seed, with a bootstrap interval over
-        problems."""
-        return bootstrap(self.table(*first) - self.table(*second))
+        problems.
+
+        :param problems: only these.
+        """
+        table = self.table(*first) - self.table(*second)
+        return bootstrap(table if problems is None else table[[self.problems.index(p) for p in problems]])
 
     def mean_cost(self, method: str, budget: int, counter: str = "tokens_sampled") -> float:
         """Mean of a cost counter per problem; nan if no record has it."""
         return mean_over_problems(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
+
+    def saving(
+        self, first: tuple[str, int], second: tuple[str, int], problems: Sequence[str] | None = None, counter: str = "tokens_sampled"
+    ) -> Interval:
+        """Share of the second (method, budget)'s mean cost that the first saves, paired by problem and seed; nan where a cost is unknown.
+
+        :param problems: only these.
+        """
+        costs = [
+            self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))) for method, budget in (first, second)
+        ]
+        both = np.where(np.isnan(costs[0]) | np.isnan(costs[1]), math.nan, np.stack(costs))
+        if problems is not None:
+            both = both[:, [self.problems.index(p) for p in problems]]
+        return bootstrap(np.moveaxis(both, 0, -1), lambda means: 1 - means[..., 0] / means[..., 1])
 
     def scaling_ratio(self, first: str, second: str, other: Accuracies | None = None) -> BudgetRatio:
         """How many times the budget the second method needs for the accuracy of the first, or a bound where their accuracies hardly

@@ -20,12 +20,18 @@ from .tables import (
     offline_rows,
     ratio_rows,
     selection_rows,
+    stopped_rows,
 )
 from .work import SHARED
 
 INTERVALS = "95 % Wilson intervals at the effective number of problems"
 DIFFERENCES = "95 % bootstrap intervals over problems, seeds averaged within each"
 RATIOS = "95 % bootstrap intervals over problems, or one-sided bounds where more than a few draws share no accuracy"
+
+STOPPED = (
+    f"against the same method without the rule: tokens saved, and the difference of accuracies, both paired by problem and seed, with "
+    f"{DIFFERENCES}"
+)
 
 
 def tables(results: Results) -> list[tuple[str, Rows]]:
@@ -40,6 +46,8 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     if results.samples:
         found.append((f"Votes recomputed from the independent samples, with {INTERVALS}", offline_rows(results)))
     found.append(("Cost", cost_rows(results)))
+    if len(stopped := stopped_rows(results)) > 1:
+        found.append((f"Budgets really used, {STOPPED}", stopped))
     return found
 
 
@@ -101,7 +109,10 @@ def accuracy_sections(results: Results) -> list[Section]:
             "How many times the budget the method of the column needs for the accuracy of the method of the row; above 1 the row is ahead."
         )
         found.append(Section("Scaling-rate ratio", note, [Table(f"Ratio of budgets, with {RATIOS}.", ratio_rows(results))]))
-    found.append(Section("Cost", "", [*_token_plot(results), Table("Mean cost per problem at the largest budget.", cost_rows(results))]))
+    costs = [*_token_plot(results), Table("Mean cost per problem at the largest budget.", cost_rows(results))]
+    if len(stopped := stopped_rows(results)) > 1:
+        costs.append(Table(f"Budgets really used, {STOPPED}.", stopped))
+    found.append(Section("Cost", "", costs))
     if len(set(results.levels.values())) > 1:
         plot = Plot(
             "accuracy-by-level",

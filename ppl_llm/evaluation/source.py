@@ -10,7 +10,7 @@ from ..answers.equivalence import equivalence_named
 from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
-from ..programs.models import ReasoningModel, reasoning
+from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
 from ..remote.address import is_address
 from ..reward.base import RewardModel
@@ -159,7 +159,7 @@ class Models:
             raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")
         if prm is None and (self.calibration is not None or self.prm_family is not None):
             raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
-        reasoning(None, None, self.preset, **self._options())  # type: ignore[arg-type]
+        build_reasoning(None, None, self.preset, **self._options())
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")

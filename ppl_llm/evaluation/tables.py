@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .diagnostics import CALIBRATION_HEAD, Coverage, Selection, Stated, labelled, with_posterior
-from .intervals import Interval, proportion
+from .intervals import Interval, mean_over_problems, proportion
 from .metrics import Accuracies
 from .page import Rows
 from .results import OFFLINE, Results
@@ -94,6 +94,24 @@ def cost_rows(results: Results) -> Rows:
         budget = results.budgets(method)[-1]
         name = labelled(method, results.evaluated((method, budget)))
         rows.append([name, str(budget), *(_number(results.mean_cost(method, budget, name)) for name in counters)])
+    return rows
+
+
+def stopped_rows(results: Results) -> Rows:
+    """Methods that stop by a rule, at each budget: what they took of it, and the saving against the same method without the rule."""
+    rows = [["stops by a rule", "budget", "completions drawn", "stopped", "tokens", "tokens saved", "accuracy minus the whole budget's"]]
+    for (method, budget), cells in results.by_key.items():
+        if not any("drawn" in record for record in cells.values()):
+            continue
+        fixed = (method.partition(":")[0], budget)
+        drawn = mean_over_problems(results.table(method, budget, lambda record: float(record["drawn"])))
+        stopped = proportion(results.table(method, budget, lambda record: float(record["stopped"])))
+        compared = ["", ""]
+        if fixed in results.by_key:
+            compared = [interval(results.saving((method, budget), fixed)), difference_cell(results, (method, budget), fixed)]
+        tokens = _number(results.mean_cost(method, budget))
+        name = labelled(method, results.evaluated((method, budget)))
+        rows.append([name, str(budget), f"{drawn:.1f}", interval(stopped), tokens, *compared])
     return rows
 
 

@@ -29,21 +29,29 @@ VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
 
 
 @torch.no_grad()
-def candidates(model: ReasoningModel, posterior: ParticlePosterior, problem: int, answer_scores: bool = False) -> list[Candidate]:
+def candidates(
+    model: ReasoningModel, posterior: ParticlePosterior | Sequence[ParticlePosterior], problem: int, answer_scores: bool = False
+) -> list[Candidate]:
     """The particles of one problem.
 
-    :param ParticlePosterior posterior: of a list of problems.
+    :param posterior: of a list of problems, or one for each of them.
     :param int problem: index in that list.
     :param bool answer_scores: ask the reward model for its score of each whole solution, too.
     """
-    context: Context = posterior.value.select_plate(1, problem)
-    weights = posterior.weights[:, problem].tolist()
+    here: tuple[Any, ...]
+    if isinstance(posterior, ParticlePosterior):
+        found, here = posterior, (..., problem)
+        context: Context = found.value.select_plate(1, problem)
+    else:
+        found, here = posterior[problem], (...,)
+        context = found.value
+    weights = found.weights[here].tolist()
     scores = None if model.prm is None else step_scores(model.prm, context, context.num_steps >= model.max_steps).cpu()
     whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(weights)  # type: ignore[union-attr]
     real = None if model.prm is None else scored_steps(model.prm, context).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
     done = context.done.tolist()
-    known = [log_p[:, problem] for name, log_p in posterior.site_log_probs.items() if name in posterior.sites]
+    known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
     log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
     return [
         Candidate(

@@ -104,19 +104,28 @@ def execute(
     methods = [get_method(name) for name in unit.methods]
     model = methods[0].adapted(model)
     aggregation = methods[0].aggregation(model, aggregation)
-    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets))
+    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent)
     seconds = time.perf_counter() - began
+    scored = answer_scores and SHARED in unit.methods
+    pools = [pooled(candidates(model, posterior, i, scored), problem.answer, equivalent) for i, problem in enumerate(problems)]
+    tokens = [[candidate.tokens for candidate in pool] for pool in pools]
     records = []
     for i, problem in enumerate(problems):
-        pool = pooled(candidates(model, posterior, i, answer_scores and SHARED in unit.methods), problem.answer, equivalent)
         for budget in unit.budgets:
-            part = pool[:budget] if methods[0].shared else pool
-            share = sum(c.tokens for c in part) / max(1, sum(c.tokens for c in pool)) / len(problems)
+            part = pools[i][:budget] if methods[0].shared else pools[i]
+            # Of what problems cost together, each one's share is that of its tokens.
+            share = time_share = sum(tokens[i][: len(part)]) / max(1, sum(map(sum, tokens)))
+            if isinstance(posterior, list):
+                cost, share = posterior[i].cost, 1.0
+            else:
+                cost = posterior.cost
             for method in methods:
                 record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
-                record["cost"] = {name: round(value * share, 4) for name, value in posterior.cost.items() if not name.endswith("seconds")}
-                record["seconds"] = round(seconds * share, 4)
-                if not method.shared:
+                record["cost"] = {name: round(value * share, 4) for name, value in cost.items() if not name.endswith("seconds")}
+                record["seconds"] = round(seconds * time_share, 4)
+                if isinstance(posterior, list):
+                    record |= {name: posterior[i].diagnostics()[of] for name, of in (("drawn", "num_drawn"), ("stopped", "stopped"))}
+                elif not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     record["candidates"] = [as_record(c, keep_texts) for c in part]

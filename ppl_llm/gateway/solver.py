@@ -105,12 +105,12 @@ class Solver:
         :param bool loaded: with the served models, not only to see whether the options go together.
         :raises ValueError: for options that do not.
         """
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         served = self.served
         lm: Any = served.lm if loaded else None
         prm: Any = served.prm if loaded and choice.method.scored else None
-        return choice.chosen.adapted(reasoning(lm, prm, **{**served.options, **options}))
+        return choice.chosen.adapted(build_reasoning(lm, prm, **{**served.options, **options}))
 
     def check(self, asked: Asked) -> None:
         """Everything that can be known before a run.
@@ -168,7 +168,9 @@ class Solver:
             from ..programs.step_proposal import StepProposal
 
             proposals = StepProposal(constraint=asked.constraint)
-        return asked.choice.method.start(model, asked.choice.options, Call(callback, proposals=proposals))
+        return asked.choice.method.start(
+            model, asked.choice.options, Call(callback, proposals=proposals, equivalent=self.served.equivalent)
+        )
 
     def _solutions(self, asked: Asked, model: ReasoningModel, posterior: ParticlePosterior) -> list[Solution]:
         """The solution that the method chooses, or several drawn from the posterior."""
@@ -218,14 +220,16 @@ class _Watch:
 
     def __init__(self, asked: Asked, tell: Tell) -> None:
         self._asked, self._tell, self._count = asked, tell, 0
-        self._settled = SettledText(asked.options.get("final_stop", ())) if asked.choice.method.settles else None
+        choice = asked.choice
+        self._unit = choice.method.unit_under(choice.options)
+        self._settled = SettledText(asked.options.get("final_stop", ())) if choice.method.settles_under(choice.options) else None
 
     def __call__(self, posterior: ParticlePosterior) -> None:
         self._count += 1
         context: Context = posterior.value
         settled = "" if self._settled is None else self._settled.advance(particles_of(context))
         told: dict[str, Any] = {
-            self._asked.choice.method.unit: self._count,
+            self._unit: self._count,
             "particles": posterior.num_particles,
             "finished": int(context.done.sum()),
         }
@@ -243,7 +247,7 @@ class _Watch:
             "answers": [[answer, probability] for answer, probability in answers],
         }
         records = posterior.particles.records
-        if records and self._asked.choice.method.unit == "step":
+        if records and self._unit == "step":
             told["parents"] = records[-1].ancestors[posterior.particles.public].tolist()
             told["ess"] = float(records[-1].ess[posterior.particles.public])
             told["resampled"] = bool(records[-1].resampled.any())

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..constraints.base import Constraint, check_constraint
+from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, Context
 from ..context_lm import ContextLM
+from ..inference.util.checked import check_fields, describe
+from ..inference.util.validation import check_count, check_optional_count
 from .stopping import StopAutomaton
 
 
@@ -26,8 +28,7 @@ class StepOptions:
     :param int top_k: number of tokens kept.
     :param Constraint constraint: on what follows the prompt; each token is drawn from the warped distribution restricted to what may
         follow, and renormalised. A step after which nothing may follow ends there.
-    :raises ValueError: if a value is out of range.
-    :raises TypeError: for what is no constraint.
+    :raises ValueError: if a value is of a wrong type or out of range.
     """
 
     stop: str | tuple[str, ...] = DEFAULT_STOP
@@ -38,20 +39,18 @@ class StepOptions:
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.stop, list):
             object.__setattr__(self, "stop", tuple(self.stop))
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise ValueError(f"stop must be a non-empty string or a tuple of them, got {self.stop!r}")
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be an integer of at least 1, got {self.max_tokens!r}")
+        check_count("max_tokens", self.max_tokens)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}; for nearly greedy steps use a small one, e.g. 0.01")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(f"top_k must be None or an integer of at least 1, got {self.top_k!r}")
-        check_constraint(self.constraint)
+        check_optional_count("top_k", self.top_k)
 
     @property
     def stops(self) -> list[str]:
@@ -71,8 +70,7 @@ def step_limits(stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: i
     """
     if tokens_per_step is None:
         return stop, max_tokens
-    if isinstance(tokens_per_step, bool) or not isinstance(tokens_per_step, int) or tokens_per_step < 1:
-        raise ValueError(f"tokens_per_step must be None or an integer of at least 1, got {tokens_per_step!r}")
+    check_count("tokens_per_step", tokens_per_step)
     return (), tokens_per_step
 
 
@@ -128,6 +126,9 @@ class LanguageModel(ContextLM, Protocol):
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         """Log-probability ``[*batch_shape]`` of steps ``[*batch_shape, max_tokens]`` under the warped distribution."""
         ...
+
+
+describe("LanguageModel", "a language model, e.g. TransformersLM.from_pretrained('demo')")
 
 
 def language_model(context: Context) -> LanguageModel:

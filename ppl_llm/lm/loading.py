@@ -25,6 +25,14 @@ _GGUF = ".gguf"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def check_network(model: Any) -> None:
+    """
+    :raises ValueError: for what is no model of transformers, such as its name.
+    """
+    if not hasattr(model, "config") or not callable(getattr(model, "eval", None)):
+        raise ValueError(f"model must be a model of transformers that is loaded; from_pretrained({model!r}) loads one, got {model!r}")
+
+
 def locate(name_or_path: str | Path, kind: str) -> str:
     """A directory that holds a model, a GGUF file, or a name on the Hugging Face Hub.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..context import PAD, Context
 from ..context_cache import CacheKey
 from ..inference.cost import count
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_optional_count
 from ..remote.client import DEFAULT_VARIABLE, ServerClient
 from ..remote.completion_service import CompletionService
 from ..remote.completions import Choice
@@ -67,6 +69,7 @@ class OpenAILM:
 
     enumerable = False
 
+    @checked
     def __init__(
         self,
         base_url: str,
@@ -79,7 +82,7 @@ class OpenAILM:
         system_prompt: str | None = None,
         chat_template: str | None = None,
         max_length: int | None = None,
-        eos_ids: tuple[int, ...] = (),
+        eos_ids: Sequence[int] = (),
         server_stop: bool = True,
         extra_body: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
@@ -89,6 +92,7 @@ class OpenAILM:
         for name, value, known in (("mode", mode, ("token_ids", "text")), ("log_probs", log_probs, ("raw", "processed", "none"))):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_optional_count("max_length", max_length)
         self._service = CompletionService(ServerClient(base_url, api_key_env=api_key_env, **client))
         served = ServedModel.find(self.client, model)
         self.model, own = served.name, ServedTokenizer.of(served, tokenizer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..context import PAD, Context
+from ..inference.util.checked import checked
 from .autoregressive import AutoregressiveLM
 from .base import StepOptions
 from .decoding.step_sampler import StepSampler
@@ -30,6 +31,7 @@ class TabularLM(AutoregressiveLM):
 
     enumerable = True
 
+    @checked
     def __init__(self, logits: Tensor, symbols: Sequence[str], eos: str) -> None:
         size = len(symbols)
         if logits.dim() < 2 or any(n != size for n in logits.shape):

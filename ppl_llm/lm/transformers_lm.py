@@ -11,6 +11,8 @@ import torch
 
 from ..context import Context
 from ..context_cache import CacheKey
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_count, check_optional_count
 from ..kv_cache.engine import CacheEngine
 from ..kv_cache.joint_pass import JointPass
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
@@ -24,7 +26,7 @@ from .decoding.device_loop import DeviceLoop
 from .decoding.joint_sampler import JointSampler
 from .decoding.step_sampler import StepSampler
 from .decoding.uncached_sampler import UncachedSampler
-from .loading import load, load_tokenizer, locate
+from .loading import check_network, load, load_tokenizer, locate
 from .prompts import PromptBuilder
 from .stopping import token_bytes
 
@@ -54,6 +56,7 @@ class TransformersLM(AutoregressiveLM):
     :raises ValueError: for an encoder-decoder model.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -66,6 +69,9 @@ class TransformersLM(AutoregressiveLM):
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         device_loop: bool | None = None,
     ) -> None:
+        check_network(model)
+        check_optional_count("max_length", max_length, 2)
+        check_count("cache_bytes", cache_bytes, 0)
         self.model = model.eval()
         self.prompts = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
         self.tokenizer = self.prompts.tokenizer

@@ -5,11 +5,23 @@ Nothing here imports torch before a method is built.
 
 from .base import Budget, Call, Method
 from .options import MODEL_OPTIONS, Option
-from .registry import BUDGETED, IN_PYTHON_ONLY, METHODS, SOLVING, BudgetedMethod, ChosenMethod, get_method, independent, parse_method
+from .registry import (
+    BUDGETED,
+    BY_OPTION,
+    IN_PYTHON_ONLY,
+    METHODS,
+    SOLVING,
+    BudgetedMethod,
+    ChosenMethod,
+    get_method,
+    independent,
+    parse_method,
+)
 from .table import markdown_table
 
 __all__ = [
     "BUDGETED",
+    "BY_OPTION",
     "IN_PYTHON_ONLY",
     "METHODS",
     "MODEL_OPTIONS",

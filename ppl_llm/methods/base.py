@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .options import KERNELS, Option
 
 if TYPE_CHECKING:
-    from ..inference import ParticlePosterior
+    from ..inference import Equivalent, ParticlePosterior
     from ..programs.models import ReasoningModel
 
 Options = Mapping[str, Any]
 Callback = Callable[["ParticlePosterior"], None]
-Run = Callable[[Any], "ParticlePosterior"]
-"""From a problem, or a list of them, to the posterior."""
+Run = Callable[[Any], Any]
+"""From a problem, or a list of them, to the posterior; of a list with ``until`` to a list of posteriors, one for each problem."""
 
 
 class Call(NamedTuple):
@@ -26,15 +26,18 @@ class Call(NamedTuple):
     :ivar callback: called with the posterior so far after each step, iteration or stage.
     :ivar int max_plate_nesting: 0 for a problem, 1 for a list of them.
     :ivar proposals: of its steps; for methods that take them, see :attr:`Method.proposes`.
+    :ivar equivalent: when two answers are the same, for rules that count votes while it runs.
     """
 
     callback: Callback | None = None
     max_plate_nesting: int = 0
     proposals: Any = None
+    equivalent: Equivalent | None = None
 
     def keywords(self) -> dict[str, Any]:
         """Of an algorithm; proposals only where there are any, as not all take them."""
-        return {name: value for name, value in self._asdict().items() if name != "proposals" or value is not None}
+        own = {"callback": self.callback, "max_plate_nesting": self.max_plate_nesting}
+        return own if self.proposals is None else {**own, "proposals": self.proposals}
 
 
 Build = Callable[[Any, "ReasoningModel", Options, Call], Run]
@@ -50,7 +53,8 @@ class Budget:
         to the preset.
     :ivar sizes: from B and the options that do not depend on it to those that do.
     :ivar least: from the options to the smallest B.
-    :ivar tuple free: the method's options that a name may set under a budget; the others follow from B.
+    :ivar tuple free: the method's options that a name may set under a budget; the others follow from B. Of a shared vote only with
+        ``until``, since its batches are not those that others share.
     :ivar tuple extra: options that there are only under a budget.
     :ivar dict defaults: of the method's options, in place of those of ``solve``.
     :ivar bool shared: a vote over independent samples, which all such methods share.
@@ -110,6 +114,14 @@ class Method:
         chosen = {o.name: o.default if chosen[o.name] is None else chosen[o.name] for o in self.options}
         return {name: preset.get(name) if value is None else value for name, value in chosen.items()}
 
+    def unit_under(self, given: Options) -> str:
+        """What it reports after with these options."""
+        return "batch" if given.get("until") is not None else self.unit
+
+    def settles_under(self, given: Options) -> bool:
+        """Whether it :attr:`settles` with these options: a later batch begins new solutions."""
+        return self.settles and self.unit_under(given) == "step"
+
     def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
         """The algorithm around a model, ready to run.
 
@@ -118,10 +130,12 @@ class Method:
             algorithm that needs one.
         """
         assert self.build is not None, self.name
-        if self.unit != "step" and model.preset.finished != "neutral":
+        in_batches = self.unit_under(given) == "batch" and self.scored
+        if (self.unit != "step" or in_batches) and model.preset.finished != "neutral":
             raise ValueError(
-                f"--preset {model.preset.name} weighs a solution by when the last of its population finishes, and {self.algorithm} needs "
-                "weights of its own for each; choose --preset exact or twisted, or --method smc"
+                f"--preset {model.preset.name} weighs a solution by when the last of its population finishes, and "
+                f"{'--until' if in_batches else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
+                f"--method {'self-consistency' if in_batches else 'smc'}"
             )
         return self.build(library(self.algorithm), model, self.settled(model, given), call or Call())
 

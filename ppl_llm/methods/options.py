@@ -24,6 +24,7 @@ class Option:
     :ivar tuple choices: names to choose from; empty where any text will do.
     :ivar str parameter: what the library calls it in its messages, where that is another name.
     :ivar bool side_by_side: whether it multiplies the solutions that are written at a time.
+    :ivar bool colons: whether its values have colons, as in ``self-consistency:until=beta:0.95:batch=8``.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Option:
     choices: tuple[str, ...] = ()
     parameter: str = ""
     side_by_side: bool = False
+    colons: bool = False
 
     @property
     def flag(self) -> str:
@@ -69,6 +71,8 @@ class Option:
             from ..inference.util.validation import unknown_name
 
             raise unknown_name(self.name, value, self.choices)
+        if self.name == "until":
+            parse_until(value)
         if self.kind is int and self.least is not None and value < self.least:
             raise ValueError(f"{self.name} must be an integer of at least {self.least}, got {value}")
         if self.kind is float and self.least is not None and self.most is not None and not self.least <= value <= self.most:
@@ -88,6 +92,18 @@ ESS_THRESHOLD = Option(
 ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1, side_by_side=True)
 MAX_TOKENS_TOTAL = Option("max_tokens_total", int, "Stop when so many tokens are written.", least=1)
 AUDIT = Option("audit", bool, "Replay the solutions and compare every log-probability.", False)
+UNTIL = Option(
+    "until",
+    str,
+    "Stop when the vote is settled: beta:0.95 (the leader leads with this probability), same:3 (so many equal answers in a row), "
+    "share:0.75 (of the votes), or pandora:0.01 (a sample costs more than it is expected to gain; best-of-n and importance). Particles "
+    "are then the most that it may take.",
+    colons=True,
+)
+BATCH = Option("batch", int, "With --until: solutions drawn before the vote is looked at again; by default 4.", least=1)
+DOUBLING = Option("doubling", bool, "With --until: draw as many solutions in a batch as there are.", False)
+BATCHES = (UNTIL, BATCH, DOUBLING)
+BATCH_NAMES = tuple(option.name for option in BATCHES)
 ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
@@ -121,6 +137,33 @@ POTENTIAL = Option("potential", str, "Factor of a step.")
 AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 MODEL_OPTIONS: dict[str, Option] = {option.name: option for option in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE)}
+
+
+RULES: dict[str, tuple[str, type]] = {
+    "beta": ("BetaMajority", float),
+    "same": ("SameAnswers", int),
+    "share": ("Share", float),
+    "pandora": ("Pandora", float),
+}
+"""Rules of ``until``: the name of the class, and the kind of its number."""
+
+
+def parse_until(text: str) -> tuple[str, Any]:
+    """The class and the number of a rule such as ``beta:0.95``.
+
+    :raises ValueError: for an unknown rule, or what is no number.
+    """
+    name, _, number = text.partition(":")
+    if name not in RULES:
+        from ..inference.util.validation import unknown_name
+
+        raise unknown_name("until", name, RULES)
+    rule, kind = RULES[name]
+    try:
+        return rule, kind(number)
+    except ValueError as error:
+        example = {"beta": "0.95", "same": "3", "share": "0.75", "pandora": "0.01"}[name]
+        raise ValueError(f"until must be a rule with its number, such as {name}:{example}, got {text!r}") from error
 
 
 def parse_betas(text: str) -> Any:

@@ -11,7 +11,7 @@ from .base import Call, Method, Options, library
 from .options import MODEL_OPTIONS, Option
 
 if TYPE_CHECKING:
-    from ..inference import ParticlePosterior
+    from ..inference import Equivalent, ParticlePosterior
     from ..programs.models import ReasoningModel
 
 METHODS: dict[str, Method] = {
@@ -29,6 +29,10 @@ IN_PYTHON_ONLY: dict[str, str] = {
     "PMMH": "for models with unknown parameters",
 }
 """Algorithms that have no use for a language model named on the command line, and why."""
+
+
+BY_OPTION: dict[str, str] = {"Adaptive": "until"}
+"""Algorithms that are put around that of a method by one of its options."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ChosenMethod:
 
         :raises ValueError: for options that do not go together.
         """
-        from ..programs.models import reasoning
+        from ..programs.models import build_reasoning
 
         changes = dict(self.model_options)
         if not changes:
@@ -64,7 +68,7 @@ class ChosenMethod:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
-        return reasoning(model.lm, model.prm, preset, **options)
+        return build_reasoning(model.lm, model.prm, preset, **options)
 
 
 @dataclass(frozen=True)
@@ -83,22 +87,32 @@ class BudgetedMethod(ChosenMethod):
     def least(self) -> int:
         """Smallest budget."""
         assert self.method.budget is not None
-        return self.method.budget.least(self._free)
+        return max(self.method.budget.least(self._free), self.options.get("batch", 1))
 
     @property
     def shared(self) -> bool:
         """Whether it votes over the samples that all such methods share."""
         assert self.method.budget is not None
-        return self.method.budget.shared
+        return self.method.budget.shared and not self.in_batches
 
-    def start(self, model: ReasoningModel, problems: list[Any], budget: int) -> ParticlePosterior:
-        """The posterior at a budget, with a plate of problems; :func:`independent` samples for a vote.
+    @property
+    def in_batches(self) -> bool:
+        """Whether each problem stops by a rule of its own, see ``until``: there is then a posterior for each."""
+        return self.options.get("until") is not None
+
+    def start(
+        self, model: ReasoningModel, problems: list[Any], budget: int, equivalent: Equivalent | None = None
+    ) -> ParticlePosterior | list[ParticlePosterior]:
+        """The posterior at a budget, with a plate of problems; :func:`independent` samples for a vote; a list where they stop alone.
 
         :param ReasoningModel model: as :meth:`adapted`.
+        :param equivalent: when two answers are the same.
         """
         if self.shared:
             return independent(model, problems, budget)
-        return self.method.start(model, self.sized(budget), Call(max_plate_nesting=1))(problems)
+        call = Call(max_plate_nesting=1, equivalent=equivalent)
+        found: ParticlePosterior | list[ParticlePosterior] = self.method.start(model, self.sized(budget), call)(problems)
+        return found
 
     def sized(self, budget: int) -> dict[str, Any]:
         """All options at a budget."""
@@ -142,9 +156,10 @@ def get_method(name: str) -> BudgetedMethod:
     budget = method.budget
     assert budget is not None
     known = {option.name: option for option in (*method.options, *budget.extra) if option.name in budget.free or option in budget.extra}
-    settable = {} if budget.shared else {**known, **MODEL_OPTIONS}
+    in_batches = any(item.startswith("until=") for item in items)
+    settable = {} if budget.shared and not in_batches else {**known, **MODEL_OPTIONS}
     for key in (item.partition("=")[0] for item in items):
-        if method.option(key) is not None and key not in known and not budget.shared:
+        if method.option(key) is not None and key not in known and settable:
             raise ValueError(f"method {name!r}: {key} follows from the budget here; options: {', '.join(settable)}")
     chosen = BudgetedMethod(name, method, *_split(_parse(name, items, settable)))
     if items:
@@ -175,14 +190,17 @@ def _look_up(base: str, methods: Mapping[str, Method]) -> Method:
 def _parse(name: str, items: list[str], known: Mapping[str, Option]) -> dict[str, Any]:
     base = name.partition(":")[0]
     options: dict[str, Any] = {}
-    for item in items:
+    for item in _joined(items, known):
         key, _, text = item.partition("=")
         if not text:
             raise ValueError(f"method {name!r}: expected option=value after the colon, got {item!r}")
         if key not in known:
             from ..inference.util.validation import unknown_name
 
-            raise unknown_name(f"{base} option", key, known) if known else ValueError(f"method {base!r} takes no options")
+            if known:
+                raise unknown_name(f"{base} option", key, known)
+            takes = ", or only together with until" if base in METHODS and METHODS[base].option("until") is not None else ""
+            raise ValueError(f"method {base!r} takes no options here{takes}")
         if key in options:
             raise ValueError(f"method {name!r}: {key} is given twice")
         try:
@@ -190,6 +208,18 @@ def _parse(name: str, items: list[str], known: Mapping[str, Option]) -> dict[str
         except ValueError as error:
             raise ValueError(f"method {name!r}: {error}") from error
     return options
+
+
+def _joined(items: list[str], known: Mapping[str, Option]) -> list[str]:
+    """Items with those that belong to the value before them, as the second in ``until=beta`` and ``0.95``."""
+    found: list[str] = []
+    for item in items:
+        option = known.get(found[-1].partition("=")[0]) if found else None
+        if "=" not in item and option is not None and option.colons:
+            found[-1] += f":{item}"
+        else:
+            found.append(item)
+    return found
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -200,8 +230,8 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check(chosen: ChosenMethod, options: Options) -> None:
     """What the library has to say, before a model is loaded."""
-    from ..programs.models import reasoning
+    from ..programs.models import build_reasoning
 
-    model = chosen.adapted(reasoning(None, None))  # type: ignore[arg-type]
+    model = chosen.adapted(build_reasoning(None, None))
     if chosen.method.build is not None:
         chosen.method.start(model, options)

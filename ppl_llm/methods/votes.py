@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
-from .options import PARTICLES
+from .batches import run_of
+from .options import BATCH_NAMES, BATCHES, PARTICLES
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
 
 
 def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], **call.keywords()).run
-    return run
+    return run_of(lambda particles, keywords: search(model, particles, **keywords), o, call)
 
 
 BEST_OF_N = Method(
     "best-of-n",
     "BestOfN",
     "independent solutions, the one with the best score; no posterior",
-    (PARTICLES,),
+    (PARTICLES, *BATCHES),
     _vote,
-    budget=Budget("B samples, the best score", "best-of-n", shared=True),
+    budget=Budget("B samples, the best score", "best-of-n", free=BATCH_NAMES, shared=True),
     settles=True,
 )
 
@@ -30,9 +30,9 @@ SELF_CONSISTENCY = Method(
     "self-consistency",
     "SelfConsistency",
     "majority of independent solutions, without scores",
-    (PARTICLES,),
+    (PARTICLES, *BATCHES),
     _vote,
-    budget=Budget("B samples, the most frequent answer", "majority", shared=True),
+    budget=Budget("B samples, the most frequent answer", "majority", free=BATCH_NAMES, shared=True),
     scored=False,
     settles=True,
 )

@@ -13,7 +13,8 @@ from ..context import Context
 from ..inference import Importance, ParticlePosterior, SearchPosterior, SelfConsistency
 from ..inference.cost import CostMeter
 from ..inference.errors import attach_partial
-from ..inference.util.validation import check_count, check_function
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_count
 from .models import ReasoningModel
 from .turns import flat, restarted
 
@@ -56,10 +57,10 @@ class Aggregate:
     :param prompt: ``prompt(problem, candidates)``, by default :func:`combine`.
     :param int max_plate_nesting: 1 for a list of problems, each of which has a population of its own.
     :param callback: called with the posterior of the present round after each step.
-    :raises ValueError: for numbers out of range.
-    :raises TypeError: for a model that is not one of :func:`~ppl_llm.reasoning`.
+    :raises ValueError: for numbers out of range, or a model that is not one of :func:`~ppl_llm.reasoning`.
     """
 
+    @checked
     def __init__(
         self,
         model: ReasoningModel,
@@ -71,12 +72,10 @@ class Aggregate:
         max_plate_nesting: int = 0,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
-        if not isinstance(model, ReasoningModel):
-            raise TypeError(f"Aggregate takes a model of reasoning(...), got {type(model).__name__}")
         check_count("num_particles", num_particles)
         check_count("subset", subset)
         check_count("rounds", rounds)
-        check_function("prompt", prompt)
+        check_count("max_plate_nesting", max_plate_nesting, 0)
         if subset > num_particles:
             raise ValueError(f"subset must be at most num_particles = {num_particles}, got {subset}")
         self.model, self.num_particles, self.subset, self.rounds, self.prompt = model, num_particles, subset, rounds, prompt

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..context import Context
 from ..distributions import RewardChoices, StepReward
 from ..inference.particles.weights import Weights
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_optional_count
 from ..lm.base import LanguageModel, StepOptions
 from ..reward.base import RewardModel
 
@@ -47,6 +49,7 @@ class LookAhead:
 
     keeps_target = True
 
+    @checked
     def __init__(
         self,
         lm: LanguageModel,
@@ -66,6 +69,7 @@ class LookAhead:
             raise ValueError(f"power must be a number of at least 0, got {power!r}")
         if not 0 < floor < 1:
             raise ValueError(f"floor must lie in (0, 1), got {floor!r}")
+        check_optional_count("max_steps", max_steps)
         self.lm, self.prm = lm, prm
         self.options = options if options is not None else StepOptions()
         self.power, self.floor, self.finish, self.max_steps = power, floor, finish, max_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,9 @@ from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from ..inference import Equivalent, barrier
 from ..inference.posterior.particle_posterior import ParticlePosterior
+from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
-from ..inference.util.validation import unknown_name
+from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
 from ..reward.base import RewardModel, scored_steps, step_scores
 from .presets import Preset, get_preset
@@ -175,6 +177,7 @@ def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
     return any_particle(0, keepdim=True) if ctx.batch_shape else any_particle()
 
 
+@checked
 def reasoning(
     lm: LanguageModel,
     prm: RewardModel | None,
@@ -232,8 +235,7 @@ def reasoning(
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
-    if max_tokens_completion is not None and (isinstance(max_tokens_completion, bool) or max_tokens_completion < 1):
-        raise ValueError(f"max_tokens_completion must be None or an integer of at least 1, got {max_tokens_completion!r}")
+    check_optional_count("max_tokens_completion", max_tokens_completion)
     if not isinstance(final_stop, tuple) or not all(isinstance(text, str) and text for text in final_stop):
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
@@ -243,8 +245,7 @@ def reasoning(
     chosen = get_preset(preset)
     if potential is not None:
         chosen = replace(chosen, potential=potential)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be an integer of at least 1, got {max_steps!r}")
+    check_count("max_steps", max_steps)
     aggregation = aggregation if aggregation is not None else chosen.aggregation
     choices = RewardChoices(
         chosen.potential, score_temperature, aggregation, chosen.finished, score
@@ -268,3 +269,12 @@ def reasoning(
         answer_fallback,
         final_stop,
     )
+
+
+def build_reasoning(lm: LanguageModel | None, prm: RewardModel | None, preset: str | Preset = "exact", **options: Any) -> ReasoningModel:
+    """:func:`reasoning`; without a language model one that cannot run, to have its options checked before anything is loaded."""
+    build = reasoning if lm is not None else inspect.unwrap(reasoning)
+    return build(lm, prm, preset, **options)  # type: ignore[arg-type]
+
+
+describe("ReasoningModel", "made by reasoning(lm, prm)")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..context import Context
 from ..inference import barrier
+from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
 from .turns import flat, restarted
@@ -52,6 +53,7 @@ class RevisionModel(ReasoningModel):
         return restarted(draft, [self.prompt(problem, text) for problem, text in zip(problems, texts, strict=True)])
 
 
+@checked
 def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -> RevisionModel:
     """Self-refinement as a Pyro program: ``x^r ~ p(. | prompt(problem, x^{r-1}))`` for each round r, the reward on the last (Madaan et al.,
     *Self-Refine*, 2023; sequential revisions of Snell et al., 2024).
@@ -66,12 +68,7 @@ def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -
     :param ReasoningModel model: of one round, from :func:`reasoning`.
     :param int rounds: solutions written, the last included; 1 is the model itself.
     :param prompt: ``prompt(problem, draft)``, by default :func:`ask_again`. It gives a text or chat messages.
-    :raises ValueError: for ``rounds`` below 1.
-    :raises TypeError: for a ``prompt`` that is no function, or a model that is not one of :func:`reasoning`.
+    :raises ValueError: for ``rounds`` below 1, a ``prompt`` that is no function, or a model that is not one of :func:`reasoning`.
     """
-    if not isinstance(model, ReasoningModel):
-        raise TypeError(f"revise() takes a model of reasoning(...), got {type(model).__name__}")
     check_count("rounds", rounds)
-    if not callable(prompt):
-        raise TypeError(f"prompt must be a function of a problem and a draft, got {prompt!r}")
     return RevisionModel(model, rounds, prompt)

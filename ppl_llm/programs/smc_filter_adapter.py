@@ -10,6 +10,7 @@ from pyro.infer.smcfilter import SMCState
 
 from ..context import Context
 from ..inference.posterior.discrete_marginal import DiscreteMarginal
+from ..inference.util.checked import checked
 from .models import ReasoningModel
 
 _PARTICLE = "particle"
@@ -36,9 +37,8 @@ class SMCFilterAdapter:
     :ivar guide: proposes nothing, so that steps come from the model.
     """
 
+    @checked
     def __init__(self, model: ReasoningModel) -> None:
-        if not isinstance(model, ReasoningModel):
-            raise ValueError(f"model must be made by reasoning(lm, prm), got {type(model).__name__}")
         self.model = model
         self.guide = _Bootstrap()
         self._context: Context | None = None

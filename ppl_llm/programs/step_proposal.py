@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..constraints.base import Constraint, check_constraint
+from ..constraints.base import Constraint
 from ..context import PAD, Context
 from ..context_cache import label_of
 from ..distributions import ConstrainedStep, LLMStep
+from ..inference.util.checked import checked
 from ..lm.base import LanguageModel, StepOptions, language_model
 
 
@@ -42,6 +43,7 @@ class StepProposal:
         later than the model's.
     """
 
+    @checked
     def __init__(
         self,
         lm: LanguageModel | None = None,
@@ -53,11 +55,8 @@ class StepProposal:
         self._same = lm is None and temperature is None and prompt is None
         if self._same and constraint is None:
             raise ValueError("StepProposal needs another lm, temperature or prompt, or a constraint; the proposal is the model itself now")
-        if temperature is not None and not (isinstance(temperature, int | float) and temperature > 0):
+        if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
-        if prompt is not None and not callable(prompt):
-            raise ValueError(f"prompt must be a function from a problem to what the proposing model is given, got {prompt!r}")
-        check_constraint(constraint)
         self.lm, self.temperature, self.prompt, self.constraint = lm, temperature, prompt, constraint
         self._roots: dict[tuple[LanguageModel, tuple[str, ...]], Context] = {}
         self._same_stops: set[tuple[LanguageModel, LanguageModel, tuple[str, ...]]] = set()
@@ -67,6 +66,16 @@ class StepProposal:
         """By which a run that is resumed is told from another; a function cannot be."""
         given = {"lm": self.lm and label_of(self.lm), "temperature": self.temperature, "constraint": self.constraint}
         return f"StepProposal({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it cannot draw every step of the model."""
+        return self.constraint is not None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the density of a step is an estimate that belongs to its draw."""
+        return self.constraint is not None and self.constraint.asks
 
     def __call__(self, site: Any) -> LLMStep | None:
         prior = site["fn"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.cost import count
+from ..inference.util.checked import checked
 from .score_cache import ScoreCache, finished_at, repeat_last
 from .step_texts import answer_text
 
@@ -37,6 +38,7 @@ class AnswerReward(ABC):
     :raises ValueError: if ``pending`` is nan.
     """
 
+    @checked
     def __init__(self, *, partial: bool = False, pending: float = math.inf) -> None:
         if math.isnan(pending):
             raise ValueError("pending must be log-odds, e.g. inf (certainly right), 0.0 (even) or -1.5, got nan")

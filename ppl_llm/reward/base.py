@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..context import Context
+from ..inference.util.checked import describe
 from ..stop_reason import StopReason
 
 
@@ -21,6 +22,9 @@ class RewardModel(Protocol):
         :raises ValueError: if a log-odds is nan, naming the sequence.
         """
         ...
+
+
+describe("RewardModel", "a reward model, e.g. TransformersPRM.from_pretrained('demo'), or any object with step_log_odds(context)")
 
 
 def is_estimated(reward: Any) -> bool:

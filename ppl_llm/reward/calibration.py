@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context
+from ..inference.util.checked import check_fields, checked
 from ..lm.loading import locate
 from ..remote.address import is_address
 from .base import RewardModel, scored_steps, step_scores
@@ -38,6 +39,7 @@ class Calibration:
     bias: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}")
 
@@ -108,6 +110,7 @@ class CalibratedReward:
     :raises ValueError: for a reward whose scores are estimates, drawn at random.
     """
 
+    @checked
     def __init__(self, prm: RewardModel, calibration: Calibration) -> None:
         refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration

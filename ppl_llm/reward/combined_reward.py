@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context
+from ..inference.util.checked import checked
 from ..stop_reason import StopReason
 from .base import RewardModel, is_estimated, scored_steps, step_scores
 
@@ -41,6 +42,7 @@ class CombinedReward(ABC):
 
     neutral: float
 
+    @checked
     def __init__(self, rewards: Sequence[RewardModel], weights: Sequence[float] | None = None) -> None:
         self.rewards = tuple(rewards)
         self.weights = (1.0,) * len(self.rewards) if weights is None else tuple(float(weight) for weight in weights)

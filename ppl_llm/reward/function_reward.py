@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
 from ..inference.util.validation import unknown_name
 from .answer_reward import AnswerReward
 
@@ -34,6 +35,7 @@ class FunctionReward(AnswerReward):
         SMC(reasoning(lm, verifier, preset="exact"), num_particles=32).run("What is 6 * 7?")
     """
 
+    @checked
     def __init__(
         self,
         fn: Callable[[str, str], float | bool],

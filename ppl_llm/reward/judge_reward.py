@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference.util.validation import check_count, check_function, check_positive
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_count, check_positive
 from ..lm.base import LanguageModel, StepOptions
 from .answer_reward import AnswerReward
 from .prm.formats.base import single_id
@@ -57,6 +58,7 @@ class JudgeReward(AnswerReward):
     :raises ValueError: if a word is not a single token, both are the same, or a number is out of range.
     """
 
+    @checked
     def __init__(
         self,
         lm: LanguageModel,
@@ -83,7 +85,6 @@ class JudgeReward(AnswerReward):
         check_count("thoughts", thoughts, 0)
         check_count("thought_tokens", thought_tokens)
         check_positive("temperature", temperature)
-        check_function("score", score)
         if agree is not None and not 0.5 < agree < 1:
             raise ValueError(f"agree must lie in (0.5, 1), the probability of a word that needs no thought, got {agree!r}")
         if not thoughts and (agree is not None or score is not None):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..context import DEFAULT_STOP, PAD, Context
+from ..inference.util.checked import checked
 from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import StepOptions, language_model
@@ -32,6 +33,7 @@ class SelfCertainty:
     :raises ValueError: for an unknown measure; later, for a step that the language model could not have taken with this ``stop``.
     """
 
+    @checked
     def __init__(self, measure: str = "log_prob", *, stop: str | tuple[str, ...] = DEFAULT_STOP, temperature: float = 1.0) -> None:
         if measure not in MEASURES:
             raise unknown_name("measure", measure, MEASURES)

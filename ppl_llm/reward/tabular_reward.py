@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..inference.util.checked import checked
 
 
 class TabularReward:
@@ -16,6 +17,7 @@ class TabularReward:
     :param float discount: factor per later token; below 1 recent tokens count more, and order matters.
     """
 
+    @checked
     def __init__(self, log_odds: Tensor, bias: float = 0.0, discount: float = 1.0) -> None:
         self.log_odds, self.bias, self.discount = log_odds, bias, discount
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference.util.checked import checked
+from ..inference.util.validation import check_count, check_optional_count
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
-from ..lm.loading import load, load_tokenizer, locate
+from ..lm.loading import check_network, load, load_tokenizer, locate
 from .answer_reward import AnswerReward
 from .prm.formats.base import ids_with_specials, neutralised
 from .prm.networks import head_columns
@@ -40,6 +42,7 @@ class TransformersORM(AnswerReward):
     :raises ValueError: for options that do not fit the model.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -54,6 +57,9 @@ class TransformersORM(AnswerReward):
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         super().__init__(partial=partial, pending=pending)
+        check_network(model)
+        check_count("cache_bytes", cache_bytes, 0)
+        check_optional_count("positive_label", positive_label, 0)
         labels = model.config.num_labels
         if labels == 1 and positive_label is not None:
             raise ValueError("the model has a single score and no labels; positive_label does not apply")

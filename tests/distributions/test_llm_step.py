@@ -18,6 +18,7 @@ from ppl_llm import PAD, SMC, LLMStep, TabularLM
 from ppl_llm.lm.base import StepSample
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers import reasoning
+from tests.helpers.population_mutants import WRONG_STEPS
 from tests.helpers.tiny_models import causal_lm, tokenizer
 
 SYMBOLS = ["a", "b", ";", "$"]
@@ -204,6 +205,18 @@ def test_log_probabilities_with_float64_as_the_default(backend: str) -> None:
     assert drawn.dtype == scored.dtype == torch.float64
     torch.testing.assert_close(drawn, scored, atol=1e-5, rtol=1e-5)
     assert torch.isfinite(lm.step_entropy(lm.start("a"), value, step.options)).all()
+
+
+@pytest.mark.parametrize("name", WRONG_STEPS)
+def test_rejects_log_probabilities_in_float32(name: str) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        step = WRONG_STEPS[name](make_lm().start("a"), stop=";", max_tokens=4).expand([7])
+        value = step.sample()
+        assert step.log_prob(value).dtype != step.log_prob(value.clone()).dtype
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.usefixtures("float64")

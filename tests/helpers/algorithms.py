@@ -13,6 +13,7 @@ from ppl_llm.inference import (
     PMMH,
     REBASE,
     SMC,
+    Adaptive,
     BeamSearch,
     BestFirst,
     BestOfN,
@@ -99,10 +100,17 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
+    "BeamSearch without duplicates": lambda model, nesting: BeamSearch(model, 2, 3, filter_duplicates=True, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
+    "Adaptive": lambda model, nesting: Adaptive(
+        SMC(model, 2, max_plate_nesting=nesting), until=lambda posterior: posterior.num_particles >= 6, max_particles=8
+    ),
 }
 """They have no target: their own tests hold them to their definitions."""
+
+LISTED = {"Adaptive": "give the problems as a list"}
+"""Searches that run each problem alone, and the words by which they refuse a plate of problems that is no list."""

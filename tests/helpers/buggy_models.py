@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -170,7 +173,7 @@ def dictionary_through_the_barrier() -> Callable[[], Any]:
     return program
 
 
-@buggy("a Python list with a string for each particle beside the barrier", "the model's return value, in either order of the particles")
+@buggy("a Python list with a string for each particle beside the barrier", "the model's return value")
 def list_beside_the_barrier() -> Callable[[], Any]:
     def program() -> Any:
         z = nothing()
@@ -181,6 +184,76 @@ def list_beside_the_barrier() -> Callable[[], Any]:
             texts = [before + str(int(each)) for before, each in zip(texts or [""] * len(z), z, strict=True)]
             z = barrier(z)
         return texts
+
+    return program
+
+
+def paths_beside_the_barrier(held: Callable[[list[str]], Any]) -> Callable[[], Any]:
+    """A model that returns what ``held`` makes of the path of each particle, none of which passed the barrier."""
+
+    def program() -> Any:
+        z = nothing()
+        texts: list[str] = []
+        for t in range(STEPS):
+            z = latent(t, z)
+            observe(t, z)
+            texts = [before + str(int(each)) for before, each in zip(texts or [""] * len(z), z, strict=True)]
+            z = barrier(z)
+        return held(texts)
+
+    return program
+
+
+@buggy("the same in a numpy array that is returned", "the model's return value")
+def array_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(lambda texts: {"paths": np.array([int(text) for text in texts])})
+
+
+@buggy("the same in a numpy array of strings", "the model's return value")
+def array_of_strings_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(lambda texts: np.array(texts))
+
+
+@buggy("the same in a set", "the model's return value")
+def set_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(set)
+
+
+@dataclass
+class Result:
+    texts: list[str]
+
+
+@buggy("the same in a dataclass", "the model's return value")
+def dataclass_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(Result)
+
+
+@buggy("the same in an attribute of an object", "the model's return value")
+def attribute_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(lambda texts: [SimpleNamespace(inner=SimpleNamespace(texts=texts))])
+
+
+@buggy("the same in the closure of a function", "the model's return value")
+def closure_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(lambda texts: lambda: texts)
+
+
+@buggy("the same in the arguments of a `functools.partial`", "the model's return value")
+def partial_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(lambda texts: functools.partial(len, texts))
+
+
+@buggy("a value of the first step that passed no barrier", "the model's return value")
+def first_step_beside_the_barrier() -> Callable[[], Any]:
+    def program() -> Any:
+        z = first = nothing()
+        for t in range(STEPS):
+            z = latent(t, z)
+            first = z if t == 0 else first
+            observe(t, z)
+            z = barrier(z)
+        return [str(int(each)) for each in first]
 
     return program
 
@@ -404,6 +477,26 @@ def observation_counted_twice() -> Callable[[], Any]:
         return z
 
     return program
+
+
+@buggy("a history in an iterator that is returned", "nothing: looking into it would use it up", False, False)
+def iterator_beside_the_barrier() -> Callable[[], Any]:
+    return paths_beside_the_barrier(iter)
+
+
+class Collector:
+    """Outlives the run."""
+
+    texts: list[str]
+
+    def take(self, texts: list[str]) -> Collector:
+        self.texts = texts
+        return self
+
+
+@buggy("a history in an object that outlives the run, which is returned", "nothing: the replay writes over it", False, False)
+def object_of_the_callers() -> Callable[[], Any]:
+    return paths_beside_the_barrier(Collector().take)
 
 
 @buggy("results collected in a list of the caller's", "nothing: they are neither sites nor returned", False, False)

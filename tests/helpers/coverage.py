@@ -17,7 +17,7 @@ from typing import Any
 import ppl_llm
 from ppl_llm import inference
 from ppl_llm.inference import RESAMPLERS
-from ppl_llm.methods import IN_PYTHON_ONLY, METHODS
+from ppl_llm.methods import BY_OPTION, IN_PYTHON_ONLY, METHODS
 from ppl_llm.methods.options import RESAMPLER
 from ppl_llm.reward.prm.families import FAMILIES
 from tests.helpers.algorithms import ALGORITHMS, SEARCHES
@@ -27,6 +27,7 @@ from tests.helpers.tiny_prms import RECIPES
 ROOT = Path(__file__).parents[2]
 
 REJECTED_BY = {
+    "Adaptive": "tests/inference/adaptive/test_joint_distribution.py::test_rejects_wrong_draws",
     "SMC": "no reset",
     "Importance": "q over p",
     "ParticleGibbs": "sorted multinomial",
@@ -83,7 +84,7 @@ class Tables:
 
     @classmethod
     def present(cls) -> Tables:
-        return cls(matrix_rows(), REJECTED_BY, {method.algorithm for method in METHODS.values()}, IN_PYTHON_ONLY, PROGRAMS)
+        return cls(matrix_rows(), REJECTED_BY, {*BY_OPTION, *(method.algorithm for method in METHODS.values())}, IN_PYTHON_ONLY, PROGRAMS)
 
 
 def missing_for_algorithm(name: str, algorithm: type, tables: Tables) -> list[str]:

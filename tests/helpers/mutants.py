@@ -48,6 +48,7 @@ from ppl_llm.inference.search.rebase import RebaseMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
+FIGURES = "tests/inference/test_figures.py"
 T = TypeVar("T")
 
 
@@ -642,7 +643,11 @@ WRONG_PMMH: dict[str, type[PMMH]] = {"no Jacobian": NoJacobian, "no prior": NoPr
 RUNS = "tests/inference/test_runs.py"
 
 
-@mutant("one messenger for all runs", f"{RUNS}::test_rejects_a_messenger_that_runs_share")
+@mutant(
+    "one messenger for all runs",
+    f"{RUNS}::test_rejects_a_messenger_that_runs_share",
+    f"{FIGURES}::test_rejects_one_messenger_in_four_programs",
+)
 class SharedMessenger(SMC):
     """The handler of the sweep, and with it the particles, belongs to the algorithm object (SMC of this package, once)."""
 
@@ -708,34 +713,34 @@ _PROCESS = ParticlePlate._process_message
 @mutant("sites met twice", IDIOMS_TEST)
 def unchecked_names(plate: Any, msg: Any) -> None:
     """Values are kept by name, and nothing notices that a name comes again."""
-    plate._met.clear()
+    plate.met.clear()
     _PROCESS(plate, msg)
 
 
-@mutant("splices without the prior of masked values", IDIOMS_TEST)
+@mutant("splices without the prior of masked values", IDIOMS_TEST, f"{FIGURES}::test_rejects_splices_that_leave_out_a_masked_latent")
 def masked_splice(parts: SiteParts, value: Tensor) -> Tensor:
     """A masked latent scores 0 after another particle's past, though its value came from the prior."""
     return scaled(parts.log_probs(value)[0], parts.scale)
 
 
-@mutant("enumeration without the prior of masked values", IDIOMS_TEST)
+@mutant("enumeration without the prior of masked values", IDIOMS_TEST, f"{FIGURES}::test_rejects_enumeration_that_counts_masked_values")
 def masked_enumeration(parts: SiteParts, value: Tensor) -> Tensor:
     """Every value of a masked latent weighs one."""
     return masked_splice(parts, value)
 
 
-@mutant("proposals of masked sites", IDIOMS_TEST)
+@mutant("proposals of masked sites", IDIOMS_TEST, f"{FIGURES}::test_rejects_a_proposal_that_is_not_masked")
 def unmasked_proposal(parts: SiteParts, name: str) -> Tensor | None:
     """Where log p is masked log q is not, and values come from q."""
     return None
 
 
-@mutant("a subsample for every execution", IDIOMS_TEST)
+@mutant("a subsample for every execution", IDIOMS_TEST, f"{FIGURES}::test_rejects_a_subsample_for_every_execution")
 def fresh_subsample(plate: Any, msg: Any) -> None:
     """Replays and iterations draw other data."""
 
 
-@mutant("subsampled problems as populations", IDIOMS_TEST)
+@mutant("subsampled problems as populations", IDIOMS_TEST, f"{FIGURES}::test_rejects_problems_that_count_for_others")
 def no_subsampled_plates(msg: Any) -> set[Any]:
     """Each problem of the subsample is weighed by its likelihood to the power P / S."""
     return set()
@@ -759,9 +764,18 @@ def aliased_record(system: Any, msg: Any, log_prob: Tensor | None) -> None:
 
 
 @mutant("an event of each particle's note for every particle", IDIOMS_TEST)
-def note_of_pairs(system: Any, msg: Any) -> torch.Size:
+def note_of_pairs(system: Any, msg: Any, value: Tensor) -> Tensor:
     """``pyro.deterministic`` takes all dimensions for the event, the plate adds the particles once more: ``[N, N]``."""
-    return msg["fn"].shape()  # type: ignore[no-any-return]
+    return value.expand(msg["fn"].shape())
+
+
+@mutant("a note without the plates for every particle", "tests/inference/test_idioms.py::test_rejects_notes_of_pairs_in_plates")
+def note_of_whole_plates(system: Any, msg: Any, value: Tensor) -> Tensor:
+    """Only a value with all of the plates' dimensions is one for each particle: ``[N]`` inside of a plate is recorded ``[N, P, N]``."""
+    fn, ndim = msg["fn"], 1 + system.max_plate_nesting
+    own, batch = value.shape[:ndim], fn.batch_shape
+    fits = len(own) == ndim and own[0] == system.num_particles and all(a in (1, b) for a, b in zip(own, batch, strict=True))
+    return value.expand([*batch, *value.shape[ndim:]] if fits and len(fn.event_shape) == value.dim() else fn.shape())
 
 
 @mutant("given values enumerated", IDIOMS_TEST)
@@ -809,7 +823,7 @@ WRONG_SEMANTICS: dict[str, tuple[Any, str, str, str, str]] = {
     ),
     "notes": (
         note_of_pairs,
-        "ppl_llm.inference.particles.particle_system.ParticleSystem._shape_of_note",
+        "ppl_llm.inference.particles.particle_system.ParticleSystem.note",
         "`pyro.deterministic`",
         "SMC, importance",
         "Importance",

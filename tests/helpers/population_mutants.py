@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_llm import StepProposal
-from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Weights
+from ppl_llm import LLMStep, StepProposal
+from ppl_llm.inference import DiscreteMarginal, ParticleMessenger, PooledPosterior, SMCFailed, Trajectory, Weights
 from ppl_llm.inference.handlers.audit_messenger import AuditMessenger
+from ppl_llm.inference.particles.leaves import Comparison
+from ppl_llm.inference.particles.pytree import map_leaves
 from ppl_llm.inference.resampling import Residual
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, scaled_weights
 from tests.helpers.mutants import mutant
@@ -124,6 +126,49 @@ WRONG_SELECTIONS: dict[str, type[ParticleMessenger]] = {"unchecked": UncheckedSe
 WRONG_RESIDUALS: dict[str, type[Residual]] = {"rounded down": RoundedDown}
 
 
+# States and trajectories
+@mutant("a list of plain values through a barrier", "tests/inference/particles/test_pytree.py::test_rejects_lists_that_are_let_through")
+def unrefused_list(state: Any, index: Tensor, path: str) -> None:
+    """One value for each particle in a Python list stays where it is (reorder, once)."""
+
+
+@mutant("as many trajectories as there are", "tests/inference/particles/test_trajectory.py::test_rejects_an_order_of_as_many")
+class AsManyOnly(Trajectory):
+    """An index with plates is taken for one of all N trajectories (Trajectory.reorder, once)."""
+
+    def reorder(self, index: Tensor) -> Trajectory:
+        values = {name: tensor.gather(0, _spread(index, tensor)) for name, tensor in self.items()}
+        return Trajectory(values, length=self.length, log_likelihood=self.log_likelihood, value=self.value)
+
+
+def _spread(index: Tensor, tensor: Tensor) -> Tensor:
+    return index.reshape(*index.shape, *(1,) * (tensor.dim() - index.dim())).expand_as(tensor)
+
+
+@mutant(
+    "log-probabilities in float32 whatever the default",
+    "tests/distributions/test_llm_step.py::test_rejects_log_probabilities_in_float32",
+)
+class AlwaysFloat32(LLMStep):
+    """Drawn log-probabilities in float32 beside scored ones in the default number format (AutoregressiveLM, once)."""
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        value = super().sample(sample_shape)
+        drawn = self._drawn
+        if drawn is not None and drawn[1] is not None:
+            self._drawn = drawn[0], drawn[1].float()
+        return value
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        made = AlwaysFloat32.__new__(AlwaysFloat32)
+        made._init(self.context, self.options, torch.Size(batch_shape))
+        return made
+
+
+WRONG_STEPS: dict[str, type[LLMStep]] = {"float32": AlwaysFloat32}
+WRONG_ORDERS: dict[str, type[Trajectory]] = {"as many": AsManyOnly}
+
+
 # Audits
 AUDITS = "tests/inference/handlers/test_audit.py::test_rejects_weaker_audits"
 
@@ -143,8 +188,56 @@ class LogProbsOnly(AuditMessenger):
 class Unpermuted(AuditMessenger):
     """Particles stay where they are: of a run that never resampled everything passes (the audit of this package, once)."""
 
-    def after(self, num_barriers: int) -> Tensor:
-        return super().after(0)
+    def offsets(self) -> Tensor:
+        return torch.zeros_like(super().offsets())
 
 
-WRONG_AUDITS: dict[str, type[AuditMessenger]] = {"log-probabilities only": LogProbsOnly, "unpermuted": Unpermuted}
+@mutant("an audit that begins in place", AUDITS)
+class BeginsInPlace(AuditMessenger):
+    """Particles are in their own places up to the first barrier: what comes from before it looks right (once here)."""
+
+    def offsets(self) -> Tensor:
+        offsets = super().offsets().clone()
+        offsets[0] = 0
+        return offsets
+
+
+class _TensorsAndLists(Comparison):
+    def parts(self, value: Any) -> dict[str, Any] | None:
+        return super().parts(value) if isinstance(value, dict | list | tuple) or hasattr(value, "compared") else None
+
+
+@mutant("an audit of tensors and lists alone", AUDITS)
+class TensorsAndListsOnly(AuditMessenger):
+    """Sets, objects and functions in what the model returns are passed over (the audit of this package, once)."""
+
+    def comparison(self) -> Comparison:
+        right = super().comparison()
+        return _TensorsAndLists(right.atol, right.rtol)
+
+
+WRONG_AUDITS: dict[str, type[AuditMessenger]] = {
+    "log-probabilities only": LogProbsOnly,
+    "unpermuted": Unpermuted,
+    "begins in place": BeginsInPlace,
+    "tensors and lists only": TensorsAndListsOnly,
+}
+
+
+@mutant("an audit that takes the first dimension for the particles", f"{AUDITS.split('::')[0]}::test_rejects_false_accusations")
+class FirstDimension(AuditMessenger):
+    """Particles end in other places than their own, and what the model returned is moved after them by its first dimension (the audit of
+    this package, once)."""
+
+    def offsets(self) -> Tensor:
+        return super().offsets() + 1
+
+    def compare_result(self, value: Any) -> None:
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.roll(-1, 0) if tensor.dim() and len(tensor) == self.num_particles else tensor
+
+        self.swept = self.swept._replace(value=map_leaves(self.swept.value, lambda item: item, moved))
+        super().compare_result(value)
+
+
+WRONG_ACCUSERS: dict[str, type[AuditMessenger]] = {"first dimension": FirstDimension}

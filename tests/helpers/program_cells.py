@@ -19,6 +19,7 @@ from ppl_llm.inference import (
     PMMH,
     RESAMPLERS,
     SMC,
+    Adaptive,
     BestOfN,
     EntropicAnnealing,
     Enumeration,
@@ -29,8 +30,8 @@ from ppl_llm.inference import (
     SuffixMH,
     TemperedSMC,
 )
-from tests.helpers.algorithms import ALGORITHMS, SEARCHES
-from tests.helpers.program_ast import AnyProgram, GaussianProgram, Score
+from tests.helpers.algorithms import ALGORITHMS, LISTED, SEARCHES
+from tests.helpers.program_ast import LIST, NESTED, NO_MASK, PAD, AnyProgram, Barrier, Draw, End, GaussianProgram, Note, Program, Score
 from tests.helpers.program_enumerated import fits
 
 WEIGHTED, CHAIN, EXACT, SEARCH, ENUMERATED = "weighted", "chain", "exact", "search", "enumerated"
@@ -52,6 +53,7 @@ class Cell:
     :ivar float bias: of a self-normalised or adaptive estimate, allowed.
     :ivar run: how a weighted posterior is made, if not by ``run()``.
     :ivar str parameter: a site the program must have.
+    :ivar str listed: words by which a plate of problems that is no list is refused; ``""`` where it is not.
     :ivar int iterations: of a chain, from exact draws; a kernel that is slightly wrong moves away from them.
     """
 
@@ -67,6 +69,7 @@ class Cell:
     iterations: int = 8
     scheme: str = ""
     ess_threshold: float = 1.0
+    listed: str = ""
 
 
 def last_slice(smc: SMC) -> Any:
@@ -117,7 +120,7 @@ def from_matrix() -> dict[str, Cell]:
         build = without_proposals(algorithm.build)
         found[name] = Cell(build, kind, replicas, 4, ancestors=ancestors, bias=algorithm.bias, iterations=iterations)
     for name, search in SEARCHES.items():
-        found[name] = Cell(without_proposals(search), SEARCH)
+        found[name] = Cell(without_proposals(search), SEARCH, listed=LISTED.get(name, ""))
     return found
 
 
@@ -203,25 +206,33 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
             return None
         if cell.kind == ENUMERATED:
             return None
-        return Expected(False, ("z_0", "theta", "plate")) if cell.kind == EXACT else AGREES
+        if cell.kind == EXACT:
+            return Expected(False, ("z_0", "theta", "plate"))
+        return Expected(False, words) if words else AGREES
     if cell.parameter or (cell.kind == ENUMERATED and not fits(program, cell.particles, cell.scheme)):
         return None
     if words == ("random numbers",) and cell.run is last_slice:  # what comes after the last barrier is run once
         return Expected(True, words)
-    return Expected(False, words) if words else AGREES
+    # With as many particles as values the barrier cannot tell whether they are one for each particle; other numbers are no question.
+    ambiguous = ("as many as there are particles",) if lists_of_plain_values(program) else ()
+    return Expected(not words, (*words, *ambiguous))
 
 
 def runs_once(cell: Cell) -> bool:
     """Whether an algorithm runs the model once, so that it integrates out what it does not see."""
     built = cell.build(lambda: None, 1, None)
-    return isinstance(built, SMC | BestOfN | SelfConsistency) and not getattr(built, "audit", False) and cell.run is not last_slice
+    return (
+        isinstance(built, SMC | BestOfN | SelfConsistency | Adaptive) and not getattr(built, "audit", False) and cell.run is not last_slice
+    )
 
 
 def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     """Words of the errors with one of which a program must be refused."""
     if isinstance(program, GaussianProgram):
-        return ()
+        return (cell.listed,) if cell.listed and program.problems and program.independent else ()
     words = []
+    if cell.listed and program.problems and program.independent:
+        words.append(cell.listed)
     if cell.kind == EXACT and program.nesting:
         words += ["plate"]
     if "reused name" in program.features:
@@ -233,6 +244,25 @@ def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     if any(s.hidden for s in program.draws) and not runs_once(cell):
         words += ["random numbers"]
     return tuple(words)
+
+
+def lists_of_plain_values(program: Program) -> bool:
+    """Whether a list that passes a barrier holds only values that are the same for all particles: those that ``condition`` gives."""
+    same = {"done"}
+    for s in program.statements:
+        if isinstance(s, Draw):
+            given = s.site in program.condition and (s.mask in (NO_MASK, PAD) or "done" in same)
+            same |= {s.variable} if given else set()
+        elif isinstance(s, Note):
+            same |= {s.variable} if same.issuperset(s.parents) and not s.over_elements else set()
+        elif isinstance(s, End):
+            same -= set() if s.variable in same else {"done"}
+        elif isinstance(s, Barrier) and s.form in (LIST, NESTED):
+            names = [*(["done"] if program.ends else []), *s.variables]
+            listed = names if s.form == LIST else names[1:]
+            if listed and same.issuperset(listed):
+                return True
+    return False
 
 
 def may_kill(program: AnyProgram) -> bool:

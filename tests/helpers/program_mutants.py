@@ -13,7 +13,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
-from tests.helpers import mutants, population_mutants  # noqa: F401 - both enter their mutants
+from tests.helpers import adaptive_mutants, mutants, population_mutants  # noqa: F401 - they enter their mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
@@ -28,11 +28,24 @@ NOT_OF_DISTRIBUTIONS = {
             "widths rounded one by one",
             "a frontier of the last children",
             "stops at the first answer drawn",
+            "the rule sees the last batch alone",
+            "the leader against all others together",
+            "a stop decided on the batch to come",
+            "a last batch beyond the budget",
+            "places that are kept",
         ),
         "searches have no target",
     ),
-    "an audit of log-probabilities alone": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
-    "an audit without permutations": "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    **dict.fromkeys(
+        (
+            "an audit of log-probabilities alone",
+            "an audit without permutations",
+            "an audit that begins in place",
+            "an audit of tensors and lists alone",
+            "an audit that takes the first dimension for the particles",
+        ),
+        "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
+    ),
     "a selection that loses particles": "no cell has a selection of that kind",
     "proposals of another support": "of language models",
     "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",
@@ -51,6 +64,10 @@ NOT_OF_DISTRIBUTIONS = {
         "a single run is right; tests/inference/test_runs.py has several runs of one object",
     ),
     "values recorded as the model holds them": "programs do not write in place",
+    "a list of plain values through a barrier": "programs have no lists with one value for each particle",
+    "as many trajectories as there are": "kernels ask for as many",
+    "log-probabilities in float32 whatever the default": "of language models",
+    "a note without the plates for every particle": "notes of programs have all plates",
     "a subsample for every execution": "programs have subsamples of independent problems only, which are refused",
 }
 """Mutants that leave distributions and expectations of the algorithms as they are, and why."""

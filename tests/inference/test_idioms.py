@@ -41,7 +41,7 @@ from ppl_llm.inference import (
     SMC as ParticleFilter,
 )
 from tests.helpers.idioms import CHAINS, ENUMERATION, IDIOMS, KINDS, SEARCHES, SMC, TEMPERING, Idiom, named
-from tests.helpers.mutants import WRONG_SEMANTICS
+from tests.helpers.mutants import WRONG_SEMANTICS, note_of_whole_plates
 
 REPLICAS, ITERATIONS, LIMIT = 1500, 25, 4.4
 
@@ -300,6 +300,58 @@ def test_deterministic_sites_have_the_shape_of_their_values() -> None:
     posterior = ParticleFilter(model, 4, ess_threshold=1.0).run()
     assert posterior.sites["pair"].shape == (4, 2) and posterior.sites["three"].shape == (4, 3)
     assert torch.equal(posterior.sites["pair"][:, 0], posterior.sites["z"])
+
+
+def notes_in_plates() -> dict[str, Any]:
+    """Deterministic sites of 4 particles, 3 problems and 2 elements that lack some of the plates' dimensions."""
+
+    def model() -> Tensor:
+        with pyro.plate("problems", 3, dim=-2):
+            x = pyro.sample("x", dist.Normal(torch.zeros(3, 1), 1.0))
+            pyro.factor("f", 0.3 * x)
+            x = barrier(x)
+            with pyro.plate("elements", 2, dim=-1):
+                y = pyro.sample("y", dist.Normal(x, torch.ones(2)))
+                pyro.deterministic("by particle", x.sum((-2, -1)))
+                pyro.deterministic("by problem", x[..., 0])
+                pyro.deterministic("full", x + y)
+                pyro.deterministic("five", x.sum((-2, -1))[:, None].expand(4, 5))
+                pyro.deterministic("pair of each problem", torch.stack([x[..., 0]] * 7, -1))
+                pyro.deterministic("shared", torch.arange(7))
+        return y
+
+    pyro.set_rng_seed(0)
+    return ParticleFilter(model, 4, ess_threshold=1.0, max_plate_nesting=2).run().sites
+
+
+def shapes_of_notes(sites: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in sites.items() if name not in ("x", "y")}
+
+
+NOTES = {
+    "by particle": (4, 3, 2),
+    "by problem": (4, 3, 2),
+    "full": (4, 3, 2),
+    "five": (4, 3, 2, 5),
+    "pair of each problem": (4, 3, 2, 7),
+    "shared": (4, 3, 2, 7),
+}
+
+
+def test_deterministic_sites_may_lack_the_dimensions_of_plates() -> None:
+    """``[N]`` inside of a plate is one value for each particle, wherever it is resampled."""
+    sites = notes_in_plates()
+    assert shapes_of_notes(sites) == NOTES
+    assert torch.equal(sites["by problem"], sites["x"].expand(4, 3, 2)) and torch.equal(sites["full"], sites["x"] + sites["y"])
+    assert torch.equal(sites["pair of each problem"][..., 6], sites["x"].expand(4, 3, 2))
+    torch.testing.assert_close(sites["by particle"], sites["x"].sum((-2, -1), keepdim=True).expand(4, 3, 2))
+
+
+def test_rejects_notes_of_pairs_in_plates() -> None:
+    """What was recorded before: 4 x 3 x 2 x 4 numbers for 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppl_llm.inference.particles.particle_system.ParticleSystem.note", note_of_whole_plates)
+        assert shapes_of_notes(notes_in_plates())["by particle"] == (4, 3, 2, 4)
 
 
 def test_masks_of_parameters_keep_their_prior() -> None:

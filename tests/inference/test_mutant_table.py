@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import mutants, population_mutants
+from tests.helpers import adaptive_mutants, mutants, population_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -44,7 +44,14 @@ NAMED = {
         "reference always in the first slot",
     ],
     "ancestor sampling": ["ancestor weights without the suffix", "ancestor weights of whole trajectories"],
-    "stale state": ["stale locals", "an audit of log-probabilities alone", "an audit without permutations"],
+    "stale state": [
+        "stale locals",
+        "an audit of log-probabilities alone",
+        "an audit without permutations",
+        "an audit that begins in place",
+        "an audit of tensors and lists alone",
+        "an audit that takes the first dimension for the particles",
+    ],
     "tempering": [
         "increments instead of weights",
         "evidence of the last stage",
@@ -56,6 +63,19 @@ NAMED = {
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
+    "numbers and orders": [
+        "log-probabilities in float32 whatever the default",
+        "as many trajectories as there are",
+        "a list of plain values through a barrier",
+        "a note without the plates for every particle",
+    ],
+    "adaptive budgets": [
+        "the rule sees the last batch alone",
+        "the leader against all others together",
+        "a stop decided on the batch to come",
+        "a last batch beyond the budget",
+        "places that are kept",
+    ],
     "posteriors": ["tensors counted by identity", "evidence of parts that have none"],
     "suffixes": ["missing length ratio", "truncated suffix sum"],
     "runs that share their state": [

@@ -21,9 +21,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from ppl_llm.inference import SMC
 from tests.helpers import mutants, program_ast, program_gaussian_oracle, program_oracle
 from tests.helpers.algorithms import ALGORITHMS, SEARCHES
-from tests.helpers.program_ast import AnyProgram, Program
+from tests.helpers.program_ast import NESTED, SHARED, AnyProgram, Barrier, Draw, Note, Program
 from tests.helpers.program_cells import CELLS
 from tests.helpers.program_check import Checker
 from tests.helpers.program_code import build, code_of
@@ -184,6 +185,25 @@ def test_a_failure_shrinks_to_what_it_needs() -> None:
     assert isinstance(small, Program) and small.problems == 1 and len(small.draws) == 2
     assert not (small.ends or small.proposals) and len(small.statements) == 2
     assert "torch.tensor([[1.0, 1.0]])" in code_of(small)
+
+
+def test_a_list_of_given_values_is_refused_where_it_may_be_one_for_each_particle() -> None:
+    """Found by the fuzz (program 182 of seed 0): what ``condition`` gives has no particles, nor has a note of it."""
+    program = Program(
+        (
+            Draw("s", "s", 2, (), (1.0, 1.0), where=SHARED),
+            Draw("z_0", "z_0", 3, (), (1.0, 1.0, 1.0)),
+            Note("d_0", ("z_0",), 3, "d_0"),
+            Barrier(("s", "z_0", "d_0"), NESTED),
+        ),
+        condition={"z_0": 0},
+    )
+    model, _ = build(program)
+    with pytest.raises(ValueError, match=r"state\[1\]\['rest'\] is a list of 2 plain values, as many as there are particles"):
+        SMC(model, 2, ess_threshold=1.0).run()
+    assert float(SMC(model, 3, ess_threshold=1.0).run().log_evidence.exp()) == pytest.approx(1 / 3)
+    report = Checker(program, "given").run(["SMC, two islands at every barrier", "SMC, three islands", "Enumeration", "ParticleGibbs"])
+    assert report.checked == 4 and not report.failures
 
 
 def test_choices_repeat_a_program() -> None:

@@ -22,6 +22,7 @@ from ppl_llm.inference import (
     PMMH,
     REBASE,
     SMC,
+    Adaptive,
     BeamSearch,
     BestFirst,
     Enumeration,
@@ -108,6 +109,7 @@ SHARED: dict[str, tuple[Any, dict[str, int]]] = {
     "BestFirst": (BestFirst(hidden_markov, expand=3, budget=15), {}),
     "PrefixWalk": (PrefixWalk(hidden_markov, steps=20), {"num_samples": 3}),
     "DVTS": (DVTS(hidden_markov, 2, 2), {}),
+    "Adaptive": (Adaptive(SMC(hidden_markov, 3, ess_threshold=1.0), lambda posterior: float(posterior.get_ESS()) > 4, 12), {}),
 }
 
 

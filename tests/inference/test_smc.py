@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,7 +14,20 @@ import torch
 from pyro.infer import EmpiricalMarginal
 from torch import Tensor
 
-from ppl_llm.inference import SMC, Importance, ParticlePosterior, SMCFailed, barrier, count
+from ppl_llm.inference import (
+    PIMH,
+    PMMH,
+    SMC,
+    Importance,
+    ParallelTempering,
+    ParticleGibbs,
+    ParticlePosterior,
+    SMCFailed,
+    SuffixMH,
+    TemperedSMC,
+    barrier,
+    count,
+)
 from tests.helpers.exact import Chain
 from tests.helpers.mutants import WRONG_RESAMPLERS, WRONG_WEIGHTS, with_messenger
 from tests.inference.test_smc_exact import spiky
@@ -377,6 +391,37 @@ def test_seed_reproduces_a_run() -> None:
         runs.append(SMC(walk, 16).run(OBSERVATIONS))
     assert torch.equal(runs[0].log_weights, runs[1].log_weights)
     assert torch.equal(runs[0].ancestors, runs[1].ancestors)
+
+
+RUNS_WITH_PROPOSALS: dict[str, Any] = {
+    "SMC": lambda model, proposals: SMC(model, 4, proposals=proposals).run(),
+    "slices": lambda model, proposals: list(SMC(model, 4, proposals=proposals).iterate()),
+    "Importance": lambda model, proposals: Importance(model, 4, proposals=proposals).run(),
+    "ParticleGibbs": lambda model, proposals: ParticleGibbs(model, 4, proposals=proposals).run(2),
+    "SuffixMH": lambda model, proposals: SuffixMH(model, proposals=proposals).run(2),
+    "PIMH": lambda model, proposals: PIMH(model, 4, proposals=proposals).run(2),
+    "PMMH": lambda model, proposals: PMMH(model, 4, ["z_0"], proposals=proposals).run(2),
+    "TemperedSMC": lambda model, proposals: TemperedSMC(model, 4, kernel=partial(SuffixMH, proposals=proposals)).run(),
+    "ParallelTempering": lambda model, proposals: ParallelTempering(model, [0.5, 1.0], partial(SuffixMH, proposals=proposals)).run(2),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_WITH_PROPOSALS)
+def test_proposals_for_sites_that_do_not_occur_are_refused_by_name(name: str) -> None:
+    """A step that was not reached is no mistake, nor is a site that ``condition`` observes."""
+
+    def model() -> torch.Tensor:
+        z = pyro.sample("z_0", dist.Normal(0.0, 1.0))
+        pyro.factor("f_0", -(z**2))
+        z = barrier(z)
+        return barrier(pyro.sample("z_1", dist.Normal(z, 1.0)))
+
+    q, run = dist.Normal(0.0, 2.0), RUNS_WITH_PROPOSALS[name]
+    run(model, {"z_1": q, "z_7": q, "f_0": q})
+    with pytest.raises(ValueError, match=r"proposals has a site 'zz_1', which the model does not; did you mean 'z_1'\? .* 'z_0', 'z_1'"):
+        run(model, {"z_1": q, "zz_1": q})
+    with pytest.raises(ValueError, match=r"proposals has a site 'other', which the model does not\. Its latent sites are 'z_0', 'z_1'"):
+        run(model, {"other": q})
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_budget_of_tokens() -> None:
     assert_same(last, stopped)
     pyro.set_rng_seed(3)
     assert SMC(REASONING, 20, max_tokens_total=budget + 1).run("a").num_barriers == 3
-    with pytest.raises(ValueError, match="max_tokens_total must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_tokens_total must be None or an integer of at least 1, got 0"):
         SMC(REASONING, 20, max_tokens_total=0)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...context import Context
 from ...context_cache import CacheKey
 from ...inference.cost import count
-from ...inference.util.validation import unknown_name
+from ...inference.util.checked import checked
+from ...inference.util.validation import check_optional_count, unknown_name
 from ...remote.client import DEFAULT_VARIABLE, ServerClient
 from ...remote.served import ServedModel
 from ...remote.served_tokenizer import ServedTokenizer
@@ -57,6 +58,7 @@ class RemotePRM:
     :raises ServerError: if the server cannot be reached, and ValueError if it does not serve the model or the family cannot be told.
     """
 
+    @checked
     def __init__(
         self,
         base_url: str,
@@ -76,6 +78,7 @@ class RemotePRM:
             raise ValueError(f"endpoint must be one of auto, pooling, completions, got {endpoint!r}")
         if overlong not in OVERLONG:
             raise unknown_name("overlong", overlong, OVERLONG)
+        check_optional_count("max_length", max_length)
         self.overlong = overlong
         known = None if family == "auto" else get_family(family)
         self.client = ServerClient(base_url, api_key_env=api_key_env, **client)

@@ -12,9 +12,10 @@ from torch import Tensor
 from ...context import Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
-from ...inference.util.validation import unknown_name
+from ...inference.util.checked import checked
+from ...inference.util.validation import check_count, unknown_name
 from ...kv_cache.pool import DEFAULT_CACHE_BYTES
-from ...lm.loading import load, load_tokenizer, locate
+from ...lm.loading import check_network, load, load_tokenizer, locate
 from ...stop_reason import FINISHING
 from ..calibration import Calibration, find_calibration
 from ..step_texts import StepText, answer_text, begun_steps, step_texts
@@ -49,6 +50,7 @@ class TransformersPRM:
     :raises ValueError: for an unknown family, or a tokenizer or model that does not fit it.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -61,6 +63,8 @@ class TransformersPRM:
         overlong: str = "zero",
         **format_options: Any,
     ) -> None:
+        check_network(model)
+        check_count("cache_bytes", cache_bytes, 0)
         if overlong not in OVERLONG:
             raise unknown_name("overlong", overlong, OVERLONG)
         self.overlong = overlong

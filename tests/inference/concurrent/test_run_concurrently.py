@@ -244,7 +244,7 @@ def test_gradients_are_on_where_the_caller_has_them_on():
 def test_arguments():
     for options, message in (
         ({"max_sequences": 0}, "max_sequences must be an integer of at least 1, got 0"),
-        ({"max_programs": 0}, "max_programs must be an integer of at least 1, got 0"),
+        ({"max_programs": 0}, "max_programs must be None or an integer of at least 1, got 0"),
         ({"seeds": [1, 2]}, "seeds must hold one seed for each of the 1 programs, got 2"),
         ({"seeds": [-1]}, r"seeds must be integers in 0 \.\. 4294967295, got -1"),
     ):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_llm.inference import CostMeter, DiscreteMarginal, Weights, count
 from ppl_llm.inference.particles import PooledState, State, StateThatEnds, StateWithAnswers, StateWithCache
 from ppl_llm.inference.particles.pytree import concatenate, particle, particles_done, pick, reorder, select_plate, take
+from tests.helpers.population_mutants import unrefused_list
 from tests.helpers.reasoning import LM
 
 exactly = settings(max_examples=60, deadline=None, derandomize=True)
@@ -163,3 +164,10 @@ def test_as_many_plain_values_as_particles_are_refused_but_not_a_record_of_varia
     pair = (torch.tensor(1.0), torch.tensor(2.0))
     assert reorder(pair, index) == pair
     assert reorder(["a", "b", "c"], index) == ["a", "b", "c"]
+
+
+def test_rejects_lists_that_are_let_through() -> None:
+    """A list with one text for each particle would not be permuted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppl_llm.inference.particles.pytree._refuse_ambiguous", unrefused_list)
+        assert reorder(["a", "b"], torch.tensor([1, 1])) == ["a", "b"] != ["b", "b"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import Trajectory
+from tests.helpers.population_mutants import WRONG_ORDERS
 
 N, PLATES, EVENT = 4, (3, 2), (5,)
 
@@ -59,3 +60,13 @@ def test_an_index_of_other_plates_is_refused() -> None:
     trajectory = Trajectory({"full": numbered(N, *PLATES)}, length=numbered(N, *PLATES))
     with pytest.raises(ValueError, match=r"index has shape \(2, 4, 2\), the trajectories' populations have \(4, 3, 2\)"):
         trajectory.reorder(torch.zeros(2, 4, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", WRONG_ORDERS)
+def test_rejects_an_order_of_as_many(name: str) -> None:
+    full, index = numbered(N, *PLATES), torch.tensor([3, 1]).view(2, 1, 1).expand(2, *PLATES)
+    try:
+        moved = WRONG_ORDERS[name]({"full": full}, length=full).reorder(index)["full"]
+    except RuntimeError:
+        moved = full
+    assert not torch.equal(moved, expected(full, index))

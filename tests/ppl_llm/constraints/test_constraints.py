@@ -108,7 +108,7 @@ def test_the_end_of_the_text_is_a_mask_of_its_own() -> None:
         (lambda: Automaton(torch.full((2, 2), 2), torch.zeros(2)), r"must hold -1 \.\. 1"),
         (lambda: TokenSet(), "either allowed or banned"),
         (lambda: TokenSet(allowed=[1], banned=[2]), "either allowed or banned"),
-        (lambda: Choices("yes"), "a list of texts"),
+        (lambda: Choices("yes"), "texts must be a list"),
         (lambda: Choices(["yes", ""]), "not empty"),
         (lambda: Choices([]), "not empty"),
         (lambda: Product(), "at least one"),

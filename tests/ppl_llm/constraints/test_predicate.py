@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm import PAD, SMC, Context, LLMStep, ParticleGibbs, StepProposal, TabularLM, barrier
+from ppl_llm import PAD, PIMH, SMC, Context, LLMStep, ParticleGibbs, StepProposal, SuffixMH, TabularLM, TemperedSMC, barrier
 from ppl_llm.constraints import Choices, Constraint, Predicate, TokenSet
 from ppl_llm.lm.decoding import constrained_sampler
 from ppl_llm.lm.decoding.rejection import adaptive_rejection, inverse_cdf_draw
@@ -220,9 +221,22 @@ def test_the_local_distribution_is_exact() -> None:
 
 
 def test_trajectories_that_are_kept_are_refused() -> None:
+    """When the kernel is made; a proposal that does not tell is refused in the second iteration."""
     pyro.set_rng_seed(0)
+    guide = StepProposal(constraint=RARE)
+    gibbs, suffix = (partial(each, proposals=guide) for each in (partial(ParticleGibbs, num_particles=4), SuffixMH))
+    for make in (gibbs, suffix, partial(TemperedSMC, num_particles=4, kernel=suffix)):
+        with pytest.raises(ValueError, match="are estimates, which belong to a draw and not to a value: they are for SMC, PIMH and PMMH"):
+            make(program)
     with pytest.raises(NotImplementedError, match=r"estimated weights, which belong to a draw .* not with ParticleGibbs"):
-        ParticleGibbs(program, 4, proposals=StepProposal(constraint=RARE)).run(3)
+        ParticleGibbs(program, 4, proposals=lambda site: guide(site)).run(3)
+
+
+def test_chains_that_keep_whole_filters_take_estimated_weights() -> None:
+    """PIMH keeps the weights of the filter that it accepted, and never asks for the density of a trajectory again."""
+    pyro.set_rng_seed(0)
+    found = PIMH(program, 4, proposals=StepProposal(constraint=RARE)).run(5)
+    assert found.weights.isfinite().all() and not found.dead
 
 
 def test_texts_of_a_transformers_model() -> None:
@@ -240,5 +254,5 @@ def test_texts_of_a_transformers_model() -> None:
 
 
 def test_what_is_no_function_is_named() -> None:
-    with pytest.raises(TypeError, match="functions of a text, got 'abc'"):
+    with pytest.raises(ValueError, match="allows must be a function, got 'abc'"):
         Predicate("abc")  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def test_steps_of_a_number_of_tokens() -> None:
         assert (counts[last == StopReason.FINISHED] == 0).all()
     assert context.done.all()
     for wrong in (0, -1, True, 2.5):
-        with pytest.raises(ValueError, match="tokens_per_step must be None or an integer of at least 1"):
+        with pytest.raises(ValueError, match="tokens_per_step must be an integer of at least 1"):
             LLMStep(context, tokens_per_step=wrong)  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from ppl_llm import inference
 from ppl_llm.inference import RESAMPLERS
 from ppl_llm.methods import BUDGETED, IN_PYTHON_ONLY, METHODS, SOLVING, Option, get_method, markdown_table, parse_method
 from ppl_llm.methods.base import moves
-from ppl_llm.methods.options import KERNELS, MODEL_OPTIONS
+from ppl_llm.methods.options import BATCH_NAMES, KERNELS, MODEL_OPTIONS
 from ppl_llm.reward.prm.families import FAMILIES
 from tests.helpers import coverage
 from tests.helpers.coverage import (
@@ -143,10 +143,13 @@ def test_every_option_reaches_the_name(name: str) -> None:
 def test_what_a_budget_allows_is_accepted(name: str) -> None:
     method, budget = METHODS[name], METHODS[name].budget
     assert budget is not None
+    rule = "pandora:0.01" if name == "best-of-n" else "share:0.75"
     for option in (*method.options, *budget.extra):
         value = {**{option.name: option.default}, **budget.defaults}[option.name]
-        text = {"resampler": "multinomial", "ess_threshold": "0.5"}.get(option.name, str(value).lower())
-        if option.name in budget.free or option in budget.extra:
+        text = {"resampler": "multinomial", "ess_threshold": "0.5", "until": rule, "batch": "2"}.get(option.name, str(value).lower())
+        if option.name in BATCH_NAMES[1:]:
+            assert get_method(f"{name}:until={rule}:{option.name}={text}").least >= 1
+        elif option.name in budget.free or option in budget.extra:
             assert get_method(f"{name}:{option.name}={text}").least >= 1
         else:
             with pytest.raises(ValueError, match="takes no options" if budget.shared else f"{option.name} follows from the budget"):

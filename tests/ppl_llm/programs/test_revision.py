@@ -190,7 +190,7 @@ def test_the_default_prompt_is_a_conversation():
 def test_arguments_that_make_no_sense():
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1, got 0"):
         revise(MODEL, 0, prompt)
-    with pytest.raises(TypeError, match="prompt must be a function"):
+    with pytest.raises(ValueError, match="prompt must be a function"):
         revise(MODEL, 2, "again")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="takes a model of reasoning"):
+    with pytest.raises(ValueError, match="model must be made by reasoning"):
         revise(lambda problem: None, 2, prompt)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ppl_llm import PAD, SMC, Context, Importance, LLMStep, StepProposal, TabularLM, reasoning
 from ppl_llm.constraints import Choices
-from ppl_llm.inference import Enumeration, ParticleGibbs, SuffixMH, barrier
+from ppl_llm.inference import Enumeration, ParallelTempering, ParticleGibbs, SuffixMH, TemperedSMC, barrier
 from ppl_llm.lm.base import StepOptions, StepSample
 from ppl_llm.programs.step_proposal import moved
 from tests.helpers.population_mutants import WRONG_SUPPORTS
@@ -324,7 +325,17 @@ def test_chains_under_a_constraint_start_and_stay_in_its_language() -> None:
 
 
 def test_ancestor_sampling_under_a_constraint_is_refused() -> None:
+    """When the kernel is made, wherever that is; a proposal that does not tell is refused when it gives an infinite weight."""
     guide = StepProposal(constraint=Choices(["ab", "b", "aab"]))
-    kernel = ParticleGibbs(two_steps, 3, ancestor_sampling=True, ess_threshold=1.0, proposals=guide)
+    gibbs: Any = partial(ParticleGibbs, num_particles=3, ancestor_sampling=True, ess_threshold=1.0)
+    for proposals in (guide, {"step_0": guide, "step_1": guide}):
+        kernel = partial(gibbs, proposals=proposals)
+        for make in (
+            kernel,
+            partial(TemperedSMC, num_particles=4, kernel=kernel),
+            partial(ParallelTempering, betas=[0.5, 1], kernel=kernel),
+        ):
+            with pytest.raises(ValueError, match=r"StepProposal\(constraint=.*\) draws only a part .* Leave out ancestor_sampling"):
+                make(two_steps)
     with pytest.raises(ValueError, match=r"site 'step_1' gave an infinite log-weight.*without ancestor sampling"):
-        kernel.run(100)
+        gibbs(two_steps, proposals=lambda site: guide(site)).run(100)

@@ -294,7 +294,7 @@ def test_combinations_that_make_no_sense():
         ProductReward([given(0.0)], [-1.0])
     with pytest.raises(ValueError, match="needs 2 finite weights"):
         ProductReward([given(0.0), given(0.0)], [1.0])
-    with pytest.raises(ValueError, match="which is no reward model"):
+    with pytest.raises(ValueError, match="rewards must be a list, each a reward model"):
         SumReward([lambda problem, text: 1.0])  # type: ignore[list-item]
 
 

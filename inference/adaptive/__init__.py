@@ -1,0 +1,10 @@
+"""Budgets that adapt, and the rules that tell when a vote is settled."""
+
+from .adaptive import Adaptive
+from .beta_majority import BetaMajority
+from .pandora import Pandora
+from .same_answers import SameAnswers
+from .share import Share
+from .stopping_rule import StoppingRule
+
+__all__ = ["Adaptive", "BetaMajority", "Pandora", "SameAnswers", "Share", "StoppingRule"]
