@@ -38,9 +38,9 @@ fuzz: $(STAMP)
 	mkdir -p build
 	$(BIN)/python -m tests.inference.random_programs --programs $(PROGRAMS) --workers $(WORKERS) --resume build/fuzz-$(PROGRAMS).jsonl
 
-# Published models, in the folder that PPL_LLM_REAL_MODELS names; without it they are skipped.
+# Published models, in the folder that PPL_LLM_REAL_MODELS names; without it they are skipped. 15 minutes on two free cores, 11 GB.
 test-real: $(STAMP)
-	$(BIN)/python -m pytest -m real tests/real
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -m real tests/real
 
 test-all: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -91,6 +91,23 @@ def genlm_control(model: str, prompt: str, sequences: int, tokens: int, **_: Any
     return run
 
 
+def genlm_control_schema(model: str, prompt: str, sequences: int, tokens: int, schema: Any, max_rejects: int, **_: Any) -> Run:
+    local_byte_decoder()
+    from genlm.control import AWRS, EOS, JsonSchema, PromptedLLM
+
+    llm = PromptedLLM.from_name(model, backend="hf", batch_size=sequences)
+    llm.set_prompt_from_str(prompt)
+    sampler = AWRS(llm, JsonSchema(schema).coerce(llm, f=b"".join), max_rejects=max_rejects)
+
+    async def run() -> int:
+        llm.model.clear_cache()
+        llm.model.cache_kv(llm.prompt_ids)
+        finished = await sampler.smc(sequences, 0.5, tokens)
+        return sum(sum(token is not EOS for token in context) for context in finished.contexts)
+
+    return run
+
+
 def its_hub(model: str, prompt: str, sequences: int, tokens: int, step: int, **_: Any) -> Run:
     import torch
     from its_hub.api import AbstractLanguageModel, AbstractProcessRewardModel
@@ -139,6 +156,7 @@ def its_hub(model: str, prompt: str, sequences: int, tokens: int, step: int, **_
 PEERS: dict[str, tuple[str, Callable[..., Run]]] = {
     "llamppl": ("llamppl", llamppl),
     "genlm-control": ("genlm-control", genlm_control),
+    "genlm-control, JSON schema": ("genlm-control", genlm_control_schema),
     "its_hub": ("its_hub", its_hub),
 }
 

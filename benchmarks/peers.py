@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="the interpreter of a peer's environment")
     parser.add_argument("--setup", type=Path, metavar="DIRECTORY", help="make the environments of the other peers here, or find them here")
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="which of them to set up")
+    parser.add_argument("--peers", nargs="+", choices=list(REQUIREMENTS), default=list(REQUIREMENTS), help="which of them to set up")
     parser.add_argument("--particles", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each particle")
@@ -159,8 +159,8 @@ def main() -> None:
     if arguments.tokens % arguments.step:
         parser.error(f"--tokens must be a multiple of --step, got {arguments.tokens} and {arguments.step}")
     pythons = dict(each.split("=", 1) for each in arguments.python)
-    if unknown := pythons.keys() - PEERS.keys():
-        parser.error(f"--python got {sorted(unknown)}; known peers are {', '.join(PEERS)}")
+    if unknown := pythons.keys() - REQUIREMENTS.keys():
+        parser.error(f"--python got {sorted(unknown)}; known peers are {', '.join(REQUIREMENTS)}")
     if arguments.setup is not None:
         pythons = {name: environment(arguments.setup, name) for name in arguments.peers if name not in pythons} | pythons
     single_thread()

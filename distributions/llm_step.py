@@ -16,6 +16,9 @@ from ..inference.util.checked import checked
 from ..lm.base import StepOptions, language_model, step_limits
 from .rounding import TOLERATED, rounding_unit
 
+_COLD = 1e-4
+"""A temperature at which logits that differ at all do so by many nats."""
+
 
 class LLMStep(TorchDistribution):
     """The next step of a context: tokens from a language model up to a delimiter, the end of the text or ``max_tokens``.
@@ -25,7 +28,8 @@ class LLMStep(TorchDistribution):
     constructor does no work and :meth:`expand` is O(1).
 
     :param Context context: where the step starts; ``batch_shape`` is its own until a plate expands it.
-    :param stop: delimiter string(s); the delimiter belongs to the step. Give the same to :meth:`Context.extend`.
+    :param stop: delimiter string(s), or ``markdown`` for a blank line outside of code fences and display mathematics; the delimiter
+        belongs to the step. Give the same to :meth:`Context.extend`.
     :param int max_tokens: longest step; a longer one continues in the next step.
     :param float temperature: divides the logits.
     :param float top_p: nucleus sampling, after ``top_k``.
@@ -85,6 +89,15 @@ class LLMStep(TorchDistribution):
         context = self.context.expand(torch.broadcast_shapes(self.batch_shape, self.context.batch_shape))
         skipping = replace(context, done=context.done | ~chosen.to(context.done.device).expand_as(context.done))
         return language_model(context).sample_step(skipping, self.batch_shape, self.options).tokens
+
+    @property
+    def mode(self) -> Tensor:
+        """The greedy step: at each place the most probable token, under a constraint of those that may follow. It knows no temperature."""
+        if self.options.constraint is None:
+            options = replace(self.options, temperature=1.0, top_p=1.0, top_k=1)
+        else:  # of which the most probable token of all may be none
+            options = replace(self.options, temperature=_COLD, top_p=1.0, top_k=None)
+        return language_model(self.context).sample_step(self.context, self.batch_shape, options).tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._drawn is not None and value is self._drawn[0] and self._drawn[1] is not None:

@@ -10,10 +10,14 @@ from .errors import AuditError, SMCFailed
 from .handlers.audit_messenger import AuditMessenger
 from .handlers.filter_options import FilterOptions
 from .handlers.particle_messenger import ParticleMessenger
+from .handlers.power_messenger import PowerMessenger, power
 from .handlers.proposal_messenger import ProposalMessenger
 from .handlers.reference_messenger import ReferenceMessenger
+from .handlers.rejuvenate_messenger import RejuvenateMessenger
 from .handlers.temper_messenger import TemperMessenger
+from .handlers.until_messenger import UntilMessenger, until
 from .importance import Importance
+from .mcmc.block_mh import BlockMH
 from .mcmc.parallel_tempering import ParallelTempering, ParallelTemperingPosterior
 from .mcmc.particle_gibbs import ParticleGibbs
 from .mcmc.pimh import PIMH
@@ -37,17 +41,25 @@ from .posterior.tempered_posterior import TemperedPosterior
 from .resampling import RESAMPLERS, ConditionalResampler, Resampler, multinomial, residual, ssp, stratified, systematic
 from .resampling.entropic_annealing import EntropicAnnealing
 from .resampling.selection import Selection
+from .search.ab_mcts import ABMCTS
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
+from .search.dora import DORA
 from .search.dvts import DVTS
+from .search.mcts import MCTS
 from .search.rebase import REBASE
+from .search.score_posterior import BetaScores, NormalScores
+from .search.speculative_rejection import SpeculativeRejection
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
 from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
+    "ABMCTS",
+    "DORA",
     "DVTS",
+    "MCTS",
     "PIMH",
     "PMMH",
     "REBASE",
@@ -62,6 +74,8 @@ __all__ = [
     "BestFirst",
     "BestOfN",
     "BetaMajority",
+    "BetaScores",
+    "BlockMH",
     "ChainPosterior",
     "ConditionalResampler",
     "CostMeter",
@@ -73,6 +87,7 @@ __all__ = [
     "FilterOptions",
     "Importance",
     "IslandPosterior",
+    "NormalScores",
     "Pandora",
     "ParallelTempering",
     "ParallelTemperingPosterior",
@@ -80,10 +95,12 @@ __all__ = [
     "ParticleMessenger",
     "ParticlePosterior",
     "PooledPosterior",
+    "PowerMessenger",
     "PrefixWalk",
     "ProgramServer",
     "ProposalMessenger",
     "ReferenceMessenger",
+    "RejuvenateMessenger",
     "Resampler",
     "SMCFailed",
     "SameAnswers",
@@ -91,6 +108,7 @@ __all__ = [
     "Selection",
     "SelfConsistency",
     "Share",
+    "SpeculativeRejection",
     "StoppingRule",
     "SuffixMH",
     "TemperMessenger",
@@ -98,11 +116,13 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "UntilMessenger",
     "WasteFreeSMC",
     "Weights",
     "barrier",
     "count",
     "multinomial",
+    "power",
     "replicate",
     "representatives",
     "residual",
@@ -110,4 +130,5 @@ __all__ = [
     "ssp",
     "stratified",
     "systematic",
+    "until",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from .handlers.pause_messenger import Paused, PauseMessenger
 from .handlers.proposal_messenger import Proposals
 from .handlers.resume_messenger import ResumeMessenger
 from .handlers.sweep import sweep
-from .mcmc.replicate import replicate
+from .mcmc.rejuvenation import Rejuvenation
+from .mcmc.replicate import Kernel, replicate
 from .particles.checkpoint import Checkpoint
 from .particles.run_scope import RunScope, run_scope
 from .particles.snapshot import Snapshot
@@ -54,12 +55,11 @@ class SMC:
         posterior = SMC(model, num_particles=100).run(observations)
         posterior.log_evidence, posterior.sites["z_0"], posterior.weights
 
-        for state in SMC(model, num_particles=100).iterate(observations):    # the same, barrier by barrier
-            state.save("run.checkpoint")
-        SMC(model, num_particles=100).resume("run.checkpoint")               # the same, in another process
+        for state in SMC(model, num_particles=100).iterate(observations): state.save("run.checkpoint")  # the same, barrier by barrier
+        SMC(model, num_particles=100).resume("run.checkpoint")                                          # the same, in another process
 
-    The evidence estimate is unbiased for every resampling scheme and ESS threshold. The object itself never changes: any number of runs
-    of it may be under way at a time, also inside of each other.
+    The evidence estimate is unbiased for every resampling scheme and ESS threshold. The object never changes: many runs of it may be
+    under way at a time, also inside of each other.
 
     :param model: a function with ``pyro.sample`` sites, run once with all particles in one plate on the left of its own plates.
     :param int num_particles: N.
@@ -78,6 +78,11 @@ class SMC:
     :param bool resample_finished: resample also where the state says that every particle is done.
     :param Selection selection: resample in proportion to other weights than the particles' own, e.g. annealed ones or a look-ahead;
         residual weights keep every estimate unbiased.
+    :param rejuvenate: moves all unfinished particles after barriers: ``kernel(model, max_plate_nesting=...)``, e.g. :class:`SuffixMH` or
+        ``functools.partial(ParticleGibbs, num_particles=4)``, with the filter's proposals unless it has its own; see
+        :class:`RejuvenateMessenger`.
+    :param int moves: of each particle each time.
+    :param int move_every: barriers from one time to the next; a fixed schedule keeps every estimate unbiased.
     :param callback: called with the :class:`ParticlePosterior` so far after each barrier.
     :raises ValueError: for arguments out of range.
 
@@ -104,14 +109,14 @@ class SMC:
         record_log_probs: bool = False,
         resample_finished: bool = False,
         selection: Selection | None = None,
+        rejuvenate: Kernel | None = None,
+        moves: int = 1,
+        move_every: int = 1,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_count("islands", islands)
         check_optional_count("max_tokens_total", max_tokens_total)
-        self.model = model
-        self.islands = islands
-        self.max_tokens_total = max_tokens_total
-        self.audit = audit
+        self.model, self.islands, self.max_tokens_total, self.audit = model, islands, max_tokens_total, audit
         self.callback = callback
         self.options = FilterOptions(
             num_particles,
@@ -123,6 +128,7 @@ class SMC:
             record_log_probs=audit or record_log_probs,
             selection=selection,
         )
+        self.rejuvenation = None if rejuvenate is None else Rejuvenation(rejuvenate, moves, move_every).checked(model, self.options)
 
     def messenger(self) -> ParticleMessenger:
         """The handler of one run; islands are one more plate for it."""
@@ -143,24 +149,23 @@ class SMC:
         """The sweep of :meth:`run` in slices, with the same results: yields the posterior after each barrier, and at last the final one.
 
         The caller may stop at any time, and save a state. No handler of this package is active between slices. A slice runs the model
-        from its start, with the values of the slices before: language and reward models do no work again, but the Python code of the
-        model does, at 0.01 ms and more for each site and barrier gone through: in all 0.03 s for 40 steps of one latent and one observed
-        site, 0.4 s for 160 (``benchmarks/sweep.py``). What it computes outside of its sites is computed again in each slice, and must
-        depend on its arguments and sites only.
+        from its start, with the values of the slices before: language and reward models do no work again, but the model's Python code
+        does, 0.03 s in all for 40 steps of two sites, 0.4 s for 160 (``benchmarks/sweep.py``). What it computes outside of its sites is
+        computed again, and must depend on its arguments and sites only.
 
         :raises ValueError: if the model does not run again as it did.
         """
         return self._slices(None, args, kwargs)
 
     def resume(self, path: str | Path, *args: Any, **kwargs: Any) -> ParticlePosterior:
-        """Continue to the end from a file of :meth:`ParticlePosterior.save`.
+        """Continue to the end from a file of :meth:`ParticlePosterior.save`, which brings torch's random numbers along.
 
-        On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. The file also
-        brings the state of torch's random number generators. Reward models without cache entries on contexts score earlier steps again.
+        On the CPU, and with the same number of threads, the result is bit for bit that of a run without the interruption. Reward models
+        without cache entries on contexts score earlier steps again.
 
         :param args: what the model was called with, where it is not in the file since it is not plain values (or to have it compared).
         :raises FileNotFoundError: if there is no such file.
-        :raises ValueError: if the file is damaged, was made with other settings or arguments, or used up ``max_tokens_total`` already.
+        :raises ValueError: for a damaged file, one of other settings or arguments, or one that used up ``max_tokens_total`` already.
         """
         start = self._load(path, args, kwargs)
         assert start.args is not None
@@ -175,21 +180,12 @@ class SMC:
     @property
     def settings(self) -> dict[str, Any]:
         """What a run depends on, as plain values: a resumed run must have the same."""
-        options = self.options
         return {
             "algorithm": type(self).__name__,
             "model": name_of(self.model),
             **of_model(self.model),
-            "num_particles": options.num_particles,
-            "islands": self.islands,
-            "max_plate_nesting": options.max_plate_nesting,
-            "resampler": name_of(options.resampler),
-            "ess_threshold": float(options.ess_threshold),
-            "resample_finished": options.resample_finished,
-            "proposals": sorted(options.proposals) if isinstance(options.proposals, Mapping) else name_of(options.proposals),
-            "selection": name_of(options.selection),
-            "audit": self.audit,
-            "record_log_probs": options.record_log_probs,
+            **self.options.settings(islands=self.islands, audit=self.audit),
+            "rejuvenation": self.rejuvenation and self.rejuvenation.described,
         }
 
     def _slices(self, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[ParticlePosterior]:
@@ -225,10 +221,12 @@ class _Run(PauseMessenger):
         self, smc: SMC, start: Checkpoint | None, args: tuple[Any, ...], kwargs: dict[str, Any], *, one_step: bool = False
     ) -> None:
         super().__init__()
-        self.scope = RunScope({} if start is None else dict(start.subsamples))
+        self.scope = RunScope({} if start is None else dict(start.subsamples), replays=smc.rejuvenation is not None)
         self.smc, self.start, self.args, self.kwargs, self.one_step = smc, start, args, kwargs, one_step
         self.model = smc.model if smc.islands == 1 else replicate(smc.model, smc.islands, smc.options.max_plate_nesting)
         self.messenger = smc.messenger()
+        if smc.rejuvenation is not None:
+            self.messenger = smc.rejuvenation.messenger(self.messenger.options, (self.model, args, kwargs))
         self.meter, self.began = CostMeter(), time.perf_counter()
         self.latest: ParticlePosterior | None = None  # of the last barrier, once it was asked for
 

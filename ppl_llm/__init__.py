@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BeamSearch,
         BestOfN,
         BetaMajority,
+        BlockMH,
         EntropicAnnealing,
         Enumeration,
         Importance,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .lm.base import LanguageModel
     from .lm.openai_lm import OpenAILM
+    from .lm.stop_pattern import StopPattern
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
@@ -49,12 +51,16 @@ if TYPE_CHECKING:
     from .reward.base import RewardModel
     from .reward.combined_reward import ProductReward, SumReward
     from .reward.function_reward import FunctionReward
+    from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
+    from .reward.prefix_value import PrefixValue
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
+    from .reward.rollout_value import RolloutValue
     from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
+    from .reward.twist import Twist
     from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
@@ -62,22 +68,27 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "ABMCTS": "inference",
     "Adaptive": "inference",
     "Aggregate": "programs.aggregate",
     "BeamSearch": "inference",
     "BestFirst": "inference",
     "BestOfN": "inference",
     "BetaMajority": "inference",
+    "BlockMH": "inference",
     "Context": "context",
+    "DORA": "inference",
     "DVTS": "inference",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
     "FunctionReward": "reward.function_reward",
     "Importance": "inference",
+    "HiddenStateReward": "reward.hidden_state_reward",
     "JudgeReward": "reward.judge_reward",
     "LLMStep": "distributions",
     "LanguageModel": "lm.base",
     "LookAhead": "programs.look_ahead",
+    "MCTS": "inference",
     "MathEquivalence": "answers.equivalence",
     "OpenAILM": "lm.openai_lm",
     "PAD": "context",
@@ -88,6 +99,7 @@ _MODULES = {
     "ParallelTempering": "inference",
     "ParticleGibbs": "inference",
     "ParticlePosterior": "inference",
+    "PrefixValue": "reward.prefix_value",
     "PrefixWalk": "inference",
     "Preset": "programs.presets",
     "Problem": "tasks.base",
@@ -96,14 +108,17 @@ _MODULES = {
     "REBASE": "inference",
     "RemotePRM": "reward.prm.remote_prm",
     "RewardModel": "reward.base",
+    "RolloutValue": "reward.rollout_value",
     "SMC": "inference",
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
     "SameAnswers": "inference",
     "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
+    "SpeculativeRejection": "inference",
     "Share": "inference",
     "StepProposal": "programs.step_proposal",
+    "StopPattern": "lm.stop_pattern",
     "StepReward": "distributions",
     "StopReason": "stop_reason",
     "SuffixMH": "inference",
@@ -114,6 +129,7 @@ _MODULES = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "Twist": "reward.twist",
     "WasteFreeSMC": "inference",
     "argmax": "answers.voting",
     "barrier": "inference",
@@ -126,7 +142,10 @@ _MODULES = {
 }
 
 __all__ = [
+    "ABMCTS",
+    "DORA",
     "DVTS",
+    "MCTS",
     "PAD",
     "PIMH",
     "PMMH",
@@ -139,10 +158,12 @@ __all__ = [
     "BestFirst",
     "BestOfN",
     "BetaMajority",
+    "BlockMH",
     "Context",
     "EntropicAnnealing",
     "Enumeration",
     "FunctionReward",
+    "HiddenStateReward",
     "Importance",
     "JudgeReward",
     "LLMStep",
@@ -154,6 +175,7 @@ __all__ = [
     "ParallelTempering",
     "ParticleGibbs",
     "ParticlePosterior",
+    "PrefixValue",
     "PrefixWalk",
     "Preset",
     "Problem",
@@ -161,14 +183,17 @@ __all__ = [
     "ReasoningModel",
     "RemotePRM",
     "RewardModel",
+    "RolloutValue",
     "SMCFailed",
     "SMCFilterAdapter",
     "SameAnswers",
     "SelfCertainty",
     "SelfConsistency",
     "Share",
+    "SpeculativeRejection",
     "StepProposal",
     "StepReward",
+    "StopPattern",
     "StopReason",
     "SuffixMH",
     "SumReward",
@@ -178,6 +203,7 @@ __all__ = [
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",
+    "Twist",
     "WasteFreeSMC",
     "argmax",
     "barrier",

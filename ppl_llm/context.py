@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
-from .context_lm import ContextLM
+from .context_lm import ContextLM, mean_hidden_state
+from .finishing import before_any, finished_by, whole_text
 from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
@@ -131,13 +131,12 @@ class Context:
         target = torch.where(column < counts[..., None], base.lengths[..., None] + column, width)
         tokens = torch.nn.functional.pad(base.tokens[..., :width], (0, max(0, width - base.tokens.shape[-1]) + 1), value=PAD)
         tokens = tokens.scatter(-1, target, torch.where(target == width, PAD, step))[..., :width]
-        reason = stop_reasons(self.lm, step, counts, stop, full=ended >= base.limit, done=base.done)
+        rule = self.lm.stop_automaton(stop)
+        delimited = rule.accepts(step, rule.start(base))
+        reason = stop_reasons(step, counts, self.lm.eos_ids, delimited=delimited, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None or self.final_stop:
-            matches = torch.zeros_like(reason, dtype=torch.bool)
-            for sequence, start, end in grown._ranges(base.lengths, ended):
-                matched = finish is not None and bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
-                matches[sequence] = matched or (bool(self.final_stop) and grown._is_stopped(sequence))
+            matches = finished_by(grown, base.lengths, finish)
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -198,6 +197,22 @@ class Context:
         grown = replace(self, cache_entries={})._map(lambda t: t.expand(*batch_shape, *t.shape[ndim:]))
         return replace(grown, cache_entries=kept)
 
+    def before(self, step: int) -> Context:
+        """As it was before a step. Of what backends keep only places in KV caches remain: scores are of steps that it does not have."""
+        places = {key: entry for key, entry in self.cache_entries.items() if set(entry.tensors) == {"rows"}}
+        starts, reasons = self.step_starts[..., step], self.reasons[..., :step]
+        column = torch.arange(self.tokens.shape[-1], device=self.tokens.device)
+        tokens = torch.where(column < starts[..., None], self.tokens, PAD)
+        done = torch.isin(reasons, torch.tensor(FINISHING, device=reasons.device)).any(-1)
+        ends = self.ends[..., :step]
+        return replace(self, cache_entries=places, tokens=tokens, lengths=starts, ends=ends, reasons=reasons, done=done)
+
+    def flat(self, sequences: Tensor) -> Context:
+        """Sequences ``[A]``, flat indices, in a single batch dimension."""
+        kept = {key: entry for key, entry in self.cache_entries.items() if entry.fits(self.batch_shape)}
+        total, ndim = self.lengths.numel(), len(self.batch_shape)
+        return replace(self, cache_entries=kept)._map(lambda t: t.reshape(total, *t.shape[ndim:])[sequences.to(t.device)])
+
     def __getitem__(self, sequence: int) -> Context:
         """One index of the leftmost batch dimension."""
         if not self.batch_shape:
@@ -213,6 +228,10 @@ class Context:
     def compared(self) -> dict[str, Tensor]:
         """What tells contexts apart, for the audit."""
         return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
+
+    def embedding(self) -> Tensor:
+        """``[*batch_shape, H]``: the language model's mean hidden state over the last step, for searches by direction."""
+        return mean_hidden_state(self.lm, self)
 
     def cache_state(self) -> dict[str, Any]:
         """What backends know of these sequences (keys and values, scores), as plain values and tensors."""
@@ -242,16 +261,7 @@ class Context:
     @property
     def text(self) -> Any:
         """What was generated after the prompt, up to a final stop; nested lists over the batch shape."""
-        return self._nested(lambda sequence: before_any(sequence._whole_text(()), self.final_stop))
-
-    def _whole_text(self, sequence: tuple[int, ...]) -> str:
-        """What was generated in one sequence, a final stop included."""
-        begin, end = int(self.prompt_lengths[sequence]), int(self.lengths[sequence])
-        return self.lm.decode(self.tokens[sequence][begin:end].tolist())
-
-    def _is_stopped(self, sequence: tuple[int, ...]) -> bool:
-        text = self._whole_text(sequence)
-        return any(stop in text for stop in self.final_stop)
+        return self._nested(lambda sequence: before_any(whole_text(sequence), self.final_stop))
 
     @property
     def steps(self) -> Any:
@@ -288,9 +298,3 @@ class Context:
     def __repr__(self) -> str:
         shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"
         return f"Context({shape}, {self.num_steps} steps, {int(self.done.sum())} of {self.done.numel()} done)"
-
-
-def before_any(text: str, stops: tuple[str, ...]) -> str:
-    """A text up to that of these texts which is the first to be complete in it."""
-    _, begin = min(((at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0), default=(0, len(text)))
-    return text[:begin]

@@ -7,8 +7,6 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .context_lm import ContextLM
-
 
 class StopReason(IntEnum):
     """Why a step ended."""
@@ -29,18 +27,19 @@ FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN
 """Reasons after which a sequence takes no further step."""
 
 
-def stop_reasons(lm: ContextLM, step: Tensor, counts: Tensor, stop: str | tuple[str, ...], *, full: Tensor, done: Tensor) -> Tensor:
+def stop_reasons(step: Tensor, counts: Tensor, eos_ids: Tensor, *, delimited: Tensor, full: Tensor, done: Tensor) -> Tensor:
     """A :class:`StopReason` for each sequence, ``[*batch_shape]``, told by the tokens of its step.
 
     :param Tensor step: ``[*batch_shape, max_tokens]``, padded at the right.
     :param Tensor counts: ``[*batch_shape]``, tokens of each step.
-    :param stop: the delimiter(s) the step was sampled with.
+    :param Tensor eos_ids: token ids that end the text.
+    :param Tensor delimited: ``[*batch_shape]``, steps that a delimiter ends.
     :param Tensor full: ``[*batch_shape]``, sequences that are as long as they may be after the step.
     :param Tensor done: ``[*batch_shape]``, sequences that had finished before it.
     """
     last = step.gather(-1, (counts - 1).clamp(min=0)[..., None])[..., 0]
     reason = torch.where(counts == step.shape[-1], StopReason.LENGTH, StopReason.DELIMITER)
-    reason = torch.where(lm.stop_automaton(stop).accepts(step), StopReason.DELIMITER, reason)
+    reason = torch.where(delimited, StopReason.DELIMITER, reason)
     reason = torch.where(full, StopReason.CONTEXT_FULL, reason)
-    reason = torch.where(torch.isin(last, lm.eos_ids), StopReason.END_OF_TEXT, reason)
+    reason = torch.where(torch.isin(last, eos_ids), StopReason.END_OF_TEXT, reason)
     return torch.where(done | (counts == 0), StopReason.FINISHED, reason)

@@ -46,8 +46,10 @@ class AncestorMessenger(ReferenceMessenger):
 
     def redraw_reference(self, chosen: Tensor) -> None:
         """``b ~ w_b gamma(spliced_b) / gamma(prefix_b)`` in the populations ``chosen [*plates]``."""
-        here = self.slot.to(chosen.device).expand(chosen.shape)
+        here, share = self.slot.to(chosen.device).expand(chosen.shape), self.system.share
+        self.system.bridge_to(1.0)  # the density of a whole trajectory has the whole power
         weights = self.ancestor_weights(self.system.weights, self.suffix_log_density(here, chosen))
+        self.system.bridge_to(share)
         drawn = self.draw_reference(weights)
         # Rounding must not lose a reference that no particle, not even its own, can continue.
         self.slot = torch.where(chosen & (weights.log_mean > -torch.inf), drawn, here)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..resampling import Resampler, systematic
 from ..resampling.base import is_scheme
 from ..resampling.selection import Selection
 from ..util.checked import check_fields
+from ..util.fingerprint import name_of
 from ..util.validation import check_particles
 from .proposal_messenger import Proposals, check_proposals
 
@@ -49,3 +52,17 @@ class FilterOptions:
             raise ValueError(f"resampler must be the name of a scheme, or a function with num_uniforms(n), got {resampler!r}")
         if self.proposals is not None:
             check_proposals(self.proposals)
+
+    def settings(self, **others: Any) -> dict[str, Any]:
+        """As plain values, those of the algorithm among them: a run that is resumed must have the same."""
+        return {
+            "num_particles": self.num_particles,
+            **others,
+            "max_plate_nesting": self.max_plate_nesting,
+            "resampler": name_of(self.resampler),
+            "ess_threshold": float(self.ess_threshold),
+            "resample_finished": self.resample_finished,
+            "proposals": sorted(self.proposals) if isinstance(self.proposals, Mapping) else name_of(self.proposals),
+            "selection": name_of(self.selection),
+            "record_log_probs": self.record_log_probs,
+        }

@@ -7,7 +7,7 @@ n = 1 .. N, and the name on the right is the method that does it::
         at the barrier before t > 0, where ESS(W_{t-1}) <= threshold * N:
             A_t^n ~ r(. | V_{t-1}^{1:N})                                  draw_ancestors; V = W unless a selection gives others
             w_{t-1}^n <- w_{t-1}^{A_t^n} / (N V_{t-1}^{A_t^n})            resample; the mean of w where V = W
-        elsewhere A_t^n = n
+        elsewhere A_t^n = n; a RejuvenateMessenger then moves the particles that were resampled
         X_t^n ~ q_t(x_{t-1}^{A_t^n}, .)                                   propose; q = p without a proposal
         w_t^n <- w_{t-1}^n p(X_t^n | ..) p(y_t | X_t^n, ..) / q(X_t^n)    reweight, site by site
         keep X_t, and (A_t, w_{t-1}) of the barrier                       ParticleSystem.record, .records
@@ -16,7 +16,7 @@ n = 1 .. N, and the name on the right is the method that does it::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -32,6 +32,7 @@ from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..resampling.selection import checked_selection
 from .filter_options import FilterOptions
+from .power_messenger import BRIDGE
 
 
 class ParticleMessenger(Messenger):
@@ -43,7 +44,10 @@ class ParticleMessenger(Messenger):
 
     :param FilterOptions options: of the filter.
     :ivar ParticleSystem system: the particles of the pass, made when the handler is entered.
+    :cvar bool bridges: whether barriers see the powers of a bridge (:func:`~ppl_llm.inference.power`), or the whole power.
     """
+
+    bridges: ClassVar[bool] = True
 
     def __init__(self, options: FilterOptions) -> None:
         super().__init__()
@@ -86,7 +90,8 @@ class ParticleMessenger(Messenger):
         self.system.record(msg, log_prob)
 
     def _needs_log_prob(self, msg: Any) -> bool:
-        prior_proposal = not msg["is_observed"] and "proposal" not in msg["infer"] and is_one(msg["scale"])
+        infer = msg["infer"]
+        prior_proposal = not msg["is_observed"] and "proposal" not in infer and BRIDGE not in infer and is_one(msg["scale"])
         return not is_deterministic(msg) and (self.options.record_log_probs or not prior_proposal)
 
     def reweight(self, msg: Any, log_prob: Tensor) -> None:
@@ -104,6 +109,8 @@ class ParticleMessenger(Messenger):
         elif not is_one(scale):
             read_site(msg)  # refuses masks that cannot be told from the distribution
             system.add(name, log_prob * (scale - 1.0))
+        if BRIDGE in msg["infer"]:
+            system.add_bridged(name, log_prob * scale, msg["infer"][BRIDGE])
 
     # resample -----------------------------------------------------------------------------------------------------------------------
 
@@ -112,9 +119,15 @@ class ParticleMessenger(Messenger):
         if self.system.plates is None:
             raise ValueError("the model reached a barrier before any sample site; put the barrier after a step's sites")
         self.check_alive()
+        self.bridge(self.system.share_here if self.bridges else 1.0)
         msg["value"] = self.resample(state, self.system.weights.ess)
         msg["done"] = True
         self.system.end_segment(msg["value"])
+        self.bridge(1.0)
+
+    def bridge(self, share: float) -> None:
+        """``w <- w p(x)^(alpha' - alpha)``: to the power that a barrier has, and back to the whole one."""
+        self.system.bridge_to(share)
 
     def resample(self, state: Any, ess: Tensor) -> Any:
         """Where the ESS is low: ancestors A ~ r(.|V), state <- state[A], w <- w_A / (N V_A); V = W unless a selection says otherwise."""

@@ -11,6 +11,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import SMCFailed
+from ..particles.site_util import draw_where, select
+from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from .particle_messenger import ParticleMessenger
 from .pause_messenger import Paused
@@ -60,15 +62,37 @@ class Extension(NamedTuple):
     partial: ParticlePosterior | None
 
 
+class Scored(NamedTuple):
+    """A beginning that all particles know and that is not scored again.
+
+    :ivar int segments: its length.
+    :ivar Tensor log_weights: ``[L, *plates]`` of the executions there.
+    """
+
+    segments: int
+    log_weights: Tensor
+
+
 class PrefixMessenger(ReplayMessenger):
     """Every particle follows a prefix of its own, then draws from the prior; factors are scored, and nothing is resampled.
 
     :param int until: leave the model before the first site behind so many segments; ``None`` runs it to its end.
+    :param Tensor ends: ``[L, *plates]``: segments behind which a particle draws nothing that is used; ``None`` for none. A distribution
+        with ``sample_where`` does no work there.
+    :param Scored scored: a beginning whose factors are not evaluated.
     """
 
-    def __init__(self, num_particles: int, max_plate_nesting: int, known: Mapping[str, KnownValue], until: int | None = None) -> None:
+    def __init__(
+        self,
+        num_particles: int,
+        max_plate_nesting: int,
+        known: Mapping[str, KnownValue],
+        until: int | None = None,
+        ends: Tensor | None = None,
+        scored: Scored | None = None,
+    ) -> None:
         super().__init__(num_particles, max_plate_nesting, dict(known))
-        self.until = until
+        self.until, self.ends, self.scored = until, ends, scored
 
     def __enter__(self) -> PrefixMessenger:
         self.log_weights: list[Tensor] = []
@@ -84,11 +108,29 @@ class PrefixMessenger(ReplayMessenger):
             self.in_segment = True
         super()._pyro_sample(msg)
 
+    def propose(self, msg: Any) -> None:
+        drawing = None if self.ends is None else len(self.done) < self.ends
+        if drawing is None or bool(drawing.all()):
+            super().propose(msg)
+            return
+        fn = msg["fn"]
+        drawing = drawing.expand(fn.batch_shape)
+        if msg["name"] not in self.values:
+            msg["value"] = draw_where(fn, drawing)
+            return
+        given, known = self.values[msg["name"]]
+        value, known = given.expand(*fn.batch_shape, *fn.event_shape), known.expand(fn.batch_shape)
+        msg["value"] = select(known, value, draw_where(fn, drawing & ~known), len(fn.event_shape))
+
     def _needs_log_prob(self, msg: Any) -> bool:
+        if self.scored is not None and len(self.done) < self.scored.segments:
+            return False
         return ParticleMessenger._needs_log_prob(self, msg)
 
     def _pyro_barrier(self, msg: Any) -> None:
         super()._pyro_barrier(msg)
+        if self.scored is not None and len(self.done) + 1 == self.scored.segments:
+            self.system.weights = Weights(self.scored.log_weights)
         done, weights = self.system.done, self.system.weights.log_weights
         self.note(torch.zeros_like(weights, dtype=torch.bool) if done is None else done.to(weights.device).expand_as(weights))
 
@@ -119,9 +161,11 @@ def extend(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     until: int | None = None,
+    ends: Tensor | None = None,
+    scored: Scored | None = None,
 ) -> Extension:
     """Run ``model(*args, **kwargs)`` along known values, and by its prior beyond them; see :class:`PrefixMessenger`."""
-    messenger = PrefixMessenger(num_particles, max_plate_nesting, known, until)
+    messenger = PrefixMessenger(num_particles, max_plate_nesting, known, until, ends, scored)
     try:
         sweep(model, messenger, args, kwargs)
     except Paused:

@@ -34,6 +34,8 @@ class ResumeMessenger(Messenger):
         super().__init__()
         self.messenger, self.start, self.rng = messenger, start, rng
         self.records = start.snapshot.records
+        # Trajectories that were moved at a barrier are known from the start on, in the places that they had after it.
+        self.moved_at = max((i for i, record in enumerate(self.records) if record.move_rate is not None), default=-1)
         self.values = _copies({site.name: site.value for site in start.snapshot.sites if site.value is not None})
         resampled = [record.resampled.flatten() for record in self.records]
         self.resampled = torch.stack(resampled).any(1).tolist() if resampled else []
@@ -66,7 +68,7 @@ class ResumeMessenger(Messenger):
         if self.barriers == len(self.records):
             raise self._differs("it now makes more steps")
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
-        if self.resampled[self.barriers]:
+        if self.barriers > self.moved_at and self.resampled[self.barriers]:
             state = reorder(state, self.records[self.barriers].ancestors)
         self.barriers += 1
         if self.barriers == len(self.records) and not self.start.complete:
@@ -80,7 +82,8 @@ class ResumeMessenger(Messenger):
         :raises ValueError: if the checkpoint lies further on.
         """
         if self.active:
-            if self.barriers < len(self.records) or not self.start.complete:
+            ended_early = self.barriers <= self.moved_at  # moves left no execution that comes so far
+            if not ended_early and (self.barriers < len(self.records) or not self.start.complete):
                 raise self._differs(f"it now ends after {self.barriers} barriers")
             self._proceed(value)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..particles.history import History, Site
+from ..particles.history import History, ResamplingRecord, Site
 from ..particles.pytree import reorder, take
 from ..particles.site_util import is_deterministic
+from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
@@ -48,7 +50,13 @@ class SearchMessenger(CandidateMessenger):
 
     :param FilterOptions options: of the sweep; what concerns resampling has no effect.
     :param str method: name of the search, for its posterior.
+    :ivar look: from the state of a barrier, N and the number of plates to log-weights ``[N, *plates]`` by which unfinished particles are
+        selected in place of their own; ``None`` without a look ahead.
     """
+
+    bridges: ClassVar[bool] = False
+
+    look: Callable[[Snapshot, int, int], Tensor] | None = None
 
     def __init__(self, options: FilterOptions, method: str) -> None:
         super().__init__(options)
@@ -56,6 +64,7 @@ class SearchMessenger(CandidateMessenger):
 
     def __enter__(self) -> SearchMessenger:
         self._met_site = False  # since the last barrier
+        self._prefix: Tensor | None = None  # [N, *plates] a number for each prefix, the same for equal ones
         super().__enter__()
         return self
 
@@ -81,13 +90,51 @@ class SearchMessenger(CandidateMessenger):
         self._met_site |= not (site_is_subsample(msg) or is_deterministic(msg))
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        system = self.system
-        ancestors, log_weights = self.select(system.weights.log_weights, self._finished(state))
+        system, done = self.system, self._finished(state)
+        own = system.weights.log_weights
+        ahead = own if self.look is None else torch.where(done, own, self._look_ahead(state, ess))
+        ancestors, log_weights = self.select(ahead, done)
+        if self.look is not None:  # a look decides who continues, and is no score
+            log_weights = torch.where(log_weights > -torch.inf, own.gather(0, ancestors), -torch.inf)
+        if self._prefix is not None:
+            self._prefix = self._prefix.gather(0, ancestors)
         moved = (ancestors != system.numbers).any(0)
         system.record_barrier(state, ess)
         system.resample(Weights(log_weights), ancestors, moved)
         self._met_site = False
         return reorder(state, ancestors) if bool(moved.any()) else state
+
+    def _look_ahead(self, state: Any, ess: Tensor) -> Tensor:
+        assert self.look is not None
+        system = self.system
+        snapshot = system.snapshot(state)
+        here = ResamplingRecord(ess, system.numbers, torch.zeros_like(ess, dtype=torch.bool))
+        there = snapshot._replace(all_records=[*snapshot.records, here], num_records=snapshot.num_records + 1)
+        return self.look(there, self.options.num_particles, self.options.max_plate_nesting).expand_as(system.numbers)
+
+    def first_of_equals(self, like: Tensor, groups: Tensor | None = None) -> Tensor:
+        """``[N, *plates]``: for each particle, the first whose latent sites all have the same values. To be asked at each barrier.
+
+        :param Tensor groups: ``[N, *plates]``: particles of different groups are never equal.
+        """
+        system = self.system
+        before = torch.zeros_like(system.numbers) if groups is None else groups
+        before = before if self._prefix is None else self._prefix
+        segment = [site.value for site in system.sites if site.value is not None and site.barriers == len(system.records)]
+        values = [value.reshape(*value.shape[: like.dim()], -1) for value in segment]
+
+        def equal_to(i: int) -> Tensor:
+            same = before == before[i]
+            for value in values:
+                equal = (value == value[i]).all(-1)
+                for dim in range(1, like.dim()):
+                    if like.shape[dim] < equal.shape[dim]:  # one population holds what the plate does
+                        equal = equal.all(dim, keepdim=True)
+                same = same & equal
+            return same
+
+        self._prefix = torch.stack([equal_to(i).to(torch.uint8).argmax(0) for i in range(len(before))])
+        return self._prefix
 
     def end(self, value: Any) -> Candidates:
         """The search's result, after the model has returned ``value``. Nothing is selected after the last step."""
@@ -114,6 +161,12 @@ class SearchMessenger(CandidateMessenger):
             log_likelihood=system.log_likelihood.expand_as(scores).gather(0, particles),
             lengths=system.lengths.expand_as(scores).gather(0, particles),
         )
+
+    def each_once(self, parts: list[Candidates]) -> Candidates:
+        """The ``N`` eligible ones among records of all particles, where each particle of each population is eligible in one of them."""
+        pool, own = Candidates.joined(parts), torch.cat([self.system.numbers] * len(parts))
+        by_particle = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
+        return pool.take(by_particle[: self.options.num_particles])
 
     def lineages(self, chosen: Candidates) -> list[KnownValue]:
         """For each number of barriers, the particle ``[N, *plates]`` that each candidate descends from, and whether it still took part."""

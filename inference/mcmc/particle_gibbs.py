@@ -81,6 +81,7 @@ class ParticleGibbs(TrajectoryKernel):
         self.options = FilterOptions(num_particles, nesting, get_conditional_resampler(resampler), ess_threshold, proposals)
         self.ancestor_sampling = ancestor_sampling
         self.num_references = num_references
+        self.reversible = not ancestor_sampling
         # K trajectories are K chains, which no other algorithm expects in the place of one.
         self.extended_state = num_references > 1  # type: ignore[misc]
         self._program = model if num_references == 1 else replicate(model, num_references, max_plate_nesting)

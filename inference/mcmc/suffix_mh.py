@@ -66,11 +66,18 @@ class SuffixMH(TrajectoryKernel):
     @torch.no_grad()
     def sweep(self, reference: Trajectory, *args: Any, **kwargs: Any) -> ParticlePosterior:
         length = reference.length if reference.length is not None else self._length(reference, args, kwargs)
-        posterior = sweep(self.model, self.messenger(reference, self.draw_cut(length)), args, kwargs)
+        cut = self.draw_cut(length)
+        cut = cut if reference.staying is None else torch.where(reference.staying, length, cut)
+        messenger = self.messenger(reference, cut)
+        posterior = sweep(self.model, messenger, args, kwargs)
         self._check_length(length, posterior)
         # A trajectory of density zero has no weight, whatever the chain does where both are such.
         impossible = posterior.particles.weights.log_weights == -torch.inf
-        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, self.accept(posterior).log())))
+        probabilities = self.accept(posterior)
+        if reference.unfinished and messenger.system.done is not None:
+            finishes = messenger.system.done[_PROPOSED]
+            probabilities = torch.stack([torch.where(finishes, 1.0, probabilities[0]), torch.where(finishes, 0.0, probabilities[1])])
+        return posterior.reweighted(Weights(torch.where(impossible, -torch.inf, probabilities.log())))
 
     def acceptance_probability(self, posterior: ParticlePosterior) -> Tensor:
         return posterior.particles.weights.normalized[_PROPOSED]

@@ -54,6 +54,8 @@ class TrajectoryKernel(MCMCKernel, ABC):
     transforms: dict[str, Any] = {}  # noqa: RUF012 - what Pyro's MCMC looks for
     extended_state: ClassVar[bool] = False
     """Whether a state is more than one trajectory; such a kernel cannot move the particles or replicas of another algorithm."""
+    reversible: bool = True
+    """Whether the kernel has detailed balance, by which it may be restricted to some executions."""
     scores_its_state: ClassVar[bool] = True
     """Whether an iteration asks the proposals for the density of the present trajectory."""
 

@@ -16,7 +16,7 @@ from .pytree import map_objects
 from .snapshot import Snapshot
 from .weights import Weights
 
-KIND, VERSION = "checkpoint of ppl_llm.SMC", 1
+KIND, VERSION = "checkpoint of ppl_llm.SMC", 2
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Checkpoint:
             "log_weights": shot.weights.log_weights,
             "log_likelihood": shot.log_likelihood,
             "lengths": shot.lengths,
+            "log_bridged": shot.log_bridged,
+            "share": shot.share,
             "plates": [list(frame) for frame in sorted(shot.plates)],
             "sites": [list(site) for site in shot.sites],
             "steps": [list(step) for step in shot.records],
@@ -149,6 +151,8 @@ class Checkpoint:
             stored["segment"],
             stored["counted"],
             None,
+            stored["log_bridged"],
+            stored["share"],
         )
         return cls(
             settings=stored["settings"],

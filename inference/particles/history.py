@@ -39,6 +39,7 @@ class ResamplingRecord(NamedTuple):
     :ivar Tensor log_weights: ``[N, *plates]``.
     :ivar Tensor log_likelihood: ``[N, *plates]`` of the observed sites of each particle so far, not tempered.
     :ivar Tensor done: ``[N, *plates]`` particles that had finished.
+    :ivar Tensor move_rate: ``[*plates]``, where the particles were moved after the barrier: fraction of the moves that changed one.
     """
 
     ess: Tensor
@@ -47,11 +48,14 @@ class ResamplingRecord(NamedTuple):
     log_weights: Tensor | None = None
     log_likelihood: Tensor | None = None
     done: Tensor | None = None
+    move_rate: Tensor | None = None
 
     def map(self, particles: Callable[[Tensor], Tensor], populations: Callable[[Tensor], Tensor]) -> ResamplingRecord:
         """``particles`` of every tensor with a particle dimension, ``populations`` of the others."""
         weights, likelihood, done = (None if t is None else particles(t) for t in (self.log_weights, self.log_likelihood, self.done))
-        return ResamplingRecord(populations(self.ess), particles(self.ancestors), populations(self.resampled), weights, likelihood, done)
+        rate = None if self.move_rate is None else populations(self.move_rate)
+        own = populations(self.ess), particles(self.ancestors), populations(self.resampled)
+        return ResamplingRecord(*own, weights, likelihood, done, rate)
 
     @property
     def bare(self) -> ResamplingRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .plates import Frame, dependent_dims, per_population, plates_of, subsampled
 from .pytree import particles_done
 from .site_util import is_deterministic
 from .snapshot import Snapshot, lengths_of
+from .trajectory import Trajectory
 from .weights import Weights
 
 
@@ -25,6 +27,9 @@ class ParticleSystem:
     :param bool record_log_probs: keep every site's log-probability.
     :ivar Weights weights: ``[N, *plates]``.
     :ivar Tensor log_likelihood: ``[N, *plates]`` of the observed sites, not tempered.
+    :ivar Tensor log_bridged: ``[N, *plates]`` of the latent sites whose power grows along a bridge, at their full power.
+    :ivar tuple shares: of that power at the first barriers.
+    :ivar float share: that the weights have now; 1 but at a barrier.
     :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each particle took part in; ``None`` while all took part in all.
     :ivar frozenset plates: plates that every site so far lies in; ``None`` before the first site.
     :ivar list records: what happened at each barrier.
@@ -40,6 +45,8 @@ class ParticleSystem:
         self.record_log_probs = record_log_probs
         self.plates: frozenset[Frame] | None = None
         self._start(torch.zeros(num_particles, *(1,) * max_plate_nesting, dtype=torch.float64))
+        self.shares: tuple[float, ...] = ()
+        self.share = 1.0
         self.uneven_lengths: Tensor | None = None
         self.sites: list[Site] = []
         self.records: list[ResamplingRecord] = []
@@ -55,16 +62,18 @@ class ParticleSystem:
     def restore(self, snapshot: Snapshot) -> None:
         """A system that has met no site becomes what it was at a barrier, or at the end of the model."""
         self.weights, self.log_likelihood, self.uneven_lengths = snapshot.weights, snapshot.log_likelihood, snapshot.uneven_lengths
+        self.log_bridged, self.share = snapshot.log_bridged, snapshot.share
         self.plates = snapshot.plates
         self.sites, self.records = list(snapshot.sites), list(snapshot.records)
         self.segment, self._counted = snapshot.segment, snapshot.counted
         self._number_particles()
         self.end_segment(snapshot.value)
+        self.bridge_to(1.0)
 
     # plates -------------------------------------------------------------------------------------------------------------------------
 
     def _start(self, zeros: Tensor) -> None:
-        self.weights, self.log_likelihood = Weights(zeros), zeros
+        self.weights, self.log_likelihood, self.log_bridged = Weights(zeros), zeros, zeros
         self._number_particles()
 
     def _number_particles(self) -> None:
@@ -106,6 +115,7 @@ class ParticleSystem:
             dims = [frame.dim for frame in lost]
             self.weights = Weights(self.weights.log_weights.sum(dims, keepdim=True))
             self.log_likelihood = self.log_likelihood.sum(dims, keepdim=True)
+            self.log_bridged = self.log_bridged.sum(dims, keepdim=True)
             self.plates -= lost
             self._number_particles()
 
@@ -125,6 +135,30 @@ class ParticleSystem:
             plain = increment if observed is log_increment else per_population(observed, name, n, nesting, self._dependent)
             self.log_likelihood = self.log_likelihood + plain
 
+    def add_bridged(self, name: str, log_density: Tensor, shares: tuple[float, ...]) -> None:
+        """A latent site whose power grows along a bridge.
+
+        :param Tensor log_density: ``[N, *batch]`` at its full power, which the weights have already.
+        :param tuple shares: of the power at the first barriers.
+        """
+        found = per_population(log_density, name, self.num_particles, self.max_plate_nesting, self._dependent)
+        self.log_bridged, self.shares = self.log_bridged + found, shares
+
+    @property
+    def share_here(self) -> float:
+        """Of the power at the barrier that comes next, or is being gone through and not recorded yet."""
+        number = len(self.records)
+        return self.shares[number] if number < len(self.shares) else 1.0
+
+    def bridge_to(self, share: float) -> None:
+        """``w <- w p(x)^(alpha' - alpha)`` of the sites on a bridge.
+
+        :param float share: of their power in the target after.
+        """
+        if share != self.share:
+            change = torch.where(self.log_bridged == -torch.inf, 0.0, (share - self.share) * self.log_bridged)
+            self.weights, self.share = self.weights.add(change), share
+
     def resample(self, weights: Weights, ancestors: Tensor, resampled: Tensor) -> None:
         """At the barrier that was recorded last, every particle becomes what its ancestor was.
 
@@ -134,9 +168,23 @@ class ParticleSystem:
         """
         self.weights = weights
         self.log_likelihood = self.log_likelihood.gather(0, ancestors)
+        self.log_bridged = self.log_bridged.gather(0, ancestors)
         if self.uneven_lengths is not None:
             self.uneven_lengths = self.uneven_lengths.expand_as(ancestors).gather(0, ancestors)
         self.records[-1] = self.records[-1]._replace(ancestors=ancestors, resampled=resampled)
+
+    def move(self, moved: Trajectory, sites: Iterable[Site], rate: Tensor) -> None:
+        """At the barrier that was recorded last, every particle becomes another one of the same weight.
+
+        :param Trajectory moved: ``[N, *plates]`` executions up to this barrier.
+        :param sites: theirs; what was known of a site of the same name is history.
+        :param Tensor rate: ``[*plates]`` fraction of the moves that changed a particle.
+        """
+        assert moved.log_likelihood is not None and moved.length is not None and moved.log_bridged is not None
+        self.log_likelihood, self.uneven_lengths = moved.log_likelihood, moved.length
+        self.log_bridged = moved.log_bridged / self.share  # at the present power
+        self.sites.extend(site._replace(barriers=len(self.records)) for site in sites)
+        self.records[-1] = self.records[-1]._replace(move_rate=rate)
 
     # segments and sites -------------------------------------------------------------------------------------------------------------
 
@@ -196,7 +244,10 @@ class ParticleSystem:
 
     def population_done(self, state: Any) -> Tensor | None:
         """``[N, *plates]``: particles of which all that one population holds is done; ``None`` if the state does not tell."""
-        done = particles_done(state)
+        return self.of_populations(particles_done(state))
+
+    def of_populations(self, done: Tensor | None) -> Tensor | None:
+        """``[N, *plates]`` of ``[N, *batch]``: particles of which all that one population holds is done."""
         if done is None:
             return None
         done = done.clone().reshape(done.shape + (1,) * (1 + self.max_plate_nesting - done.dim()))
@@ -230,4 +281,6 @@ class ParticleSystem:
             self.segment,
             self._counted,
             value,
+            self.log_bridged,
+            self.share,
         )

@@ -122,6 +122,13 @@ def particles_done(state: Any) -> Tensor | None:
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 
+def can_be_picked(value: Any) -> bool:
+    """Whether one particle can be taken out of a state: an object that only permutes itself is all particles or none."""
+    objects: list[Any] = []
+    map_objects(value, objects.append)
+    return all(hasattr(item, "__len__") and hasattr(item, "__getitem__") for item in objects)
+
+
 def particle(value: Any, index: tuple[int, ...]) -> Any:
     """The part of a model's return value that belongs to one particle.
 
@@ -178,21 +185,19 @@ def map_leaves(
     value: Any, of_object: Callable[[Any], Any], of_tensor: Callable[[Tensor], Any], of_other: Callable[[Any], Any] | None = None
 ) -> Any:
     """Every object that permutes itself, every tensor, and where it is said all else mapped, through containers."""
-
-    def mapped(value: Any) -> Any:
-        if callable(getattr(value, "reorder", None)):
-            return of_object(value)
-        if isinstance(value, Tensor):
-            return of_tensor(value)
-        if isinstance(value, dict):
-            return type(value)((key, mapped(item)) for key, item in value.items())
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(mapped(getattr(value, name)) for name in value._fields))
-        if isinstance(value, list | tuple):
-            return type(value)(mapped(item) for item in value)
-        return value if of_other is None else of_other(value)
-
-    return mapped(value)
+    if callable(getattr(value, "reorder", None)):
+        return of_object(value)
+    if isinstance(value, Tensor):
+        return of_tensor(value)
+    # It calls itself: an inner function that did would refer to itself, a circle that keeps what the functions given refer to in memory.
+    how = of_object, of_tensor, of_other
+    if isinstance(value, dict):
+        return type(value)((key, map_leaves(item, *how)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_leaves(getattr(value, name), *how) for name in value._fields))
+    if isinstance(value, list | tuple):
+        return type(value)(map_leaves(item, *how) for item in value)
+    return value if of_other is None else of_other(value)
 
 
 def concatenate(values: list[Any]) -> Any:

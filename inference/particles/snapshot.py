@@ -19,6 +19,8 @@ class Snapshot(NamedTuple):
     :ivar Tensor uneven_lengths: ``[N, *plates]`` segments that each particle took part in; ``None`` where all particles took part in all.
     :ivar int segment: index of the last segment that was begun.
     :ivar int counted: index of the last segment that counts in :attr:`lengths`.
+    :ivar Tensor log_bridged: ``[N, *plates]`` of sites on a bridge of powers, at their full power.
+    :ivar float share: of it that the weights have.
     :ivar value: the state that the barrier returned, or what the model returned.
     """
 
@@ -33,6 +35,8 @@ class Snapshot(NamedTuple):
     segment: int
     counted: int
     value: Any
+    log_bridged: Tensor
+    share: float
 
     @property
     def lengths(self) -> Tensor:

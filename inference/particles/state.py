@@ -65,6 +65,15 @@ class PooledState(State, Protocol):
 
 
 @runtime_checkable
+class StateWithEmbedding(State, Protocol):
+    """A state that tells in which direction a particle goes, for :class:`DORA`."""
+
+    def embedding(self) -> Tensor:
+        """``[N, *plates, D]``."""
+        ...
+
+
+@runtime_checkable
 class ComparedState(State, Protocol):
     """A state that tells an audit what to compare; of another one, all attributes are."""
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .pytree import permute, take
+from .pytree import concatenate, permute, take
 from .run_scope import RunScope
 
 
@@ -47,6 +48,10 @@ class Trajectory(dict[str, Tensor]):
     :param values: ``{name: [*plates, *event]}``.
     :ivar Tensor length: ``[*plates]`` steps taken, i.e. segments between barriers with a latent site, until done; ``None`` if not known.
     :ivar Tensor log_likelihood: ``[*plates]`` log-probability of the observed sites, not tempered; ``None`` if not known.
+    :ivar Tensor log_bridged: ``[*plates]`` of the latent sites on a bridge of powers, at their full power; ``None`` if not known.
+    :ivar dict scores: ``{name: [*plates]}`` that observed sites have, for display.
+    :ivar Tensor staying: ``[*plates]`` populations that a kernel need not move; ``None`` to move all.
+    :ivar bool unfinished: whether a move that finishes an execution is to be rejected.
     :ivar value: what the model returned.
     :ivar filter: the particle filter among whose particles it was drawn, for kernels whose state that is; else ``None``.
     :ivar ChainRecord chain: of the chain that it is a state of.
@@ -62,8 +67,29 @@ class Trajectory(dict[str, Tensor]):
     ) -> None:
         super().__init__(values)
         self.length, self.log_likelihood, self.value = length, log_likelihood, value
+        self.log_bridged: Tensor | None = None
+        self.scores: dict[str, Tensor] = {}
+        self.staying: Tensor | None = None
+        self.unfinished = False
         self.filter: Any = None
         self.chain = ChainRecord()
+
+    @classmethod
+    def concatenate(cls, first: Trajectory, second: Trajectory) -> Trajectory:
+        """The populations of both, along the leftmost plate; both with the same sites, and all of them known."""
+
+        def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        both = cls(
+            {name: torch.cat([value, second[name]]) for name, value in first.items()},
+            length=joined(first.length, second.length),
+            log_likelihood=joined(first.log_likelihood, second.log_likelihood),
+            value=concatenate([first.value, second.value]),
+        )
+        both.log_bridged = joined(first.log_bridged, second.log_bridged)
+        both.scores = {name: torch.cat([score, second.scores[name]]) for name, score in first.scores.items() if name in second.scores}
+        return both
 
     def reorder(self, index: Tensor) -> Trajectory:
         """Trajectories of several populations in another order.
@@ -81,12 +107,19 @@ class Trajectory(dict[str, Tensor]):
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else take(tensor, index)
 
-        return Trajectory(
+        taken = Trajectory(
             {name: take(value, index) for name, value in self.items()},
             length=moved(self.length),
             log_likelihood=moved(self.log_likelihood),
             value=permute(self.value, index),
         )
+        taken.log_bridged, taken.scores = moved(self.log_bridged), {name: take(score, index) for name, score in self.scores.items()}
+        return taken
+
+    def complete(self, before: Trajectory) -> None:
+        """Take over what the executions before a move had and these lack: the run ended before such a site, as every execution had."""
+        for name in before.keys() - self.keys():
+            self[name] = before[name]
 
     def differs(self, other: Trajectory) -> Tensor:
         """``[*plates]``: where two executions are not the same. Their lengths must be known."""

@@ -24,6 +24,7 @@ class WeightedParticles(NamedTuple):
     :ivar value: what the model returned, or the state that the last barrier returned.
     :ivar Tensor lengths: ``[N, *plates]`` steps that each particle took; ``None`` if not known.
     :ivar Tensor log_likelihood: ``[N, *plates]`` of the observed sites, not tempered; ``None`` if not known.
+    :ivar Tensor log_bridged: ``[N, *plates]`` of the latent sites on a bridge of powers, at their full power; ``None`` if not known.
     """
 
     weights: Weights
@@ -33,6 +34,7 @@ class WeightedParticles(NamedTuple):
     value: Any = None
     lengths: Tensor | None = None
     log_likelihood: Tensor | None = None
+    log_bridged: Tensor | None = None
 
     @property
     def nesting(self) -> int:

@@ -81,6 +81,7 @@ class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
                 value=snapshot.value,
                 lengths=snapshot.lengths,
                 log_likelihood=snapshot.log_likelihood,
+                log_bridged=snapshot.log_bridged,
             )
         )
 
@@ -236,13 +237,17 @@ class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
 
         :param Tensor particles: ``[*plates]`` with every level of ``max_plate_nesting``, of size 1 where a level is no independent plate.
         """
-        picked = particles[None]
-        return Trajectory(
+        picked, known = particles[None], self.particles
+        tensors = (known.lengths, known.log_likelihood, known.log_bridged)
+        length, log_likelihood, log_bridged = (None if tensor is None else take_one(tensor, picked) for tensor in tensors)
+        taken = Trajectory(
             {name: take_one(value, picked) for name, value in self.sites.items()},
-            length=None if self.particles.lengths is None else self.particles.lengths.gather(0, picked)[0],
-            log_likelihood=None if self.particles.log_likelihood is None else self.particles.log_likelihood.gather(0, picked)[0],
+            length=length,
+            log_likelihood=log_likelihood,
             value=pick(self.value, picked),
         )
+        taken.log_bridged, taken.scores = log_bridged, {name: take_one(score, picked) for name, score in self.site_scores.items()}
+        return taken
 
     @property
     def part_numbers(self) -> list[int]:

@@ -53,6 +53,10 @@ class Search(ABC):
     def messenger(self) -> CandidateMessenger:
         """The handler of one run."""
 
+    def prepared(self, scope: RunScope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CandidateMessenger:
+        """The handler of one run, told what it needs of the run."""
+        return self.messenger()
+
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         """The result, given the posterior of the particles with which the model ended."""
         assert isinstance(ended, SearchPosterior)
@@ -73,9 +77,10 @@ class Search(ABC):
         :raises AuditError: if an audit was asked for and fails.
         """
         start = time.perf_counter()
-        messenger = self.messenger()
+        scope = RunScope(replays=self.replays)
+        messenger = self.prepared(scope, args, kwargs)
         report = None if self.callback is None else _Report(messenger, self.callback)
-        with CostMeter() as meter, run_scope(RunScope(replays=self.replays)):
+        with CostMeter() as meter, run_scope(scope):
             try:
                 result = self.conclude(messenger, sweep(self.model, messenger, args, kwargs, outside=report), args, kwargs)
             except BaseException as error:

@@ -29,7 +29,6 @@ class BeamMessenger(SearchMessenger):
         self.active: Candidates | None = None
         self.over: Tensor | None = None  # [*plates] populations without an unfinished particle
         self.has_completed: Tensor | None = None  # [*plates]
-        self.prefix: Tensor | None = None  # [N, *plates] a number for each prefix, the same for equal ones
         super().__enter__()
         return self
 
@@ -40,8 +39,7 @@ class BeamMessenger(SearchMessenger):
         in_play = (log_weights > -torch.inf) & ~self.over
         completed, active = in_play & done, in_play & ~done
         if self.filter_duplicates:
-            self.prefix = self.first_of_equals(log_weights)
-            active = active & (self.prefix == self.system.numbers)
+            active = active & (self.first_of_equals(log_weights) == self.system.numbers)
         self.completed.append(self.candidates(completed))
         self.active = self.candidates(active)
         self.has_completed = self.has_completed | completed.any(0)
@@ -54,28 +52,7 @@ class BeamMessenger(SearchMessenger):
         kept_first = (~kept).to(torch.uint8).argsort(dim=0, stable=True)
         own = self.system.numbers
         ancestors = torch.where(self.over, own, kept_first.gather(0, own % num_kept.clamp(min=1)))
-        if self.prefix is not None:
-            self.prefix = self.prefix.gather(0, ancestors)
         return ancestors, log_weights.gather(0, ancestors)
-
-    def first_of_equals(self, like: Tensor) -> Tensor:
-        """``[N, *plates]``: for each particle, the first whose latent sites all have the same values."""
-        system = self.system
-        before = torch.zeros_like(system.numbers) if self.prefix is None else self.prefix
-        segment = [site.value for site in system.sites if site.value is not None and site.barriers == len(system.records)]
-        values = [value.reshape(*value.shape[: like.dim()], -1) for value in segment]
-
-        def equal_to(i: int) -> Tensor:
-            same = before == before[i]
-            for value in values:
-                equal = (value == value[i]).all(-1)
-                for dim in range(1, like.dim()):
-                    if like.shape[dim] < equal.shape[dim]:  # one population holds what the plate does
-                        equal = equal.all(dim, keepdim=True)
-                same = same & equal
-            return same
-
-        return torch.stack([equal_to(i).to(torch.uint8).argmax(0) for i in range(len(before))])
 
     def finalists(self) -> Candidates:
         assert self.active is not None
@@ -132,6 +109,8 @@ class BeamSearch(TreeSearch):
     :param bool sort_completed: return the best finished candidates instead of the first.
     :param bool filter_duplicates: of unfinished particles with equal values of all latent sites keep the first, as [1] can by their texts;
         copies of a prefix often draw the same step.
+    :param int lookahead: select by the scores that prefixes have after so many more steps, which continue them greedily (each latent site
+        at its mode) and are then forgotten, as [1] and [2] can. It costs as many more steps of every unfinished particle.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own beams.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
@@ -152,13 +131,15 @@ class BeamSearch(TreeSearch):
         *,
         sort_completed: bool = False,
         filter_duplicates: bool = False,
+        lookahead: int = 0,
         max_plate_nesting: int = 0,
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_count("beam_width", beam_width)
         check_count("expand", expand)
-        super().__init__(model, beam_width * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
+        keywords = {"max_plate_nesting": max_plate_nesting, "audit": audit, "callback": callback}
+        super().__init__(model, beam_width * expand, lookahead=lookahead, **keywords)  # type: ignore[arg-type]
         self.beam_width, self.expand = beam_width, expand
         self.sort_completed, self.filter_duplicates = sort_completed, filter_duplicates
 

@@ -19,8 +19,9 @@ from .tree_search import TreeSearch
 class SubtreeMessenger(SearchMessenger):
     """Greedy selection within groups of ``expand`` neighbouring particles, each group a subtree."""
 
-    def __init__(self, options: FilterOptions, expand: int) -> None:
+    def __init__(self, options: FilterOptions, expand: int, *, filter_duplicates: bool = False) -> None:
         super().__init__(options, "DVTS")
+        self.filter_duplicates = filter_duplicates
         self.groups = (options.num_particles // expand, expand)
 
     def __enter__(self) -> SubtreeMessenger:
@@ -42,8 +43,11 @@ class SubtreeMessenger(SearchMessenger):
         left = stopping & ~done & ~dead
         ancestors = torch.where(going | left, best, own)
         weights = torch.where(left, -torch.inf, log_weights.gather(0, ancestors))
-        self.final.append(self.candidates(stopping, ancestors, weights))
-        self.active = self.candidates(going)
+        votes = torch.ones_like(done)
+        if self.filter_duplicates:
+            votes = self.first_of_equals(log_weights, own // self.groups[1]) == own
+        self.final.append(self.candidates(stopping, ancestors, torch.where(votes, weights, -torch.inf)))
+        self.active = self.candidates(going, log_weights=torch.where(votes, self.system.weights.log_weights, -torch.inf))
         self.stopped = self.stopped | stopping
         return ancestors, weights
 
@@ -57,11 +61,7 @@ class SubtreeMessenger(SearchMessenger):
 
     def finalists(self) -> Candidates:
         assert self.active is not None
-        pool = Candidates.joined([*self.final, self.active])
-        own = torch.cat([self.system.numbers] * (len(self.final) + 1))
-        # Every particle of every subtree is a last candidate exactly once.
-        by_particle = torch.where(pool.eligible, own, self.options.num_particles).argsort(dim=0, stable=True)
-        return pool.take(by_particle[: self.options.num_particles])
+        return self.each_once([*self.final, self.active])  # every particle of every subtree is a last candidate
 
 
 class DVTS(TreeSearch):
@@ -77,6 +77,8 @@ class DVTS(TreeSearch):
     :param model: as for :class:`SMC`.
     :param int num_subtrees: independent searches.
     :param int expand: candidates for each step.
+    :param bool filter_duplicates: of the last candidates of a subtree with equal values of all latent sites the first has a vote.
+    :param int lookahead: as for :class:`BeamSearch`.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has its own subtrees.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
@@ -94,14 +96,17 @@ class DVTS(TreeSearch):
         num_subtrees: int,
         expand: int,
         *,
+        filter_duplicates: bool = False,
+        lookahead: int = 0,
         max_plate_nesting: int = 0,
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         check_count("num_subtrees", num_subtrees)
         check_count("expand", expand)
-        super().__init__(model, num_subtrees * expand, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
-        self.num_subtrees, self.expand = num_subtrees, expand
+        keywords = {"max_plate_nesting": max_plate_nesting, "audit": audit, "callback": callback}
+        super().__init__(model, num_subtrees * expand, lookahead=lookahead, **keywords)  # type: ignore[arg-type]
+        self.num_subtrees, self.expand, self.filter_duplicates = num_subtrees, expand, filter_duplicates
 
     def messenger(self) -> SubtreeMessenger:
-        return SubtreeMessenger(self.options, self.expand)
+        return SubtreeMessenger(self.options, self.expand, filter_duplicates=self.filter_duplicates)

@@ -47,10 +47,9 @@ class RebaseMessenger(SearchMessenger):
 
         :param Tensor left: ``[*plates]``, their sum.
         """
-        scores = log_weights.clamp(max=_LARGEST_SCORE).exp()
-        shares = torch.where(active, scores / self.temperature, -torch.inf)
+        shares = torch.where(active, self.log_shares(log_weights, active), -torch.inf)
         # The best first, of equal ones the last.
-        order = torch.where(active, log_weights, -torch.inf).flip(0).argsort(dim=0, descending=True, stable=True)
+        order = torch.where(active, self.rank_by(log_weights, shares), -torch.inf).flip(0).argsort(dim=0, descending=True, stable=True)
         order = len(order) - 1 - order
         shares = shares.gather(0, order)
         rest = shares.flip(0).logcumsumexp(0).flip(0)  # log sum over this one and those after it
@@ -59,6 +58,14 @@ class RebaseMessenger(SearchMessenger):
             widths[k] = (left * share - _ROUNDING).ceil().long().clamp(min=0)
             left = left - widths[k]
         return torch.zeros_like(widths).scatter(0, order, widths)
+
+    def log_shares(self, log_weights: Tensor, active: Tensor) -> Tensor:
+        """``[N, *plates]``: logs of what the active particles get in proportion to, of others anything."""
+        return log_weights.clamp(max=_LARGEST_SCORE).exp() / self.temperature
+
+    def rank_by(self, log_weights: Tensor, shares: Tensor) -> Tensor:
+        """``[N, *plates]``: the order in which particles take their places, greatest first."""
+        return log_weights
 
     @staticmethod
     def spread(copies: Tensor) -> Tensor:

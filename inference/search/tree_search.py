@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
 from ..handlers.audit_messenger import Audited, audit
+from ..handlers.candidate_messenger import CandidateMessenger
 from ..handlers.replay_messenger import ReplayMessenger
 from ..handlers.search_messenger import Candidates, SearchMessenger
 from ..handlers.sweep import sweep
+from ..particles.run_scope import RunScope
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
+from ..util.validation import check_count
 from .base import Search
+from .lookahead import Lookahead
 
 
 class TreeSearch(Search):
@@ -20,12 +25,33 @@ class TreeSearch(Search):
     That execution draws and scores nothing: a trajectory ends where it was done.
 
     :param int num_particles: particles.
+    :param int lookahead: select by the scores that prefixes have after so many more steps, see :class:`BeamSearch`.
     :param int max_plate_nesting: as for :class:`SMC`.
     :param bool audit: replay the result once more and compare every log-probability, see :class:`AuditMessenger`.
     :param callback: called with the :class:`SearchPosterior` of the present particles after each barrier.
     """
 
     replays: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int,
+        *,
+        lookahead: int = 0,
+        max_plate_nesting: int = 0,
+        audit: bool = False,
+        callback: Callable[[ParticlePosterior], None] | None = None,
+    ) -> None:
+        check_count("lookahead", lookahead, 0)
+        super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, audit=audit, callback=callback)
+        self.lookahead = lookahead
+
+    def prepared(self, scope: RunScope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CandidateMessenger:
+        messenger = self.messenger()
+        if self.lookahead and isinstance(messenger, SearchMessenger):
+            messenger.look = Lookahead(self.model, self.lookahead, scope, args, kwargs)
+        return messenger
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         assert isinstance(messenger, SearchMessenger)

@@ -24,10 +24,10 @@ from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, prompt_options, tell, unescaped
-from .notes import notes
+from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, prompt_options, tell, unescaped
+from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
-from .settings import Settings
+from .settings import Settings, default_method
 
 _PROBLEM = example(1).text
 
@@ -125,12 +125,14 @@ def solve(
             is_eager=True,
             help=_METHOD_HELP,
             autocompletion=completion.among(SOLVING),
-            show_default="smc; self-consistency without a reward",
+            show_default="smc; without a reward power-smc, on servers self-consistency; under a constraint smc",
         ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help=_PRESET_HELP, show_default="exact", autocompletion=completion.among(completion.PRESETS))
     ] = None,
+    power: Annotated[float | None, typer.Option(help=POWER, show_default="1; 4 for power-smc and power-mh")] = None,
+    bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -168,10 +170,11 @@ def solve(
     log = JsonLog() if log_json else None
     with reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
+        constrained = (json_schema, regex, choices) != (None, None, None)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
-            method=method if method is not None else "self-consistency" if chosen_reward.kind == "none" else "smc",
+            method=method if method is not None else "smc" if constrained else default_method(lm, chosen_reward),
             preset=preset,
             max_steps=max_steps,
             max_tokens=max_tokens,
@@ -189,6 +192,8 @@ def solve(
             json_schema=json_schema,
             regex=regex,
             choices=choices,
+            power=power,
+            bridge=bridge,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
@@ -235,6 +240,8 @@ def solve(
         chosen = settings.describe() | served[0].settings() | served[1].settings()
         if scale is not None:
             chosen["calibration"] = dataclasses.asdict(scale)
+        if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
+            tell(unfinished, log)
         report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
     try:
         if as_json:

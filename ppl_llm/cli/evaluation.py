@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..methods import BUDGETED
+from ..methods import BUDGETED, get_method
 from ..reward.choice import REWARD_KINDS, RewardChoice
 from ..threads import choose_threads
 from . import completion
@@ -22,8 +22,22 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .model_options import EQUIVALENCE, FALLBACK, FINISH, REWARD, STOP, finish_of, prompt_options, tell, unescaped
+from .model_options import (
+    BRIDGE,
+    EQUIVALENCE,
+    FALLBACK,
+    FINISH,
+    POWER,
+    REWARD,
+    STOP,
+    finish_of,
+    prompt_options,
+    read_option,
+    tell,
+    unescaped,
+)
 from .remote import importing
+from .settings import default_method
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -90,7 +104,7 @@ def evaluate(
         typer.Option(
             help=_METHODS_HELP,
             autocompletion=completion.several(BUDGETED),
-            show_default=f"{_DEFAULT_METHODS}; self-consistency without a reward",
+            show_default=f"{_DEFAULT_METHODS}; without a reward power-smc and self-consistency; under a constraint smc and importance",
         ),
     ] = None,
     budgets: Annotated[str, typer.Option(help="Completions per problem, separated by commas.")] = "1,2,4,8,16",
@@ -108,6 +122,8 @@ def evaluate(
     ] = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
+    power: Annotated[float, typer.Option(help=POWER)] = 1.0,
+    bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
@@ -118,8 +134,16 @@ def evaluate(
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
+    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
     answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
-    keep_texts: Annotated[bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures.")] = False,
+    keep_texts: Annotated[
+        bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
+    ] = False,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
@@ -172,13 +196,24 @@ def evaluate(
             prm_family=prm_family,
             answer_fallback=answer_fallback,
             keep_texts=keep_texts,
+            json_schema=None if json_schema is None else read_option("--json-schema", json_schema),
+            regex=regex,
+            choices=None if choices is None else tuple(choices.split(",")),
+            power=power,
+            bridge=bridge,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
-        if methods is None:
-            methods = "self-consistency" if chosen.kind == "none" else _DEFAULT_METHODS
+        if methods is None and models.constraint is not None:
+            methods = "smc,importance"
+        elif methods is None:
+            methods = (
+                _DEFAULT_METHODS if chosen.kind != "none" else ",".join(dict.fromkeys((default_method(lm, chosen), "self-consistency")))
+            )
             if chosen.kind == "none":
-                tell("no reward model was given: a majority vote. Others need --prm, or --reward judge, confidence or another", log)
+                tell(f"no reward model was given: {methods}. Others need --prm, or --reward judge, confidence or another", log)
+        elif (reward or prm) and not answer_scores and not any(get_method(name).method.scored for name in split_methods(methods)):
+            tell(f"{methods} asks no reward: {chosen} is not loaded, and the records are those of a run without", log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")

@@ -1,4 +1,4 @@
-"""The commands that read what ``evaluate`` recorded: ``report``, ``recommend`` and ``calibrate``."""
+"""The commands that read what ``evaluate`` recorded: ``report``, ``recommend``, ``calibrate`` and ``fit-reward``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import reported
+from .loading import DTYPE
 
 
 def report(
@@ -104,6 +105,44 @@ def calibrate(
             typer.echo(f"stated probability: how often right (solutions), {title}: {line}")
 
 
+def fit_reward(
+    folder: Annotated[Path, typer.Argument(help="A folder that evaluate --keep-texts wrote.")],
+    lm: Annotated[str, typer.Option(help="The language model of the run: demo, a directory, or a Hub name.")],
+    out: Annotated[Path, typer.Option(help="Where to write the head, in safetensors format.")],
+    pooling: Annotated[
+        str, typer.Option(help="What the head is shown of a step: the state at its end, or the mean over its tokens.")
+    ] = "end",
+    device: Annotated[str | None, typer.Option(help="Where the language model runs, e.g. cuda; by default the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
+    seed: Annotated[int, typer.Option(help="Of the split of the problems and of the training.")] = 0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
+) -> None:
+    """Train a reward on the language model's own hidden states from right and wrong solutions; show how good it is on other problems."""
+    from . import loading
+
+    with loading.quiet(verbose), reported(verbose):
+        from ..evaluation.results import Results
+        from ..evaluation.trained_reward import check_model, solutions
+        from ..evaluation.trained_reward import fit_reward as fit
+
+        results = Results.read(folder)
+        solutions(results)
+        check_model(results, lm)
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"--out {out}: there is no directory {str(out.absolute().parent)!r}")
+        loading.check_device(device)
+        prompts = {name: results.configuration.get(name) for name in ("system_prompt", "chat_template")}
+        found = fit(results, loading.load_lm(lm, device, dtype, **prompts), pooling=pooling, seed=seed)
+        found.reward.save(out, lm, {"run": folder.name, "seed": seed, **found.about})
+        figures = found.figures
+        typer.echo(
+            f"trained on {found.trained} solutions to {found.trained_problems} problems. On {found.held_out} solutions to "
+            f"{found.held_out_problems} other problems, {found.share:.0%} of them right: AUROC of the answer {figures.answer_auroc}, among "
+            f"solutions of the same problem {figures.within_auroc}, of a step {figures.step_auroc}; calibration error {figures.error}, "
+            f"Brier score {figures.brier}. Written to {out}; use it with --reward hidden:{out} --preset twisted"
+        )
+
+
 def print_tables(folder: Path) -> None:
     """Of a folder, on the terminal."""
     from ..evaluation.report import tables
@@ -123,4 +162,5 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog="Examples:\n\nppl-llm report runs/first\n\nppl-llm report runs/first runs/second")(report)
     app.command(epilog="Example:\n\nppl-llm recommend runs/first --tokens 500")(recommend)
+    app.command("fit-reward", epilog="Example:\n\nppl-llm fit-reward runs/texts --lm demo --out head.safetensors")(fit_reward)
     app.command(epilog="Example:\n\nppl-llm calibrate runs/first --out demo.json\n\nppl-llm solve ... --calibration demo.json")(calibrate)

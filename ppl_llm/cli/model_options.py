@@ -19,8 +19,16 @@ REWARD = (
     "What scores the steps: " + "; ".join(REWARD_KINDS.values()) + ". By default the demo reward model for the demo language model, none "
     "for others."
 )
-STOP = "Text that ends a step, \\n for a line break; may be given several times. By default a blank line."
+STOP = (
+    "Text that ends a step, \\n for a line break; markdown for blank lines outside of code fences and display mathematics. May be given "
+    "several times. By default a blank line."
+)
 FINISH = "Regular expression of a step that ends a solution, or never; by default a closed \\boxed{...}, but for the demo model."
+POWER = (
+    "Infer p(solution)^POWER times the scores' factors: solutions that the language model finds probable as a whole. Steps are proposed at "
+    "the temperature divided by it."
+)
+BRIDGE = "Steps along which the power of a particle filter grows from 1; the result's target is the same."
 EQUIVALENCE = "When answers are the same: exact (letter by letter), or math (needs math-verify)."
 FALLBACK = (
     "Where no answer is found: last-number takes the last number of the solution, text all of it, as a solution under a constraint "

@@ -1,4 +1,4 @@
-"""What a user should know before a run."""
+"""What a user should know before and after a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..inference import ParticlePosterior
     from ..reward.base import RewardModel
     from .settings import Settings
 
@@ -19,9 +20,12 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
     name = settings.named.method.name
     if reward is None and asked and settings.reward.kind != "none":
         yield f"--method {name} asks no reward: {settings.reward} is not loaded"
-    if reward is None and not asked and settings.lm != "demo":
+    if reward is None and settings.constraint is not None:
+        yield "no reward model was given: solutions are weighed by the constraint alone"
+    elif reward is None and not asked and settings.lm != "demo":
+        what = "prefers what the language model finds probable as a whole" if settings.named.method.power != 1 else "takes a majority vote"
         yield (
-            f"no reward model was given: {name} takes the most frequent answer. Others need --prm, or --reward judge, confidence, "
+            f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward judge, confidence, "
             "self-certainty or verifier"
         )
     longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
@@ -30,3 +34,17 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
             f"solutions may have {longest} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
             "set --max-tokens-completion"
         )
+
+
+def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | None:
+    """What a user should know after a run under a constraint whose texts have hardly come to their ends."""
+    if settings.constraint is None:
+        return None
+    open_share = float(posterior.weights[~posterior.value.done].sum())
+    if open_share < 0.5:
+        return None
+    return (
+        f"{open_share:.0%} of the weight lies on solutions that were cut off before they had come to the end of a text of the constraint. "
+        "Give them more room (--max-steps, --max-tokens-completion), bound the texts (maxLength, maxItems and additionalProperties in a "
+        "schema), or take a model that knows such texts"
+    )

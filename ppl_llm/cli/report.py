@@ -58,6 +58,7 @@ class Report:
     audit: dict[str, float] | None
     settings: dict[str, Any]
     unanswered: int
+    no_answer: float
     failure: str | None
 
     @classmethod
@@ -79,12 +80,13 @@ class Report:
         :param str failure: why no solution was good enough.
         """
         answer = model.choose(posterior, equivalent)
+        answers = posterior.answers(equivalent)
         audit = posterior.audit
         return cls(
             problem=problem,
             partial=partial,
             answer=answer,
-            answers=list(posterior.answers(equivalent).probs.items()),
+            answers=list(answers.probs.items()),
             details=details(posterior),
             particles=posterior.num_particles,
             finished=int(posterior.value.done.sum()),
@@ -93,6 +95,7 @@ class Report:
             audit=None if audit is None else asdict(audit),
             settings=settings,
             unanswered=sum(given is None for given in posterior.value.answers()),
+            no_answer=answers.prob(None),
             failure=failure,
         )
 
@@ -113,6 +116,7 @@ class Report:
                 "particles": self.particles,
                 "finished": self.finished,
                 "without_answer": self.unanswered,
+                "probability_without_answer": self.no_answer,
                 **({} if self.failure is None else {"failure": self.failure}),
                 "best": {
                     "steps": self.best.steps,
@@ -144,8 +148,9 @@ class Report:
         if self.failure is not None:
             console.print(Text(self.failure, style="yellow"))
         if self.unanswered:
-            console.print(Text(f"{self.unanswered} of {self.particles} solutions have no answer", style="yellow"))
-        if told.estimates:
+            share = f"{self.unanswered} of {self.particles} solutions have no answer, {self.no_answer:.3f} of the probability"
+            console.print(Text(share, style="yellow"))
+        if told.estimates and (told.unit != "iteration" or max(told.ess, default=1.0) > 1):  # single states have an ESS of 1
             more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""
             console.print(Text(f"ESS per {told.unit} " + " ".join(f"{ess:.1f}" for ess in told.ess[:_ESS_SHOWN]) + more, style="dim"))
         for line in [*told.lines, *([told.no_evidence] if told.no_evidence is not None else [])]:
@@ -164,12 +169,16 @@ class Report:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name, justify in (("answer", "left"), ("probability", "right"), ("", "left")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        for answer, probability in self.answers[:_SHOWN]:
-            style = "bold green" if answer == self.answer and answer is not None else ""
-            shown = Text("no answer" if answer is None else plain(str(answer)), style=style or "dim")
-            table.add_row(shown, Text(f"{probability:.3f}", style=style), Text(bar * round(_BAR * probability), style=style or "dim"))
-        if len(self.answers) > _SHOWN:
-            rest = self.answers[_SHOWN:]
+        answers = [(answer, probability) for answer, probability in self.answers if answer is not None]
+        for answer, probability in answers[:_SHOWN]:
+            style = "bold green" if answer == self.answer else ""
+            table.add_row(
+                Text(plain(str(answer)), style=style or "dim"),
+                Text(f"{probability:.3f}", style=style),
+                Text(bar * round(_BAR * probability), style=style or "dim"),
+            )
+        if len(answers) > _SHOWN:
+            rest = answers[_SHOWN:]
             table.add_row(Text(f"{len(rest)} more", style="dim"), Text(f"{sum(p for _, p in rest):.3f}", style="dim"), "")
         return table
 

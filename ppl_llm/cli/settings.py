@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..methods import METHODS, Call, ChosenMethod, parse_method
-from ..reward.choice import RewardChoice
+from ..methods import Call, ChosenMethod, check_proposes, parse_method
+from ..methods.base import at_power
+from ..remote.address import is_address
+from ..reward.choice import RewardChoice, no_reward
 from .method_options import method_options, takers
 from .model_options import finish_of, read_option
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
     from ..programs.step_proposal import StepProposal
 
-LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback")
+LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback", "power", "bridge")
 """Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
 
 COMPLETION_TOKENS = 1024
@@ -32,6 +34,11 @@ _FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
 """Flags by the name of the parameter in the library's messages."""
 
 MAX_SEED = 2**32 - 1
+
+
+def default_method(lm: str, reward: RewardChoice) -> str:
+    """Without a reward the power target, which needs the probability of a given text; servers give it seldom: there a majority vote."""
+    return "smc" if reward.kind != "none" else "self-consistency" if is_address(lm) else "power-smc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,8 @@ class Settings:
     json_schema: Path | None = None
     regex: str | None = None
     choices: str | None = None
+    power: float | None = None
+    bridge: int | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -74,26 +83,13 @@ class Settings:
         :raises ValueError: for a schema or an expression that cannot be compiled, a method that weighs no proposals, or a missing package.
         :raises OSError: for a schema that cannot be read.
         """
-        given: list[Constraint] = []
         if (self.json_schema, self.regex, self.choices) == (None, None, None):
             return None
-        from ..constraints import Choices, JsonSchema, Product, Regex
+        from ..constraints.choice import constraint_of
 
-        if not self.named.method.proposes:
-            able = ", ".join(name for name, method in METHODS.items() if method.proposes)
-            raise ValueError(
-                f"--json-schema, --regex and --choices have no effect with --method {self.named.method.name}; they go with {able}"
-            )
-        try:
-            if self.json_schema is not None:
-                given.append(JsonSchema(read_option("--json-schema", self.json_schema)))
-            if self.regex is not None:
-                given.append(Regex(self.regex))
-        except ImportError as error:
-            raise ValueError(str(error)) from error
-        if self.choices is not None:
-            given.append(Choices(self.choices.split(",")))
-        return given[0] if len(given) == 1 else Product(*given)
+        check_proposes([self.named.method.name], "--json-schema, --regex and --choices")
+        schema = None if self.json_schema is None else read_option("--json-schema", self.json_schema)
+        return constraint_of(schema, self.regex, None if self.choices is None else self.choices.split(","))
 
     @property
     def named(self) -> ChosenMethod:
@@ -142,8 +138,15 @@ class Settings:
 
     @property
     def asks_reward(self) -> bool:
-        """Whether the method asks a reward."""
-        return self.named.method.scored
+        """Whether the method asks a reward: all that there is, where it needs none, as under a constraint, which weighs by itself."""
+        method = self.named.method
+        needed = method.needs_reward(self.target_power) and self.constraint is None
+        return method.scored and (self.reward.kind != "none" or needed)
+
+    @property
+    def target_power(self) -> float | None:
+        """The power that was given, as an option or with the method's name."""
+        return self.named.model_options.get("power", self.power)
 
     @property
     def unit(self) -> str:
@@ -157,21 +160,24 @@ class Settings:
         """
         model = self._model(lm, prm)
         equivalent = None if self.equivalence == "exact" else self.equivalent()
-        call = Call(callback, proposals=self._proposals(), equivalent=equivalent)
+        call = Call(callback, proposals=self._proposals(model), equivalent=equivalent)
         return model, self.named.method.start(model, self.given(), call)
 
-    def _proposals(self) -> StepProposal | None:
+    def _proposals(self, model: ReasoningModel) -> StepProposal | None:
         if self.constraint is None:
             return None
         from ..programs.step_proposal import StepProposal
 
-        return StepProposal(constraint=self.constraint)
+        cool = at_power(model)
+        return StepProposal(constraint=self.constraint, temperature=None if cool is None else cool.temperature)
 
     def _model(self, lm: Any, prm: Any) -> ReasoningModel:
         from ..programs.models import build_reasoning
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
+        if self.power is not None and "power" in self.named.model_options:
+            raise ValueError(f"--power and --method {self.method} both set the power; give it once")
         return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
 
     def model_keywords(self) -> dict[str, Any]:
@@ -193,11 +199,7 @@ class Settings:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
         if self.reward.kind == "none" and self.asks_reward:
-            raise ValueError(
-                f"--method {self.named.method.name} needs a reward, and there is none (the demo reward model scores the demo language "
-                "model only): give --prm DIR or --reward judge, confidence, self-certainty or verifier:FILE.py:function, or take "
-                "--method self-consistency"
-            )
+            raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
         self.equivalent()
         try:
@@ -226,6 +228,7 @@ class Settings:
             "max_steps": self.max_steps,
             "max_tokens": model.options.max_tokens,
             "max_tokens_completion": self.max_tokens_completion,
+            **({} if model.power == 1 else {"power": model.power, "bridge": model.bridge}),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,

@@ -24,6 +24,9 @@ _EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 """Where the next bytes are certain, llguidance allows only the tokens that its tokenizer would write them with. A language model's mass
 lies on all ways to write a text, and the language is one of texts."""
 
+TIDY = r"( |\n {0,20})?"
+"""Whitespace of values that are written on one line, or indented on several."""
+
 _TOKENIZERS: weakref.WeakKeyDictionary[Vocabulary, Any] = weakref.WeakKeyDictionary()
 
 
@@ -66,8 +69,9 @@ class JsonSchema(Grammar):
     """Texts that are JSON values of a schema.
 
     :param schema: a JSON schema, as a dictionary or as text.
-    :param bool whitespace: allow whitespace between the parts; without it the text is as compact as JSON can be.
-    :raises ValueError: for a text that is not JSON, or a schema that cannot be compiled, naming the keyword.
+    :param whitespace: whether whitespace is allowed between the parts; a regular expression of it where not just any is. Without it the
+        text is as compact as JSON can be.
+    :raises ValueError: for a text that is not JSON, or a schema or whitespace that cannot be compiled, naming the keyword.
     :raises ImportError: without llguidance.
 
     Example::
@@ -76,7 +80,7 @@ class JsonSchema(Grammar):
     """
 
     @checked
-    def __init__(self, schema: Mapping[str, Any] | str, *, whitespace: bool = True) -> None:
+    def __init__(self, schema: Mapping[str, Any] | str, *, whitespace: bool | str = True) -> None:
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
@@ -85,11 +89,13 @@ class JsonSchema(Grammar):
         if not isinstance(schema, Mapping):
             raise ValueError(f"a JSON schema must be an object, got {schema!r}")
         self.schema, self.whitespace = schema, whitespace
-        options = {**schema.get("x-guidance", {}), "whitespace_flexible": whitespace}
+        options = {**schema.get("x-guidance", {}), "whitespace_flexible": bool(whitespace)}
+        if isinstance(whitespace, str):
+            options["whitespace_pattern"] = whitespace
         super().__init__(f"start: %json {json.dumps({**schema, 'x-guidance': options})}")
 
     def __repr__(self) -> str:
-        return f"JsonSchema({json.dumps(self.schema)}{'' if self.whitespace else ', whitespace=False'})"
+        return f"JsonSchema({json.dumps(self.schema)}{'' if self.whitespace is True else f', whitespace={self.whitespace!r}'})"
 
 
 class Regex(Grammar):

@@ -7,6 +7,7 @@ from ..lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from .aggregators import Candidate, best_of_majority_at_k, log_score, majority, weighted_majority
     from .budget_ratio import BudgetRatio
+    from .fitted_twist import fit_twist
     from .harness import PPLHarnessLM
     from .intervals import Interval, bootstrap, proportion
     from .metrics import pass_at_k
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .self_certainty import borda_vote
     from .source import Models
     from .tables import accuracy_rows, as_text, difference_rows
+    from .trained_reward import fit_reward
 
 _MODULES = {
     "BudgetRatio": "budget_ratio",
@@ -33,6 +35,8 @@ _MODULES = {
     "borda_vote": "self_certainty",
     "difference_rows": "tables",
     "evaluate": "run",
+    "fit_reward": "trained_reward",
+    "fit_twist": "fitted_twist",
     "log_score": "aggregators",
     "majority": "aggregators",
     "pass_at_k": "metrics",
@@ -57,6 +61,8 @@ __all__ = [
     "borda_vote",
     "difference_rows",
     "evaluate",
+    "fit_reward",
+    "fit_twist",
     "log_score",
     "majority",
     "pass_at_k",

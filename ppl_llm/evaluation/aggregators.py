@@ -34,6 +34,8 @@ class Candidate:
     :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
     :ivar float self_certainty: mean over the tokens, where it was recorded, see :func:`~ppl_llm.evaluation.self_certainty.self_certainty`.
     :ivar str text: where it was recorded.
+    :ivar tuple step_tokens: length of each step, where they were recorded.
+    :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
     """
 
     answer: Answer
@@ -47,6 +49,8 @@ class Candidate:
     whole_log_odds: float | None = None
     self_certainty: float | None = None
     text: str | None = None
+    step_tokens: tuple[int, ...] | None = None
+    cut_steps: int = 0
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:

@@ -115,8 +115,10 @@ class PPLHarnessLM(TemplateLM):
             reward=None if isinstance(lm, str) or prm is not None else "none",
         )
         names.check()
-        if names.chosen_reward.kind == "none" and self.method.method.scored:
-            raise ValueError(f"method {method!r} needs a reward model, and none is given; give prm, or take method 'self-consistency'")
+        if names.chosen_reward.kind == "none" and self.method.method.needs_reward(self.method.model_options.get("power")):
+            raise ValueError(
+                f"method {method!r} needs a reward model, and none is given; give prm, or take method 'power-smc' or 'self-consistency'"
+            )
         self.names, self.vote_aggregation = names, names.vote_aggregation
         loaded = names.load() if isinstance(lm, str) or isinstance(prm, str) else None
         named_prm = loaded is not None and (prm is None or isinstance(prm, str))

@@ -83,6 +83,10 @@ class Accuracies:
         """Mean of a cost counter per problem; nan if no record has it."""
         return mean_over_problems(self.table(method, budget, lambda record: float(record["cost"].get(counter, math.nan))))
 
+    def without_answer(self, method: str, budget: int) -> float:
+        """Mean posterior probability of the candidates that give no answer; nan if no record has it."""
+        return mean_over_problems(self.table(method, budget, lambda record: float(record.get("no_answer", math.nan))))
+
     def saving(
         self, first: tuple[str, int], second: tuple[str, int], problems: Sequence[str] | None = None, counter: str = "tokens_sampled"
     ) -> Interval:

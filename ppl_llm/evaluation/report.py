@@ -20,12 +20,14 @@ from .tables import (
     offline_rows,
     ratio_rows,
     selection_rows,
+    step_rows,
     stopped_rows,
 )
 from .work import SHARED
 
 INTERVALS = "95 % Wilson intervals at the effective number of problems"
 DIFFERENCES = "95 % bootstrap intervals over problems, seeds averaged within each"
+STEPS = "Steps: mean (10 %, 50 % and 90 % quantile); the last column is the mean probability of the solutions that give no answer"
 RATIOS = "95 % bootstrap intervals over problems, or one-sided bounds where more than a few draws share no accuracy"
 
 STOPPED = (
@@ -46,6 +48,8 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     if results.samples:
         found.append((f"Votes recomputed from the independent samples, with {INTERVALS}", offline_rows(results)))
     found.append(("Cost", cost_rows(results)))
+    if len(steps := step_rows(results)) > 1:
+        found.append((STEPS, steps))
     if len(stopped := stopped_rows(results)) > 1:
         found.append((f"Budgets really used, {STOPPED}", stopped))
     return found
@@ -113,6 +117,8 @@ def accuracy_sections(results: Results) -> list[Section]:
     if len(stopped := stopped_rows(results)) > 1:
         costs.append(Table(f"Budgets really used, {STOPPED}.", stopped))
     found.append(Section("Cost", "", costs))
+    if len(steps := step_rows(results)) > 1:
+        found.append(Section("Steps", "", [Table(f"{STEPS}.", steps)]))
     if len(set(results.levels.values())) > 1:
         plot = Plot(
             "accuracy-by-level",

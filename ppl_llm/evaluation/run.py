@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..methods import get_method
+from ..methods import check_proposes, get_method
+from ..reward.choice import no_reward
 from ..tasks.base import Problem
 from .pool import Pool
 from .ray_pool import RayPool
@@ -82,12 +83,13 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
-    scored = [name for name in methods if get_method(name).method.scored]
-    if models.chosen_reward.kind == "none" and scored:
-        raise ValueError(
-            f"method {scored[0]!r} needs a reward, and the demo reward model knows nothing of other language models than demo: give prm, "
-            "or reward such as judge, confidence, self-certainty or verifier:FILE.py:function, or take the method self-consistency"
-        )
+    scored = [name for name in methods if (m := get_method(name)).method.needs_reward(m.model_options.get("power", models.power))]
+    if models.chosen_reward.kind == "none" and scored and models.constraint is None:
+        raise no_reward(f"method {scored[0]!r}")
+    if models.constraint is not None:
+        check_proposes(methods, "json_schema, regex and choices", "method ")
+    if not any(get_method(name).method.scored for name in methods):
+        models = models.without_reward()
     rank, world = _shard() if shard is None else shard
     parts = groups(problems, group_size)
     units = list(plan(len(parts), methods, budgets, seeds))[rank::world]

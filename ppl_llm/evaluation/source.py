@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..answers.equivalence import equivalence_named
+from ..constraints.base import Constraint
+from ..constraints.choice import constraint_of
 from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
+from ..programs.step_proposal import StepProposal
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
@@ -46,7 +49,11 @@ class Models:
     :param str chat_template: Jinja template in place of the tokenizer's.
     :param str prm_family: of a process reward model; recognised by its configuration by default.
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
+    :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
+    :param int bridge: steps along which it grows.
     :param bool keep_texts: record the text of each candidate.
+    :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
+        these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -73,6 +80,19 @@ class Models:
     prm_family: str | None = None
     answer_fallback: str | None = None
     keep_texts: bool = False
+    power: float = 1.0
+    bridge: int | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What solutions must be, all of what is given at once.
+
+        :raises ValueError: for what cannot be compiled, or where a package is missing.
+        """
+        return constraint_of(self.json_schema, self.regex, self.choices)
 
     @property
     def chosen_reward(self) -> RewardChoice:
@@ -105,12 +125,20 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
+        constraint = self.constraint
         return {
+            "proposals": None if constraint is None else StepProposal(constraint=constraint),
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,
             "keep_texts": self.keep_texts,
         }
+
+    def without_reward(self) -> Models:
+        """The same without its reward, for methods none of which asks it; scores of whole solutions are asked for by name."""
+        if self.answer_scores:
+            return self
+        return replace(self, prm=None, reward="none", calibration=None, prm_family=None)
 
     def load(self) -> ReasoningModel:
         """The Pyro program.
@@ -152,6 +180,9 @@ class Models:
         :raises ValueError: for options out of range, before a model is loaded.
         """
         self.equivalent()
+        constraint = self.constraint  # compiled here, so that a mistake is known before a model is loaded
+        if constraint is not None and is_address(self.lm):
+            raise ValueError("json_schema, regex and choices need the logits of a local language model; a server does not tell them")
         parse_dtype(self.dtype)
         self.chosen_reward.check()
         prm = self.named_prm
@@ -163,7 +194,9 @@ class Models:
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback")}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
+        if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
+            given["answer_fallback"] = "text"  # what was asked for is the answer
         return given | ({"stop": self._steps_end} if self.stop else {})
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .diagnostics import CALIBRATION_HEAD, Coverage, Selection, Stated, labelled, with_posterior
 from .intervals import Interval, mean_over_problems, proportion
 from .metrics import Accuracies
@@ -95,6 +97,28 @@ def cost_rows(results: Results) -> Rows:
         name = labelled(method, results.evaluated((method, budget)))
         rows.append([name, str(budget), *(_number(results.mean_cost(method, budget, name)) for name in counters)])
     return rows
+
+
+def step_rows(results: Results) -> Rows:
+    """How solutions fall into steps: of each method with recorded candidates at its largest budget, over solutions that have a step."""
+    rows = [["steps, budget", "solutions", "steps per solution", "tokens per step", "cut by max_tokens", "without an answer"]]
+    for method in results.methods:
+        budget = results.budgets(method)[-1]
+        given = [c for record in results.by_key[method, budget].values() for c in record.get("candidates", ())]
+        solutions = [c for c in given if c.get("steps")]
+        if not solutions:
+            continue
+        lengths = [length for c in solutions for length in c["steps"]]
+        cut = sum(c["cut_steps"] for c in solutions) / len(lengths)
+        share = results.without_answer(method, budget)
+        cells = [str(len(given)), _spread([len(c["steps"]) for c in solutions]), _spread(lengths), f"{cut:.1%}"]
+        rows.append([f"{method}, {budget}", *cells, "" if math.isnan(share) else f"{share:.3f}"])
+    return rows
+
+
+def _spread(values: list[int]) -> str:
+    low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return f"{np.mean(values):.1f} ({low:.0f}, {middle:.0f}, {high:.0f}; at most {max(values)})"
 
 
 def stopped_rows(results: Results) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from ..context import Context
 from ..inference import ParticlePosterior
 from ..programs.models import ReasoningModel
 from ..reward.base import scored_steps, step_scores
+from ..stop_reason import StopReason
 from .aggregators import Candidate, best_of_n, majority, posterior_majority, weighted_majority
 
 _CERTAIN = 1e9
@@ -50,6 +52,8 @@ def candidates(
     whole = model.prm.whole_log_odds(context).tolist() if answer_scores else [None] * len(weights)  # type: ignore[union-attr]
     real = None if model.prm is None else scored_steps(model.prm, context).cpu()
     tokens = (context.lengths - context.prompt_lengths).tolist()
+    step_tokens, taken = (context.ends - context.step_starts).tolist(), (context.reasons != StopReason.FINISHED).tolist()
+    cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
     done = context.done.tolist()
     known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
     log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
@@ -64,6 +68,8 @@ def candidates(
             text=text,
             path=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
             whole_log_odds=whole[n],
+            step_tokens=tuple(itertools.compress(step_tokens[n], taken[n])),
+            cut_steps=cut[n],
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
@@ -91,6 +97,7 @@ def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
         "tokens": candidate.tokens,
         "finished": candidate.finished,
         "path": candidate.path,
+        **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
         **({"text": candidate.text} if keep_text else {}),
         **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
@@ -117,6 +124,8 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         whole_log_odds=record.get("whole_log_odds"),
         self_certainty=record.get("self_certainty"),
         text=record.get("text"),
+        step_tokens=tuple(record["steps"]) if "steps" in record else None,
+        cut_steps=record.get("cut_steps", 0),
     )
 
 

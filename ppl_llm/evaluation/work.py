@@ -86,6 +86,7 @@ def execute(
     equivalent: Callable[[Hashable, Hashable], bool] = operator.eq,
     answer_scores: bool = False,
     keep_texts: bool = False,
+    proposals: Any = None,
 ) -> list[dict[str, Any]]:
     """The records of a unit.
 
@@ -93,7 +94,8 @@ def execute(
     :param str aggregation: score of a solution from those of its steps, for votes by score.
     :param equivalent: when two answers are the same.
     :param bool answer_scores: of the independent samples, record the reward model's score of each whole solution as well.
-    :param bool keep_texts: record the text of each candidate.
+    :param bool keep_texts: record the text of the problem and of each candidate.
+    :param proposals: of the steps.
     """
     pyro.set_rng_seed(unit.rng_seed)
     # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
@@ -104,7 +106,7 @@ def execute(
     methods = [get_method(name) for name in unit.methods]
     model = methods[0].adapted(model)
     aggregation = methods[0].aggregation(model, aggregation)
-    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent)
+    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
     seconds = time.perf_counter() - began
     scored = answer_scores and SHARED in unit.methods
     pools = [pooled(candidates(model, posterior, i, scored), problem.answer, equivalent) for i, problem in enumerate(problems)]
@@ -129,6 +131,8 @@ def execute(
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     record["candidates"] = [as_record(c, keep_texts) for c in part]
+                    if keep_texts:
+                        record["text"] = problem.text
                 records.append(record)
     return records
 
@@ -158,6 +162,7 @@ def _record(
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
         "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},
+        "no_answer": round(sum(c.weight for c in part if c.answer is None) / (total or 1.0), 6),
         **({"dead": True} if total == 0 else {}),  # no candidate satisfies what is observed
         "right_samples": sum(problem.is_right(c.answer) for c in part),
         "num_samples": len(part),

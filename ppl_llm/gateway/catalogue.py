@@ -52,7 +52,7 @@ class Catalogue:
         """The model, and methods at a few budgets."""
         found = [self.name]
         for method in SOLVING.values():
-            if method.scored and not self._scored:
+            if method.needs_reward() and not self._scored:
                 continue
             if method.budget is None:
                 found.append(f"{self.name}:{method.name}")
@@ -129,7 +129,7 @@ class Catalogue:
         """
         :raises ApiError: for a method that needs a reward where there is none, or for too many solutions side by side.
         """
-        if choice.method.scored and not self._scored:
+        if choice.method.needs_reward(choice.model_options.get("power")) and not self._scored:
             raise ApiError(400, f"method {choice.method.name} needs a reward model, and this server has none", param="model")
         sizes = {o.name: choice.options.get(o.name, o.default) for o in choice.method.options if o.side_by_side}
         total = 1

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from ..context import Context, before_any
+from ..context import Context
+from ..finishing import before_any
 
 _REPLACEMENT = "\ufffd"
 """What stands for the bytes of a character that is not complete."""

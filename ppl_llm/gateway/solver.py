@@ -165,9 +165,11 @@ class Solver:
 
         proposals = None
         if asked.constraint is not None:
+            from ..methods.base import at_power
             from ..programs.step_proposal import StepProposal
 
-            proposals = StepProposal(constraint=asked.constraint)
+            cool = at_power(model)
+            proposals = StepProposal(constraint=asked.constraint, temperature=None if cool is None else cool.temperature)
         return asked.choice.method.start(
             model, asked.choice.options, Call(callback, proposals=proposals, equivalent=self.served.equivalent)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,12 @@ class CacheEngine:
         self.pool = KVCachePool(lambda: KVCache(num_layers, max_length, device), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
         self._watch = SpinWatch() if device.type == "cpu" else None
+
+    def giving(self, forward: Forward) -> CacheEngine:
+        """The same KV caches of the same model, with other outputs."""
+        other = copy.copy(self)
+        other.forward = forward
+        return other
 
     def run(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, shared: int = 0) -> Tensor:
         """One forward pass over tokens ``[A, q]`` that ``cache.place`` has made room for: outputs ``[A, keep, V]``.

@@ -88,7 +88,7 @@ def look_up(
     :param Tensor indices: ``[A]`` the flat index of each sequence in the batch of the context.
     :param Tensor tokens: ``[A, L]`` padded with ``PAD``, no wider than the longest.
     :param Tensor lengths: ``[A]``.
-    :param Tensor known: ``[A]`` less than ``lengths``: outputs are wanted from there on.
+    :param Tensor known: ``[A]`` at most ``lengths``: outputs are wanted from there on, none where it is ``lengths``.
     :param Tensor prompt_lengths: ``[A]`` length of the part (the prompt) that many sequences may share.
     :param int num_rows: rows that the caller needs in the end.
     """
@@ -101,11 +101,12 @@ def look_up(
     engine.reserve(cache, max(len(distinct), num_rows), tokens.shape[1])
     hint = torch.full_like(first, -1) if hints is None else hints[first]
     hint = torch.where(hint < cache.num_rows, hint, -1)
-    known = known[first]
+    # Of equal sequences the one that wants most decides.
+    known = known.new_full((len(distinct),), tokens.shape[1] + 1).scatter_reduce(0, group, known, "amin")
     held = torch.where(hint < 0, 0, cache.common_prefix(hint.clamp(min=0), distinct))
     # On the host from here on, which would otherwise wait for the device at each of the decisions that follow.
     hint, held, known, prompt_length = torch.stack([hint, held, known, torch.minimum(prompt_lengths[first], known)]).cpu()
-    _search(cache, hint, held, distinct, prompt_length)
+    _search(cache, hint, held, distinct, known)
     held = torch.minimum(held, known)
     _borrow_prompts(engine, cache, hint, held, distinct, prompt_length)
     _share_prompts(engine, cache, hint, held, distinct, prompt_length)
@@ -115,12 +116,12 @@ def look_up(
     return CacheLookup(engine, cache, distinct[by_row], lengths[first][by_row], held, row_of=row[group], repeated=first[group] != order)
 
 
-def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_lengths: Tensor) -> None:
-    """Look through all rows for sequences that were not found with their prompt where the hint says.
+def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, known: Tensor) -> None:
+    """Look through all rows for sequences that the hinted row does not hold as far as they may be reused.
 
     :param Tensor hint: ``[U]`` the row that each sequence is found in, negative for none, and how much of it there, ``held``; improved.
     """
-    lost = (held < prompt_lengths).nonzero()[:, 0]
+    lost = (held < known).nonzero()[:, 0]
     if len(lost) == 0:
         return
     rows = torch.arange(cache.num_rows, device=tokens.device)

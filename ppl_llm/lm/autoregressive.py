@@ -17,8 +17,9 @@ from ..kv_cache.memory_limit import BatchLimit
 from .base import ConstrainedSample, StepOptions, StepSample
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
-from .decoding.sampling import chosen_log_probs, warp
+from .decoding.sampling import warp
 from .stopping import StopAutomaton
+from .token_figures import TokenFigure, entropies_of, keep, log_probs_of, wanted
 
 
 class AutoregressiveLM(ABC):
@@ -70,11 +71,16 @@ class AutoregressiveLM(ABC):
         """What constraints are told of the tokens."""
         return Vocabulary(self._token_bytes(), tuple(self.eos_ids.tolist()), self.device)
 
-    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
+    def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions, *, uniforms: Tensor | None = None) -> StepSample:
+        """See :class:`~ppl_llm.lm.base.LanguageModel`.
+
+        :param Tensor uniforms: ``[*batch_shape, max_tokens]`` float64, from which the tokens follow; by default they are drawn. Not with a
+            constraint.
+        """
         if options.constraint is not None:
             tokens, log_probs, _ = self.sample_constrained(context, batch_shape, options)
             return StepSample(tokens, None if options.constraint.asks else log_probs)
-        task = self._sample(context, batch_shape, options, self._sampler.sample)
+        task = self._sample(context, batch_shape, options, self._sampler.sample, uniforms, wanted(context, self))
         return StepSample(task.tokens.view(*batch_shape, -1), task.log_probs.to(torch.get_default_dtype()).view(batch_shape))
 
     def sample_constrained(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> ConstrainedSample:
@@ -96,28 +102,41 @@ class AutoregressiveLM(ABC):
         return ConstrainedSample(task.tokens.view(*batch_shape, -1), task.log_probs.view(batch_shape), log_masses.view(batch_shape))
 
     @torch.no_grad()
-    def _sample(self, context: Context, batch_shape: torch.Size, options: StepOptions, sample: Callable[[StepTask], None]) -> StepTask:
-        """A task that ``sample`` has filled in, in batches that fit into memory."""
+    def _sample(
+        self,
+        context: Context,
+        batch_shape: torch.Size,
+        options: StepOptions,
+        sample: Callable[[StepTask], None],
+        uniforms: Tensor | None = None,
+        figures: tuple[TokenFigure, ...] = (),
+    ) -> StepTask:
+        """A task that ``sample`` has filled in, in batches that fit into memory. The context keeps the sums of figures."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         active = (~context.done).flatten().nonzero()[:, 0]
+        automaton = self.stop_automaton(options.stop)
         task = StepTask(
             context=context,
             active=active,
             options=options,
-            automaton=self.stop_automaton(options.stop),
+            automaton=automaton,
+            watch=automaton.start(context).flatten(),
             eos_ids=self.eos_ids,
             room=(context.limit - context.lengths).flatten().clamp(max=width),
             # One uniform per sequence and token, drawn before any sequence drops out: its tokens do not depend on the others' lengths.
-            uniforms=torch.rand(total, width, dtype=torch.float64, device=device),
+            uniforms=torch.rand(total, width, dtype=torch.float64, device=device) if uniforms is None else uniforms.reshape(total, width),
             tokens=torch.full((total, width), PAD, device=device),
             log_probs=torch.zeros(total, dtype=torch.float64, device=device),
+            figures=figures,
+            sums=torch.zeros(total, len(figures), dtype=torch.float64, device=device),
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
                 some = active[batch]
-                task.tokens[some], task.log_probs[some] = PAD, 0.0
+                task.tokens[some], task.log_probs[some], task.sums[some] = PAD, 0.0, 0.0
                 sample(task._replace(active=some))
+        keep(context, self, figures, task.tokens.view(*batch_shape, -1), task.sums.view(*batch_shape, -1))
         original.cache_entries.update(context.cache_entries)
         count(tokens_sampled=int((task.tokens != PAD).sum()))
         return task
@@ -127,7 +146,7 @@ class AutoregressiveLM(ABC):
             return self._restricted_log_prob(context, tokens, options)
 
         def chosen(logits: Tensor, given: Tensor) -> Tensor:
-            return chosen_log_probs(logits, given.clamp(min=0))
+            return log_probs_of(logits, given.clamp(min=0))
 
         return self._over_step(context, tokens, options, chosen, -torch.inf)
 
@@ -140,7 +159,7 @@ class AutoregressiveLM(ABC):
             raise ValueError("step_entropy knows no constraint; take the entropy of the unrestricted model, constraint=None")
 
         def entropy(logits: Tensor, given: Tensor) -> Tensor:
-            return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
+            return entropies_of(logits)
 
         return self._over_step(context, tokens, options, entropy, torch.nan)
 
@@ -221,7 +240,7 @@ class AutoregressiveLM(ABC):
             raise ValueError(f"a step has {options.max_tokens} token places (max_tokens), got a value with {steps.shape[-1]}")
         automaton = self.stop_automaton(options.stop)
         room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
-        state = torch.zeros(steps.shape[0], dtype=torch.int32, device=steps.device)
+        state = automaton.start(context).flatten()
         open_ = torch.ones(steps.shape[0], dtype=torch.bool, device=steps.device)
         valid, short = open_.clone(), ~open_
         for k, token in enumerate(steps.unbind(-1)):

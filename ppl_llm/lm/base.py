@@ -13,6 +13,8 @@ from ..context import DEFAULT_STOP, Context
 from ..context_lm import ContextLM
 from ..inference.util.checked import check_fields, describe
 from ..inference.util.validation import check_count, check_optional_count
+from .markdown import MARKDOWN
+from .stop_pattern import StopPattern, position_pattern
 from .stopping import StopAutomaton
 
 
@@ -20,8 +22,9 @@ from .stopping import StopAutomaton
 class StepOptions:
     """How one step is sampled.
 
-    :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``; ``()`` for none, so that every step
-        takes ``max_tokens``, unless the text or the model's context ends before.
+    :param stop: delimiter string(s) that end a step and belong to it, e.g. ``("\\n\\n", "</think>")``, or
+        :class:`~ppl_llm.StopPattern`; ``markdown`` for blank lines outside of code fences and display mathematics; ``()`` for none, so that
+        every step takes ``max_tokens``, unless the text or the model's context ends before.
     :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
     :param float temperature: divides the logits.
     :param float top_p: nucleus mass kept, after ``top_k``.
@@ -58,16 +61,31 @@ class StepOptions:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     @property
+    def stop_strings(self) -> list[str]:
+        """The delimiters that are strings, which a server can look for."""
+        return [stop for stop in self.stops if stop != MARKDOWN and not isinstance(stop, StopPattern)]
+
+    @property
     def plain(self) -> bool:
         """Whether steps are drawn from the model itself: temperature 1, every token kept, no constraint."""
         return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None and self.constraint is None
 
 
-def step_limits(stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: int | None) -> tuple[str | tuple[str, ...], int]:
-    """``stop`` and ``max_tokens``, or those of steps of a fixed number of tokens, which no delimiter ends.
+def step_limits(
+    stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: int | None, every: str | None = None
+) -> tuple[str | tuple[str, ...], int]:
+    """``stop`` and ``max_tokens``, or those of steps of a fixed number of tokens, which no delimiter ends, or of steps from position to
+    position of a text.
 
-    :raises ValueError: if ``tokens_per_step`` is out of range.
+    :param str every: ``token``, ``word``, ``line`` or a regular expression.
+    :raises ValueError: if ``tokens_per_step`` is out of range, ``every`` is no pattern, or more than one of them says where steps end.
     """
+    if every is not None:
+        if tokens_per_step is not None or stop != DEFAULT_STOP:
+            raise ValueError(f"every={every!r} says where steps end; leave out stop and tokens_per_step")
+        if every != "token":
+            return StopPattern(position_pattern(every)), max_tokens
+        tokens_per_step = 1
     if tokens_per_step is None:
         return stop, max_tokens
     check_count("tokens_per_step", tokens_per_step)
@@ -154,3 +172,31 @@ def constrainable(lm: Any) -> ConstrainableLM:
             "takes the logits of a TransformersLM or a TabularLM"
         )
     return cast(ConstrainableLM, lm)
+
+
+class HiddenStatesLM(LanguageModel, Protocol):
+    """A language model that gives the hidden states of its network.
+
+    :ivar int hidden_size: numbers in a state.
+    :ivar str identity: tells its network from others, wherever it was loaded from.
+    """
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def hidden_states(self, context: Context, positions: Tensor) -> Tensor:
+        """States ``[*batch_shape, K, H]`` at positions ``[*batch_shape, K]``, see :meth:`ppl_llm.TransformersLM.hidden_states`."""
+        ...
+
+
+def with_hidden_states(lm: Any, user: str) -> HiddenStatesLM:
+    """
+    :param str user: who needs them, for the message.
+    :raises ValueError: for a language model that gives none.
+    """
+    if not hasattr(lm, "identity"):
+        raise ValueError(f"{type(lm).__name__} gives no hidden states, and {user} reads them: it needs a local network, a TransformersLM")
+    return cast(HiddenStatesLM, lm)

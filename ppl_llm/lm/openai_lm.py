@@ -24,6 +24,8 @@ from .base import StepOptions, StepSample
 from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
 from .prompts import PromptBuilder
 from .stopping import StopAutomaton, step_lengths, token_bytes
+from .structured_outputs import SERVERS, structured_fields
+from .token_figures import TokenFigure, keep, wanted
 
 _SEEDS = 2**31
 _OWN_FIELDS = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "echo", "logprobs", "stream"}
@@ -61,6 +63,9 @@ class OpenAILM:
     :param eos_ids: tokens that end the text, beside those of the tokenizer and its model's configuration.
     :param bool server_stop: ``False`` does not send stop strings to a server in text mode.
     :param dict extra_body: further fields of every request for steps.
+    :param str structured_outputs: ``vllm`` or ``sglang``, whose requests can carry a constraint: ``LLMStep(constraint=...)`` with
+        ``JsonSchema``, ``Regex`` and ``Choices`` works then. It means the renormalised model, as a server tells no masses; their
+        log-probabilities are unknown.
     :param device: of the tensors of contexts.
     :param client: keywords for :class:`~ppl_llm.remote.client.ServerClient`: ``api_key_env``, ``timeout``, ``max_attempts``, ``backoff``,
         ``concurrency``, ``transport``.
@@ -85,11 +90,13 @@ class OpenAILM:
         eos_ids: Sequence[int] = (),
         server_stop: bool = True,
         extra_body: Mapping[str, Any] | None = None,
+        structured_outputs: str | None = None,
         device: torch.device | str = "cpu",
         api_key_env: str = DEFAULT_VARIABLE,
         **client: Any,
     ) -> None:
-        for name, value, known in (("mode", mode, ("token_ids", "text")), ("log_probs", log_probs, ("raw", "processed", "none"))):
+        choices = (("mode", mode, ("token_ids", "text")), ("log_probs", log_probs, ("raw", "processed", "none")))
+        for name, value, known in (*choices, ("structured_outputs", structured_outputs or "vllm", SERVERS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         check_optional_count("max_length", max_length)
@@ -104,7 +111,7 @@ class OpenAILM:
         self.seeded, self.log_probs = seeded, log_probs if mode == "token_ids" else "none"
         self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template)
         self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
-        self.extra_body = dict(extra_body or {})
+        self.extra_body, self.structured_outputs = dict(extra_body or {}), structured_outputs
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
             raise ValueError(f"extra_body must not set {', '.join(clash)}: OpenAILM and the options of a step do")
         self._key = CacheKey(f"lm on a server {self.model}")
@@ -144,9 +151,11 @@ class OpenAILM:
 
     @torch.no_grad()
     def sample_step(self, context: Context, batch_shape: torch.Size, options: StepOptions) -> StepSample:
-        """Draw one step for each sequence that is not done, all at once. Fails if the server does, or ends steps where it should not."""
-        _refuse_constraint(options)
-        context = context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
+        """Draw one step for each sequence that is not done, all at once. Fails if the server does, or ends steps where it should not.
+
+        :raises ValueError: for a constraint that the server does not keep to.
+        """
+        original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width = context.lengths.numel(), options.max_tokens
         seeds = self._seeds(total)
         room = (context.limit - context.lengths).flatten().clamp(max=width)
@@ -155,24 +164,36 @@ class OpenAILM:
         log_probs: Tensor | None = torch.zeros(total, device=self.device)
         if len(active):
             prompts = [self.mode.prompt(ids) for ids in _sequences(context, active)]
-            choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options)
-            drawn, each = self._steps(choices, room[active], active, options)
+            fields = {} if options.constraint is None else structured_fields(self.structured_outputs, options.constraint, context, active)
+            choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options, fields)
+            watch = self.stop_automaton(options.stop).start(context).flatten()[active]
+            drawn, each = self._steps(choices, watch, room[active], active, options)
             tokens[active, : drawn.shape[1]] = drawn
             log_probs = None if each is None or log_probs is None else log_probs.index_copy(0, active, each)
         count(tokens_sampled=int((tokens != PAD).sum()))
-        return StepSample(tokens.view(*context.batch_shape, width), None if log_probs is None else log_probs.view(context.batch_shape))
+        step, shape = tokens.view(*context.batch_shape, width), context.batch_shape
+        if log_probs is None:
+            return StepSample(step, None)
+        figures = tuple(figure for figure in wanted(context, self) if options.plain and figure == TokenFigure("log_prob"))
+        keep(context, self, figures, step, log_probs.double().view(*shape, 1).expand(*shape, len(figures)))
+        original.cache_entries.update(context.cache_entries)
+        return StepSample(step, log_probs.view(shape))
 
     def _seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
 
-    def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions) -> list[Choice]:
-        """What the server writes after each prompt."""
+    def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions, fields: dict[str, Any]) -> list[Choice]:
+        """What the server writes after each prompt.
+
+        :param dict fields: of a constraint.
+        """
         shared = {
             "model": self.model,
             "temperature": options.temperature,
             "top_p": options.top_p,
-            **self.mode.fields(options.stops, options.top_k, self.log_probs != "none", self._special_ids),
+            **self.mode.fields(options.stop_strings, options.top_k, self.log_probs != "none", self._special_ids),
             **self.extra_body,
+            **fields,
         }
         if self.seeded:
             groups = [[i] for i in range(len(prompts))]
@@ -193,22 +214,24 @@ class OpenAILM:
             found.update(zip(group, completion.choices, strict=True))
         return [choice for _, choice in sorted(found.items())]
 
-    def _steps(self, choices: list[Choice], room: Tensor, active: Tensor, options: StepOptions) -> tuple[Tensor, Tensor | None]:
+    def _steps(
+        self, choices: list[Choice], watch: Tensor, room: Tensor, active: Tensor, options: StepOptions
+    ) -> tuple[Tensor, Tensor | None]:
         """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""
-        written = [self.mode.tokens(choice, options.stops)[: options.max_tokens] for choice in choices]
+        written = [self.mode.tokens(choice, options.stop_strings)[: options.max_tokens] for choice in choices]
         tokens = torch.tensor([ids + [PAD] * (options.max_tokens - len(ids)) for ids in written], device=self.device)
         if bool((tokens >= self.vocab_size).any()):
             raise ValueError(
                 f"the server returned token id {int(tokens.max())}, the tokenizer here knows {self.vocab_size}: is it the model's?"
             )
-        lengths, over = step_lengths(tokens, self.stop_automaton(options.stop), self.eos_ids, room)
+        lengths, over = step_lengths(tokens, self.stop_automaton(options.stop), watch, self.eos_ids, room)
         for k in (~over).nonzero()[:, 0].tolist():
             if isinstance(self.mode, TokenMode) or choices[k].finish_reason != "length" or not written[k]:
                 raise ValueError(choices[k].complaint(int(active[k]), self.decode(written[k]), int(room[k])))
         if overrun := int((tokens != PAD).sum() - lengths.sum()):
             count(lm_tokens_past_the_end=overrun)
         tokens = torch.where(torch.arange(options.max_tokens, device=self.device) < lengths[:, None], tokens, PAD)
-        if self.log_probs == "none" or (self.log_probs == "raw" and not options.plain):
+        if self.log_probs == "none" or options.constraint is not None or (self.log_probs == "raw" and not options.plain):
             return tokens, None
         sums = [sum_known(choice.log_probs, n) for choice, n in zip(choices, lengths.tolist(), strict=True)]
         return tokens, None if None in sums else torch.tensor(sums, device=self.device)
@@ -228,7 +251,8 @@ class OpenAILM:
         counts = (steps != PAD).sum(-1)
         room = (context.limit - context.lengths).flatten().clamp(max=options.max_tokens)
         known = torch.where((steps >= 0) & (steps < self.vocab_size), steps, PAD)
-        lengths, over = step_lengths(known, self.stop_automaton(options.stop), self.eos_ids, room)
+        automaton = self.stop_automaton(options.stop)
+        lengths, over = step_lengths(known, automaton, automaton.start(context).flatten(), self.eos_ids, room)
         done = context.done.flatten()
         allowed = torch.where(done, counts == 0, over & (lengths == counts))
         log_probs = torch.where(allowed, 0.0, -torch.inf)
@@ -258,6 +282,6 @@ def _refuse_constraint(options: StepOptions) -> None:
     """:raises ValueError: if there is one."""
     if options.constraint is not None:
         raise ValueError(
-            f"a server does not tell which part of its mass a constraint allows, got constraint={options.constraint!r}; "
-            "load the model as a TransformersLM"
+            f"a server does not tell which part of its mass a constraint allows, so steps under constraint={options.constraint!r} have no "
+            "log-probability here; load the model as a TransformersLM"
         )

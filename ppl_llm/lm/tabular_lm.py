@@ -67,7 +67,8 @@ class TabularLM(AutoregressiveLM):
         stops_short = options.constraint is not None  # where nothing may follow
         rooms = set((context.limit - context.lengths).clamp(max=width).flatten().tolist())
         rows = [[PAD] * width] if stops_short or bool(context.done.any()) else []
-        pending: list[tuple[list[int], int]] = [([], 0)] if not bool(context.done.all()) else []
+        starts = automaton.start(context)[~context.done].unique().tolist()
+        pending: list[tuple[list[int], int]] = [([], start) for start in starts]
         while pending:
             tokens, state = pending.pop()
             for token in range(self.vocab_size):
@@ -81,7 +82,7 @@ class TabularLM(AutoregressiveLM):
                 if stops_short:
                     rows.append(grown + [PAD] * (width - len(grown)))
                 pending.append((grown, after))
-        values = torch.tensor(rows, device=self.device)
+        values = torch.tensor(rows if len(starts) < 2 else list(map(list, dict.fromkeys(map(tuple, rows)))), device=self.device)
         possible = self.step_log_prob(context, values.view(-1, *(1,) * len(context.batch_shape), width), options) > -torch.inf
         return values[possible.flatten(1).any(1) if context.batch_shape else possible]
 

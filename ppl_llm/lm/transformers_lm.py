@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ..context import Context
 from ..context_cache import CacheKey
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count, check_optional_count
 from ..kv_cache.engine import CacheEngine
+from ..kv_cache.hidden import HiddenForward
 from ..kv_cache.joint_pass import JointPass
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..kv_cache.support import cache_engine, context_limit, eos_ids, execution_device, lies_on
 from .autoregressive import AutoregressiveLM
 from .decoding.cached_decoder import CachedLogits
 from .decoding.cuda_graphs import CudaCapture
-from .decoding.decoder import LogitsSource, Sampler
+from .decoding.decoder import LogitsSource, Sampler, StatesSource
 from .decoding.device_batch import DeviceSampler
 from .decoding.device_loop import DeviceLoop
 from .decoding.joint_sampler import JointSampler
@@ -31,6 +35,9 @@ from .prompts import PromptBuilder
 from .stopping import token_bytes
 
 _log = logging.getLogger(__name__)
+
+_SAMPLES = 64
+"""Weights of a parameter that the identity of a network looks at."""
 
 
 class TransformersLM(AutoregressiveLM):
@@ -94,7 +101,7 @@ class TransformersLM(AutoregressiveLM):
                 )
             source = sampler = self._uncached()
         else:
-            source = CachedLogits(self._cache_engine, self._key, vocab_size)
+            source = CachedLogits(self._cache_engine, self._key, vocab_size, HiddenForward(model, max_length, device))
             wanted = graphs if device_loop is None else device_loop
             loop = DeviceLoop(self._cache_engine, ends, CudaCapture(device) if graphs else None) if wanted else None
             sampler = self._cached_sampler(source, loop)
@@ -192,6 +199,47 @@ class TransformersLM(AutoregressiveLM):
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a hidden state."""
+        return cast(StatesSource, self._source).hidden.size
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells the network from others, wherever it was loaded from: a hash of samples of all of its weights, as bfloat16 has them."""
+        digest = hashlib.blake2b(type(self.model).__name__.encode(), digest_size=8)
+        for name, weight in self.model.named_parameters():
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            if weight.device.type != "meta":
+                flat = weight.detach().flatten()
+                digest.update(flat[:: max(1, len(flat) // _SAMPLES)].to(torch.bfloat16).float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def hidden_states(self, context: Context, positions: Tensor) -> Tensor:
+        """Hidden states after the network's last layer, from which its head makes the next token's logits.
+
+        Keys and values of earlier tokens are those that the steps were sampled with: for the last token of each sequence this is a pass
+        over one token each, which the next step need not run again.
+
+        :param Tensor positions: ``[*batch_shape, K]`` of tokens; negative where no state is wanted.
+        :returns: ``[*batch_shape, K, H]`` float32; 0 where none is wanted.
+        :raises ValueError: for a position behind the end of a sequence.
+        """
+        source, size = cast(StatesSource, self._source), self.hidden_size
+        total, width = context.lengths.numel(), positions.shape[-1]
+        flat = positions.to(self.device).expand(*context.batch_shape, width).reshape(total, width)
+        if bool((flat >= context.lengths.reshape(-1, 1)).any()):
+            raise ValueError(
+                f"position {int(flat.max())} is behind the end of a sequence; the longest has {int(context.lengths.max())} tokens"
+            )
+        found = torch.zeros(total, width, size, device=self.device)
+        active = (flat >= 0).any(-1).nonzero()[:, 0]
+        for attempt in self._at_once.in_batches(len(active), self._source.release):
+            with attempt as batch:
+                found[active[batch]] = source.hidden_states(context, active[batch], flat[active[batch]])
+        return torch.where(flat[..., None] >= 0, found, 0.0).view(*context.batch_shape, width, size)
 
     def release_caches(self) -> None:
         """Free the memory of all keys and values; contexts stay valid. What was too much for the memory before is tried again."""

@@ -85,6 +85,8 @@ class Method:
     :ivar bool scored: whether it asks a reward; one that does not needs none.
     :ivar bool settles: whether every solution at the end continues one of those that its callback sees after each step. What all of
         these begin with is settled then: whatever is chosen begins with it.
+    :ivar float power: of the target, where none is given; a method with a power asks the reward that there is, and needs none.
+    :ivar bool tempers: whether it can draw solutions at the temperature that fits a power.
     """
 
     name: str
@@ -97,6 +99,15 @@ class Method:
     proposes: bool = False
     scored: bool = True
     settles: bool = False
+    power: float = 1.0
+    tempers: bool = False
+
+    def needs_reward(self, power: float | None = None) -> bool:
+        """Whether it can do nothing without a reward.
+
+        :param float power: of the model, where one was given.
+        """
+        return self.scored and self.power == 1 and power in (None, 1)
 
     @property
     def votes_by_weight(self) -> bool:
@@ -119,8 +130,8 @@ class Method:
         return "batch" if given.get("until") is not None else self.unit
 
     def settles_under(self, given: Options) -> bool:
-        """Whether it :attr:`settles` with these options: a later batch begins new solutions."""
-        return self.settles and self.unit_under(given) == "step"
+        """Whether it :attr:`settles` with these options. A later batch begins new solutions, and moves rewrite the ends of old ones."""
+        return self.settles and self.unit_under(given) == "step" and not given.get("moves")
 
     def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
         """The algorithm around a model, ready to run.
@@ -137,7 +148,24 @@ class Method:
                 f"{'--until' if in_batches else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
                 f"--method {'self-consistency' if in_batches else 'smc'}"
             )
-        return self.build(library(self.algorithm), model, self.settled(model, given), call or Call())
+        call = call or Call()
+        if self.tempers and call.proposals is None:
+            call = call._replace(proposals=at_power(model))
+        return self.build(library(self.algorithm), model, self.settled(model, given), call)
+
+
+def at_power(model: ReasoningModel) -> Any:
+    """Proposals that fit a power target: steps at the temperature divided by the power.
+
+    ``None`` for a model without a power, and for one that is truncated (``top_p``, ``top_k``): what a lower temperature finds probable may
+    lie outside of it, and the model's own steps are exact as well.
+    """
+    o = model.options
+    if model.power == 1 or o.top_p < 1 or o.top_k is not None:
+        return None
+    from ..programs.step_proposal import StepProposal
+
+    return StepProposal(temperature=o.temperature / model.power)
 
 
 def library(name: str) -> Any:

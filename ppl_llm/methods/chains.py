@@ -6,12 +6,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run, chain, moves, scheme
+from .filters import MOVES_COST
 from .options import (
     ANCESTOR_SAMPLING,
     BETAS,
     ESS_THRESHOLD,
     ITERATIONS,
     KERNEL,
+    MOVES,
     PARTICLES,
     PILOT,
     REFERENCES,
@@ -29,8 +31,8 @@ MOVE_COST = {"suffix-mh": Fraction(1, 2), "particle-gibbs": Fraction(3)}
 """Complete solutions that a move of a kernel writes: half a solution on average, and three particles besides the reference."""
 
 
-def _nesting(call: Call) -> dict[str, int]:
-    return {"max_plate_nesting": call.max_plate_nesting}
+def _nesting(call: Call) -> dict[str, Any]:
+    return {"max_plate_nesting": call.max_plate_nesting} | ({} if call.proposals is None else {"proposals": call.proposals})
 
 
 def _particle_gibbs(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
@@ -44,6 +46,10 @@ def _pimh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 def _suffix_mh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     return chain(kernel(model, **_nesting(call)), o, call)
+
+
+def _power_mh(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    return chain(kernel(model, moves=o["moves"], **_nesting(call)), o, call)
 
 
 def _prefix_walk(kernel: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
@@ -96,6 +102,7 @@ PARTICLE_GIBBS = Method(
         extra=(SWEEPS,),
         defaults={"resampler": "multinomial", "ess_threshold": 0.5},
     ),
+    tempers=True,
 )
 
 PIMH = Method(
@@ -113,6 +120,7 @@ PIMH = Method(
         free=("resampler", "ess_threshold"),
         extra=(SWEEPS,),
     ),
+    tempers=True,
 )
 
 SUFFIX_MH = Method(
@@ -128,6 +136,25 @@ SUFFIX_MH = Method(
         lambda budget, o: _after_warmup(2 * (budget - 1)),
         lambda o: 2,
     ),
+    tempers=True,
+)
+
+POWER_MH = Method(
+    "power-mh",
+    "BlockMH",
+    "chain for p(solution)^4 that rewrites ends of solutions, grown step by step with moves; needs no scores",
+    (MOVES.by_default(1), ITERATIONS.by_default(40), WARMUP.by_default(10)),
+    _power_mh,
+    "iteration",
+    Budget(
+        "2 (B - 1 - 5/4 moves) iterations of half a solution each, a quarter of them warm-up",
+        "posterior",
+        lambda budget, o: _after_warmup(int(2 * (budget - 1 - MOVES_COST * o["moves"]))),
+        lambda o: int(-(-(Fraction(3, 2) + MOVES_COST * o["moves"]) // 1)),
+        free=("moves",),
+    ),
+    power=4.0,
+    tempers=True,
 )
 
 PREFIX_WALK = Method(
@@ -162,4 +189,4 @@ PARALLEL_TEMPERING = Method(
     ),
 )
 
-FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, PREFIX_WALK, PARALLEL_TEMPERING)
+FAMILY = (PARTICLE_GIBBS, PIMH, SUFFIX_MH, POWER_MH, PREFIX_WALK, PARALLEL_TEMPERING)

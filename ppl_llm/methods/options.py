@@ -7,6 +7,7 @@ from typing import Any
 
 PRESET_NAMES = ("exact", "twisted", "as_paper", "its_hub", "entropic")
 RESAMPLER_NAMES = ("systematic", "stratified", "residual", "ssp", "multinomial")
+VALUES = ("prefix", "rollout")
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {"suffix-mh": ("SuffixMH", {}), "particle-gibbs": ("ParticleGibbs", {"num_particles": 4})}
 """Kernels that move whole solutions: the algorithm's name and its arguments."""
 
@@ -122,13 +123,36 @@ KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNEL
 WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
 PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0, side_by_side=True)
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
+MOVES = Option("moves", int, "Moves that rewrite the ends of unfinished solutions, after each step.", 0, least=0)
+MOVE_EVERY = Option("move_every", int, "Steps from one time of moves to the next.", 1, least=1)
 BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1, side_by_side=True)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
+LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
+KEEP = Option("keep", float, "Share of the unfinished solutions kept at each mark.", 0.5, least=0.001, most=1.0)
+MARKS = Option("marks", str, "Where solutions are dropped, such as 1,2,4; doubling is 1,2,4,8 and so forth.", "doubling")
+MARK_UNIT = Option(
+    "mark_unit", str, "What marks count: steps, or tokens for each solution begun.", "steps", choices=("steps", "tokens"), parameter="unit"
+)
 SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees", side_by_side=True)
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
+DIVERSITY_TEMPERATURE = Option(
+    "diversity_temperature", float, "Small: beginnings that are nearly alike count as different.", 0.01, least=0.0001, most=1e9
+)
 CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
+SIMULATIONS = Option("simulations", int, "Steps written in all, each a simulation of a tree search.", 64, least=1)
+SIMULATION_BATCH = Option("simulation_batch", int, "Simulations whose steps are written together.", 8, least=1, parameter="batch")
+VALUE = Option("value", str, "Score of a beginning: its own, or that of a solution written from it.", "prefix", choices=VALUES)
+EXPLORATION = Option("exploration", float, "Greater values look more at beginnings that were looked at less.", 1.0, least=0.0, most=1000.0)
+WIDENING = Option("widening", float, "Continuations of a beginning that was looked at once.", 1.0, least=0.001, most=1000.0)
+WIDENING_POWER = Option(
+    "widening_power", float, "How continuations grow with the looks: 0, a fixed number, to 1, one more each time.", 0.5, least=0.0, most=1.0
+)
+SCORE_POSTERIOR = Option(
+    "score_posterior", str, "What is known of mean scores: normal, or beta for scores in [0, 1].", "normal", choices=("normal", "beta"),
+    parameter="posterior",
+)  # fmt: skip
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1, side_by_side=True)
 
 # What a name may change in the model, see ppl_llm.reasoning
@@ -136,7 +160,22 @@ PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)
 POTENTIAL = Option("potential", str, "Factor of a step.")
 AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
-MODEL_OPTIONS: dict[str, Option] = {option.name: option for option in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE)}
+POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
+BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)
+MODEL_OPTIONS: dict[str, Option] = {o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE)}
+
+
+def parse_marks(text: str) -> list[int] | None:
+    """``doubling``, or numbers such as ``1,2,4``.
+
+    :raises ValueError: for anything else.
+    """
+    if text == "doubling":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"marks must be integers separated by commas, such as 1,2,4, or doubling, got {text!r}") from error
 
 
 RULES: dict[str, tuple[str, type]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,11 @@ class ChosenMethod:
         from ..programs.models import build_reasoning
 
         changes = dict(self.model_options)
+        if self.method.power != 1 and model.power == 1:
+            changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        same = ("max_tokens_completion", "answer_fallback", "final_stop")
+        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
         kept: dict[str, Any] = {name: getattr(model, name) for name in same}
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
@@ -101,16 +103,17 @@ class BudgetedMethod(ChosenMethod):
         return self.options.get("until") is not None
 
     def start(
-        self, model: ReasoningModel, problems: list[Any], budget: int, equivalent: Equivalent | None = None
+        self, model: ReasoningModel, problems: list[Any], budget: int, equivalent: Equivalent | None = None, proposals: Any = None
     ) -> ParticlePosterior | list[ParticlePosterior]:
         """The posterior at a budget, with a plate of problems; :func:`independent` samples for a vote; a list where they stop alone.
 
         :param ReasoningModel model: as :meth:`adapted`.
         :param equivalent: when two answers are the same.
+        :param proposals: of the steps, for methods that take them.
         """
         if self.shared:
-            return independent(model, problems, budget)
-        call = Call(max_plate_nesting=1, equivalent=equivalent)
+            return independent(model, problems, budget, proposals)
+        call = Call(max_plate_nesting=1, proposals=proposals, equivalent=equivalent)
         found: ParticlePosterior | list[ParticlePosterior] = self.method.start(model, self.sized(budget), call)(problems)
         return found
 
@@ -136,13 +139,26 @@ class BudgetedMethod(ChosenMethod):
         return "best-of-n" if preset_vote == "argmax" else "posterior"
 
 
-def independent(model: ReasoningModel, problems: list[Any], budget: int) -> ParticlePosterior:
+def independent(model: ReasoningModel, problems: list[Any], budget: int, proposals: Any = None) -> ParticlePosterior:
     """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
     from ..lm.autoregressive import AutoregressiveLM
 
     local = isinstance(model.lm, AutoregressiveLM)
-    posterior: ParticlePosterior = library("Importance")(model, budget, record_log_probs=local, max_plate_nesting=1).run(problems)
+    importance = library("Importance")(model, budget, record_log_probs=local, max_plate_nesting=1, proposals=proposals)
+    posterior: ParticlePosterior = importance.run(problems)
     return posterior
+
+
+def check_proposes(names: Iterable[str], what: str, flag: str = "--method ") -> None:
+    """
+    :param str what: needs proposals, for the message.
+    :param str flag: before the name of a method, for the message.
+    :raises ValueError: for a method that takes no proposals, whose results would not be weighed.
+    """
+    unable = next((name for name in names if not METHODS[name.partition(":")[0]].proposes), None)
+    if unable is not None:
+        able = ", ".join(name for name, method in METHODS.items() if method.proposes)
+        raise ValueError(f"{what} have no effect with {flag}{unable}; they go with {able}")
 
 
 def get_method(name: str) -> BudgetedMethod:

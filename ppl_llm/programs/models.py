@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,13 @@ from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
 from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
 from ..inference import Equivalent, barrier
+from ..inference.handlers.power_messenger import PowerMessenger, bridge_powers
 from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, scored_steps, step_scores
+from ..reward.base import RewardModel, prepare, scored_steps, step_scores
 from .presets import Preset, get_preset
 
 
@@ -44,8 +46,12 @@ class ReasoningModel:
         score: str = "log_prob",
         max_tokens_completion: int | None = None,
         answer_fallback: str | None = None,
+        power: float = 1.0,
+        bridge: int | tuple[float, ...] | None = None,
+        every: str | None = None,
         final_stop: tuple[str, ...] = (),
     ) -> None:
+        self.power, self.bridge, self.every = power, bridge, every
         self.max_tokens_completion, self.answer_fallback, self.final_stop = max_tokens_completion, answer_fallback, final_stop
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
@@ -65,9 +71,10 @@ class ReasoningModel:
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
         limits: dict[str, Any] = {"max_completion": self.max_tokens_completion, "final_stop": self.final_stop}
         context = replace(self.lm.start(problem), answer_forms=forms, **limits)
-        if not context.batch_shape:
-            return self._solve(context)
-        with pyro.plate("problems", len(context), dim=-1):
+        if self.prm is not None:
+            prepare(self.prm, context)
+        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if self.power != 1 else nullcontext()
+        with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
     def _solve(self, ctx: Context) -> Context:
@@ -180,9 +187,11 @@ def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
 @checked
 def reasoning(
     lm: LanguageModel,
-    prm: RewardModel | None,
+    prm: RewardModel | None = None,
     preset: str | Preset = "exact",
     *,
+    power: float = 1.0,
+    bridge: int | Sequence[float] | None = None,
     max_steps: int = 40,
     stop: str | tuple[str, ...] = DEFAULT_STOP,
     max_tokens: int = 256,
@@ -199,6 +208,7 @@ def reasoning(
     constraint: Constraint | None = None,
     max_tokens_completion: int | None = None,
     answer_fallback: str | None = None,
+    every: str | None = None,
     final_stop: tuple[str, ...] = (),
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
@@ -210,10 +220,13 @@ def reasoning(
         model.choose(posterior), posterior.answers(), posterior.log_evidence
 
     :param LanguageModel lm: writes the steps.
-    :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x).
+    :param RewardModel prm: scores them; with ``None`` there are no sites ``accept_t``, and the target is p(x), or p(x)^power.
     :param preset: ``exact``, ``twisted``, ``as_paper``, ``its_hub``, ``entropic``, or a :class:`Preset`.
+    :param float power: alpha of the power target p(x)^alpha times the scores' factors, see :func:`~ppl_llm.inference.power`: solutions
+        that the language model finds probable as a whole. Propose with ``StepProposal(temperature=1 / alpha)``.
+    :param bridge: the steps along which the power grows, or the powers; in particle filters only, and the target stays the same.
     :param int max_steps: steps at most; longer solutions stay unfinished.
-    :param stop: delimiter(s) of steps.
+    :param stop: delimiter(s) of steps; ``markdown`` for blank lines outside of code fences and display mathematics.
     :param int max_tokens: longest step.
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.
@@ -232,15 +245,19 @@ def reasoning(
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
+    :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
+        most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
     check_optional_count("max_tokens_completion", max_tokens_completion)
-    if not isinstance(final_stop, tuple) or not all(isinstance(text, str) and text for text in final_stop):
+    if "" in final_stop:
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
         raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)
-    if final_stop and tokens_per_step is None:  # a step ends there, too, so that no token follows
+    bridge_powers(power, bridge)  # what is out of range fails here
+    if final_stop and tokens_per_step is None and every is None:  # a step ends there, too, so that no token follows
         stop = tuple(dict.fromkeys((*((stop,) if isinstance(stop, str) else stop), *final_stop)))
     chosen = get_preset(preset)
     if potential is not None:
@@ -259,7 +276,7 @@ def reasoning(
         prm,
         chosen,
         max_steps,
-        StepOptions(*step_limits(stop, max_tokens, tokens_per_step), temperature, top_p, top_k, constraint),
+        StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint),
         aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
@@ -267,6 +284,9 @@ def reasoning(
         score,
         max_tokens_completion,
         answer_fallback,
+        float(power),
+        bridge if bridge is None or isinstance(bridge, int) else tuple(bridge),
+        every,
         final_stop,
     )
 

@@ -50,7 +50,7 @@ class TextMode:
             return self._encode(choice.text)
         if choice.stop_reason in stops:
             return self._encode(choice.text + str(choice.stop_reason))
-        if self._server_stop and not choice.tells_stop:
+        if stops and self._server_stop and not choice.tells_stop:
             raise ValueError(
                 "the server ended a text without its stop string and does not tell why (no stop_reason), so that the end of a step cannot "
                 "be told from the end of the text; pass server_stop=False to cut steps here"

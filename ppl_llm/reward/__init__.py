@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from .calibration import CalibratedReward, Calibration, SavedCalibration, find_calibration, identity_of, load_calibration
     from .combined_reward import CombinedReward, ProductReward, SumReward
     from .function_reward import FunctionReward
+    from .hidden_state_reward import HiddenStateReward
     from .judge_reward import JudgeReward
+    from .prefix_value import PrefixValue
     from .prm.families import FAMILIES, PRMFamily
     from .prm.formats.base import PRMFormat
     from .prm.remote_prm import RemotePRM
     from .prm.transformers_prm import TransformersPRM
     from .registry import REWARDS
+    from .rollout_value import RolloutValue
     from .self_certainty import SelfCertainty
+    from .state_head import StateHead
     from .tabular_reward import TabularReward
     from .transformers_orm import TransformersORM
+    from .twist import Twist
 
 _MODULES = {
     "FAMILIES": "prm.families",
@@ -28,18 +33,23 @@ _MODULES = {
     "Calibration": "calibration",
     "CombinedReward": "combined_reward",
     "FunctionReward": "function_reward",
+    "HiddenStateReward": "hidden_state_reward",
     "JudgeReward": "judge_reward",
     "PRMFamily": "prm.families",
     "PRMFormat": "prm.formats.base",
+    "PrefixValue": "prefix_value",
     "ProductReward": "combined_reward",
     "RemotePRM": "prm.remote_prm",
     "RewardModel": "base",
+    "RolloutValue": "rollout_value",
     "SavedCalibration": "calibration",
     "SelfCertainty": "self_certainty",
+    "StateHead": "state_head",
     "SumReward": "combined_reward",
     "TabularReward": "tabular_reward",
     "TransformersORM": "transformers_orm",
     "TransformersPRM": "prm.transformers_prm",
+    "Twist": "twist",
     "find_calibration": "calibration",
     "identity_of": "calibration",
     "load_calibration": "calibration",
@@ -53,18 +63,23 @@ __all__ = [
     "Calibration",
     "CombinedReward",
     "FunctionReward",
+    "HiddenStateReward",
     "JudgeReward",
     "PRMFamily",
     "PRMFormat",
+    "PrefixValue",
     "ProductReward",
     "RemotePRM",
     "RewardModel",
+    "RolloutValue",
     "SavedCalibration",
     "SelfCertainty",
+    "StateHead",
     "SumReward",
     "TabularReward",
     "TransformersORM",
     "TransformersPRM",
+    "Twist",
     "find_calibration",
     "identity_of",
     "load_calibration",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..context import Context
 from ..inference.cost import count
 from ..inference.util.checked import checked
+from ..lm.stop_pattern import StopPattern, position_pattern
 from .score_cache import ScoreCache, finished_at, repeat_last
 from .step_texts import answer_text
 
@@ -31,18 +33,21 @@ class AnswerReward(ABC):
 
     At the last step, an answer that has not come to its end gets -inf: it ranks below every other.
 
-    With ``partial`` unfinished answers are judged like finished ones, at every step.
+    With ``partial`` unfinished answers are judged like finished ones, at every step; or up to the end of their last word, line or match
+    of a regular expression, so that no part of a word is judged. Before the first of these the score is ``pending``.
 
-    :param bool partial: judge unfinished answers too.
+    :param partial: judge unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer that is not judged.
-    :raises ValueError: if ``pending`` is nan.
+    :raises ValueError: if ``pending`` is nan, or ``partial`` no regular expression.
     """
 
     @checked
-    def __init__(self, *, partial: bool = False, pending: float = math.inf) -> None:
+    def __init__(self, *, partial: bool | str = False, pending: float = math.inf) -> None:
         if math.isnan(pending):
             raise ValueError("pending must be log-odds, e.g. inf (certainly right), 0.0 (even) or -1.5, got nan")
-        self.partial, self.pending = partial, pending
+        units = isinstance(partial, str) and partial != "token"
+        self._position = re.compile(StopPattern(position_pattern(str(partial)))) if units else None
+        self.partial, self.pending = bool(partial), pending
         self._cache = ScoreCache()
 
     @abstractmethod
@@ -71,22 +76,39 @@ class AnswerReward(ABC):
         start, device = known.shape[-1], known.device
         flat = context.lengths.numel()
         taken = context.ends > context.step_starts
-        judged = (taken if self.partial else taken & finished_at(context))[..., start:].reshape(flat, -1)
+        finished = finished_at(context)[..., start:].reshape(flat, -1)
+        judged = taken[..., start:].reshape(flat, -1) & (finished | self.partial)
         tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
         problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(flat, -1).tolist()
-        places: list[tuple[int, int]] = [(sequence, step) for sequence, step in judged.nonzero().tolist()]
+        places: list[tuple[int, int]] = []
         text_of: dict[tuple[int, tuple[int, ...]], str] = {}
         asked: dict[tuple[str, str], int] = {}
         which = []
-        for sequence, step in places:
+        ended = finished.tolist()
+        for sequence, step in judged.nonzero().tolist():
             ids = tuple(tokens[sequence][prompts[sequence] : ends[sequence][step]])
             key = problems[sequence], ids
             if key not in text_of:
                 text_of[key] = answer_text(context, sequence, list(ids))
-            which.append(asked.setdefault((context.problems[problems[sequence]], text_of[key]), len(asked)))
-        new = torch.full(judged.shape, self.pending, device=device)
+            text = text_of[key]
+            if self._position is not None and not ended[sequence][step]:
+                text = _up_to_last(self._position, text)
+                if not text:
+                    judged[sequence, step] = False
+                    continue
+            places.append((sequence, step))
+            which.append(asked.setdefault((context.problems[problems[sequence]], text), len(asked)))
+        new = torch.full(judged.shape, self.pending, dtype=torch.float32, device=device)
         if places:
             count(prm_calls=len(places))
-            new[judged] = self.answer_log_odds(list(asked)).to(device=device, dtype=torch.float32)[which]
+            new[judged] = self.answer_log_odds(list(asked)).float().to(device)[which]
         scores = repeat_last(known.reshape(flat, start), new, taken[..., start:].reshape(flat, -1))
         return scores.view(*context.batch_shape, -1)
+
+
+def _up_to_last(pattern: re.Pattern[str], text: str) -> str:
+    """The text up to the end of its last match."""
+    end = 0
+    for match in pattern.finditer(text):
+        end = match.end()
+    return text[:end]

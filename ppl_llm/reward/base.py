@@ -27,6 +27,13 @@ class RewardModel(Protocol):
 describe("RewardModel", "a reward model, e.g. TransformersPRM.from_pretrained('demo'), or any object with step_log_odds(context)")
 
 
+def prepare(reward: RewardModel, context: Context) -> None:
+    """Tell a reward which context the steps begin from, before the first one: it may ask for what sampling knows of their tokens."""
+    own: Any = getattr(reward, "prepare", None)
+    if own is not None:
+        own(context)
+
+
 def is_estimated(reward: Any) -> bool:
     """Whether scores are unbiased estimates of probabilities, drawn at random, as a judge's that thinks."""
     return bool(getattr(reward, "estimated", False))

@@ -16,7 +16,7 @@ from ..context import Context
 from ..inference.util.checked import check_fields, checked
 from ..lm.loading import locate
 from ..remote.address import is_address
-from .base import RewardModel, scored_steps, step_scores
+from .base import RewardModel, prepare, scored_steps, step_scores
 from .combined_reward import refuse_estimates
 
 CALIBRATION_FILE = "ppl_llm_calibration.json"
@@ -115,6 +115,10 @@ class CalibratedReward:
         refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration
 
+    def prepare(self, context: Context) -> None:
+        """See :func:`~ppl_llm.reward.base.prepare`."""
+        prepare(self.prm, context)
+
     def step_log_odds(self, context: Context) -> Tensor:
         """Calibrated log-odds ``[*batch, T]``; see :class:`~ppl_llm.RewardModel`."""
         return self.calibration(self.prm.step_log_odds(context))
@@ -177,15 +181,16 @@ class SavedCalibration:
             raise ValueError(f"{str(path)!r} does not hold a calibration ({error}); make one with: ppl-llm calibrate RUN") from error
 
 
-def identity_of(prm: str | Path) -> str:
-    """Tells a reward model from others, wherever its files are: a hash of its configuration and of samples of its weights. A model on a
+def identity_of(prm: str | Path, kind: str = "prm") -> str:
+    """Tells a model from others, wherever its files are: a hash of its configuration and of samples of its weights. A model on a
     server, or on the Hub and not yet here, is known by its name only.
 
+    :param str kind: ``prm``, or ``lm`` for a language model.
     :raises OSError: if there is no such directory, or it holds no model.
     """
     if is_address(str(prm)):
         return f"address {prm}"
-    directory = Path(locate(prm, "prm"))
+    directory = Path(locate(prm, kind))
     if not directory.is_dir():
         from huggingface_hub import try_to_load_from_cache
 

@@ -18,6 +18,7 @@ REWARD_KINDS: dict[str, str] = {
     "confidence": "confidence, the mean probability of the tokens of a step under the language model",
     "self-certainty": "self-certainty, how little entropy the language model's next-token distributions have",
     "verifier": "verifier:FILE.py:function, a Python function of the problem and the solution",
+    "hidden": "hidden:FILE, a head on the language model's own hidden states that fit-reward trained",
     "none": "none, no reward, for methods that need no scores",
 }
 """What ``--reward`` takes."""
@@ -25,6 +26,19 @@ REWARD_KINDS: dict[str, str] = {
 _MEASURES = {"confidence": "log_prob", "self-certainty": "entropy"}
 _OWN = ("demo",)
 """Language models that the reward models of this package were trained for."""
+
+
+def no_reward(method: str, option: str = "") -> ValueError:
+    """For a method that needs a reward where there is none.
+
+    :param str method: as it was named.
+    :param str option: what options begin with.
+    """
+    return ValueError(
+        f"{method} needs a reward, and there is none (the demo reward model scores the demo language model only): give {option}prm DIR or "
+        f"{option}reward judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
+        "or self-consistency"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class RewardChoice:
             from ..inference.util.validation import unknown_name
 
             raise unknown_name("reward", kind, REWARD_KINDS)
-        if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == ""):
+        if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == "") or (kind == "hidden" and not name):
             raise ValueError(f"reward {text!r} lacks a name: {REWARD_KINDS[kind]}")
         if colon and kind in ("confidence", "self-certainty", "none"):
             raise ValueError(f"reward {kind!r} takes no name, got {text!r}")
@@ -80,11 +94,15 @@ class RewardChoice:
     def check(self) -> None:
         """Everything that can be known before a model is loaded.
 
-        :raises ValueError: if a verifier's file does not hold its function.
+        :raises ValueError: if a verifier's file does not hold its function, or the file of a head no head.
         :raises OSError: if there is no such file.
         """
         if self.kind == "verifier":
             self._verifier()
+        if self.kind == "hidden":
+            from .hidden_state_reward import saved_head
+
+            saved_head(self.name or "")
 
     def load(
         self,
@@ -113,6 +131,10 @@ class RewardChoice:
             from .function_reward import FunctionReward
 
             return FunctionReward(self._verifier())
+        if self.kind == "hidden":
+            from .hidden_state_reward import HiddenStateReward
+
+            return HiddenStateReward.load(self.name or "", lm)
         from .self_certainty import SelfCertainty
 
         return SelfCertainty(_MEASURES[self.kind], stop=stop)

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from ..context import Context
 from ..inference.util.checked import checked
 from ..stop_reason import StopReason
-from .base import RewardModel, is_estimated, scored_steps, step_scores
+from .base import RewardModel, is_estimated, prepare, scored_steps, step_scores
 
 
 def refuse_estimates(rewards: Sequence[RewardModel], what: str, instead: str) -> None:
@@ -54,6 +54,11 @@ class CombinedReward(ABC):
                 raise ValueError(f"{name} got {reward!r}, which is no reward model: it has no step_log_odds(context)")
         if len(self.weights) != len(self.rewards) or not all(0 <= weight < math.inf for weight in self.weights):
             raise ValueError(f"{name} needs {len(self.rewards)} finite weights, none negative, got {weights!r}")
+
+    def prepare(self, context: Context) -> None:
+        """See :func:`~ppl_llm.reward.base.prepare`."""
+        for reward in self.rewards:
+            prepare(reward, context)
 
     @property
     def estimated(self) -> bool:

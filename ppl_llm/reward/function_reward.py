@@ -25,7 +25,7 @@ class FunctionReward(AnswerReward):
         an answer it rejects with certainty has weight zero; or log-odds, see ``scale``. The potential ``odds`` needs values short of
         certainty.
     :param str scale: of the function's values, ``probability`` or ``log_odds``.
-    :param bool partial: ask about unfinished answers too.
+    :param partial: ask about unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer otherwise.
     :raises ValueError: for an unknown scale, or, later, a value that is not on it.
 
@@ -41,7 +41,7 @@ class FunctionReward(AnswerReward):
         fn: Callable[[str, str], float | bool],
         *,
         scale: str = "probability",
-        partial: bool = False,
+        partial: bool | str = False,
         pending: float = math.inf,
     ) -> None:
         super().__init__(partial=partial, pending=pending)

@@ -46,7 +46,8 @@ class JudgeReward(AnswerReward):
     :param yes: the judge's word for a right answer, a single token of its vocabulary or its id.
     :param no: its word for a wrong one.
     :param str system_prompt: system turn before the judge's own question, which never has that of ``lm``; not for ``prompt``.
-    :param bool partial: ask about unfinished answers too: a critic of each step.
+    :param partial: ask about unfinished answers too, a critic of each step; ``word``, ``line`` or a regular expression for the part of them
+        up to the last one.
     :param float pending: log-odds of an unfinished answer otherwise.
     :param int thoughts: K; 0 asks for the word at once.
     :param float agree: ask for the word at once, and think only where neither word has this probability; for ``thoughts``.
@@ -67,7 +68,7 @@ class JudgeReward(AnswerReward):
         yes: str | int = "Yes",
         no: str | int = "No",
         system_prompt: str | None = None,
-        partial: bool = False,
+        partial: bool | str = False,
         pending: float = math.inf,
         thoughts: int = 0,
         agree: float | None = None,
@@ -203,7 +204,11 @@ def _token_id(lm: LanguageModel, word: str | int) -> int:
         return word
     tokenizer = getattr(lm, "tokenizer", None)
     if tokenizer is not None:
-        return single_id(tokenizer, word, "a word of the judge")
+        try:
+            return single_id(tokenizer, word, "a word of the judge")
+        except ValueError as error:
+            remedy = "take another language model as the judge (--reward judge:DIR), or words of this one (JudgeReward(yes=..., no=...))"
+            raise ValueError(f"{error}: {remedy}") from error
     ids = [i for i in range(lm.vocab_size) if lm.decode([i]) == word]
     if len(ids) != 1:
         raise ValueError(f"{len(ids)} tokens of the judge say {word!r}, it must be one; give its id instead")

@@ -12,9 +12,8 @@ from ..inference.util.checked import checked
 from ..inference.util.validation import unknown_name
 from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import StepOptions, language_model
-from .score_cache import ScoreCache, finished_at, repeat_last
-
-MEASURES = ("log_prob", "entropy")
+from ..lm.token_figures import MEASURES, TokenFigure, kept, want
+from .score_cache import ScoreCache, repeat_last
 
 
 class SelfCertainty:
@@ -25,7 +24,8 @@ class SelfCertainty:
     :func:`ppl_llm.evaluation.self_certainty.self_certainty`.
 
     Under the potential ``likelihood`` a step's log-factor is c itself, under ``odds`` it is logit(exp c). It needs no reward model: the
-    context's language model scores each new step in one pass (a :class:`~ppl_llm.reward.base.RewardModel`).
+    measure is summed while the context's language model samples a step, and only steps that were not sampled, and the first one where
+    nobody called :meth:`prepare`, cost a pass (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     :param str measure: ``log_prob``, or ``entropy``, for local language models only.
     :param stop: the delimiter(s) that the steps are sampled with.
@@ -39,9 +39,15 @@ class SelfCertainty:
             raise unknown_name("measure", measure, MEASURES)
         self.measure = measure
         self.options = StepOptions(stop=stop, temperature=temperature)
+        self._figure = TokenFigure(measure, temperature)
         self._cache = ScoreCache()
 
+    def prepare(self, context: Context) -> None:
+        """Have the measure summed while steps are sampled from here on."""
+        want(context, self._figure)
+
     def step_log_odds(self, context: Context) -> Tensor:
+        self.prepare(context)
         scores = self._cache.get(context)
         if scores.shape[-1] == context.num_steps:
             return scores
@@ -56,7 +62,7 @@ class SelfCertainty:
         size = (tokens != PAD).sum(-1)
         # Steps that ran into max_tokens are the longest of this step: with their length as the bound, all of them end where they ended.
         options = replace(self.options, max_tokens=tokens.shape[-1])
-        total = self._total(before, tokens, options).double()
+        total = self._total(context, before, tokens, options)
         taken = size > 0
         impossible = (taken & ~torch.isfinite(total)).nonzero()
         if len(impossible):
@@ -67,30 +73,27 @@ class SelfCertainty:
         mean = torch.where(taken, total / size.clamp(min=1), -1.0).clamp(max=0.0)
         return (mean - torch.log(-torch.expm1(mean))).float(), taken
 
-    def _total(self, before: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        """Sum of the measure ``[*batch]`` over the tokens of a step."""
-        lm = language_model(before)
-        if self.measure == "log_prob":
-            return lm.step_log_prob(before, tokens, options)
-        if not isinstance(lm, AutoregressiveLM):
+    def _total(self, context: Context, before: Context, tokens: Tensor, options: StepOptions) -> Tensor:
+        """Sum of the measure ``[*batch]`` in float64 over the tokens of a step."""
+        lm, sign = language_model(before), 1.0 if self.measure == "log_prob" else -1.0
+        if sign < 0 and not isinstance(lm, AutoregressiveLM):
             raise ValueError(f"measure='entropy' needs the logits of a local language model, which {type(lm).__name__} does not give")
-        return -lm.step_entropy(before, tokens, options)
+        found = kept(context, self._figure, before.lengths, tokens)
+        known = torch.zeros_like(before.done) if found is None else found[1]
+        total = torch.zeros_like(before.lengths, dtype=torch.float64) if found is None else torch.where(known, sign * found[0], 0.0)
+        if bool(known.all()):
+            return total
+        rest = replace(before, done=before.done | known)
+        others = torch.where(known[..., None], PAD, tokens)
+        scored = lm.step_log_prob(rest, others, options) if sign > 0 else -lm.step_entropy(rest, others, options)  # type: ignore[attr-defined]
+        return total + scored.double()
 
 
 def split_step(context: Context, step: int) -> tuple[Context, Tensor]:
     """The context before a step, and the step's tokens ``[*batch, M]`` padded with ``PAD``."""
     starts, ends = context.step_starts[..., step], context.ends[..., step]
-    position = torch.arange(context.tokens.shape[-1], device=context.tokens.device)
-    before = replace(
-        context,
-        tokens=torch.where(position < starts[..., None], context.tokens, PAD),
-        lengths=starts,
-        ends=context.ends[..., :step],
-        reasons=context.reasons[..., :step],
-        done=finished_at(context)[..., :step].any(-1),
-    )
     width = max(1, int((ends - starts).max()))
     column = starts[..., None] + torch.arange(width, device=starts.device)
-    inside = column < ends[..., None]
     tokens = context.tokens.gather(-1, column.clamp(max=context.tokens.shape[-1] - 1))
-    return before, torch.where(inside, tokens, PAD)
+    before = replace(context.before(step), cache_entries=context.cache_entries)  # the passes over both are the same
+    return before, torch.where(column < ends[..., None], tokens, PAD)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count, check_optional_count
+from ..kv_cache.hidden import head_columns
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..lm.loading import check_network, load, load_tokenizer, locate
 from .answer_reward import AnswerReward
 from .prm.formats.base import ids_with_specials, neutralised
-from .prm.networks import head_columns
 from .prm.prefix_scorer import PrefixScorer, padded
 
 
@@ -36,7 +36,7 @@ class TransformersORM(AnswerReward):
     :param float scale: of a single score.
     :param float offset: score at which an answer is as likely right as wrong.
     :param str system_prompt: system turn before the problem.
-    :param bool partial: judge unfinished answers too.
+    :param partial: judge unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer otherwise.
     :param int cache_bytes: memory for keys and values.
     :raises ValueError: for options that do not fit the model.
@@ -52,7 +52,7 @@ class TransformersORM(AnswerReward):
         scale: float = 1.0,
         offset: float = 0.0,
         system_prompt: str | None = None,
-        partial: bool = False,
+        partial: bool | str = False,
         pending: float = math.inf,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:

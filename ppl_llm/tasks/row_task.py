@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import itertools
 import json
 import math
@@ -166,9 +167,18 @@ def _hub(source: str | Path, split: str, config: str | None) -> Iterator[tuple[s
         raise FileNotFoundError(
             f"no file {name!r}; give a JSONL file, the name of a data set on the Hugging Face Hub, reasoning-gym:TASK, or 'demo'"
         )
+    near = difflib.get_close_matches(name.partition(":")[0], ["demo", "reasoning-gym"], n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
     if find_spec("datasets") is None:
-        raise ImportError(f'{name!r} is no file, and data sets of the Hugging Face Hub need datasets: pip install "ppl-llm[datasets]"')
+        raise ImportError(
+            f'{name!r} is no file, and data sets of the Hugging Face Hub need datasets: pip install "ppl-llm[datasets]"{meant}'
+        )
     import datasets
 
-    rows = datasets.load_dataset(name, config, split=split)
+    try:
+        rows = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError) as error:  # what it raises depends on the network, the name, the configuration and the split
+        if not near:
+            raise
+        raise type(error)(f"{name!r} is no file, and no data set of the Hugging Face Hub that can be read ({error}){meant}") from error
     return ((f"{name} ({split}), row {number}", row) for number, row in enumerate(rows, 1))

@@ -15,6 +15,7 @@ from pyro.distributions.testing.gof import multinomial_goodness_of_fit
 from torch import Tensor
 
 from ppl_llm import PAD, SMC, LLMStep, TabularLM
+from ppl_llm.constraints import Choices
 from ppl_llm.lm.base import StepSample
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers import reasoning
@@ -130,6 +131,27 @@ class CountingLM(TabularLM):
     def step_log_prob(self, *args: Any) -> Tensor:
         self.calls += 1
         return super().step_log_prob(*args)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"temperature": 3.0}, {"top_k": 2, "top_p": 0.9}, {"constraint": Choices(["ab", "bb"])}])
+def test_the_mode_is_the_greedy_step(kwargs: dict[str, Any]) -> None:
+    """At each place the most probable token, of those that a constraint allows, until the step ends; of each sequence of a batch."""
+    for seed in range(6):
+        lm = make_lm(seed)
+        allowed = {"", "a", "ab", "b", "bb"} if "constraint" in kwargs else None
+        context = lm.start(["a", "b", "a"])
+        found = LLMStep(context, stop=";", max_tokens=3, **kwargs).mode
+        for prompt, step in zip("aba", found.tolist(), strict=True):
+            text, last, expected = "", SYMBOLS.index(prompt), []
+            while len(expected) < 3 and not (expected and SYMBOLS[expected[-1]] in ";$"):
+                ranked = lm.logits[last].argsort(descending=True).tolist()
+                if allowed is not None:
+                    ends = text in ("ab", "bb")
+                    ranked = [i for i in ranked if (SYMBOLS[i] == "$" if ends else text + SYMBOLS[i] in allowed)]
+                last = ranked[0]
+                expected.append(last)
+                text += SYMBOLS[last]
+            assert [token for token in step if token != PAD] == expected
 
 
 def test_construction_and_expansion_do_no_work_and_log_probs_are_kept() -> None:

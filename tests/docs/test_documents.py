@@ -167,6 +167,13 @@ def test_ratios_are_those_of_the_results() -> None:
         assert not set(shown) - known, f"{path.name} has ratios that no run gave"
 
 
+def test_figures_of_twists_are_those_of_the_results() -> None:
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/hidden_reward.jsonl").read_text().splitlines()]
+    known = {str(value) for row in rows for value in row.values()}
+    shown = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", (ROOT / "docs/twists.md").read_text())
+    assert len(shown) == 6 * 5 + 9 and not set(shown) - known
+
+
 # Command lines ------------------------------------------------------------------------------------------------------------------------
 
 

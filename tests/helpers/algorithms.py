@@ -7,8 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ppl_llm.inference import (
+    ABMCTS,
+    DORA,
     DVTS,
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -17,15 +23,18 @@ from ppl_llm.inference import (
     BeamSearch,
     BestFirst,
     BestOfN,
+    BlockMH,
     EntropicAnnealing,
     Importance,
     ParallelTempering,
     ParticleGibbs,
     PrefixWalk,
     SelfConsistency,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     WasteFreeSMC,
+    power,
 )
 
 ALL = "*"
@@ -67,6 +76,12 @@ ALGORITHMS: dict[str, Algorithm] = {
             model, 8, ess_threshold=1.0, selection=EntropicAnnealing("entropy", num_steps=6), max_plate_nesting=nesting
         )
     ),
+    "SMC of one power after another, moved": Algorithm(
+        lambda model, nesting: SMC(
+            power(model, 1.0, bridge=[0.5, 0.8]), 3, ess_threshold=1.0, max_plate_nesting=nesting, rejuvenate=SuffixMH, moves=2
+        ),
+        replicas=600,
+    ),
     "TemperedSMC": Algorithm(lambda model, nesting: TemperedSMC(model, 6, betas=[0.2, 0.6, 1.0], max_plate_nesting=nesting)),
     "TemperedSMC of ParticleGibbs": Algorithm(
         lambda model, nesting: TemperedSMC(
@@ -89,6 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda model, nesting: ParticleGibbs(model, 5, num_references=2, resampler="stratified", max_plate_nesting=nesting), 6, 12, 150
     ),
     "SuffixMH": chain(lambda model, nesting: SuffixMH(model, max_plate_nesting=nesting), 30, 50),
+    "BlockMH": chain(lambda model, nesting: BlockMH(model, moves=2, max_plate_nesting=nesting), 30, 50),
     "PrefixWalk": chain(lambda model, nesting: PrefixWalk(model, steps=80, max_plate_nesting=nesting), 3, 9, 250),
     "PIMH": chain(lambda model, nesting: PIMH(model, 8, max_plate_nesting=nesting), 12, 12),
     "PMMH": replace(
@@ -98,12 +114,26 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ParallelTempering": chain(lambda model, nesting: ParallelTempering(model, [0.1, 0.5, 1.0], max_plate_nesting=nesting), 25, 40),
 }
 
+
+def numbered(num_particles: int, nesting: int) -> Callable[[Any], Tensor]:
+    """Directions of particles by number, whatever their state."""
+    angle = torch.arange(num_particles, dtype=torch.float64).view(-1, *(1,) * nesting)
+    return lambda state: torch.stack([angle.cos(), angle.sin()], -1)
+
+
 SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "BeamSearch": lambda model, nesting: BeamSearch(model, 2, 3, max_plate_nesting=nesting),
+    "BeamSearch, lookahead": lambda model, nesting: BeamSearch(model, 2, 3, lookahead=1, filter_duplicates=True, max_plate_nesting=nesting),
     "BeamSearch without duplicates": lambda model, nesting: BeamSearch(model, 2, 3, filter_duplicates=True, max_plate_nesting=nesting),
     "DVTS": lambda model, nesting: DVTS(model, 2, 3, max_plate_nesting=nesting),
+    "DVTS, lookahead": lambda model, nesting: DVTS(model, 2, 3, lookahead=2, filter_duplicates=True, max_plate_nesting=nesting),
     "REBASE": lambda model, nesting: REBASE(model, 6, max_plate_nesting=nesting),
     "BestFirst": lambda model, nesting: BestFirst(model, expand=6, budget=48, max_plate_nesting=nesting),
+    "MCTS": lambda model, nesting: MCTS(model, 48, 6, max_plate_nesting=nesting),
+    "MCTS, rollouts": lambda model, nesting: MCTS(model, 48, 6, value="rollout", max_plate_nesting=nesting),
+    "ABMCTS": lambda model, nesting: ABMCTS(model, 48, 6, max_plate_nesting=nesting),
+    "SpeculativeRejection": lambda model, nesting: SpeculativeRejection(model, 6, max_plate_nesting=nesting),
+    "DORA": lambda model, nesting: DORA(model, 6, embed=numbered(6, nesting), max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
     "Adaptive": lambda model, nesting: Adaptive(

@@ -20,7 +20,9 @@ from ppl_llm.constraints import Automaton, Constraint
 from ppl_llm.inference import RESAMPLERS
 from ppl_llm.inference.handlers.particle_messenger import ParticleMessenger
 from ppl_llm.inference.posterior.particle_posterior import ParticlePosterior
+from ppl_llm.lm import autoregressive
 from ppl_llm.lm.decoding import constrained_sampler
+from ppl_llm.lm.decoding.constrained_sampler import ConstrainedSampler
 from tests.helpers.exact import EnumeratedResampler, num_uniforms
 
 SYMBOLS = ["a", "b", "$"]
@@ -148,8 +150,19 @@ class ListedSMC:
         self.program, self.n, self.scheme, self.ess_threshold = program, num_particles, scheme, ess_threshold
         self.resampler = resampler or RESAMPLERS[scheme]
 
-    def run(self, patch: pytest.MonkeyPatch, proposal: StepProposal | None = None) -> tuple[Tensor, ParticlePosterior]:
-        """:returns: probabilities ``[columns]``, and the posterior with plate ``columns``."""
+    def run(
+        self, sampler: type[ConstrainedSampler] = ConstrainedSampler, constraint: Constraint | None = None
+    ) -> tuple[Tensor, ParticlePosterior]:
+        """
+        :param sampler: in place of the library's.
+        :param Constraint constraint: in place of the program's.
+        :returns: probabilities ``[columns]``, and the posterior with plate ``columns``.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(autoregressive, "ConstrainedSampler", sampler)
+            return self._run(patch, self.program.constraint if constraint is None else constraint)
+
+    def _run(self, patch: pytest.MonkeyPatch, constraint: Constraint) -> tuple[Tensor, ParticlePosterior]:
         n, uniforms = self.n, num_uniforms(self.scheme, self.n)
         sizes = [V] * (n * STEPS * TOKENS) + [n] * (STEPS * uniforms)
         grid = torch.tensor(list(itertools.product(*map(range, sizes)))).T.contiguous()
@@ -178,7 +191,7 @@ class ListedSMC:
             resampler=forced,
             ess_threshold=self.ess_threshold,
             max_plate_nesting=1,
-            proposals=proposal or StepProposal(constraint=self.program.constraint),
+            proposals=StepProposal(constraint=constraint),
         )
         posterior = smc.run(columns)
         log_prob, unused, calls = draws.log_prob.sum(0), -uniforms * math.log(n), iter(forced.log_prob)

@@ -31,6 +31,7 @@ REJECTED_BY = {
     "SMC": "no reset",
     "Importance": "q over p",
     "ParticleGibbs": "sorted multinomial",
+    "BlockMH": "tests/inference/mcmc/test_block_mh.py::test_rejects_blocks_without_the_ratio_of_lengths",
     "BeamSearch": "tests/inference/search/test_search.py::test_rejects_wrong_beam_searches",
     "DVTS": "tests/inference/search/test_search.py::test_rejects_wrong_subtrees",
     "BestOfN": "tests/inference/search/test_search_distributions.py::test_best_of_n_rejects_wrong_groups",

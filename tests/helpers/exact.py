@@ -48,6 +48,10 @@ class AbsorbingCategorical(TorchDistribution):
         drawn = torch.distributions.Categorical(self.probs, validate_args=False).sample(sample_shape)
         return torch.where(self.active, drawn, PAD)
 
+    @property
+    def mode(self) -> Tensor:
+        return torch.where(self.active, self.probs.argmax(-1), PAD)
+
     def log_prob(self, value: Tensor) -> Tensor:
         probs = self.probs.expand(*torch.broadcast_shapes(value.shape, self.batch_shape), self.probs.shape[-1])
         log_p = probs.gather(-1, value.clamp(min=0).expand(probs.shape[:-1])[..., None])[..., 0].log()

@@ -169,7 +169,7 @@ class FakeServer:
         top: list[dict[str, float]] = []
         text, finish, reason = "", "length", None
         while len(ids) < body["max_tokens"]:
-            raw = self._logits(prompt + ids)
+            raw = self._logits(prompt + ids) + self._structured(text, body)
             probs = _warped(raw, body.get("temperature", 1.0), body.get("top_k") or -1, body.get("top_p", 1.0))
             if self.uniforms is not None and seed is not None:
                 token = int((probs.cumsum(-1) <= self.uniforms(seed, len(ids))).sum())
@@ -200,6 +200,16 @@ class FakeServer:
         if body.get("logprobs") is not None:
             choice["logprobs"] = {"token_logprobs": log_probs, "tokens": [str(i) for i in ids], "top_logprobs": top}
         return choice
+
+    def _structured(self, text: str, body: dict[str, Any]) -> Tensor | float:
+        """Of structured outputs: -inf for tokens that lead to none of the choices, and for an end where none is complete."""
+        choices = body.get("structured_outputs", {}).get("choice")
+        if choices is None:
+            return 0.0
+        after = [text + self.tokenizer.decode([i], skip_special_tokens=True) for i in range(len(self.tokenizer))]
+        follows = [grown != text and any(choice.startswith(grown) for choice in choices) for grown in after]
+        follows[self.tokenizer.eos_token_id] = text in choices
+        return torch.where(torch.tensor(follows), 0.0, -torch.inf)
 
     # Pooling --------------------------------------------------------------------------------------------------------------------------
 

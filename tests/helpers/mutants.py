@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import (
+    ABMCTS,
+    DORA,
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -26,6 +29,7 @@ from ppl_llm.inference import (
     ParticlePosterior,
     PrefixWalk,
     ReferenceMessenger,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     TemperMessenger,
@@ -44,7 +48,12 @@ from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from ppl_llm.inference.particles.history import Site
 from ppl_llm.inference.particles.site_util import SiteParts, give, scaled
 from ppl_llm.inference.resampling.base import ancestors_from_counts, invert_cdf, pin, scaled_weights
+from ppl_llm.inference.search.dora import DoraMessenger
+from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.inference.search.rebase import RebaseMessenger
+from ppl_llm.inference.search.score_posterior import Scores
+from ppl_llm.inference.search.simulation_search import continued
+from ppl_llm.inference.search.speculative_rejection import RejectionMessenger
 from tests.helpers.exact import Chain
 
 EXACT_SMC = "tests/inference/test_smc_exact.py"
@@ -915,19 +924,223 @@ _FRONTIER = "tests/inference/search/test_best_first.py::test_rejects_wrong_pops"
 class LastChildren(BestFirst):
     """Only the continuations drawn last are looked at: a greedy search, which never turns back."""
 
-    def pop(self, frontier: Any) -> Tensor:
-        last = torch.where(frontier.open, self.priority(frontier), -torch.inf)
+    def pop(self, tree: PrefixTree, open_: Tensor) -> Tensor:
+        last = torch.where(open_, self.priority(tree), -torch.inf)
         last[: -self.expand] = -torch.inf
-        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(frontier))
+        return torch.where(last.amax(0) > -torch.inf, last.argmax(0), super().pop(tree, open_))
 
 
 @mutant("stops at the first answer drawn", _FRONTIER)
 class FirstDrawn(BestFirst):
     """A complete execution ends the search as soon as it is drawn, though better prefixes are open."""
 
-    def pop(self, frontier: Any) -> Tensor:
-        complete = torch.where(frontier.open & frontier.done, self.priority(frontier), -torch.inf)
-        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(frontier))
+    def pop(self, tree: PrefixTree, open_: Tensor) -> Tensor:
+        complete = torch.where(open_ & tree.done, self.priority(tree), -torch.inf)
+        return torch.where(complete.amax(0) > -torch.inf, complete.argmax(0), super().pop(tree, open_))
 
 
 WRONG_POPS: dict[str, type[BestFirst]] = {"last children": LastChildren, "first drawn": FirstDrawn}
+
+
+# Searches by simulations
+_SIMULATIONS = "tests/inference/search/test_mcts.py::test_rejects_wrong_simulations"
+
+
+@mutant("no virtual loss", _SIMULATIONS)
+class NoVirtualLoss(MCTS):
+    """The simulations of a batch do not see each other, and all choose the same prefix; visits are counted when values are known."""
+
+    def select(self, tree: PrefixTree, known: Any, number: int) -> Tensor:
+        possible, before, after = continued(tree), known.number, known.number
+        parents = []
+        for _ in range(number):
+            known.number = before
+            parents.append(self.descend(tree, known, possible))
+            after = after + (known.number - before)
+        known.number = after
+        known.add(number)
+        return torch.stack(parents)
+
+
+@mutant("a value told to the parent alone", _SIMULATIONS)
+class ToldToParents(MCTS):
+    """Ancestors beyond the parent do not hear of a value."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        known.total[nodes] = values
+        known.total = known.total.scatter_add(0, tree.parent[nodes], values)
+
+
+@mutant("a value told to the ancestors of a neighbour", _SIMULATIONS)
+class ToldToNeighbours(MCTS):
+    """Values of a batch reach the lines of other children: rows of one order, values of another."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        super().backup(tree, known, nodes, values.roll(1, 0))
+        known.total[nodes] = values
+
+
+@mutant("widening ignored", _SIMULATIONS)
+class NeverWidens(MCTS):
+    """A prefix that has a child is never given another."""
+
+    def widens(self, visits: Tensor, children: Tensor) -> Tensor:
+        return children < 1
+
+
+@mutant("UCT by the child's own visits", _SIMULATIONS)
+class OwnVisits(MCTS):
+    """ln N of the child in place of its parent's."""
+
+    def uct(self, known: Any, visits: Tensor) -> Tensor:
+        return known.total / known.number + self.exploration * (known.number.log() / known.number).sqrt()
+
+
+WRONG_SIMULATIONS: dict[str, type[MCTS]] = {
+    "no virtual loss": NoVirtualLoss,
+    "parents alone": ToldToParents,
+    "neighbours": ToldToNeighbours,
+    "never widens": NeverWidens,
+    "own visits": OwnVisits,
+}
+
+
+_BRANCHES = "tests/inference/search/test_ab_mcts.py::test_rejects_wrong_branches"
+
+
+@mutant("going down by the children's own scores", _BRANCHES)
+class ChildrenCountTwice(ABMCTS):
+    """The scores of children decide for a new child and for going down, too: there is no telling wider from deeper."""
+
+    def continues(self, known: Any, node: Tensor, children: Tensor) -> Tensor:
+        new = Scores(*(torch.where(children, scores[:, None], 0.0).sum(0) for scores in known.own))
+        here, own = (Scores(*(scores.gather(0, node) for scores in group)) for group in (known.all, known.own))
+        wider, deeper = self.draw(new), self.draw(here.minus(own))
+        return deeper > wider
+
+
+@mutant("a child by its own score alone", _BRANCHES)
+class OwnScores(ABMCTS):
+    """What lies below a child is not told to it."""
+
+    def backup(self, tree: PrefixTree, known: Any, nodes: Tensor, values: Tensor) -> None:
+        super().backup(tree, known, nodes, values)
+        inner = torch.ones(tree.size, *(1,) * len(tree.plates), dtype=torch.bool)
+        inner[0] = False
+        known.all = Scores(*(torch.where(inner, own, every) for own, every in zip(known.own, known.all, strict=True)))
+
+
+@mutant("wider where going down was drawn", _BRANCHES)
+class WiderInstead(ABMCTS):
+    """The greatest draw decides the other way round."""
+
+    def continues(self, known: Any, node: Tensor, children: Tensor) -> Tensor:
+        return ~super().continues(known, node, children)
+
+
+WRONG_BRANCHES: dict[str, type[ABMCTS]] = {
+    "children count twice": ChildrenCountTwice,
+    "own scores": OwnScores,
+    "wider instead": WiderInstead,
+}
+
+
+_REJECTIONS = "tests/inference/search/test_speculative_rejection.py::test_rejects_wrong_rejections"
+
+
+class _WorstMessenger(RejectionMessenger):
+    def kept(self, log_weights: Tensor, running: Tensor) -> Tensor:
+        return super().kept(-log_weights, running)
+
+
+class _OfAllMessenger(RejectionMessenger):
+    def kept(self, log_weights: Tensor, running: Tensor) -> Tensor:
+        best_first = log_weights.argsort(dim=0, descending=True, stable=True)
+        return best_first.argsort(dim=0) < (self.keep * len(running))
+
+
+class _LateMessenger(RejectionMessenger):
+    def at_mark(self, done: Tensor) -> bool:
+        before, self.next = getattr(self, "next", False), super().at_mark(done)
+        return before
+
+
+def _with_rejections(made: type[RejectionMessenger]) -> type[SpeculativeRejection]:
+    class Wrong(SpeculativeRejection):
+        def messenger(self) -> RejectionMessenger:
+            right = super().messenger()
+            return made(right.options, right.keep, right.marks, right.unit)
+
+    return Wrong
+
+
+@mutant("the worst are kept", _REJECTIONS)
+class KeepsTheWorst(_with_rejections(_WorstMessenger)):  # type: ignore[misc]
+    """A sort the wrong way round."""
+
+
+@mutant("a share of all, finished or not", _REJECTIONS)
+class ShareOfAll(_with_rejections(_OfAllMessenger)):  # type: ignore[misc]
+    """Finished and dropped completions take places among those kept."""
+
+
+@mutant("dropped a step late", _REJECTIONS)
+class DroppedLate(_with_rejections(_LateMessenger)):  # type: ignore[misc]
+    """The mark that has been passed is noticed at the next barrier."""
+
+
+WRONG_REJECTIONS: dict[str, type[SpeculativeRejection]] = {
+    "keeps the worst": KeepsTheWorst,
+    "share of all": ShareOfAll,
+    "late": DroppedLate,
+}
+
+
+_DORA = "tests/inference/search/test_dora.py::test_rejects_wrong_directions"
+
+
+class _OffDiagonalMessenger(DoraMessenger):
+    def log_distinct(self, like: Tensor, active: Tensor) -> Tensor:
+        return -super().log_distinct(like, active)
+
+
+class _AllParticlesMessenger(DoraMessenger):
+    def log_distinct(self, like: Tensor, active: Tensor) -> Tensor:
+        return super().log_distinct(like, torch.ones_like(active))
+
+
+class _LengthsMessenger(DoraMessenger):
+    def _embeddings(self, like: Tensor) -> Tensor:
+        found = super()._embeddings(like)
+        return torch.cat([found, torch.ones_like(found[..., :1])], -1)
+
+
+def _with_directions(made: type[DoraMessenger]) -> type[DORA]:
+    class Wrong(DORA):
+        def messenger(self) -> DoraMessenger:
+            right = super().messenger()
+            return made(right.options, right.temperature, right.diversity_temperature, right.embed)
+
+    return Wrong
+
+
+@mutant("more for those who go the same way", _DORA)
+class MoreOfTheSame(_with_directions(_OffDiagonalMessenger)):  # type: ignore[misc]
+    """The sum of similarities in place of one's own share of it."""
+
+
+@mutant("finished particles take a direction", _DORA)
+class FinishedDirections(_with_directions(_AllParticlesMessenger)):  # type: ignore[misc]
+    """Particles that are not continued make those like them fewer."""
+
+
+@mutant("directions by length", _DORA)
+class DirectionsByLength(_with_directions(_LengthsMessenger)):  # type: ignore[misc]
+    """Similarity that depends on the length of an embedding, as that of vectors that are not centred at 0."""
+
+
+WRONG_DIRECTIONS: dict[str, type[DORA]] = {
+    "more of the same": MoreOfTheSame,
+    "finished": FinishedDirections,
+    "by length": DirectionsByLength,
+}

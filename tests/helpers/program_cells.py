@@ -29,6 +29,7 @@ from ppl_llm.inference import (
     SelfConsistency,
     SuffixMH,
     TemperedSMC,
+    power,
 )
 from tests.helpers.algorithms import ALGORITHMS, LISTED, SEARCHES
 from tests.helpers.program_ast import LIST, NESTED, NO_MASK, PAD, AnyProgram, Barrier, Draw, End, GaussianProgram, Note, Program, Score
@@ -109,6 +110,11 @@ def tempering(betas: list[float], kernel: Any) -> Cell:
     return Cell(lambda model, nesting, _: ParallelTempering(model, betas, kernel, max_plate_nesting=nesting), CHAIN, 1000, 1)
 
 
+def bridged(cell: Cell) -> Cell:
+    """The same target along other powers of the prior: those of a bridge, which begins below 1 and goes above."""
+    return replace(cell, build=lambda model, nesting, q: cell.build(power(model, 1.0, bridge=[0.4, 1.6]), nesting, q))
+
+
 def from_matrix() -> dict[str, Cell]:
     """The columns of test_matrix.py; their chains start from the exact distribution."""
     found = {}
@@ -152,6 +158,17 @@ def options() -> dict[str, Cell]:
         ),
         "ParallelTempering, from above": tempering([1.0, 0.4, 0.0], SuffixMH),
         "ParallelTempering of ParticleGibbs": tempering([0.3, 1.0], partial(ParticleGibbs, num_particles=3)),
+        "SMC, bridged powers": bridged(smc(4, ess_threshold=0.6)),
+        "SMC, bridged powers with proposals": bridged(smc(3, proposes=True, ess_threshold=1.0)),
+        "SMC, moved by SuffixMH": smc(4, ess_threshold=0.6, rejuvenate=SuffixMH, moves=2),
+        "SMC, moved by SuffixMH with proposals": smc(3, proposes=True, rejuvenate=SuffixMH),
+        "SMC, moved by ParticleGibbs": smc(3, ess_threshold=0.6, rejuvenate=partial(ParticleGibbs, num_particles=2, ess_threshold=1.0)),
+        "SMC, bridged and moved, audited": bridged(smc(3, ess_threshold=1.0, rejuvenate=SuffixMH, audit=True)),
+        "SMC, bridged and moved, in slices": replace(
+            bridged(smc(3, ess_threshold=0.6, rejuvenate=SuffixMH, move_every=2)), run=last_slice, replicas=400
+        ),
+        "ParticleGibbs, bridged powers": bridged(gibbs(3, ess_threshold=1.0)),
+        "ParticleGibbs, bridged powers with ancestor sampling": bridged(gibbs(3, ess_threshold=1.0, ancestor_sampling=True)),
         "PMMH of theta": Cell(lambda m, n, q: PMMH(m, 6, ["theta"], max_plate_nesting=n), CHAIN, 1000, 6, parameter="theta"),
         "Enumeration": Cell(lambda m, n, q: Enumeration(m), EXACT, 1),
     }
@@ -221,9 +238,8 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
 def runs_once(cell: Cell) -> bool:
     """Whether an algorithm runs the model once, so that it integrates out what it does not see."""
     built = cell.build(lambda: None, 1, None)
-    return (
-        isinstance(built, SMC | BestOfN | SelfConsistency | Adaptive) and not getattr(built, "audit", False) and cell.run is not last_slice
-    )
+    replays = getattr(built, "audit", False) or getattr(built, "rejuvenation", None) is not None
+    return isinstance(built, SMC | BestOfN | SelfConsistency | Adaptive) and not replays and cell.run is not last_slice
 
 
 def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:

@@ -86,6 +86,14 @@ class Tree:
     final_barrier: bool = True
     draws: list[Tensor] = field(default_factory=list)
 
+    def looked_ahead(self, path: Path, steps: int) -> float:
+        """The score of a prefix that is continued by the most probable symbols."""
+        for _ in range(steps):
+            if self.finished(path) or len(path) == self.length:
+                break
+            path = (*path, int(self.probs.argmax()))
+        return self.score(path)
+
     @property
     def length(self) -> int:
         return len(self.factors)
@@ -156,7 +164,13 @@ class Found:
 
 
 def published_beam_search(
-    tree: Tree, draw: Draw, beam_width: int, expand: int, sort_completed: bool = False, filter_duplicates: bool = False
+    tree: Tree,
+    draw: Draw,
+    beam_width: int,
+    expand: int,
+    sort_completed: bool = False,
+    filter_duplicates: bool = False,
+    lookahead: int = 0,
 ) -> list[Found]:
     """beam_search.py of search-and-learn, with n = beam_width * expand and M = expand; particles of score -inf are lost."""
     n = beam_width * expand
@@ -172,7 +186,7 @@ def published_beam_search(
             active = list(dict.fromkeys(active))
         if not active:
             break
-        best = sorted(range(len(active)), key=lambda i: (-tree.score(active[i]), i))[:beam_width]
+        best = sorted(range(len(active)), key=lambda i: (-tree.looked_ahead(active[i], lookahead), i))[:beam_width]
         kept = [active[i] for i in sorted(best)]
         beams = [kept[i % len(kept)] for i in range(n)]
     if sort_completed:
@@ -181,7 +195,9 @@ def published_beam_search(
     return [output[i % len(output)] for i in range(n)]
 
 
-def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> list[Found]:
+def published_dvts(
+    tree: Tree, draw: Draw, num_subtrees: int, expand: int, filter_duplicates: bool = False, lookahead: int = 0
+) -> list[Found]:
     """diverse_verifier_tree_search.py of search-and-learn, except that a stopped subtree's unfinished siblings have no vote."""
     output = []
     for s in range(num_subtrees):
@@ -189,16 +205,17 @@ def published_dvts(tree: Tree, draw: Draw, num_subtrees: int, expand: int) -> li
         candidates: list[Path] = []
         for t in range(tree.length):
             candidates = [(*prefix, draw(t, s * expand + j)) for j in range(expand)]
-            scores = [tree.score(candidate) for candidate in candidates]
+            scores = [tree.looked_ahead(candidate, lookahead) for candidate in candidates]
+            first = [not filter_duplicates or candidates.index(c) == i for i, c in enumerate(candidates)]
             best = scores.index(max(scores))
             prefix = candidates[best]
             if tree.finished(prefix):
                 votes = [tree.finished(candidate) for candidate in candidates]
                 shown = [c if finished else prefix for c, finished in zip(candidates, votes, strict=True)]
-                output += [Found(c, tree.score(c), finished) for c, finished in zip(shown, votes, strict=True)]
+                output += [Found(c, tree.score(c), finished and new) for c, finished, new in zip(shown, votes, first, strict=True)]
                 break
         else:
-            output += [Found(c, tree.score(c)) for c in candidates]
+            output += [Found(c, tree.score(c), new) for c, new in zip(candidates, first, strict=True)]
     return output
 
 
@@ -224,6 +241,52 @@ def published_rebase(tree: Tree, draw: Draw, n: int, temperature: float) -> list
     return [Found(beam, tree.score(beam)) for beam in found]
 
 
+def dora(tree: Tree, draw: Draw, n: int, temperature: float, directions: list[list[float]], diversity: float) -> list[Found]:
+    """The definition of :class:`DORA`, with the direction of a prefix given by its last symbol."""
+
+    def cosine(a: Path, b: Path) -> float:
+        u, v = directions[a[-1]], directions[b[-1]]
+        return sum(x * y for x, y in zip(u, v, strict=True)) / ((math.hypot(*u) or 1.0) * (math.hypot(*v) or 1.0))
+
+    beams: list[Path] = [()] * n
+    found = beams
+    for t in range(tree.length):
+        beams = [beam if tree.finished(beam) else (*beam, draw(t, i)) for i, beam in enumerate(beams)]
+        found = beams
+        active = [i for i, beam in enumerate(beams) if not tree.finished(beam) and tree.score(beam) > -math.inf]
+        if not active:
+            continue
+        left = sum(not tree.finished(beam) for beam in beams)
+        crowd = {i: sum(math.exp((cosine(beams[i], beams[j]) - 1) / diversity) for j in active) for i in active}
+        shares = {i: math.exp(math.exp(tree.score(beams[i])) / temperature) / crowd[i] for i in active}
+        best_first = sorted(active, key=lambda i: round(math.log(shares[i]) * 1e9))[::-1]
+        copies = {i: 1 for i, beam in enumerate(beams) if tree.finished(beam)}
+        for k, i in enumerate(best_first):
+            copies[i] = max(0, math.ceil(left * shares[i] / sum(shares[j] for j in best_first[k:]) - 1e-9))
+            left -= copies[i]
+        further = iter([i for i in range(n) for _ in range(copies.get(i, 0) - 1)])
+        beams = [beams[i if copies.get(i, 0) else next(further)] for i in range(n)]
+    return [Found(beam, tree.score(beam)) for beam in found]
+
+
+def speculative_rejection(tree: Tree, draw: Draw, n: int, keep: float, marks: list[int]) -> list[Found]:
+    """The definition: a particle keeps its draws until it is dropped, and then repeats the best of those that were not."""
+    paths: list[Path] = [()] * n
+    running = list(range(n))
+    for t in range(tree.length):
+        for i in running:
+            paths[i] = (*paths[i], draw(t, i))
+        running = [i for i in running if not tree.finished(paths[i]) and tree.score(paths[i]) > -math.inf]
+        if t + 1 in marks:
+            best_first = sorted(running, key=lambda i: (-tree.score(paths[i]), i))
+            running = sorted(best_first[: math.ceil(Fraction(str(keep)) * len(running))])
+    whole = [i for i in range(n) if tree.finished(paths[i]) or i in running]
+    whole = [i for i in whole if tree.score(paths[i]) > -math.inf]
+    best = max(whole, key=lambda i: (tree.score(paths[i]), -i))
+    shown = [paths[i if i in whole else best] for i in range(n)]
+    return [Found(path, tree.score(path), votes=i == best) for i, path in enumerate(shown)]
+
+
 SEEDS = 100
 """Problems of a run, each with draws of its own."""
 
@@ -238,9 +301,26 @@ def candidates(posterior: SearchPosterior, problem: int) -> list[Found]:
 def searched(search: Any, model: Tree, seed: int = 0, problems: int = SEEDS) -> tuple[SearchPosterior, list[Tensor]]:
     """The posterior, and what was drawn in each step."""
     pyro.set_rng_seed(seed)
-    model.draws.clear()
+    model.draws = []
     posterior = search.run(problems)
     return posterior, model.draws[: model.length]
+
+
+@dataclass
+class InnerRuns(Tree):
+    """A tree of which runs inside of a run keep their draws to themselves."""
+
+    running: bool = False
+
+    def __call__(self, problems: int) -> Particles:
+        kept = self.draws
+        if self.running:
+            self.draws = []
+        outer, self.running = self.running, True
+        try:
+            return super().__call__(problems)
+        finally:
+            self.draws, self.running = kept, outer
 
 
 def disagreement(search: Any, model: Tree, published: Any, seed: int = 0, problems: int = SEEDS) -> float:

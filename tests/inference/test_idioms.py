@@ -21,16 +21,20 @@ import torch
 from torch import Tensor
 
 from ppl_llm.inference import (
+    ABMCTS,
     DVTS,
+    MCTS,
     PIMH,
     PMMH,
     BeamSearch,
+    BestFirst,
     BestOfN,
     Enumeration,
     Importance,
     ParallelTempering,
     ParticleGibbs,
     SelfConsistency,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     WasteFreeSMC,
@@ -73,6 +77,11 @@ ALGORITHMS: dict[str, dict[str, Build]] = {
     SEARCHES: {
         "BeamSearch": lambda m, n, q: BeamSearch(m, 2, 2, max_plate_nesting=n),
         "DVTS": lambda m, n, q: DVTS(m, 2, 2, max_plate_nesting=n),
+        "lookahead": lambda m, n, q: BeamSearch(m, 2, 2, lookahead=1, filter_duplicates=True, max_plate_nesting=n),
+        "SpeculativeRejection": lambda m, n, q: SpeculativeRejection(m, 4, max_plate_nesting=n),
+        "BestFirst": lambda m, n, q: BestFirst(m, expand=2, budget=12, max_plate_nesting=n),
+        "MCTS": lambda m, n, q: MCTS(m, 12, 3, max_plate_nesting=n),
+        "ABMCTS": lambda m, n, q: ABMCTS(m, 12, 3, value="rollout", max_plate_nesting=n),
     },
 }
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, mutants, population_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants, power_mutants, twist_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -62,6 +62,16 @@ NAMED = {
         "bisection upside down",
     ],
     "swaps": ["tempered likelihood in the swap ratio", "swap ratio upside down", "swaps of overlapping pairs"],
+    "power targets and moves of filters": [
+        "no bridging term",
+        "the whole model in the move of a beginning",
+        "blocks without the ratio of lengths",
+        "moves only where the ESS is low",
+        "moves that finish executions",
+        "moves at the whole power",
+        "density from before the move",
+        "state from before the move",
+    ],
     "annealed resampling": ["residual weights dropped", "a selection that loses particles"],
     "numbers and orders": [
         "log-probabilities in float32 whatever the default",
@@ -84,6 +94,22 @@ NAMED = {
         "step sizes adapt the kernel",
         "the first start of all chains",
         "a nested run among the handlers of the outer one",
+    ],
+    "twists": [
+        "the value at the end in place of the verifier",
+        "a value of zero on the way",
+        "rollouts drawn again whenever a prefix is scored",
+    ],
+    "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
+    "constraints": [
+        "no mass of what may follow",
+        "masses of the unwarped model",
+        "states of before the resampling",
+        "the end of a text wherever it comes",
+        "one over the draws until the first that is accepted",
+        "one over the draws but one until the second that is accepted",
+        "one, as with a mask",
+        "a critic that reads on behind its position",
     ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ppl_llm import TransformersLM, TransformersPRM, reasoning
 from ppl_llm.inference import (
+    ABMCTS,
+    DORA,
     DVTS,
+    MCTS,
     PIMH,
     PMMH,
     REBASE,
@@ -31,6 +34,7 @@ from ppl_llm.inference import (
     ParticleGibbs,
     ParticlePosterior,
     PrefixWalk,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
     barrier,
@@ -107,6 +111,10 @@ SHARED: dict[str, tuple[Any, dict[str, int]]] = {
     "BeamSearch": (BeamSearch(hidden_markov, 2, 2), {}),
     "REBASE": (REBASE(hidden_markov, 4), {}),
     "BestFirst": (BestFirst(hidden_markov, expand=3, budget=15), {}),
+    "MCTS": (MCTS(hidden_markov, 15, 3), {}),
+    "ABMCTS": (ABMCTS(hidden_markov, 15, 3), {}),
+    "SpeculativeRejection": (SpeculativeRejection(hidden_markov, 6), {}),
+    "DORA": (DORA(hidden_markov, 4, embed=lambda state: torch.ones(4, 2)), {}),
     "PrefixWalk": (PrefixWalk(hidden_markov, steps=20), {"num_samples": 3}),
     "DVTS": (DVTS(hidden_markov, 2, 2), {}),
     "Adaptive": (Adaptive(SMC(hidden_markov, 3, ess_threshold=1.0), lambda posterior: float(posterior.get_ESS()) > 4, 12), {}),

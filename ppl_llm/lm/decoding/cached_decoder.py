@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ...context import Context
+from ...context import PAD, Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...kv_cache.attention import pays
 from ...kv_cache.cache import KVCache
 from ...kv_cache.engine import CacheEngine
+from ...kv_cache.hidden import HiddenForward
 from ...kv_cache.joint_pass import Part
 from ...kv_cache.lookup import CacheLookup, look_up
 from .decoder import with_steps
@@ -27,20 +28,29 @@ class CachedLogits:
     :param CacheEngine engine: of the model.
     :param CacheKey key: of the entries that tell where the sequences of a context lie.
     :param int vocab_size: bounds the logits made at a time.
+    :param HiddenForward hidden: of the model, for those who ask for hidden states.
     """
 
-    def __init__(self, engine: CacheEngine, key: CacheKey, vocab_size: int) -> None:
+    def __init__(self, engine: CacheEngine, key: CacheKey, vocab_size: int, hidden: HiddenForward) -> None:
         self.engine, self._key, self._vocab_size = engine, key, vocab_size
+        self.hidden, self._hidden_engine, self._states_key = hidden, engine.giving(hidden), CacheKey(f"{key.label} states")
 
     def decoder(self, context: Context, active: Tensor) -> CachedDecoder:
         tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[active]
         lengths = context.lengths.flatten()[active]
-        lookup, rows = self._look_up(context, active, tokens, lengths, lengths - 1, len(active))
-        logits = lookup.complete(lookup.lengths[:, None] - 1)[:, 0]
+        states = self._states_at_end(context, active, lengths)
+        known = lengths - 1 if states is None else lengths
+        lookup, rows = self._look_up(self.engine, context, active, tokens, lengths, known, len(active))
+        if states is not None and bool((lookup.reused < lookup.lengths).any()):
+            states, lookup.reused = None, torch.minimum(lookup.reused, lookup.lengths - 1)
+        logits = lookup.complete(lookup.lengths[:, None] - 1)[:, 0] if states is None else None
         row_of = lookup.spread()
         rows[active] = row_of
         by_row = row_of.argsort()
-        if lookup.num_rows < len(active):
+        if logits is None:
+            assert states is not None
+            logits = self.hidden.logits(states[by_row])
+        elif lookup.num_rows < len(active):
             logits = logits[lookup.row_of[by_row]]
         longest = int(lookup.lengths.max())
         shared = _common_tokens(lookup.cache, len(active), longest)
@@ -48,28 +58,73 @@ class CachedLogits:
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         whole, before, ends = with_steps(context, active, tokens)
-        lookup, rows = self._look_up(context, active, whole, ends, before - 1, 0)
+        yield from self._outputs(self.engine, self._vocab_size, context, active, whole, ends, before - 1, tokens.shape[1])
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        tokens, ends = context.tokens.reshape(-1, context.tokens.shape[-1])[active], positions.amax(-1) + 1
+        first = torch.where(positions < 0, ends[:, None], positions).amin(-1)
+        tokens = torch.where(torch.arange(tokens.shape[1], device=tokens.device) < ends[:, None], tokens, PAD)
+        width, size = int((ends - first).max()), self.hidden.size
+        found = torch.zeros(*positions.shape, size, device=tokens.device)
+        for some, states in self._outputs(self._hidden_engine, size, context, active, tokens, ends, first, width):
+            at = (positions[some] - first[some, None]).clamp(min=0)
+            found[some] = states.gather(1, at[..., None].expand(-1, -1, size)).float()
+        self._keep_states(context, active, found.take_along_dim(positions.argmax(-1)[:, None, None], 1)[:, 0], ends)
+        return found
+
+    def _keep_states(self, context: Context, active: Tensor, states: Tensor, lengths: Tensor) -> None:
+        """Leave the states after the first ``lengths [A]`` tokens in a cache entry. They stay true whatever follows these tokens."""
+        entry, total = self._states_entry(context), context.lengths.numel()
+        if entry is None:
+            kept, after = states.new_zeros(total, states.shape[-1]), lengths.new_zeros(total)
+        else:
+            kept, after = (entry.tensors[name].reshape(total, *size) for name, size in (("states", states.shape[1:]), ("lengths", ())))
+        kept, after = kept.index_copy(0, active, states), after.index_copy(0, active, lengths)
+        shape = context.batch_shape
+        context.cache_entries[self._states_key] = CacheEntry(None, {"states": kept.view(*shape, -1), "lengths": after.view(shape)})
+
+    def _states_at_end(self, context: Context, active: Tensor, lengths: Tensor) -> Tensor | None:
+        """States ``[A, H]`` after the last tokens of sequences, if they are known and logits follow from them."""
+        entry = self._states_entry(context)
+        if entry is None or not self.hidden.suffices or bool((entry.tensors["lengths"].flatten()[active] != lengths).any()):
+            return None
+        return entry.tensors["states"].reshape(context.lengths.numel(), -1)[active]
+
+    def _states_entry(self, context: Context) -> CacheEntry | None:
+        entry = find_entry(context.cache_entries, self._states_key, lambda owner: None)
+        return entry if entry is not None and entry.tensors["lengths"].shape == context.batch_shape else None
+
+    def _outputs(
+        self, engine: CacheEngine, size: int, context: Context, active: Tensor, tokens: Tensor, ends: Tensor, first: Tensor, width: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs of given sequences, in chunks.
+
+        :param int size: of an output; bounds those made at a time.
+        :param Tensor tokens: ``[A, L]`` padded with ``PAD``, and their lengths ``ends [A]``.
+        :param Tensor first: ``[A]``, the positions from which on outputs are wanted.
+        :returns: pairs of rows ``[a]`` (indices into ``active``) and outputs ``[a, width, size]``, void behind the ends.
+        """
+        lookup, rows = self._look_up(engine, context, active, tokens, ends, first, 0)
         rows[active] = lookup.row_of
-        width = tokens.shape[1]
         column = torch.arange(width, device=tokens.device)
-        at_once = max(1, _LOGITS_ELEMENTS // (width * self._vocab_size))
+        at_once = max(1, _LOGITS_ELEMENTS // (width * size))
         place = torch.zeros(lookup.num_rows, dtype=torch.long, device=tokens.device)
-        wanted = lookup.lengths[:, None] - width + column  # a row may stand for sequences that began their step at different places
-        for members, logits in lookup.complete_in_parts(wanted, at_once):
+        wanted = lookup.lengths[:, None] - width + column  # a row may stand for sequences that want outputs from different places on
+        for members, outputs in lookup.complete_in_parts(wanted, at_once):
             place[members] = torch.arange(len(members), device=tokens.device)
             for some in torch.isin(lookup.row_of, members).nonzero()[:, 0].split(at_once):
-                at = (before + width - 1 - ends)[some, None] + column
-                mine = logits[place[lookup.row_of[some]]]
-                yield some, mine.gather(1, at.clamp(max=width - 1)[..., None].expand(-1, -1, logits.shape[2]))
+                at = (first + width - ends)[some, None] + column
+                mine = outputs[place[lookup.row_of[some]]]
+                yield some, mine.gather(1, at.clamp(max=width - 1)[..., None].expand(-1, -1, outputs.shape[2]))
 
     def _look_up(
-        self, context: Context, active: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, num_rows: int
+        self, engine: CacheEngine, context: Context, active: Tensor, tokens: Tensor, lengths: Tensor, known: Tensor, num_rows: int
     ) -> tuple[CacheLookup, Tensor]:
         """Find sequences, and leave a cache entry with a table of their rows for the caller to fill."""
         tokens = tokens[:, : int(lengths.max())]
         prompt_lengths = context.prompt_lengths.flatten()[active]
         entry = find_entry(context.cache_entries, self._key, self.engine.pool.adopt)
-        lookup = look_up(self.engine, entry, active, tokens, lengths, known, prompt_lengths, num_rows)
+        lookup = look_up(engine, entry, active, tokens, lengths, known, prompt_lengths, num_rows)
         rows = torch.full((context.lengths.numel(),), -1, device=tokens.device)
         context.cache_entries[self._key] = CacheEntry(self.engine.pool.lease(lookup.cache), {"rows": rows.view(context.batch_shape)})
         return lookup, rows

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ...constraints.base import Constraint, ConstraintStates, Vocabulary, unpacked
 from ...context import PAD, Context
+from ..base import StepOptions
 from .decoder import DecoderSource, StepTask
 from .rejection import adaptive_rejection, inverse_cdf_draw, log_or_dead
 from .sampling import inverse_cdf_of_masses, warp
 
 _FAINT = 1e-20
 """Masses relative to the most probable token below which float32 loses digits."""
-
 
 _IN_CACHE = 2**20
 """Logits looked at together on a CPU: several passes over 4 MiB cost half of what they do over 20 MiB."""
@@ -127,13 +127,13 @@ class ConstrainedSampler:
         decoder = self._source.decoder(task.context, task.active)
         with decoder.reserved():
             sequences = decoder.sequences
-            states = constraint.states(self._vocabulary, generated(task.context, sequences))
-            watch = torch.zeros(len(sequences), dtype=torch.int32, device=sequences.device)
+            states = self._states(task, constraint, sequences)
+            watch = task.watch[sequences]
             last: Tensor | None = None
             for k in range(task.options.max_tokens):
                 if last is not None:
                     decoder.advance(last, torch.ones_like(last, dtype=torch.bool))
-                draw = self._draw(warp(decoder.logits, task.options), states, task.uniforms[sequences, k])
+                draw = self._draw(decoder.logits, task.options, states, task.uniforms[sequences, k])
                 lives = draw.log_masses > -torch.inf
                 task.tokens[sequences, k] = torch.where(lives, draw.tokens, PAD)
                 task.log_probs[sequences] += torch.where(lives, draw.log_probs, 0.0).to(task.log_probs.dtype)
@@ -155,8 +155,12 @@ class ConstrainedSampler:
                 rows = row_of[sequences]
                 states, watch, last = states.select(rows), watch[rows], token[rows]
 
-    def _draw(self, logits: Tensor, states: ConstraintStates, u: Tensor) -> RestrictedDraw:
-        masks, size = allowed_masks(states, self._vocabulary), logits.shape[-1]
+    def _states(self, task: StepTask, constraint: Constraint, sequences: Tensor) -> ConstraintStates:
+        """Read from the tokens, so that whatever has moved sequences has moved their states."""
+        return constraint.states(self._vocabulary, generated(task.context, sequences))
+
+    def _draw(self, logits: Tensor, options: StepOptions, states: ConstraintStates, u: Tensor) -> RestrictedDraw:
+        logits, masks, size = warp(logits, options), allowed_masks(states, self._vocabulary), logits.shape[-1]
         if states.asks:
             return asked_draw(logits, unpacked(masks, size), u, states, self._vocabulary.eos_ids)
         rows = max(1, _IN_CACHE // size) if logits.device.type == "cpu" else len(u)

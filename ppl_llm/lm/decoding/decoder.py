@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ...context import PAD, Context
+from ...kv_cache.hidden import HiddenForward
 from ..base import StepOptions
 from ..stopping import StopAutomaton
+from ..token_figures import TokenFigure
 
 
 class StepTask(NamedTuple):
@@ -19,21 +21,26 @@ class StepTask(NamedTuple):
 
     :ivar Context context: of the batch; its cache entries are updated.
     :ivar Tensor active: ``[A]`` flat indices of the sequences that take the step.
+    :ivar Tensor watch: ``[N]`` state of the automaton where each step begins.
     :ivar Tensor eos_ids: token ids that end the text.
     :ivar Tensor room: ``[N]`` tokens that each sequence may take.
     :ivar Tensor uniforms: ``[N, M]``, one for each token.
     :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]`` in float64, filled in at ``active``.
+    :ivar tuple figures: of the tokens, whose ``sums [N, F]`` in float64 are filled in as well; F may be 0.
     """
 
     context: Context
     active: Tensor
     options: StepOptions
     automaton: StopAutomaton
+    watch: Tensor
     eos_ids: Tensor
     room: Tensor
     uniforms: Tensor
     tokens: Tensor
     log_probs: Tensor
+    figures: tuple[TokenFigure, ...]
+    sums: Tensor
 
 
 class Decoder(Protocol):
@@ -77,6 +84,20 @@ class LogitsSource(Protocol):
         ...
 
 
+class StatesSource(Protocol):
+    """One that gives the hidden states of its network, too.
+
+    :ivar HiddenForward hidden: the network up to its head.
+    """
+
+    hidden: HiddenForward
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        """States ``[A, K, H]`` float32 at positions ``[A, K]`` of sequences ``active [A]``, flat indices of ``context``, which is expanded
+        to all sequences; negative positions, of which no sequence has nothing else, are void."""
+        ...
+
+
 class DecoderSource(LogitsSource, Protocol):
     """One whose sequences are continued token by token."""
 
@@ -103,6 +124,7 @@ class DecodeRequest(NamedTuple):
     :ivar Decoder decoder: theirs.
     :ivar tokens: ``[A]`` and ``alive [A]`` of :meth:`Decoder.advance`, ``None`` where the decoder has the logits already.
     :ivar Tensor uniforms: ``[A]``, for the draw.
+    :ivar tuple figures: wanted of each token.
     """
 
     decoder: Any
@@ -110,10 +132,16 @@ class DecodeRequest(NamedTuple):
     alive: Tensor
     uniforms: Tensor
     options: StepOptions
+    figures: tuple[TokenFigure, ...] = ()
 
 
-Draw = tuple[Tensor, Tensor]
-"""Tokens ``[A]`` and their log-probabilities ``[A]``."""
+class Draw(NamedTuple):
+    """Tokens ``[A]``, their log-probabilities ``[A]``, and the figures ``[A, F]`` that were wanted."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    figures: Tensor
+
 
 DecodeRequests = Generator[DecodeRequest, Draw, None]
 """A step in progress: each request is answered by a draw."""

@@ -18,10 +18,12 @@ from ...kv_cache.memory_limit import CacheTooLarge
 from ...kv_cache.pool import Lease
 from ..base import StepOptions
 from ..stopping import StopAutomaton
+from ..token_figures import TokenFigure
 from .cached_decoder import CachedDecoder, CachedLogits, close_ranks
 from .cuda_graphs import SideStream
 from .decoder import StepTask
 from .device_loop import DeviceLoop, padded
+from .device_state import DeviceState
 from .joint_decoding import CountedRequest
 
 _MOST = 8
@@ -46,10 +48,11 @@ class BatchedStep(CountedRequest):
         self.rows = self.outputs = torch.empty(0, dtype=torch.long)
         self.begin, self.left = 0, task.options.max_tokens
 
-    def results(self, members: Tensor, tokens: Tensor, log_probs: Tensor) -> None:
-        """Fill in what some sequences, by their number in the decoder, have sampled."""
-        flat = self.decoder.sequences[members]
-        self.task.tokens[flat], self.task.log_probs[flat] = tokens[:, : self.task.tokens.shape[1]], log_probs
+    def results(self, members: Tensor, state: DeviceState, outputs: Tensor) -> None:
+        """Fill in what some sequences, by their number in the decoder and output rows, have sampled."""
+        flat, task = self.decoder.sequences[members], self.task
+        task.tokens[flat], task.log_probs[flat] = state.tokens[outputs, : task.tokens.shape[1]], state.log_probs[outputs]
+        task.sums[flat] = state.sums[outputs, : len(task.figures)]
 
 
 class DeviceBatch:
@@ -63,10 +66,18 @@ class DeviceBatch:
     :param CacheEngine engine: of the language model.
     :param DeviceLoop loop: whose captures and sequences nobody else uses; also an attribute.
     :param StepOptions options: of all steps, but for ``max_tokens``.
+    :param tuple figures: wanted of all tokens.
     """
 
-    def __init__(self, engine: CacheEngine, loop: DeviceLoop, options: StepOptions, automaton: StopAutomaton) -> None:
-        self._engine, self.loop, self._options, self._automaton = engine, loop, options, automaton
+    def __init__(
+        self,
+        engine: CacheEngine,
+        loop: DeviceLoop,
+        options: StepOptions,
+        automaton: StopAutomaton,
+        figures: tuple[TokenFigure, ...] = (),
+    ) -> None:
+        self._engine, self.loop, self._options, self._automaton, self._figures = engine, loop, options, automaton, figures
         self._aside = SideStream(engine.device)
         self._members: list[BatchedStep] = []
         self._number = 0  # sequences in the batch, dead ones included
@@ -131,7 +142,7 @@ class DeviceBatch:
         if len(own) == 0:
             return
         rows, outputs = member.rows[own], member.outputs[own].to(device)
-        member.results(own.to(device), state.tokens[outputs], state.log_probs[outputs])
+        member.results(own.to(device), state, outputs)
         end = int(lengths[rows].max())
         with suppress(CacheTooLarge):  # the keys are made again at the next step
             self._engine.reserve(cache, cache.num_rows, end)
@@ -159,7 +170,7 @@ class DeviceBatch:
         cache = self._open()
         try:
             self._engine.reserve(cache, padded(number), decoder.longest)
-            self.loop.make_room(number, width)
+            self.loop.make_room(number, width, len(self._figures))
             rows, own = torch.arange(first, number, device=device), torch.arange(added, device=device)
             cache.take(decoder.cache, own, rows, 0, decoder.longest)
         except Exception as error:  # whatever it is, it is for the program that asked
@@ -172,8 +183,9 @@ class DeviceBatch:
             free[member.outputs[member.rows >= 0]] = False
         request.rows, request.outputs = torch.arange(first, number), free.nonzero()[:added, 0]
         request.begin, request.left = int(decoder.cache.lengths[:added].min()), width - 1
-        self.loop.state.join(first, request.outputs.to(device), task.uniforms[decoder.sequences], task.room[decoder.sequences])
-        self.loop.choose(decoder.logits, self._options, self._automaton, first)
+        own = decoder.sequences
+        self.loop.state.join(first, request.outputs.to(device), task.watch[own], task.uniforms[own], task.room[own])
+        self.loop.choose(decoder.logits, self._options, self._automaton, first, self._figures)
         self._members.append(request)
         self._number, self._longest = number, max(self._longest, decoder.longest)
 
@@ -188,7 +200,7 @@ class DeviceBatch:
         with Uncounted(), self._aside.work():
             for _ in range(passes):
                 self._longest = min(self._longest + 1, cache.max_length)
-                self.loop.advance(cache, self._longest, rows, self._options, self._automaton)
+                self.loop.advance(cache, self._longest, rows, self._options, self._automaton, self._figures)
         seconds, total = time.perf_counter() - began, sum(member.sequences for member in self._members)
         for member in self._members:
             mine = min(passes, member.left)
@@ -247,8 +259,10 @@ class DeviceSampler:
 
     def _batch(self, task: StepTask) -> DeviceBatch:
         options = task.options
-        key = options.temperature, options.top_k, options.top_p, task.automaton
-        batch = self._batches.pop(key, None) or DeviceBatch(self._source.engine, self.loop.another(), options, task.automaton)
+        key = options.temperature, options.top_k, options.top_p, task.automaton, task.figures
+        batch = self._batches.pop(key, None)
+        if batch is None:
+            batch = DeviceBatch(self._source.engine, self.loop.another(), options, task.automaton, task.figures)
         self._batches[key] = batch  # the most recently used last
         for idle in [key for key, batch in self._batches.items() if batch.idle][:-_MOST]:
             del self._batches[idle]

@@ -11,6 +11,7 @@ from ...kv_cache.cache import KVCache
 from ...kv_cache.engine import CacheEngine
 from ..base import StepOptions
 from ..stopping import StopAutomaton
+from ..token_figures import TokenFigure
 from .cached_decoder import CachedDecoder
 from .cuda_graphs import Capture, StepGraphs
 from .decoder import StepTask
@@ -62,12 +63,12 @@ class DeviceLoop:
 
     def run(self, decoder: CachedDecoder, task: StepTask) -> None:
         """Sample a step."""
-        options, automaton, first = task.options, task.automaton, decoder.sequences
+        options, automaton, figures, first = task.options, task.automaton, task.figures, decoder.sequences
         number = len(first)
-        self.make_room(number, options.max_tokens)
+        self.make_room(number, options.max_tokens, len(figures))
         state = self.state
-        state.begin(task.uniforms[first], task.room[first])
-        self.choose(decoder.logits, options, automaton)
+        state.begin(task.watch[first], task.uniforms[first], task.room[first])
+        self.choose(decoder.logits, options, automaton, figures=figures)
         decoder.fill_up(padded(number))
         for k in range(1, options.max_tokens):
             if k % self.check_every == 0:
@@ -76,20 +77,23 @@ class DeviceLoop:
                     break
                 if padded(int(alive.sum())) < padded(number):
                     number = self._drop(decoder, state, alive, task.uniforms.shape[0])
-            self.advance(*decoder.grow(padded(number)), padded(number), options, automaton)
+            self.advance(*decoder.grow(padded(number)), padded(number), options, automaton, figures)
         task.tokens[first] = state.tokens[: len(first), : options.max_tokens]
         task.log_probs[first] = state.log_probs[: len(first)]
+        task.sums[first] = state.sums[: len(first), : len(figures)]
 
-    def make_room(self, number: int, width: int) -> None:
-        """Let there be so many sequences, with steps of so many tokens; graphs for fewer are void."""
-        if padded(number) > self.state.rows or width > self.state.width:
-            self.state = self.state.enlarged(padded(number), width)
+    def make_room(self, number: int, width: int, num_figures: int = 0) -> None:
+        """Let there be so many sequences, with steps of so many tokens and so many figures; graphs for fewer are void."""
+        if padded(number) > self.state.rows or width > self.state.width or num_figures > self.state.num_figures:
+            self.state = self.state.enlarged(padded(number), width, num_figures)
             if self.graphs is not None:
                 self.graphs.clear()
 
-    def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, first: int = 0) -> None:
+    def choose(
+        self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, first: int = 0, figures: tuple[TokenFigure, ...] = ()
+    ) -> None:
         """Sample the first token of sequences in the rows from ``first`` on, whose logits are at hand."""
-        self.state.choose(logits, options, automaton, self._eos_ids, first)
+        self.state.choose(logits, options, automaton, self._eos_ids, first, figures)
 
     def _drop(self, decoder: CachedDecoder, state: DeviceState, alive: Tensor, total: int) -> int:
         """Leave only rows of sequences that are alive; returns how many."""
@@ -101,7 +105,15 @@ class DeviceLoop:
         decoder.fill_up(padded(len(decoder.sequences)))
         return len(decoder.sequences)
 
-    def advance(self, cache: KVCache, longest: int, number: int, options: StepOptions, automaton: StopAutomaton) -> None:
+    def advance(
+        self,
+        cache: KVCache,
+        longest: int,
+        number: int,
+        options: StepOptions,
+        automaton: StopAutomaton,
+        figures: tuple[TokenFigure, ...] = (),
+    ) -> None:
         """Append the last token of the sequences in the first rows, and sample the next one.
 
         :param int longest: bound on the tokens of any of them, with the one that is appended; the KV cache has so many columns.
@@ -112,11 +124,11 @@ class DeviceLoop:
 
         def body() -> None:
             logits = state.advance(self._engine, cache, number, stop)
-            state.choose(logits, options, automaton, self._eos_ids)
+            state.choose(logits, options, automaton, self._eos_ids, figures=figures)
 
         if self.graphs is None:
             return body()
         began = time.perf_counter()
-        distribution = (options.temperature, options.top_k, options.top_p)
+        distribution = (options.temperature, options.top_k, options.top_p, figures)
         if self.graphs.run(cache, (number, stop, distribution, automaton), body):
             self._engine.counted(began)

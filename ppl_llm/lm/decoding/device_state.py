@@ -10,7 +10,8 @@ from ...kv_cache.cache import KVCache
 from ...kv_cache.engine import CacheEngine
 from ..base import StepOptions
 from ..stopping import StopAutomaton
-from .sampling import inverse_cdf, warp
+from ..token_figures import TokenFigure
+from .sampling import draw
 
 
 class DeviceState:
@@ -22,44 +23,49 @@ class DeviceState:
 
     :param int rows: sequences at most.
     :param int width: tokens of a step at most.
+    :param int num_figures: figures of the tokens at most.
     :ivar Tensor output: ``[rows]`` the output row of each row.
     :ivar Tensor alive: ``[rows]`` whether the sequence continues.
     :ivar Tensor tokens: ``[rows + 1, width + 1]`` by output row, padded with ``PAD``; nothing is kept in the last column.
     :ivar Tensor log_probs: ``[rows + 1]`` by output row.
+    :ivar Tensor sums: ``[rows + 1, F]`` of figures of the tokens, by output row.
     """
 
-    def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.rows, self.width = rows, width
+    def __init__(self, rows: int, width: int, device: torch.device, num_figures: int = 0) -> None:
+        self.rows, self.width, self.num_figures = rows, width, num_figures
         self.output = torch.full((rows,), rows, device=device)
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.full((rows + 1, width + 1), PAD, device=device)
         self.log_probs = torch.zeros(rows + 1, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(rows + 1, num_figures, dtype=torch.float64, device=device)
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._state = torch.zeros(rows, dtype=torch.int32, device=device)
         self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the sequence's next token belongs to
         self._uniforms = torch.zeros(rows + 1, width + 1, dtype=torch.float64, device=device)
         self._room = torch.zeros(rows + 1, dtype=torch.long, device=device)
 
-    def enlarged(self, rows: int, width: int) -> DeviceState:
-        """The same sequences with room for more of them and for longer steps."""
-        new = DeviceState(max(rows, self.rows), max(width, self.width), self.output.device)
+    def enlarged(self, rows: int, width: int, num_figures: int) -> DeviceState:
+        """The same sequences with room for more of them, for longer steps and for more figures."""
+        new = DeviceState(max(rows, self.rows), max(width, self.width), self.output.device, max(num_figures, self.num_figures))
         new.output[: self.rows] = torch.where(self.output == self.rows, new.rows, self.output)
         for name in ("alive", "log_probs", "_token", "_state", "_column", "_room"):
             getattr(new, name)[: self.rows] = getattr(self, name)[: self.rows]
         for name in ("tokens", "_uniforms"):
             getattr(new, name)[: self.rows, : self.width] = getattr(self, name)[: self.rows, : self.width]
+        new.sums[: self.rows, : self.num_figures] = self.sums[: self.rows]
         return new
 
-    def begin(self, uniforms: Tensor, room: Tensor) -> None:
+    def begin(self, watch: Tensor, uniforms: Tensor, room: Tensor) -> None:
         """Start a step of sequences that lie in the first rows, also of the output, and forget all others; see :meth:`join`."""
         self.leave(0)
-        self.join(0, torch.arange(len(room), device=room.device), uniforms, room)
+        self.join(0, torch.arange(len(room), device=room.device), watch, uniforms, room)
 
-    def join(self, first: int, outputs: Tensor, uniforms: Tensor, room: Tensor) -> None:
+    def join(self, first: int, outputs: Tensor, watch: Tensor, uniforms: Tensor, room: Tensor) -> None:
         """Start a step of further sequences, beside those whose step is in progress.
 
         :param int first: the row of the first of them.
         :param Tensor outputs: ``[A]`` output rows, of which no other sequence has one.
+        :param Tensor watch: ``[A]`` state of the stop automaton in which each step begins.
         :param Tensor uniforms: ``[A, M]`` one for each token.
         :param Tensor room: ``[A]`` tokens that each sequence may take.
         """
@@ -69,21 +75,34 @@ class DeviceState:
         self.alive[rows] = True
         self.tokens[outputs] = PAD
         self.log_probs[outputs] = 0.0
-        for zeroed in (self._token, self._state, self._column):
+        self.sums[outputs] = 0.0
+        self._state[rows] = watch
+        for zeroed in (self._token, self._column):
             zeroed[rows] = 0
         self._uniforms[outputs, :width] = uniforms
         self._room[outputs] = room
 
-    def choose(self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, eos_ids: Tensor, first: int = 0) -> None:
+    def choose(
+        self,
+        logits: Tensor,
+        options: StepOptions,
+        automaton: StopAutomaton,
+        eos_ids: Tensor,
+        first: int = 0,
+        figures: tuple[TokenFigure, ...] = (),
+    ) -> None:
         """Sample the next token of A rows from logits ``[A, V]``, which are overwritten.
 
         :param int first: the first of these rows.
+        :param tuple figures: that are summed.
         """
         rows = slice(first, first + len(logits))
         output, alive, column = self.output[rows], self.alive[rows], self._column[rows]
-        token, log_prob = inverse_cdf(warp(logits, options), self._uniforms[output, column], overwrite=True)
+        token, log_prob, each = draw(logits, self._uniforms[output, column], options, figures)
         self.tokens[output, column] = torch.where(alive, token, PAD)
         self.log_probs[output] += torch.where(alive, log_prob, 0.0)
+        if figures:
+            self.sums[output, : len(figures)] += torch.where(alive[:, None], each, 0.0)
         state = automaton.step(self._state[rows], token)
         column.add_(1).clamp_(max=self.width)  # what becomes of a sequence that has ended is of no interest
         # Not isin, which sorts, and so waits for the device, where there are many ids.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kv_cache.joint_pass import JointPass
 from .decoder import DecodeRequest, Draw
-from .sampling import inverse_cdf, sample_each, warp
+from .sampling import draw, sample_each
 
 
 class JointSampler:
@@ -30,12 +31,17 @@ class JointSampler:
             passing = [i for i, request in enumerate(requests) if request.tokens is not None]
             if len(passing) < 2:
                 return sample_each(requests)
-            passing.sort(key=lambda i: hash(requests[i].options))  # equal ones are drawn from in one go
+            passing.sort(key=lambda i: hash(_distribution(requests[i])))  # equal ones are drawn from in one go
             logits = self.joint_pass.run([requests[i].decoder.prepare(requests[i].tokens) for i in passing])
             draws = dict(zip(passing, _drawn([requests[i] for i in passing], logits), strict=True))
             others = [i for i in range(len(requests)) if i not in draws]
             draws |= zip(others, sample_each([requests[i] for i in others]), strict=True)
             return [draws[i] for i in range(len(requests))]
+
+
+def _distribution(request: DecodeRequest) -> tuple[Any, ...]:
+    """What requests must have in common to be drawn from in one go."""
+    return request.options, request.figures
 
 
 def _drawn(requests: Sequence[DecodeRequest], logits: Sequence[Tensor]) -> list[Draw]:
@@ -47,17 +53,17 @@ def _drawn(requests: Sequence[DecodeRequest], logits: Sequence[Tensor]) -> list[
     for batch in logits:
         begin = 0
         while begin < len(batch):
-            options, end = requests[len(draws)].options, begin
+            first, end = requests[len(draws)], begin
             same: list[DecodeRequest] = []
             for request in requests[len(draws) :]:
-                if request.options != options or end == len(batch):
+                if _distribution(request) != _distribution(first) or end == len(batch):
                     break
                 same.append(request)
                 end += len(request.uniforms)
             sizes = [len(request.uniforms) for request in same]
             uniforms = torch.cat([request.uniforms for request in same])
-            found = inverse_cdf(warp(batch[begin:end], options), uniforms, overwrite=True)
-            draws += zip(*(each.split(sizes) for each in found), strict=True)
+            found = draw(batch[begin:end], uniforms, first.options, first.figures)
+            draws += [Draw(*each) for each in zip(*(each.split(sizes) for each in found), strict=True)]
             for request, rows in zip(same, batch[begin:end].split(sizes), strict=True):
                 request.decoder.finish(rows, request.alive)
             begin = end

@@ -53,23 +53,25 @@ class StepSampler:
 
 
 def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
-    _, _, options, automaton, eos_ids, room, uniforms, tokens, log_probs = task
+    _, _, options, automaton, watch, eos_ids, room, uniforms, tokens, log_probs, figures, all_sums = task
     device = uniforms.device
     with decoder.reserved():
         # Everything lies in the order of the decoder's rows from one drop of sequences to the next: no indexing for each token.
         sequences = decoder.sequences
         own_uniforms, own_room = uniforms[sequences], room[sequences]
-        state = torch.zeros(len(sequences), dtype=torch.int32, device=device)
+        state = watch[sequences]
         alive = torch.ones(len(sequences), dtype=torch.bool, device=device)
-        total = log_probs.new_zeros(len(sequences))
+        total, sums = log_probs.new_zeros(len(sequences)), all_sums.new_zeros(len(sequences), len(figures))
         taken: list[Tensor] = []
         begin = 0  # the token place that the first of those taken belongs to
         check_every = 1 if device.type == "cpu" else 8  # reading the flags waits for the device
         last: Tensor | None = None
         for k in range(options.max_tokens):
-            token, log_prob = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options)
+            token, log_prob, each = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options, figures)
             taken.append(torch.where(alive, token, PAD))
             total += torch.where(alive, log_prob, 0.0)
+            if figures:
+                sums += torch.where(alive[:, None], each, 0.0)
             state = automaton.step(state, token)
             alive = alive & (state != automaton.accept) & torch.isin(token, eos_ids, invert=True) & (own_room > k + 1)
             if k % check_every == 0:
@@ -78,15 +80,15 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
                 if num_alive == 0:
                     break
                 if num_alive <= _KEEP_OCCUPANCY * len(alive) and k + 1 < options.max_tokens:
-                    tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total
+                    tokens[sequences, begin : k + 1], log_probs[sequences], all_sums[sequences] = torch.stack(taken, 1), total, sums
                     row_of = torch.zeros(uniforms.shape[0], dtype=torch.long, device=device)
                     row_of[sequences] = torch.arange(len(sequences), device=device)
                     decoder.keep(alive)
                     sequences = decoder.sequences
                     rows = row_of[sequences]
-                    own_uniforms, own_room, state, alive, total, token = (
-                        each[rows] for each in (own_uniforms, own_room, state, alive, total, token)
+                    own_uniforms, own_room, state, alive, total, sums, token = (
+                        part[rows] for part in (own_uniforms, own_room, state, alive, total, sums, token)
                     )
                     taken, begin = [], k + 1
             last = token
-        tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total
+        tokens[sequences, begin : k + 1], log_probs[sequences], all_sums[sequences] = torch.stack(taken, 1), total, sums

@@ -14,9 +14,10 @@ from transformers import Cache
 
 from ...context import PAD, Context
 from ...inference.cost import count
+from ...kv_cache.hidden import HiddenForward
 from ...kv_cache.support import agree, cache_keyword
 from .decoder import StepTask, with_steps
-from .sampling import inverse_cdf, warp
+from .sampling import draw
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class UncachedSampler:
 
     def __init__(self, model: Any, device: torch.device, cached: bool = False) -> None:
         self._model, self._device, self.cached = model, device, cached
+        self.hidden = HiddenForward(model, 1 << 30, device)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache_name = cache_keyword(model)
 
@@ -72,23 +74,24 @@ class UncachedSampler:
 
     def sample(self, task: StepTask) -> None:
         """Fill in the tokens and log-probabilities of a step."""
-        context, active, options, automaton, eos_ids, _, _, _, _ = task
+        context, active, options, automaton, eos_ids = task.context, task.active, task.options, task.automaton, task.eos_ids
         texts, lengths = context.tokens.reshape(-1, context.tokens.shape[-1])[active], context.lengths.flatten()[active]
         room, u = task.room[active], task.uniforms[active]
         tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), dtype=torch.float64, device=self._device)
         rows = torch.arange(len(u), device=self._device)
         grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
-        watch = torch.zeros(len(u), dtype=torch.int32, device=self._device)
+        watch, sums = task.watch[active], task.sums[active]
         position = int(lengths.min())
         logits, state = self._prefill(grown[:, :position])
         while True:
             k = position - lengths[rows]
             given = k < 0
-            drawn, log_prob = inverse_cdf(warp(logits, options), u[rows, k.clamp(min=0)], overwrite=True)
+            drawn, log_prob, figures = draw(logits, u[rows, k.clamp(min=0)], options, task.figures)
             token = torch.where(given, grown[rows, position], drawn)
             grown[rows, position] = token
             tokens[rows[~given], k[~given]] = token[~given]
             log_probs[rows[~given]] += log_prob[~given]
+            sums[rows[~given]] += figures[~given]
             watch = torch.where(given, watch, automaton.step(watch, token))
             ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[rows])
             keep = (given | ~ended).nonzero()[:, 0]
@@ -104,7 +107,7 @@ class UncachedSampler:
                 logits, state = self._advance(token[:, None], state)
             else:
                 logits = self._last(grown[rows, :position])
-        task.tokens[active], task.log_probs[active] = tokens, log_probs
+        task.tokens[active], task.log_probs[active], task.sums[active] = tokens, log_probs, sums
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Teacher-forced logits; padding on the right does not reach back to the tokens before it."""
@@ -118,6 +121,14 @@ class UncachedSampler:
             output = self._timed(input_ids=sequences[rows].clamp(min=0), use_cache=False, **extra)
             logits = output.logits[:, start - sequences.shape[1] :].to(self._device)
             yield rows, logits.gather(1, columns[rows][..., None].expand(-1, -1, logits.shape[-1]))
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        """As :class:`~ppl_llm.lm.decoding.decoder.StatesSource` says; every prefix is run again."""
+        width, began = int(positions.max()) + 1, time.perf_counter()
+        ids = context.tokens.reshape(-1, context.tokens.shape[-1])[active, :width]
+        parts = [self.hidden.whole(part.clamp(min=0)) for part in ids.split(max(1, _LOGITS_ELEMENTS // (width * self.hidden.size)))]
+        count(tokens_prefilled=int((ids != PAD).sum()), lm_forwards=len(parts), lm_seconds=time.perf_counter() - began)
+        return torch.cat(parts).take_along_dim(positions.clamp(min=0)[..., None], 1).float()
 
     def _prefill(self, ids: Tensor) -> tuple[Tensor, Cache | None]:
         """Run each distinct prefix once."""

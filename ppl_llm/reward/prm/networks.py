@@ -8,13 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
+from ...kv_cache.hidden import head_columns
+
 _OTHER_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Settings of architectures that do more to hidden states than multiply them by the head's rows."""
-
-
-def head_columns(hidden: Any, logits_to_keep: int | list[int]) -> Any:
-    """Those of the last so many columns of ``[B, L, h]``, all for 0, or of given columns; as transformers' language models have it."""
-    return hidden[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
 
 
 class Qwen2PRM(Qwen2PreTrainedModel):

@@ -173,7 +173,7 @@ def test_damaged_and_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "exploded").exists()
     stored = torch.load(good, weights_only=True)
     torch.save({**stored, "version": 7}, bad)
-    with pytest.raises(ValueError, match=r"is a checkpoint of ppl_llm\.SMC of format 7, this program reads format 1"):
+    with pytest.raises(ValueError, match=r"is a checkpoint of ppl_llm\.SMC of format 7, this program reads format 2"):
         smc.resume(bad)
     stored["content"]["log_weights"][0] += 1e-9
     torch.save(stored, bad)

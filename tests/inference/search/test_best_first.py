@@ -28,9 +28,9 @@ def disagreement(kind: type[BestFirst], model: RecordedTree, problems: int = PRO
     pops: list[Tensor] = []
 
     class Watched(kind):  # type: ignore[misc, valid-type]
-        def pop(self, frontier: Any) -> Tensor:
-            popped: Tensor = super().pop(frontier)
-            pops.append(frontier.depth.gather(0, popped[None])[0])
+        def pop(self, tree: Any, open_: Tensor) -> Tensor:
+            popped: Tensor = super().pop(tree, open_)
+            pops.append(tree.depth.gather(0, popped[None])[0])
             return popped
 
     posterior = Watched(model, max_plate_nesting=1, **options).run(problems)

@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 import ppl_llm.cli.loading as loading
-from ppl_llm import TabularLM, TabularReward
+from ppl_llm import Context, TabularLM, TabularReward
 from ppl_llm.cli import app
 from ppl_llm.cli.report import plain
 from ppl_llm.demo import example, make_problem
@@ -34,7 +34,14 @@ def tabular_lm(ends: bool = True) -> TabularLM:
         logits[:, 4] = logits[:, 5] = 0.0
         logits[4:6] = -torch.inf
         logits[4:6, 6] = 0.0
-    return TabularLM(logits, SYMBOLS, eos="$")
+    lm = TabularLM(logits, SYMBOLS, eos="$")
+    states = torch.eye(len(SYMBOLS) + 1)  # a table has none, and some methods ask for them: one for each symbol
+
+    def hidden_states(context: Context, positions: torch.Tensor) -> torch.Tensor:
+        return states[context.tokens.take_along_dim(positions.clamp(min=0), -1)] * (positions >= 0)[..., None]
+
+    lm.hidden_states = hidden_states
+    return lm
 
 
 class Prm:
@@ -130,7 +137,18 @@ def test_tables_and_progress_of_every_method(tables, method):
     assert result.exit_code == 0, result.output
     unit = METHODS[method].unit
     assert len(re.findall(rf"^{unit} \d+: ESS .* tokens/s$", result.stderr, re.MULTILINE)) >= 1
-    search = method in ("beam-search", "dvts", "rebase", "best-first", "best-of-n", "self-consistency")
+    search = method in (
+        "beam-search",
+        "dvts",
+        "rebase",
+        "dora",
+        "best-first",
+        "mcts",
+        "ab-mcts",
+        "speculative-rejection",
+        "best-of-n",
+        "self-consistency",
+    )
     for part in (
         "Vote over answers" if search else "Posterior over answers",
         "" if search else f"ESS per {unit}",
@@ -459,8 +477,12 @@ SMALL = {
     "smc": ["--particles", "4", "--islands", "2", "--audit"],
     "importance": ["--particles", "4", "--audit"],
     "beam-search": ["--beam-width", "2", "--expand", "2"],
-    "dvts": ["--subtrees", "2", "--expand", "2"],
+    "dvts": ["--subtrees", "2", "--expand", "2", "--filter-duplicates", "--lookahead", "1"],
     "best-first": ["--expand", "2", "--continuations", "20"],
+    "mcts": ["--simulations", "20", "--simulation-batch", "2", "--exploration", "0.5", "--widening", "2", "--value", "rollout"],
+    "ab-mcts": ["--simulations", "20", "--simulation-batch", "2", "--score-posterior", "beta"],
+    "speculative-rejection": ["--particles", "8", "--keep", "0.5", "--marks", "1,3", "--mark-unit", "steps"],
+    "dora": ["--particles", "4", "--diversity-temperature", "0.1"],
     "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],

@@ -41,7 +41,7 @@ def test_choices_are_all_that_is_written(run: Any, method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--choices", "1,2", "--method", "dvts"], "have no effect with --method dvts; they go with smc, importance"),
+        (["--choices", "1,2", "--method", "dvts"], "have no effect with --method dvts; they go with smc, power-smc, importance"),
         (["--json-schema", "missing.json"], "missing.json"),
         (["--choices", "1,,2"], "not empty"),
     ],
@@ -69,3 +69,32 @@ def test_a_missing_package_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "llguidance", None)
     result = run("--regex", "1*")
     assert result.exit_code == 2 and "pip install 'ppl-llm[constraints]'" in result.stderr and "Traceback" not in result.output
+
+
+def test_a_constraint_needs_no_reward(run: Any) -> None:
+    """The evidence is the probability of the texts by themselves."""
+    arguments = ["solve", "--lm", "table", "--reward", "none", "--choices", "12,21,a", "--json", "--particles", "64", "a"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "weighed by the constraint alone" in result.stderr
+    assert json.loads(result.stdout)["log_evidence"] == pytest.approx(float(torch.tensor(2 / 6**3 + 1 / 6**2).log()), abs=0.1)
+
+
+def test_texts_that_do_not_end_are_told(run: Any) -> None:
+    result = run("--choices", "1" * 60, "--max-steps", "2", "--max-tokens", "5", "--particles", "4", "--stop", "2")
+    assert result.exit_code == 0, result.output
+    assert "100% of the weight lies on solutions that were cut off" in " ".join(result.stderr.split())
+    assert "cut off" not in run("--choices", "12", "--particles", "4").stderr
+
+
+def test_values_of_a_schema_hold_no_more_whitespace_than_tidy_ones(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason="the extra `constraints`")
+    from ppl_llm.constraints.choice import constraint_of
+    from ppl_llm.constraints.grammar import TIDY
+
+    constraint = constraint_of('{"type": "array", "items": {"const": 1}}')
+    assert repr(constraint).endswith(f"whitespace={TIDY!r})")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [1, 12]}')
+    report = json.loads(run("--json-schema", str(schema), "--json").stdout)
+    assert report["answer"] in ("1", "12")

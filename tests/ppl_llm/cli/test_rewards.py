@@ -28,13 +28,15 @@ def solved(*arguments: str) -> dict[str, Any]:
 
 
 def test_another_language_model_is_never_judged_by_the_demo_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's directory under another name: a majority vote, said in a line, and no reward model is loaded."""
+    """The demo's directory under another name: a power target, said in a line, and no reward model is loaded."""
     monkeypatch.setattr(loading, "load_prm", lambda *_, **__: pytest.fail("a reward model was loaded"))
     result = run("--lm", str(LM_DIR), *FEW)
-    assert result.exit_code == 0 and "no reward model was given: self-consistency takes the most frequent answer" in result.stderr
-    assert "Vote over answers" in result.stdout
+    assert result.exit_code == 0 and "no reward model was given: power-smc prefers what the language" in result.stderr
+    assert "Posterior over answers" in result.stdout
+    voted = run("--lm", str(LM_DIR), "--method", "self-consistency", *FEW)
+    assert "no reward model was given: self-consistency takes a majority vote" in voted.stderr and "Vote over answers" in voted.stdout
     report = solved("--lm", str(LM_DIR), *FEW)
-    assert (report["settings"]["method"], report["settings"]["reward"], report["best"]["score"]) == ("self-consistency", "none", None)
+    assert (report["settings"]["method"], report["settings"]["reward"], report["best"]["score"]) == ("power-smc", "none", None)
     refused = run("--lm", str(LM_DIR), "--method", "smc")
     assert refused.exit_code == 2 and "--method smc needs a reward" in refused.stderr and "--reward judge" in refused.stderr
     assert solved("--method", "self-consistency", *FEW)["cost"].get("prm_calls", 0) == 0  # not even the demo's
@@ -63,11 +65,27 @@ def test_a_verifier(tmp_path: Path) -> None:
     assert "have weight zero" in shown["failure"] and shown["best"]["steps"]
 
 
+def test_a_judge_that_cannot_say_yes_names_the_remedy() -> None:
+    result = run("--reward", "judge", *FEW)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "'Yes', a word of the judge, is 3 tokens" in result.stderr and "--reward judge:DIR" in result.stderr
+
+
+def test_a_chain_of_single_states_shows_no_sizes_of_one() -> None:
+    assert "ESS per iteration" not in run("--method", "suffix-mh", "--iterations", "2").stdout
+    assert "ESS per step" in run(*FEW).stdout
+
+
+def test_steps_of_markdown() -> None:
+    assert solved("--stop", "markdown", *FEW)["settings"]["stop"] == "markdown"
+
+
 def test_limits_and_notes(tmp_path: Path) -> None:
     report = solved("--max-tokens-completion", "6", "--reward", "none", *FEW)
     assert report["finished"] == 4 and report["without_answer"] == 4 and report["cost"]["tokens_sampled"] == 24
     table = run("--max-tokens-completion", "6", "--reward", "none", *FEW)
-    assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr and "4 of 4 solutions have no answer" in table.stdout
+    assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr
+    assert "4 of 4 solutions have no answer, 1.000 of the probability" in table.stdout and report["probability_without_answer"] == 1.0
     guessed = solved("--max-tokens-completion", "6", "--reward", "none", *FEW, "--answer-fallback", "last-number")
     assert guessed["without_answer"] < 4
     for arguments, message in [

@@ -1,24 +1,15 @@
-"""Predicate: the common properties, weights with every draw of the rejection enumerated, and programs."""
+"""Predicate: the common properties, the local distribution, and programs; the weights of its draws are in test_rejection."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pyro
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from ppl_llm import PAD, PIMH, SMC, Context, LLMStep, ParticleGibbs, StepProposal, SuffixMH, TabularLM, TemperedSMC, barrier
+from ppl_llm import PIMH, SMC, Context, LLMStep, ParticleGibbs, StepProposal, SuffixMH, TabularLM, TemperedSMC, barrier
 from ppl_llm.constraints import Choices, Constraint, Predicate, TokenSet
-from ppl_llm.lm.decoding import constrained_sampler
-from ppl_llm.lm.decoding.rejection import adaptive_rejection, inverse_cdf_draw
 from tests.helpers.constraint_properties import TOKENS, ConstraintProperties
 from tests.helpers.tiny_models import language_model
 
@@ -66,86 +57,6 @@ def test_predicates_see_complete_characters_and_are_asked_once_of_a_text() -> No
     assert asked == ["", "é", "é", "é", "é", "é🙂"]
 
 
-# the draw -------------------------------------------------------------------------------------------------------------------------------
-
-
-def outcomes(run: Callable[[Callable[[Tensor], int]], Any]) -> Iterator[tuple[float, Any]]:
-    """Every outcome of a function of draws, with its probability: the draws made so far are made again, the last one differently."""
-    script: list[int] = []
-    made: list[tuple[list[int], int]] = []
-    probabilities: list[float] = []
-
-    def draw(masses: Tensor) -> int:
-        possible = masses.nonzero()[:, 0].tolist()
-        place = script[len(made)] if len(made) < len(script) else 0
-        made.append((possible, place))
-        probabilities.append(float(masses[possible[place]] / masses.sum()))
-        return int(possible[place])
-
-    while True:
-        made.clear()
-        probabilities.clear()
-        result = run(draw)
-        yield math.prod(probabilities), result
-        while made and made[-1][1] + 1 == len(made[-1][0]):
-            made.pop()
-        if not made:
-            return
-        script[:] = [place for _, place in made]
-        script[-1] += 1
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.data())
-@settings(max_examples=40, deadline=None)
-def test_weights_are_unbiased_for_each_token(odds: list[int], data: Any) -> None:
-    allowed = [data.draw(st.booleans()) for _ in odds]
-    masses = torch.tensor(odds, dtype=torch.float64)
-    found, whole = torch.zeros(len(odds), dtype=torch.float64), 0.0
-    for probability, (token, estimate) in outcomes(lambda draw: adaptive_rejection(masses.clone(), lambda v: allowed[v], draw)):
-        found[token] += probability * estimate
-        whole += probability
-    expected = masses * torch.tensor(allowed) / max(float(masses.sum()), 1.0)
-    assert whole == pytest.approx(1.0, abs=1e-12)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
-
-
-def first_draw_only(masses: Tensor, accepts: Callable[[int], bool], draw: Callable[[Tensor], int]) -> tuple[int, float]:
-    """Weighs with one over the number of draws until the first accepted one, as if nothing were removed."""
-    draws = 0
-    while float(masses.sum()) > 0:
-        token, draws = draw(masses), draws + 1
-        if accepts(token):
-            return token, 1.0 / draws
-        masses[token] = 0.0
-    return 0, 0.0
-
-
-def classical(masses: Tensor, accepts: Callable[[int], bool], draw: Callable[[Tensor], int]) -> tuple[int, float]:
-    """One over the number of draws but one until the second accepted one, as if nothing were removed."""
-    draws, first = 0, -1
-    while float(masses.sum()) > 0:
-        token, draws = draw(masses), draws + 1
-        if accepts(token):
-            if first >= 0:
-                return first, 1.0 / (draws - 1)
-            first = token
-        else:
-            masses[token] = 0.0
-    return 0, 0.0
-
-
-@pytest.mark.parametrize("wrong", [first_draw_only, classical])
-def test_rejects_other_weights(wrong: Any) -> None:
-    masses = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
-    mean = sum(p * estimate for p, (_, estimate) in outcomes(lambda draw: wrong(masses.clone(), lambda v: v > 0, draw)))
-    assert abs(mean - 3 / 7) > 0.02
-
-
-def test_draws_are_made_by_inverse_cdf() -> None:
-    masses = torch.tensor([0.0, 2.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
-    assert [inverse_cdf_draw(u)(masses) for u in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0 - 2**-53, 1.0)] == [1, 1, 3, 3, 4, 4, 4]
-
-
 # programs -------------------------------------------------------------------------------------------------------------------------------
 
 SYMBOLS = ["a", "b", "$"]
@@ -163,49 +74,6 @@ def program() -> Context:
         pyro.factor(f"accept_{t}", torch.where(ctx.lengths % 2 == 0, LOG_FACTOR, 0.0))
         ctx = barrier(ctx)
     return ctx
-
-
-def expected() -> dict[str, float]:
-    """p(x) 1[x may stand] times the factors, in plain Python."""
-    probs, factor = LM.logits.softmax(-1), math.exp(0.7)
-    table: dict[str, float] = defaultdict(float)
-
-    def grow(text: str, mass: float) -> None:
-        last = SYMBOLS.index(text[-1]) if text else 0
-        for v, symbol in enumerate(SYMBOLS):
-            grown = text + symbol
-            if (symbol == "$" and len(text) % 2 == 0) or "bb" in grown or grown == "aa":
-                continue
-            # The prompt is a symbol too; there are two factors, after one symbol and after three or the end.
-            total = mass * float(probs[last, v]) * (factor if len(grown) in (1, 3) else 1.0)
-            if symbol == "$" or len(grown) == 3:
-                table[grown] += total
-            else:
-                grow(grown, total)
-
-    grow("", 1.0)
-    return table
-
-
-def test_evidence_with_every_draw_enumerated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E[Z-hat] and E[Z-hat 1[x]] of a run with one particle."""
-    monkeypatch.setattr("ppl_llm.inference.handlers.particle_messenger.ParticleMessenger.check_alive", lambda messenger: None)
-    smc = SMC(program, 1, proposals=StepProposal(constraint=RARE))
-
-    def run(draw: Callable[[Tensor], int]) -> tuple[str, float]:
-        monkeypatch.setattr(constrained_sampler, "inverse_cdf_draw", lambda u: draw)
-        posterior = smc.run()
-        tokens = posterior.value.tokens[0, 1:].tolist()
-        return "".join(SYMBOLS[v] for v in tokens if v != PAD), float(posterior.log_evidence.exp())
-
-    found: dict[str, float] = defaultdict(float)
-    whole = 0.0
-    for probability, (text, evidence) in outcomes(run):
-        whole += probability
-        if evidence > 0:
-            found[text] += probability * evidence
-    assert whole == pytest.approx(1.0, abs=1e-10)
-    assert dict(found) == pytest.approx(dict(expected()), abs=1e-10)
 
 
 def test_the_local_distribution_is_exact() -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from ppl_llm import PAD, SMC, Context, LLMStep, ParticleGibbs, StepProposal, TabularLM, TransformersLM, barrier
-from ppl_llm.constraints import Automaton, Choices, Constraint, PerStep, TokenSet
+from ppl_llm.constraints import Automaton, Choices, Constraint, JsonSchema, PerStep, Regex, TokenSet
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
+from ppl_llm.lm.structured_outputs import structured_fields
+from tests.helpers.served_table import local as served_local
 from tests.helpers.served_table import remote, serve
 from tests.helpers.tape import tape
 from tests.helpers.tiny_models import causal_lm, language_model, tokenizer
@@ -273,9 +275,72 @@ def test_mistakes_are_named() -> None:
         LM.step_entropy(LM.start("a"), torch.tensor([0]), StepOptions(";", 1, constraint=LANGUAGE))
 
 
-def test_servers_are_refused() -> None:
+# servers -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_is_refused_where_it_was_not_said_to_know_constraints() -> None:
     lm = remote(serve())
-    with pytest.raises(ValueError, match="a server does not tell which part of its mass"):
+    with pytest.raises(ValueError, match=r"a server does not tell which part of its mass .*structured_outputs='vllm'"):
         LLMStep(lm.start("a"), stop=";", max_tokens=3, constraint=LANGUAGE).sample()
+    with pytest.raises(ValueError, match="structured_outputs must be one of vllm, sglang, got 'guided'"):
+        remote(serve(), structured_outputs="guided")
+
+
+@pytest.mark.parametrize("structured", [None, "vllm"])
+def test_a_server_has_no_global_target(structured: str | None) -> None:
+    lm = remote(serve(), structured_outputs=structured)
     with pytest.raises(TypeError, match="OpenAILM does not tell the mass"):
-        SMC(lambda: program("a", lm), 4, proposals=StepProposal(constraint=LANGUAGE)).run()
+        SMC(lambda: program("a", lm), 4, proposals=StepProposal(constraint=Choices(["a"]))).run()
+
+
+def test_a_server_renormalises_as_a_table_does() -> None:
+    """Frequencies of 600 steps against the local distribution: five standard deviations, false alarm below 1e-5."""
+    choices = Choices(["ab", "b", "a;b"])
+    lm = remote(serve(), structured_outputs="vllm")
+    pyro.set_rng_seed(0)
+    fn = LLMStep(lm.start("a"), stop=(), max_tokens=4, constraint=choices).expand(torch.Size([600]))
+    drawn = fn.sample().tolist()
+    exact = LLMStep(served_local().start("a"), stop=(), max_tokens=4, constraint=choices)
+    for step in exact.enumerate_support().tolist():
+        p = float(exact.log_prob(torch.tensor(step)).exp())
+        assert abs(drawn.count(step) / 600 - p) < 5 * math.sqrt(p * (1 - p) / 600) + 1e-9
+    with pytest.raises(ValueError, match="have no log-probability here"):
+        LLMStep(lm.start("a"), stop=(), max_tokens=4, constraint=choices).log_prob(torch.tensor(drawn[0]))
+
+
+def test_programs_with_renormalised_steps_of_a_server() -> None:
+    """Each step by itself; a filter weighs with the other factors."""
+    lm = remote(serve(), structured_outputs="vllm")
+    pyro.set_rng_seed(0)
+    posterior = SMC(lambda: program("a", lm, steps=2, constraint=PerStep(Choices(["ab;", "b;"]))), 8, ess_threshold=1.0).run()
+    assert {step for steps in posterior.value.steps for step in steps} <= {"ab;", "b;"}
+
+
+@pytest.mark.parametrize(
+    ("server", "constraint", "fields"),
+    [
+        ("vllm", Choices(["a", "b."]), {"structured_outputs": {"choice": ["a", "b."]}}),
+        ("sglang", Choices(["a", "b."]), {"regex": r"(a)|(b\.)"}),
+        ("vllm", "[0-9]+", {"structured_outputs": {"regex": "[0-9]+"}}),
+        ("sglang", "[0-9]+", {"regex": "[0-9]+"}),
+        ("vllm", {"type": "integer"}, {"structured_outputs": {"json": {"type": "integer"}}}),
+        ("sglang", {"type": "integer"}, {"json_schema": '{"type": "integer"}'}),
+    ],
+)
+def test_what_requests_say(server: str, constraint: Any, fields: dict[str, Any]) -> None:
+    if not isinstance(constraint, Constraint):
+        pytest.importorskip("llguidance", reason="the extra `constraints`")
+        constraint = Regex(constraint) if isinstance(constraint, str) else JsonSchema(constraint)
+    context = remote(serve()).start("a")
+    for each in (constraint, PerStep(constraint)):
+        assert structured_fields(server, each, context, torch.tensor([0])) == fields
+
+
+def test_what_requests_cannot_say_is_refused() -> None:
+    lm = remote(serve(), structured_outputs="vllm")
+    for constraint in (LANGUAGE, TokenSet(banned=[0]), Choices(["a"]) & Choices(["a", "b"])):
+        with pytest.raises(ValueError, match="requests have no words for"):
+            LLMStep(lm.start("a"), stop=(), max_tokens=3, constraint=constraint).sample()
+    begun = lm.start("a").extend(torch.tensor([1]), stop=())
+    with pytest.raises(ValueError, match=r"this text has begun: .* PerStep"):
+        LLMStep(begun, stop=(), max_tokens=3, constraint=Choices(["ba"])).sample()

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ppl_llm import reasoning
-from ppl_llm.context import before_any
+from ppl_llm.finishing import before_any
 from ppl_llm.gateway.settled import SettledText, common_beginning, particles_of
 from ppl_llm.inference import ParticlePosterior
 from ppl_llm.methods import SOLVING, Call

@@ -22,10 +22,13 @@ from ppl_llm import (
     PAD,
     PRESETS,
     SMC,
+    FunctionReward,
+    HiddenStateReward,
     JudgeReward,
     LookAhead,
     ProductReward,
     ReasoningModel,
+    RolloutValue,
     SelfCertainty,
     StepProposal,
     TransformersLM,
@@ -33,6 +36,7 @@ from ppl_llm import (
     TransformersPRM,
     reasoning,
 )
+from ppl_llm.constraints import Choices, Constraint, Predicate, Regex, TokenSet
 from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.util import safe_file
 from ppl_llm.kv_cache import attention as attention
@@ -41,6 +45,7 @@ from ppl_llm.lm import transformers_lm
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding import device_batch
 from ppl_llm.lm.decoding.cuda_graphs import CudaCapture, SideStream
+from ppl_llm.reward import StateHead
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
 from ppl_llm.reward.prm import transformers_prm
 from tests.helpers.architectures import ARCHITECTURES
@@ -219,6 +224,25 @@ def test_other_rewards(kind: str):
     compare(scenario, THERE)
 
 
+@EITHER_LOOP
+def test_twists(place: Place):
+    """Hidden states, and rollouts whose draws follow from the prefix."""
+
+    def scenario(place: Place) -> Any:
+        lm = place.lm()
+        head = StateHead(lm.hidden_size, 8).requires_grad_(False)
+        head = move(head) if place.there else head
+        found = []
+        for reward in (HiddenStateReward(lm, head), HiddenStateReward(lm, head, pooling="mean")):
+            model = reasoning(lm, reward, "twisted", max_steps=3, max_tokens=12)
+            found.append(summary(SMC(model, 4, ess_threshold=1.0).run(PROBLEM)))
+        value = RolloutValue(lm, lambda problem, text: len(text) % 2 / 2 + 0.25, 2, options=StepOptions(max_tokens=12), max_steps=3)
+        found.append(value.value.step_log_odds(SMC(model, 4).run(PROBLEM).value))
+        return found
+
+    compare(scenario, place)
+
+
 def test_proposals_and_looking_ahead():
     def scenario(place: Place) -> Any:
         model = place.model()
@@ -227,6 +251,49 @@ def test_proposals_and_looking_ahead():
         return [summary(proposed), summary(ahead)]
 
     compare(scenario, THERE)
+
+
+LANGUAGES: dict[str, Callable[[], Constraint]] = {
+    "choices": lambda: Choices(["7 * 6 = 42.\n\nHence 12 + 30.", "To add, multiply.", "é 42"]),
+    "token set": lambda: TokenSet(banned=[5, 6, 7]),
+    "predicate": lambda: Predicate(lambda text: "e" not in text),
+    "product": lambda: Choices(["7 * 6 = 42.", "To add"]) & TokenSet(banned=[3]),
+    "regex": lambda: Regex("[0-9+*= ]+"),
+}
+
+
+@EITHER_LOOP
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_constraints(name: str, place: Place):
+    """Weighted proposals, renormalised steps and their log-probabilities; host and device meet in masks only."""
+    if name == "regex":
+        pytest.importorskip("llguidance", reason="the extra `constraints`")
+    constraint = LANGUAGES[name]()
+
+    def scenario(place: Place) -> Any:
+        lm = place.lm()
+        pyro.set_rng_seed(0)
+        model = reasoning(lm, None, max_steps=3, max_tokens=6, stop=())
+        posterior = SMC(model, 5, ess_threshold=1.0, proposals=StepProposal(constraint=constraint)).run(PROBLEM)
+        context, options = lm.start(PROBLEM).expand((4,)), StepOptions((), 6, 1.2, constraint=constraint)
+        torch.manual_seed(0)
+        tokens, _ = lm.sample_step(context, torch.Size((4,)), options)
+        return posterior.value.tokens, posterior.log_weights, tokens, lm.step_log_prob(context, tokens, options)
+
+    compare(scenario, place)
+
+
+@EITHER_LOOP
+def test_factors_at_positions(place: Place):
+    """Patterns end steps, and a critic reads the text up to them."""
+
+    def scenario(place: Place) -> Any:
+        critic = FunctionReward(lambda problem, text: 0.8 if "e" in text else 0.3, partial="word")
+        pyro.set_rng_seed(0)
+        posterior = SMC(reasoning(place.lm(), critic, every="word", max_steps=4, max_tokens=6), 6, ess_threshold=1.0).run(PROBLEM)
+        return posterior.value.tokens, posterior.value.reasons, posterior.log_weights
+
+    compare(scenario, place)
 
 
 def test_slices_files_and_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from ppl_llm.inference import (
+    ABMCTS,
+    DORA,
     DVTS,
+    MCTS,
     PIMH,
     REBASE,
     SMC,
@@ -25,6 +28,7 @@ from ppl_llm.inference import (
     ParticleGibbs,
     PrefixWalk,
     SelfConsistency,
+    SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
 )
@@ -50,9 +54,14 @@ POSTERIORS: list[tuple[Any, dict[str, Any], tuple[int, ...], float]] = [
 
 SEARCHES: list[tuple[Any, dict[str, Any]]] = [
     (BeamSearch, {"beam_width": 3, "expand": 4}),
+    (BeamSearch, {"beam_width": 3, "expand": 4, "lookahead": 1, "filter_duplicates": True}),
     (DVTS, {"num_subtrees": 3, "expand": 4}),
     (REBASE, {"num_particles": 12}),
+    (DORA, {"num_particles": 12, "embed": lambda context: torch.nn.functional.one_hot(context.lengths, 99).double()}),
     (BestFirst, {"expand": 12, "budget": 60}),
+    (MCTS, {"simulations": 60, "batch": 12}),
+    (ABMCTS, {"simulations": 60, "batch": 12}),
+    (SpeculativeRejection, {"num_particles": 12}),
     (BestOfN, {"num_particles": 12}),
     (SelfConsistency, {"num_particles": 12}),
 ]

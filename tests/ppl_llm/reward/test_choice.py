@@ -25,6 +25,7 @@ from tests.helpers.tiny_models import language_model
         (("demo", None, "judge:other"), "judge:other"),
         (("demo", None, "none"), "none"),
         (("demo", None, "verifier:a.py:f"), "verifier:a.py:f"),
+        (("path/to/lm", None, "hidden:head.safetensors"), "hidden:head.safetensors"),
     ],
 )
 def test_what_was_asked_for(given: tuple[str, ...], chosen: str) -> None:
@@ -38,6 +39,7 @@ def test_what_was_asked_for(given: tuple[str, ...], chosen: str) -> None:
         (("demo", None, "judge:"), "lacks a name"),
         (("demo", None, "verifier:a.py"), "lacks a name"),
         (("demo", None, "prm"), "needs a model"),
+        (("demo", None, "hidden"), "lacks a name"),
         (("demo", None, "confidence:x"), "takes no name"),
         (("demo", "dir", "judge"), "are two rewards"),
     ],

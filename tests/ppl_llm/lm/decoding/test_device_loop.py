@@ -196,7 +196,7 @@ def test_a_failed_capture_is_said_once_and_changes_nothing(caplog: pytest.LogCap
 def test_a_step_that_asks_the_device_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch):
     """The recording refuses what a CUDA graph refuses, so that the tests above mean that the step asks for nothing."""
     choose = DeviceState.choose
-    monkeypatch.setattr(DeviceState, "choose", lambda self, *rest: choose(self, *rest) if bool(self.alive.any()) else None)
+    monkeypatch.setattr(DeviceState, "choose", lambda self, *rest, **more: choose(self, *rest, **more) if bool(self.alive.any()) else None)
     lm = looping(tape)
     filtered(lm, steps=1)
     assert "not permitted when stream is capturing" in lm.device_loop.graphs.failure
@@ -214,7 +214,11 @@ def run_without_data(options: StepOptions, vocabulary: int = 0) -> int:
     )
     cache, step = engine.pool.take(None), DeviceState(8, 16, meta)
     cache.reserve(8, 40)
-    step.begin(torch.zeros(6, 16, dtype=torch.float64, device=meta), torch.zeros(6, dtype=torch.long, device=meta))
+    step.begin(
+        torch.zeros(6, dtype=torch.int32, device=meta),
+        torch.zeros(6, 16, dtype=torch.float64, device=meta),
+        torch.zeros(6, dtype=torch.long, device=meta),
+    )
     with torch.no_grad(), OneDevice("meta") as one:
         logits = step.advance(engine, cache, 8, 64)
         step.choose(logits, options, automaton, eos_ids)
@@ -325,7 +329,9 @@ def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = DeviceState.begin
-    monkeypatch.setattr(DeviceState, "begin", lambda self, uniforms, room: begin(self, uniforms, torch.full_like(room, 10**6)))
+    monkeypatch.setattr(
+        DeviceState, "begin", lambda self, watch, uniforms, room: begin(self, watch, uniforms, torch.full_like(room, 10**6))
+    )
 
 
 def graphs_outlive_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,10 +349,10 @@ def column_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of the token is a number of the host, which a recording keeps for ever."""
     choose = DeviceState.choose
 
-    def frozen(self: DeviceState, *rest: Any) -> None:
+    def frozen(self: DeviceState, *rest: Any, **more: Any) -> None:
         self._host = getattr(self, "_host", -1) + 1
         self._column.fill_(self._host % self.width)
-        choose(self, *rest)
+        choose(self, *rest, **more)
 
     monkeypatch.setattr(DeviceState, "choose", frozen)
 
