@@ -13,7 +13,7 @@ from torch import Tensor
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
 from .context_lm import ContextLM, mean_hidden_state
-from .finishing import before_any, finished_by, whole_text
+from .finishing import before_any, decoded, finished_by
 from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
@@ -136,7 +136,7 @@ class Context:
         reason = stop_reasons(step, counts, self.lm.eos_ids, delimited=delimited, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None or self.final_stop:
-            matches = finished_by(grown, base.lengths, finish)
+            matches = finished_by(self.lm, tokens, (base.prompt_lengths, base.lengths, ended), finish, self.final_stop)
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -246,10 +246,6 @@ class Context:
         tensors: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
         return replace(self, cache_entries=entries, **tensors)
 
-    def _ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
-        indices = [tuple(sequence) for sequence in torch.ones(self.batch_shape).nonzero().tolist()]
-        return list(zip(indices, start.flatten().tolist(), end.flatten().tolist(), strict=True))
-
     def _nested(self, fn: Callable[[Context], Any]) -> Any:
         return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)
 
@@ -261,7 +257,7 @@ class Context:
     @property
     def text(self) -> Any:
         """What was generated after the prompt, up to a final stop; nested lists over the batch shape."""
-        return self._nested(lambda sequence: before_any(whole_text(sequence), self.final_stop))
+        return self._nested(lambda s: before_any(decoded(s.lm, s.tokens, s.prompt_lengths, s.lengths), s.final_stop))
 
     @property
     def steps(self) -> Any:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .context import Context
+from .context_lm import ContextLM
 
 
 def before_any(text: str, stops: tuple[str, ...]) -> str:
@@ -18,19 +16,23 @@ def before_any(text: str, stops: tuple[str, ...]) -> str:
     return text[:begin]
 
 
-def whole_text(context: Context) -> str:
-    """What was generated in a single sequence, a final stop included."""
-    return context.lm.decode(context.tokens[int(context.prompt_lengths) : int(context.lengths)].tolist())
+def decoded(lm: ContextLM, tokens: Tensor, begin: Tensor, end: Tensor) -> str:
+    """The text of a part of one sequence ``[L]``."""
+    return lm.decode(tokens[int(begin) : int(end)].tolist())
 
 
-def finished_by(context: Context, starts: Tensor, finish: str | None) -> Tensor:
+def finished_by(
+    lm: ContextLM, tokens: Tensor, bounds: tuple[Tensor, Tensor, Tensor], finish: str | None, final_stop: tuple[str, ...]
+) -> Tensor:
     """Sequences ``[*batch_shape]`` whose last step matches a regular expression, or whose text has a final stop.
 
-    :param Tensor starts: ``[*batch_shape]``, lengths before the step.
+    :param Tensor tokens: ``[*batch_shape, L]``.
+    :param bounds: lengths ``[*batch_shape]`` of the prompts, before the last step and after it.
     """
-    found = torch.zeros_like(context.done)
-    for sequence, start, end in context._ranges(starts, context.lengths):
-        matched = finish is not None and bool(re.search(finish, context.lm.decode(context.tokens[sequence][start:end].tolist())))
-        text = whole_text(context[sequence] if sequence else context) if context.final_stop else ""  # type: ignore[index]
-        found[sequence] = matched or any(stop in text for stop in context.final_stop)
+    begins, starts, ends = bounds
+    found = torch.zeros_like(ends, dtype=torch.bool)
+    for sequence in map(tuple, torch.ones(ends.shape).nonzero().tolist()):
+        matched = finish is not None and bool(re.search(finish, decoded(lm, tokens[sequence], starts[sequence], ends[sequence])))
+        text = decoded(lm, tokens[sequence], begins[sequence], ends[sequence]) if final_stop else ""
+        found[sequence] = matched or any(stop in text for stop in final_stop)
     return found

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ppl_llm import SMC, FunctionReward, reasoning
-from ppl_llm.finishing import whole_text
+from ppl_llm.finishing import decoded
 from ppl_llm.gateway import Gateway, Keys, Served
 from ppl_llm.inference import BestOfN
 from ppl_llm.lm.prompts import PlainText
@@ -128,7 +128,8 @@ def test_a_stop_ends_the_text_and_is_no_part_of_it(client: openai.OpenAI, stop: 
     assert text is not None and not any(each in text for each in stops) and reply.choices[0].finish_reason == "stop"
     model, posterior = alone(SMC, 4, 1, final_stop=tuple(stops))
     assert text == chosen(model, posterior)
-    assert any(each in whole_text(posterior.value[0]) for each in stops), "the stop never came"
+    first = posterior.value[0]
+    assert any(each in decoded(first.lm, first.tokens, first.prompt_lengths, first.lengths) for each in stops), "the stop never came"
     assert streamed(client, model="demo:smc-4", seed=1, stop=stop)[0] == {0: text}
 
 

@@ -75,11 +75,13 @@ def test_what_multiplies_particles_is_bounded(catalogue: Catalogue) -> None:
     assert "org/name:smc-64" in catalogue.names() and not any(name.endswith("-128") for name in catalogue.names())
 
 
-def test_without_a_reward_only_votes_are_offered() -> None:
+def test_without_a_reward_only_methods_that_need_none_are_offered() -> None:
     lm, _ = models()
     served = Gateway(Served("bare", lm, None))
     try:
-        assert served.models() == ["bare", *(f"bare:self-consistency-{n}" for n in (4, 16, 64))]
+        offered = [served.catalogue.find(name).method for name in served.models()]
+        assert METHODS["self-consistency"] in offered and METHODS["smc"] not in offered
+        assert not any(method.needs_reward() for method in offered)
         with pytest.raises(ApiError, match="needs a reward"):
             served.read({"model": "bare:smc-4", "messages": [{"role": "user", "content": PROBLEM}]}, chat=True)
     finally:

@@ -162,3 +162,4 @@ def test_methods_that_do_not_settle_say_so() -> None:
     assert {name for name, method in SOLVING.items() if method.settles} == {"smc", "importance", "best-of-n", "self-consistency"}
     for method in SOLVING.values():
         assert method.settles_under({}) == method.settles and not method.settles_under({"until": "same:2"})
+        assert not method.settles_under({"moves": 1})
