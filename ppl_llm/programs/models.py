@@ -232,7 +232,7 @@ def reasoning(
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.
     :param int top_k: sampling from the most probable tokens only.
-    :param str aggregation: replaces the preset's.
+    :param str aggregation: replaces the preset's, see :meth:`Preset.aggregation_for`.
     :param float score_temperature: T_s of every potential but ``likelihood``.
     :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
     :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
@@ -264,10 +264,9 @@ def reasoning(
     if potential is not None:
         chosen = replace(chosen, potential=potential)
     check_count("max_steps", max_steps)
-    aggregation = aggregation if aggregation is not None else chosen.aggregation
-    choices = RewardChoices(
-        chosen.potential, score_temperature, aggregation, chosen.finished, score
-    )  # what does not go together fails here
+    aggregation = aggregation if aggregation is not None else chosen.aggregation_for(prm)
+    # What does not go together fails here.
+    choices = RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)
     if prm is not None:
         choices.check(prm)
     if chosen.selection is not None:
