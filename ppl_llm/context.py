@@ -226,8 +226,10 @@ class Context:
         return self.batch_shape[0]
 
     def compared(self) -> dict[str, Tensor]:
-        """What tells contexts apart, for the audit."""
-        return {name: getattr(self, name) for name in ("tokens", "lengths", "ends", "reasons", "done")}
+        """What tells contexts apart, for the audit; not how much longer sequences were that are dropped by now."""
+        taken = (self.reasons != StopReason.FINISHED).reshape(self.lengths.numel(), self.num_steps).any(0).sum()
+        steps = {"ends": self.ends[..., :taken], "reasons": self.reasons[..., :taken]}
+        return {"tokens": self.tokens[..., : self.lengths.max()], "lengths": self.lengths, **steps, "done": self.done}
 
     def embedding(self) -> Tensor:
         """``[*batch_shape, H]``: the language model's mean hidden state over the last step, for searches by direction."""

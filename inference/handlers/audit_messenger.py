@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import AuditError
 from ..particles.leaves import Comparison, Differs, copied
-from ..particles.pytree import reorder, take
+from ..particles.pytree import particles_done, reorder, take
 from ..particles.site_util import is_deterministic
 from ..posterior.audit_report import AuditReport
 from ..posterior.particle_posterior import ParticlePosterior
@@ -95,6 +95,7 @@ class AuditMessenger(Messenger):
         self.remaining = dict(self.swept.log_probs)
         self.compared: list[_Compared] = []
         self.num_leaves = self.num_barriers = 0
+        self.ended_early = False  # all are done, and those that the sweep went on for have no lineage
         self.number_format = 0.0  # the largest rounding that a site asked for
         self._arrange()
         super().__enter__()
@@ -134,6 +135,8 @@ class AuditMessenger(Messenger):
         move = self._moves[self.num_barriers] if self.num_barriers < len(self._moves) else self._own
         self.num_barriers += 1
         msg["value"], msg["done"] = reorder(state, move), True
+        done = particles_done(msg["value"])
+        self.ended_early = done is not None and bool(done.all()) and self.num_barriers < self.swept.num_barriers
 
     # sites --------------------------------------------------------------------------------------------------------------------------
 
@@ -289,5 +292,8 @@ def audit(
     ):
         value = model(*args, **kwargs)
         randomness.finish()
-        auditor.compare_result(value)
+        if not auditor.ended_early:
+            auditor.compare_result(value)
+    if auditor.ended_early:  # once more, with all particles in their own places after this last barrier
+        return audit(model, swept._replace(num_barriers=auditor.num_barriers), num_particles, max_plate_nesting, args, kwargs)
     return auditor.report()

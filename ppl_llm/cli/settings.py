@@ -28,11 +28,6 @@ LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "to
 COMPLETION_TOKENS = 1024
 """Default of ``--max-tokens-completion``."""
 
-_FLAGS = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | {
-    name: option.flag for option in method_options().values() for name in (option.name, option.parameter) if name
-}
-"""Flags by the name of the parameter in the library's messages."""
-
 MAX_SEED = 2**32 - 1
 
 
@@ -206,11 +201,19 @@ class Settings:
             parse_dtype(self.dtype)
             for name, value in self.given().items():
                 method_options()[name].check(value)
-            self.build(None, None)
+            model, _ = self.build(None, None)
+            if self.bridge is not None and model.power == 1:
+                raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:
-            parameter = re.match(r"\w+", str(error))
-            flag = _FLAGS.get(parameter[0]) if parameter else None
-            raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
+            raise ValueError(self._with_flag(str(error))) from error
+
+    def _with_flag(self, message: str) -> str:
+        """A message of the library with the flag in place of the parameter that it begins with."""
+        named = re.match(r"(unknown )?(\w+)", message)
+        options = self.named.method.options
+        flags = {name: option.flag for option in options for name in (option.name, option.parameter) if name}
+        flags |= {name: f"--{name.replace('_', '-')}" for name in LIMITS}
+        return f"{named[1] or ''}{flags[named[2]]}{message[named.end() :]}" if named and named[2] in flags else message
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""

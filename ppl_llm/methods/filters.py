@@ -25,7 +25,12 @@ def _smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 
 def moved(o: Options) -> dict[str, Any]:
-    """The keywords of moves."""
+    """The keywords of moves.
+
+    :raises ValueError: for a time between moves where there are none.
+    """
+    if not o["moves"] and o["move_every"] != 1:
+        raise ValueError("move_every has no effect without moves: give moves as well, such as 1")
     return {"rejuvenate": moves("suffix-mh"), "moves": o["moves"], "move_every": o["move_every"]} if o["moves"] else {}
 
 

@@ -70,7 +70,10 @@ class ChosenMethod:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
-        return build_reasoning(model.lm, model.prm, preset, **options)
+        adapted = build_reasoning(model.lm, model.prm, preset, **options)
+        if "bridge" in self.model_options and adapted.power == 1:
+            raise ValueError(f"bridge={adapted.bridge} has no effect without a power: give power as well, such as power=4")
+        return adapted
 
 
 @dataclass(frozen=True)

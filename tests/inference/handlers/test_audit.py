@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import Context, LLMStep, StepReward
+from ppl_llm import Context, FunctionReward, LLMStep, SMCFailed, StepReward, TabularLM
+from ppl_llm import reasoning as ready
 from ppl_llm.inference import SMC, AuditError, AuditReport, barrier
 from ppl_llm.inference.handlers.audit_messenger import Audited, AuditMessenger
 from ppl_llm.lm.transformers_lm import TransformersLM
@@ -382,3 +384,44 @@ def test_lists_of_particles_and_plates(ess_threshold: float, stale: bool) -> Non
     else:
         report = smc.run().audit
         assert report is not None and report.num_leaves == 4 * 3 + 2
+
+
+@pytest.mark.parametrize("early_exit", [True, False])
+def test_solutions_that_are_dropped_may_have_been_longer(early_exit: bool) -> None:
+    """Where the last resampling drops all particles that took more steps, those that are left end earlier, with narrower tensors."""
+    lm = TabularLM(torch.tensor([[0.0, 1.0, 1.0]] * 3), ["$", "a", "b"], eos="$")
+    verifier = FunctionReward(lambda problem, text: text in ("", "a", "ab"))
+    model = ready(lm, verifier, stop=";", max_tokens=1, max_steps=4, early_exit=early_exit)
+    shorter = narrower = 0
+    for seed in range(40):
+        pyro.set_rng_seed(seed)
+        with suppress(SMCFailed):
+            posterior = SMC(model, 8, audit=True).run("a")
+            assert posterior.audit is not None and posterior.audit.error <= 0
+            shorter += posterior.audit.num_permuted < posterior.num_barriers
+            narrower += int(posterior.value.lengths.max()) < posterior.value.tokens.shape[-1]
+    assert (shorter > 3) is early_exit and narrower > 3
+
+
+def test_a_loop_that_ends_by_a_stale_state_is_refused() -> None:
+    """It ends when the particle in the first place is done, another one in the replay; where all are done, nothing is stale."""
+    lm = TabularLM(torch.tensor([[0.0, 1.0, 1.0]] * 3), ["$", "a", "b"], eos="$")
+
+    def stale(problem: str) -> Context:
+        context = beside = lm.start(problem)
+        for t in range(4):
+            beside = context.extend(pyro.sample(f"step_{t}", LLMStep(context, stop=";", max_tokens=1)), stop=";")
+            pyro.sample(f"accept_{t}", dist.Bernoulli(torch.where(beside.done, 0.9, 0.3)), obs=torch.tensor(1.0))
+            context = barrier(beside)
+            if bool(beside.done[0]):  # of the particle that was there
+                break
+        return context
+
+    refused = 0
+    for seed in range(20):
+        pyro.set_rng_seed(seed)
+        try:
+            SMC(stale, 4, ess_threshold=1.0, audit=True).run("a")
+        except AuditError:
+            refused += 1
+    assert refused > 10
