@@ -32,6 +32,12 @@ def check_proposals(proposals: Any) -> None:
             raise ValueError(f"proposals must be distributions, or functions of a site that return one, got {proposal!r} for site {name!r}")
 
 
+def are_restricted(proposals: Proposals | None) -> bool:
+    """Whether some proposal does not draw all that its site can be, and so is a part of the target."""
+    each = proposals.values() if isinstance(proposals, Mapping) else [proposals]
+    return any(getattr(proposal, "restricted", False) for proposal in each)
+
+
 def check_given_values(proposals: Proposals | None, everywhere: bool = False) -> None:
     """Whether proposals can score values that they did not draw, as chains do that keep a trajectory; see :class:`ProposalMessenger`.
 
