@@ -23,7 +23,10 @@ def check_proposals(proposals: Any) -> None:
     """
     if not isinstance(proposals, Mapping):
         if not callable(proposals):
-            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {proposals!r}")
+            raise ValueError(
+                "proposals must be a mapping from sites to distributions, or a function of a site, as StepProposal(constraint=...) is, "
+                f"got {proposals!r}"
+            )
         return
     for name, proposal in proposals.items():
         if not isinstance(name, str):

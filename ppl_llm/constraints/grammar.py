@@ -98,7 +98,7 @@ class JsonSchema(Grammar):
             try:
                 schema = json.loads(schema)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"the schema is not JSON: {error}") from error
+                raise ValueError(f"the schema is not JSON: {error}, in the text {shortened(schema)}") from error
         if not isinstance(schema, Mapping):
             raise ValueError(f"a JSON schema must be an object, got {shortened(schema)}")
         options = schema.get("x-guidance", {})

@@ -72,7 +72,8 @@ class ReasoningModel:
         context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
         if self.prm is not None:
             prepare(self.prm, context)
-        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if self.power != 1 else nullcontext()
+        raised = self.power != 1 or isinstance(self.bridge, tuple)  # steps from 1 to 1 are none
+        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if raised else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
