@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..handlers.filter_options import FilterOptions
+from ..handlers.proposal_messenger import are_restricted
 from ..handlers.rejuvenate_messenger import Program, RejuvenateMessenger
 from ..util.fingerprint import name_of
 from ..util.validation import check_count, check_function
@@ -52,6 +53,12 @@ class Rejuvenation:
             raise ValueError(
                 f"rejuvenate={self._name}: this kernel is not reversible, so it cannot be kept to unfinished executions, and estimates "
                 "would be biased; use SuffixMH, PrefixWalk, or ParticleGibbs without ancestor sampling"
+            )
+        if kernel.proposals is not options.proposals and (are_restricted(options.proposals) or are_restricted(kernel.proposals)):
+            raise ValueError(
+                f"rejuvenate={self._name}: proposals under a constraint are a part of the target, and this kernel has others than the "
+                "filter, so it would move particles out of the language; use SuffixMH, or ParticleGibbs without ancestor sampling, which "
+                "take the filter's proposals if they are given none"
             )
         return self
 
