@@ -191,7 +191,9 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{shortened(text)} holds a lone surrogate at {error.start}, which is half a character and has no bytes") from error
+        raise ValueError(
+            f"{shortened(text)} holds a lone surrogate at {error.start}, which is half a character and has no bytes"
+        ) from error
 
 
 def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:

@@ -60,6 +60,7 @@ class RolloutValue(Twist):
     ) -> None:
         check_count("rollouts", rollouts)
         check_count("max_steps", max_steps)
+        check_count("seed", seed, 0)
         if not 0 < prior < float("inf"):
             raise ValueError(f"prior must be positive, got {prior!r}: a prefix of value 0 would be lost for good")
         if not isinstance(lm, AutoregressiveLM):

@@ -349,6 +349,9 @@ def test_searches_see_the_whole_power() -> None:
         (lambda: power(power(problems, 2.0, bridge=2), 2.0, bridge=2)(1), "site 'x_0' has a bridge of powers already"),
         (lambda: SMC(problems, 4, rejuvenate=SuffixMH, moves=0), "moves must be an integer of at least 1, got 0"),
         (lambda: SMC(problems, 4, rejuvenate=SuffixMH, move_every=0), "move_every must be an integer of at least 1, got 0"),
+        (lambda: SMC(problems, 4, moves=2), "moves=2 has no effect without a kernel: give rejuvenate= as well"),
+        (lambda: SMC(problems, 4, move_every=2), "move_every=2 has no effect without a kernel"),
+        (lambda: power(problems, 2.0, bridge={1.5}), "bridge must be a"),  # type: ignore[arg-type]
         (lambda: SMC(problems, 4, rejuvenate=3), "rejuvenate must be a function or None, got 3"),
         (lambda: SMC(problems, 4, rejuvenate=partial(PIMH, num_particles=4)), "PIMH cannot move the particles of another algorithm"),
         (lambda: SMC(problems, 4, rejuvenate=partial(PMMH, num_particles=4, parameters=["x_0"])), "PMMH cannot move"),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForSequenceClassification
@@ -42,6 +43,11 @@ VALID: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("SMC", "Importance", "TemperedSMC", "WasteFreeSMC", "ParticleGibbs", "PIMH"), WITH_PARTICLES),
     **dict.fromkeys(("REBASE", "BestOfN", "SelfConsistency"), WITH_PARTICLES),
     **dict.fromkeys(("SuffixMH", "PrefixWalk", "BestFirst", "Enumeration"), MODEL),
+    **dict.fromkeys(("MCTS", "ABMCTS", "BlockMH"), MODEL),
+    **dict.fromkeys(("SpeculativeRejection", "DORA"), WITH_PARTICLES),
+    "Twist": {"value": PRM, "verifier": fn},
+    "RolloutValue": {"lm": LM, "verifier": fn},
+    "PrefixValue": {"prm": PRM, "weights": torch.zeros(4)},
     "PMMH": {**WITH_PARTICLES, "parameters": ["theta"]},
     "ParallelTempering": {"model": model, "betas": [0.5, 1.0]},
     "BeamSearch": {"model": model, "beam_width": 2, "expand": 2},
@@ -115,6 +121,8 @@ EXEMPT = {
     "without arguments, errors, names and data": {"CostMeter", "AuditError", "SMCFailed", "StopReason", "Preset", "Problem", "PRMFamily"},
     "rules for stopping, with tests of their own": {"BetaMajority", "Pandora", "SameAnswers", "Share"},
     "any number of arguments, tested below": {"Product"},
+    "handlers that a function or an algorithm makes": {"PowerMessenger", "RejuvenateMessenger", "UntilMessenger"},
+    "parts with tests of their own": {"BetaScores", "NormalScores", "StateHead", "HiddenStateReward", "StopPattern", "ProgramServer"},
 }
 
 PUBLIC = {name: getattr(module, name) for module in MODULES for name in module.__all__} | FUNCTIONS
@@ -145,6 +153,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "StepOptions": (3, "x"),
     "Calibration": (3, "x"),
     "ReasoningModel": (3, "x"),
+    **dict.fromkeys(("Embed", "ScorePosterior"), (3,)),
 }
 """Of each kind of argument; what another kind of the same annotation allows is left out."""
 
@@ -201,6 +210,26 @@ def test_a_name_in_the_place_of_a_network_is_refused_with_the_remedy(name: str) 
 def test_parts_of_a_product_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"the constraints of a Product must be of ppl_llm\.constraints, got 3"):
         ppl_llm.constraints.Product(ppl_llm.constraints.Choices(["a"]), 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("SMC", {"num_particles": np.int64(4), "ess_threshold": np.float32(0.5), "audit": np.bool_(True)}),
+        ("MCTS", {"simulations": np.int32(4), "exploration": np.float32(1.0)}),
+        ("BlockMH", {"moves": np.int64(2)}),
+        ("SpeculativeRejection", {"keep": np.float32(0.5), "marks": np.array([1, 2])}),
+        ("SpeculativeRejection", {"marks": [np.int64(1), np.int64(2)]}),
+        ("ParallelTempering", {"betas": np.array([0.5, 1.0], dtype=np.float32)}),
+        ("ParallelTempering", {"betas": iter([0.5, 1.0])}),
+        ("reasoning", {"power": np.float32(2.0), "bridge": np.int64(3), "max_steps": np.int64(3)}),
+        ("reasoning", {"power": 2.0, "bridge": np.linspace(1, 2, 3)}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(name: str, numbers: dict[str, Any]) -> None:
+    made = CONSTRUCTORS[name](**{**VALID[name], **numbers})
+    if name == "SMC":  # what a file of a run holds
+        assert type(made.settings["num_particles"]) is int and made.settings["audit"] is True
 
 
 @pytest.mark.parametrize("name", VALID)

@@ -50,6 +50,12 @@ def test_a_reward_that_there_is_counts() -> None:
         (["--power", "0", "--method", "power-smc"], "--power must be a finite number above 0, got 0.0"),
         (["--power", "3", "--method", "smc:power=2"], "--power and --method smc:power=2 both set the power; give it once"),
         (["--bridge", "0", "--method", "power-smc"], "--bridge must be a number of steps, at least 1"),
+        (
+            ["--method", "importance", "--reward", "confidence", "--bridge", "3"],
+            "--bridge has no effect without a power: give --power",
+        ),
+        (["--method", "smc:bridge=3", "--reward", "confidence"], "bridge=3 has no effect without a power"),
+        (["--method", "power-smc", "--move-every", "2"], "--move-every has no effect without moves"),
         (["--method", "smc"], "--method smc needs a reward"),
         (["--method", "smc", "--power", "1"], "--method smc needs a reward"),
         (["--method", "power-smc", "--moves", "-1"], "moves must be an integer of at least 0"),

@@ -8,8 +8,9 @@ import torch
 
 from ppl_llm import SMC, Enumeration, StepProposal, SuffixMH, TabularLM, TabularReward, TransformersLM, reasoning
 from ppl_llm.demo import example
+from ppl_llm.inference import power as powered
 from ppl_llm.methods import Call, get_method, parse_method
-from ppl_llm.programs.models import ReasoningModel
+from ppl_llm.programs.models import ReasoningModel, build_reasoning
 
 TABLE = torch.tensor([[2.0, 1, 1, 0], [1, 1, 1, 1], [1, 2, 0, 1], [1, 0, 0, 0]])
 LM = TabularLM((TABLE / TABLE.sum(-1, keepdim=True)).log(), ["a", "b", ";", "$"], eos="$")
@@ -81,3 +82,15 @@ def test_methods_set_and_keep_powers() -> None:
         assert parse_method(f"{name}:power=3:bridge=2").adapted(plain).bridge == 2
     assert parse_method("smc:preset=twisted").adapted(given).power == 2.0 and parse_method("smc").adapted(plain).power == 1.0
     assert get_method("power-smc:moves=1").sized(18)["particles"] == 8 and get_method("power-mh").least == 3
+
+
+def test_a_bridge_to_the_power_one_counts() -> None:
+    """At the first barrier a filter is for p^2, at its end for p: the same as of a model that is wrapped."""
+    lm = TabularLM(torch.tensor([[0.0, 1.0, 2.0]] * 3), ["$", "a", "b"], eos="$")
+    plain = {"stop": ";", "max_tokens": 1, "max_steps": 2}
+    found = []
+    for model in (reasoning(lm, bridge=(2.0,), **plain), powered(reasoning(lm, **plain), 1.0, (2.0,)), reasoning(lm, **plain)):  # type: ignore[arg-type]
+        pyro.set_rng_seed(0)
+        found.append(next(SMC(model, 8, ess_threshold=0.0).iterate("a")).log_evidence)
+    torch.testing.assert_close(found[0], found[1])
+    assert float(found[0]) < -0.1 and float(found[2]) == 0.0
