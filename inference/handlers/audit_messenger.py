@@ -95,7 +95,7 @@ class AuditMessenger(Messenger):
         self.remaining = dict(self.swept.log_probs)
         self.compared: list[_Compared] = []
         self.num_leaves = self.num_barriers = 0
-        self.ended_early = False  # all are done, and those that the sweep went on for have no lineage
+        self.ended_early = False  # all are done, and those that took more steps have no lineage
         self.number_format = 0.0  # the largest rounding that a site asked for
         self._arrange()
         super().__enter__()
