@@ -73,8 +73,8 @@ class ReasoningModel:
         context = replace(self.lm.start(problem), answer_forms=forms, **limits)
         if self.prm is not None:
             prepare(self.prm, context)
-        raised = self.power != 1 or isinstance(self.bridge, tuple)  # steps from 1 to 1 are none
-        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if raised else nullcontext()
+        powers = bridge_powers(self.power, self.bridge)
+        powered = nullcontext() if {self.power, *powers} == {1} else PowerMessenger(self.power, powers)
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
@@ -247,8 +247,7 @@ def reasoning(
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
-        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
-        most.
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`); ``max_steps`` of them at most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
