@@ -31,13 +31,23 @@ class Rejuvenation:
     every: int
     handler: ClassVar[type[RejuvenateMessenger]] = RejuvenateMessenger
 
-    def checked(self, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation:
+    @classmethod
+    def of(cls, kernel: Kernel | None, moves: int, every: int, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation | None:
+        """``None`` without a kernel.
+
+        :raises ValueError: for a kernel that cannot move the particles of this filter, or moves without a kernel.
         """
-        :raises ValueError: for a kernel that cannot move the particles of this filter, or no moves.
-        """
-        check_function("rejuvenate", self.kernel)
-        check_count("moves", self.moves)
-        check_count("move_every", self.every)
+        check_function("rejuvenate", kernel)
+        check_count("moves", moves)
+        check_count("move_every", every)
+        if kernel is not None:
+            return cls(kernel, moves, every)._checked(model, options)
+        for name, number in (("moves", moves), ("move_every", every)):
+            if number != 1:
+                raise ValueError(f"{name}={number} has no effect without a kernel: give rejuvenate= as well, such as SuffixMH")
+        return None
+
+    def _checked(self, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation:
         kernel = self._make(options, model)
         if not kernel.reversible:
             raise ValueError(

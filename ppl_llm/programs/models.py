@@ -74,7 +74,7 @@ class ReasoningModel:
         if self.prm is not None:
             prepare(self.prm, context)
         powers = bridge_powers(self.power, self.bridge)
-        powered = nullcontext() if {self.power, *powers} == {1} else PowerMessenger(self.power, powers)
+        powered = PowerMessenger(self.power, powers) if self.power != 1 or any(each != 1 for each in powers) else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
@@ -232,7 +232,7 @@ def reasoning(
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.
     :param int top_k: sampling from the most probable tokens only.
-    :param str aggregation: replaces the preset's.
+    :param str aggregation: replaces the preset's, see :meth:`Preset.aggregation_for`.
     :param float score_temperature: T_s of every potential but ``likelihood``.
     :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
     :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
@@ -263,10 +263,9 @@ def reasoning(
     if potential is not None:
         chosen = replace(chosen, potential=potential)
     check_count("max_steps", max_steps)
-    aggregation = aggregation if aggregation is not None else chosen.aggregation
-    choices = RewardChoices(
-        chosen.potential, score_temperature, aggregation, chosen.finished, score
-    )  # what does not go together fails here
+    aggregation = aggregation if aggregation is not None else chosen.aggregation_for(prm)
+    # What does not go together fails here.
+    choices = RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)
     if prm is not None:
         choices.check(prm)
     if chosen.selection is not None:

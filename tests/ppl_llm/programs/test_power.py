@@ -53,15 +53,6 @@ def test_filters_with_cool_proposals(bridge: int | None, moves: int) -> None:
     assert abs(float((ratio.mean() - 1) / (ratio.std() / 2000**0.5))) < 4.5
 
 
-def test_powers_of_a_bridge_are_those_of_the_barriers_also_where_the_targets_is_one() -> None:
-    """Weights at the first barrier are those of p(x)^2, and those of the target are equal in the end. No draw is tested."""
-    pyro.set_rng_seed(0)
-    powered = reasoning(LM, max_steps=2, stop=";", max_tokens=2, bridge=[2.0], early_exit=False)
-    posterior = SMC(powered, 16, ess_threshold=0.0).run("a")
-    assert posterior.ess[0] < 15.9
-    torch.testing.assert_close(posterior.log_weights, torch.zeros(16, dtype=torch.float64), atol=1e-5, rtol=0)
-
-
 def test_a_truncated_model_proposes_its_own_steps() -> None:
     """A cooler model may find probable what the truncation has cut off; and the target is the power of the truncated model."""
     powered = model(4.0, top_k=2)
@@ -83,8 +74,8 @@ def test_moves_find_their_prefixes_in_the_cache() -> None:
 
 
 def test_methods_set_and_keep_powers() -> None:
-    plain = reasoning(LM, None)
-    given = reasoning(LM, None, power=2.0, bridge=3)
+    plain = build_reasoning(None, None)
+    given = build_reasoning(None, None, power=2.0, bridge=3)
     for name in ("power-smc", "power-mh"):
         assert parse_method(name).adapted(plain).power == 4.0 and parse_method(name).adapted(given).power == 2.0
         assert parse_method(f"{name}:power=3:bridge=2").adapted(plain).bridge == 2
