@@ -252,7 +252,7 @@ def reasoning(
     :raises ValueError: for an unknown preset or options out of range.
     """
     check_optional_count("max_tokens_completion", max_tokens_completion)
-    if "" in final_stop:
+    if not isinstance(final_stop, tuple | list) or not all(isinstance(text, str) and text for text in final_stop):
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
         raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)
