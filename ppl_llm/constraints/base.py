@@ -190,8 +190,7 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        where = f"{shortened(text)} holds a lone surrogate at {error.start}"
-        raise ValueError(f"{where}, which is half a character and has no bytes") from error
+        raise ValueError(f"{shortened(text)} holds a lone surrogate at {error.start}, half a character, which has no bytes") from error
 
 
 def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:
