@@ -205,15 +205,10 @@ class Settings:
             if self.bridge is not None and model.power == 1:
                 raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:
-            raise ValueError(self._with_flag(str(error))) from error
-
-    def _with_flag(self, message: str) -> str:
-        """A message of the library with the flag in place of the parameter that it begins with."""
-        named = re.match(r"(unknown )?(\w+)", message)
-        options = self.named.method.options
-        flags = {name: option.flag for option in options for name in (option.name, option.parameter) if name}
-        flags |= {name: f"--{name.replace('_', '-')}" for name in LIMITS}
-        return f"{named[1] or ''}{flags[named[2]]}{message[named.end() :]}" if named and named[2] in flags else message
+            parameter = re.match(r"\w+", str(error))
+            own = {name: option.flag for option in self.named.method.options for name in (option.parameter, option.name) if name}
+            flag = (_FLAGS | own).get(parameter[0]) if parameter else None
+            raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""

@@ -247,8 +247,7 @@ def reasoning(
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
-        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
-        most.
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`); ``max_steps`` of them at most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
