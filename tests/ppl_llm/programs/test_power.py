@@ -10,7 +10,7 @@ from ppl_llm import SMC, Enumeration, StepProposal, SuffixMH, TabularLM, Tabular
 from ppl_llm.demo import example
 from ppl_llm.inference import power as powered
 from ppl_llm.methods import Call, get_method, parse_method
-from ppl_llm.programs.models import ReasoningModel, build_reasoning
+from ppl_llm.programs.models import ReasoningModel
 
 TABLE = torch.tensor([[2.0, 1, 1, 0], [1, 1, 1, 1], [1, 2, 0, 1], [1, 0, 0, 0]])
 LM = TabularLM((TABLE / TABLE.sum(-1, keepdim=True)).log(), ["a", "b", ";", "$"], eos="$")
