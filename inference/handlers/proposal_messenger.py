@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
 from ..particles.site_util import base_name, is_masked
@@ -78,17 +79,20 @@ class ProposalMessenger(Messenger):
         super().__init__()
         check_proposals(proposals)
         self.proposals = proposals
+        self.left_early = False
 
-    def finish(self, met: Collection[str], latent: list[str]) -> None:
-        """The model has come to its end.
+    def finish(self, met: Collection[str], latent: list[str]) -> bool:
+        """The model has come to its end, or to where :func:`until` leaves it: then it may have more sites than were met.
+
+        :returns: whether all its sites are known.
 
         :param met: names of all sites.
         :param list latent: those of the latent ones.
         :raises ValueError: for a proposal of a site that does not occur. A name that differs from one that does by its number only may be
             a step that was not reached.
         """
-        if not isinstance(self.proposals, Mapping):
-            return
+        if self.left_early or not isinstance(self.proposals, Mapping):
+            return not self.left_early
         steps = set(map(base_name, met))
         unknown = [name for name in self.proposals if name not in met and base_name(name) not in steps]
         if unknown:
@@ -96,6 +100,7 @@ class ProposalMessenger(Messenger):
             near = difflib.get_close_matches(unknown[0], latent, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"proposals has a site {unknown[0]!r}, which the model does not{hint} Its latent sites are {shown or 'none'}")
+        return True
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
@@ -114,3 +119,10 @@ class ProposalMessenger(Messenger):
             )
         # The particle filter draws the value, and only for the particles that need one.
         msg["infer"] = {**msg["infer"], "proposal": proposal.expand(msg["fn"].batch_shape)}
+
+
+def leave_early() -> None:
+    """Tell the proposals of this execution that the model is left before its end."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, ProposalMessenger):
+            handler.left_early = True

@@ -54,7 +54,7 @@ def sweep(
         if resume is not None:
             resume.finish(value)
         if proposed is not None and not scope.proposals_checked:
-            proposed.finish(plate.met, [site.name for site in messenger.system.sites if site.value is not None])
-            scope.proposals_checked = True
+            latent = [site.name for site in messenger.system.sites if site.value is not None]
+            scope.proposals_checked = proposed.finish(plate.met, latent)
         messenger.check_alive()
     return messenger.posterior(messenger.system.snapshot(value))

@@ -12,6 +12,7 @@ from ..util.checked import checked
 from ..util.validation import check_count
 from .bound_model import BoundModel
 from .power_messenger import BRIDGE
+from .proposal_messenger import leave_early
 
 
 class Reached(BaseException):
@@ -56,6 +57,7 @@ class Beginning(BoundModel):
             except Reached:
                 if messenger.count != messenger.barriers:  # that of another beginning around this one
                     raise
+                leave_early()
         return messenger.state[0] if messenger.state else ended
 
 

@@ -27,6 +27,7 @@ from ppl_llm.inference import (
     TemperedSMC,
     barrier,
     count,
+    until,
 )
 from tests.helpers.exact import Chain
 from tests.helpers.mutants import WRONG_RESAMPLERS, WRONG_WEIGHTS, with_messenger
@@ -422,6 +423,23 @@ def test_proposals_for_sites_that_do_not_occur_are_refused_by_name(name: str) ->
         run(model, {"z_1": q, "zz_1": q})
     with pytest.raises(ValueError, match=r"proposals has a site 'other', which the model does not\. Its latent sites are 'z_0', 'z_1'"):
         run(model, {"other": q})
+
+
+@pytest.mark.parametrize("kernel", [SuffixMH, partial(ParticleGibbs, num_particles=2)])
+def test_moves_and_beginnings_take_the_proposals_of_later_sites(kernel: Any) -> None:
+    """Found by the fuzz (program 3063 of seed 0): a beginning of the model does not have all its sites."""
+
+    def model(last: str = "w_1") -> torch.Tensor:
+        z = barrier(pyro.sample("z_0", dist.Bernoulli(0.4)))
+        return barrier(pyro.sample(last, dist.Bernoulli(0.2 + 0.5 * z)))
+
+    q = {"z_0": dist.Bernoulli(0.5), "w_1": dist.Bernoulli(0.5)}
+    assert until(model, 1)() is not None
+    for program in (model, until(model, 1)):
+        pyro.set_rng_seed(0)
+        assert SMC(program, 8, proposals=q, rejuvenate=kernel).run().num_particles == 8
+    with pytest.raises(ValueError, match="proposals has a site 'w_1', which the model does not"):
+        SMC(model, 8, proposals=q, rejuvenate=kernel).run("v_1")
 
 
 @pytest.mark.parametrize(
