@@ -58,8 +58,14 @@ class RewardChoices:
 
     def check(self, prm: RewardModel) -> None:
         """
-        :raises ValueError: for scores that are estimates, if the target would not be a function of their means.
+        :raises ValueError: for scores that are estimates, if the target would not be a function of their means; for a reward whose factors
+            must multiply to its last score, if they do not.
         """
+        if getattr(prm, "telescopes", False) and not (self.potential in STEERING and self.aggregation == "last"):
+            raise ValueError(
+                f"potential={self.potential!r} with aggregation={self.aggregation!r} makes factors of the scores of {type(prm).__name__} that "
+                "do not multiply to the verifier's: take potential='difference' with aggregation='last', as preset 'twisted' does for it"
+            )
         if not is_estimated(prm) or (self.potential == "likelihood" and self.finished == "neutral"):
             return
         one_each = not getattr(prm, "partial", True)  # a single score in a trajectory

@@ -3,7 +3,7 @@
 from pyro import barrier
 
 from .adaptive import Adaptive, BetaMajority, Pandora, SameAnswers, Share, StoppingRule
-from .concurrent.run_concurrently import run_concurrently
+from .concurrent import ProgramServer, run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
 from .errors import AuditError, SMCFailed
@@ -97,6 +97,7 @@ __all__ = [
     "PooledPosterior",
     "PowerMessenger",
     "PrefixWalk",
+    "ProgramServer",
     "ProposalMessenger",
     "ReferenceMessenger",
     "RejuvenateMessenger",

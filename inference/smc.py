@@ -128,7 +128,7 @@ class SMC:
             record_log_probs=audit or record_log_probs,
             selection=selection,
         )
-        self.rejuvenation = None if rejuvenate is None else Rejuvenation(rejuvenate, moves, move_every).checked(model, self.options)
+        self.rejuvenation = Rejuvenation.of(rejuvenate, moves, move_every, model, self.options)
 
     def messenger(self) -> ParticleMessenger:
         """The handler of one run; islands are one more plate for it."""

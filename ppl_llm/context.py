@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from .answers.extraction import FORMS, extract_answer
 from .context_cache import CacheEntry, restored_entries, stored_entries
 from .context_lm import ContextLM, mean_hidden_state
+from .finishing import before_any, decoded, finished_by
 from .stop_reason import FINISHING, StopReason, stop_reasons
 
 PAD = -1
@@ -37,6 +37,7 @@ class Context:
     :ivar int max_completion: tokens after the prompt at most; ``None`` for as many as the model's context holds.
     :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
     :ivar tuple prefills: for each problem the answer that its prompt has begun; empty where none has.
+    :ivar tuple final_stop: texts that end a sequence wherever they come, also across steps; they and what follows are no part of its text.
     """
 
     lm: ContextLM
@@ -52,6 +53,7 @@ class Context:
     max_completion: int | None = None
     answer_forms: tuple[str, ...] = tuple(FORMS)
     prefills: tuple[str, ...] = ()
+    final_stop: tuple[str, ...] = ()
 
     @classmethod
     def root(
@@ -133,10 +135,8 @@ class Context:
         delimited = rule.accepts(step, rule.start(base))
         reason = stop_reasons(step, counts, self.lm.eos_ids, delimited=delimited, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
-        if finish is not None:
-            matches = torch.zeros_like(reason, dtype=torch.bool)
-            for sequence, start, end in grown._ranges(base.lengths, ended):
-                matches[sequence] = bool(re.search(finish, self.lm.decode(tokens[sequence][start:end].tolist())))
+        if finish is not None or self.final_stop:
+            matches = finished_by(self.lm, tokens, (base.prompt_lengths, base.lengths, ended), finish, self.final_stop)
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -246,10 +246,6 @@ class Context:
         tensors: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
         return replace(self, cache_entries=entries, **tensors)
 
-    def _ranges(self, start: Tensor, end: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
-        indices = [tuple(sequence) for sequence in torch.ones(self.batch_shape).nonzero().tolist()]
-        return list(zip(indices, start.flatten().tolist(), end.flatten().tolist(), strict=True))
-
     def _nested(self, fn: Callable[[Context], Any]) -> Any:
         return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)
 
@@ -260,8 +256,8 @@ class Context:
 
     @property
     def text(self) -> Any:
-        """What was generated after the prompt; nested lists over the batch shape."""
-        return self._nested(lambda sequence: self.lm.decode(sequence.tokens[int(sequence.prompt_lengths) : int(sequence.lengths)].tolist()))
+        """What was generated after the prompt, up to a final stop; nested lists over the batch shape."""
+        return self._nested(lambda s: before_any(decoded(s.lm, s.tokens, s.prompt_lengths, s.lengths), s.final_stop))
 
     @property
     def steps(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..posterior.adaptive_posterior import AdaptivePosterior
+from ..util.checked import checked
 from ..util.validation import check_between
 from .stopping_rule import StoppingRule
 
@@ -33,6 +34,7 @@ class BetaMajority(StoppingRule):
         Yiming Yang, Mausam (2023), the Beta stopping criterion.
     """
 
+    @checked
     def __init__(self, confidence: float = 0.95) -> None:
         check_between("confidence", confidence, 0.5, 1.0)
         self.confidence = float(confidence)

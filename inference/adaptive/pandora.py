@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..posterior.adaptive_posterior import AdaptivePosterior
+from ..util.checked import checked
 from ..util.validation import check_between, check_positive
 from .stopping_rule import StoppingRule
 
@@ -40,6 +41,7 @@ class Pandora(StoppingRule):
 
     needs = "rewards"
 
+    @checked
     def __init__(self, cost: float = 0.01, prior: float = 1.0) -> None:
         check_between("cost", cost, 0.0, 1.0)
         check_positive("prior", prior)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..posterior.adaptive_posterior import AdaptivePosterior
+from ..util.checked import checked
 from ..util.validation import check_count
 from .stopping_rule import StoppingRule
 
@@ -21,6 +22,7 @@ class SameAnswers(StoppingRule):
     [1] *Escape Sky-high Cost: Early-stopping Self-Consistency for Multi-step Reasoning*, Yiwei Li et al. (2024).
     """
 
+    @checked
     def __init__(self, window: int = 5) -> None:
         check_count("window", window, 2)
         self.window = window

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..posterior.adaptive_posterior import AdaptivePosterior
+from ..util.checked import checked
 from ..util.validation import check_between
 from .stopping_rule import StoppingRule
 
@@ -20,6 +21,7 @@ class Share(StoppingRule):
     :raises ValueError: for a share out of range.
     """
 
+    @checked
     def __init__(self, least: float = 0.75) -> None:
         check_between("share", least, 0.0, 1.0)
         self.least = float(least)

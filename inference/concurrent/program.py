@@ -22,8 +22,10 @@ class Request(Protocol):
     """
 
     sequences: int
-    finished: bool
     error: BaseException | None
+
+    @property
+    def finished(self) -> bool: ...
 
     @property
     def service(self) -> Service: ...
@@ -36,7 +38,7 @@ class Service(Protocol):
 
 
 class Stopped(BaseException):
-    """Raised inside a program that must end because another one has failed; handlers of ``Exception`` let it pass."""
+    """Raised inside a program that must end, say because another one has failed; handlers of ``Exception`` let it pass."""
 
 
 class Program:
@@ -93,6 +95,12 @@ class Program:
             self._thread.join()
         if interrupted is not None:
             raise interrupted
+
+    def end(self, reason: BaseException) -> None:
+        """Raise an exception in it wherever it waits, until it waits no more; for its owner. One that has not begun is left alone."""
+        while self.request is not None:
+            self.stop = reason
+            self.proceed()
 
     def wait(self, request: Request) -> None:
         """Hand a request over and come back when it is done; for the program itself.

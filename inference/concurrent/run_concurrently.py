@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 from ..util.checked import checked
 from ..util.validation import check_count, check_optional_count
-from .program import Program, Request, Service, Stopped, current_program
+from .program import Program, Stopped, current_program
+from .turns import Turns
 
 _MAX_SEED = 2**32
 
@@ -61,73 +61,21 @@ def run_concurrently(
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MAX_SEED:
             raise ValueError(f"seeds must be integers in 0 .. {_MAX_SEED - 1}, got {seed!r}")
-    waiting = [Program(function, seed, copy_context()) for function, seed in zip(programs, seeds, strict=True)]
-    return _Turns(waiting, max_sequences, max_programs or len(programs), return_exceptions).run()
-
-
-class _Turns:
-    """Who runs, who waits for a place in the batch, and whose request is being worked on."""
-
-    def __init__(self, programs: list[Program], max_sequences: int, max_programs: int, return_exceptions: bool) -> None:
-        self._programs = programs
-        self._max_sequences, self._max_programs = max_sequences, max_programs
-        self._return_exceptions = return_exceptions
-        self._new = deque(programs)
-        self._queued: deque[Program] = deque()
-        self._served: list[Program] = []
-
-    def run(self) -> list[Any]:
-        try:
-            while self._admit() or self._served:
-                self._work()
-                done = [program for program in self._served if _request(program).finished]
-                self._served = [program for program in self._served if not _request(program).finished]
-                for program in done:
-                    self._let_run(program)
-        except BaseException as error:
-            self._stop(error if isinstance(error, KeyboardInterrupt) else Stopped())
-            error.partial_posteriors = [_partial(program) for program in self._programs]  # type: ignore[attr-defined]
-            raise
-        return [program.result if program.error is None else program.error for program in self._programs]
-
-    def _admit(self) -> bool:
-        """Fill the places of the batch: first with those who wait for one, then with new programs. Whether anybody got one."""
-        before = len(self._served)
-        while True:
-            sequences = sum(_request(program).sequences for program in self._served)
-            if self._queued and (not self._served or sequences + _request(self._queued[0]).sequences <= self._max_sequences):
-                self._served.append(self._queued.popleft())
-            elif self._new and not self._queued and sequences < self._max_sequences and len(self._served) < self._max_programs:
-                self._let_run(self._new.popleft())
-            else:
-                return len(self._served) > before
-
-    def _let_run(self, program: Program) -> None:
-        program.proceed()
-        if program.error is not None and (not self._return_exceptions or isinstance(program.error, KeyboardInterrupt)):
-            raise program.error
-        if not program.finished:
-            self._queued.append(program)
-
-    def _work(self) -> None:
-        by_service: dict[int, list[Request]] = {}
-        for program in self._served:
-            by_service.setdefault(id(_request(program).service), []).append(_request(program))
-        for requests in by_service.values():
-            service: Service = requests[0].service
-            service.advance(requests)
-
-    def _stop(self, reason: BaseException) -> None:
-        """End all programs that are under way, each by an exception where it waits."""
-        for program in self._programs:
-            while program.request is not None:
-                program.stop = reason
-                program.proceed()
-
-
-def _request(program: Program) -> Request:
-    assert program.request is not None
-    return program.request
+    started = [Program(function, seed, copy_context()) for function, seed in zip(programs, seeds, strict=True)]
+    turns = Turns(max_sequences, max_programs or max(1, len(programs)))
+    for program in started:
+        turns.add(program)
+    try:
+        while not turns.idle:
+            for program in turns.turn():
+                if program.error is not None and (not return_exceptions or isinstance(program.error, KeyboardInterrupt)):
+                    raise program.error
+    except BaseException as error:
+        for program in started:
+            program.end(error if isinstance(error, KeyboardInterrupt) else Stopped())
+        error.partial_posteriors = [_partial(program) for program in started]  # type: ignore[attr-defined]
+        raise
+    return [program.result if program.error is None else program.error for program in started]
 
 
 def _partial(program: Program) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.poutine.util import site_is_subsample
 
+from ..util.checked import checked
 from ..util.validation import check_positive
 from .bound_model import BoundModel
 from .temper_messenger import TemperMessenger
@@ -46,13 +47,14 @@ def bridge_powers(alpha: float, bridge: int | Sequence[float] | None) -> tuple[f
         return ()
     if isinstance(bridge, int) and not isinstance(bridge, bool) and bridge >= 1:
         return tuple(1 + (alpha - 1) * t / bridge for t in range(1, bridge))
-    ok = not isinstance(bridge, int | float | str) and all(isinstance(b, int | float) and 0 < b < math.inf for b in bridge)
-    if not ok:
+    powers = list(bridge) if isinstance(bridge, Sequence) and not isinstance(bridge, str) else [None]
+    if not all(isinstance(b, int | float) and not isinstance(b, bool) and 0 < b < math.inf for b in powers):
         raise ValueError(f"bridge must be a number of steps, at least 1, or powers above 0 of the first barriers, got {bridge!r}")
     assert isinstance(bridge, Sequence)
     return tuple(map(float, bridge))
 
 
+@checked
 def power(model: Callable[..., Any], alpha: float, bridge: int | Sequence[float] | None = None) -> BoundModel:
     """The model with the target ``p(x)^alpha p(y | x)``: its latent sites raised to a power, its factors as they are.
 

@@ -23,13 +23,22 @@ def check_proposals(proposals: Any) -> None:
     """
     if not isinstance(proposals, Mapping):
         if not callable(proposals):
-            raise ValueError(f"proposals must be a mapping from sites to distributions, or a function of a site, got {proposals!r}")
+            raise ValueError(
+                "proposals must be a mapping from sites to distributions, or a function of a site, as StepProposal(constraint=...) is, "
+                f"got {proposals!r}"
+            )
         return
     for name, proposal in proposals.items():
         if not isinstance(name, str):
             raise ValueError(f"proposals must be a mapping from names of sites, got the key {name!r}")
         if proposal is not None and not callable(proposal) and not hasattr(proposal, "log_prob"):
             raise ValueError(f"proposals must be distributions, or functions of a site that return one, got {proposal!r} for site {name!r}")
+
+
+def are_restricted(proposals: Proposals | None) -> bool:
+    """Whether some proposal does not draw all that its site can be, and so is a part of the target."""
+    each = proposals.values() if isinstance(proposals, Mapping) else [proposals]
+    return any(getattr(proposal, "restricted", False) for proposal in each)
 
 
 def check_given_values(proposals: Proposals | None, everywhere: bool = False) -> None:

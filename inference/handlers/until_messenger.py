@@ -8,6 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from ..util.checked import checked
 from ..util.validation import check_count
 from .bound_model import BoundModel
 from .power_messenger import BRIDGE
@@ -58,6 +59,7 @@ class Beginning(BoundModel):
         return messenger.state[0] if messenger.state else ended
 
 
+@checked
 def until(model: Callable[..., Any], barriers: int) -> Beginning:
     """The model up to its barrier number ``barriers``, whose state it returns: its target is that of a particle filter there.
 

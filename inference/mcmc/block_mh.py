@@ -16,6 +16,7 @@ from ..handlers.proposal_messenger import Proposals
 from ..handlers.rejuvenate_messenger import RejuvenateMessenger
 from ..handlers.sweep import sweep
 from ..particles.trajectory import Trajectory
+from ..util.checked import checked
 from ..util.validation import check_count
 from .replicate import replica_kernel
 from .suffix_mh import SuffixMH
@@ -70,6 +71,7 @@ class BlockMH(SuffixMH):
     [1] *Reasoning with Sampling: Your Base Model is Smarter Than You Think*, Aayush Karan, Yilun Du (2025), Algorithm 1.
     """
 
+    @checked
     def __init__(
         self, model: Callable[..., Any], *, moves: int = 4, proposals: Proposals | None = None, max_plate_nesting: int = 0
     ) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..handlers.filter_options import FilterOptions
+from ..handlers.proposal_messenger import are_restricted
 from ..handlers.rejuvenate_messenger import Program, RejuvenateMessenger
 from ..util.fingerprint import name_of
 from ..util.validation import check_count, check_function
@@ -30,18 +31,34 @@ class Rejuvenation:
     every: int
     handler: ClassVar[type[RejuvenateMessenger]] = RejuvenateMessenger
 
-    def checked(self, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation:
+    @classmethod
+    def of(cls, kernel: Kernel | None, moves: int, every: int, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation | None:
+        """``None`` without a kernel.
+
+        :raises ValueError: for a kernel that cannot move the particles of this filter, or moves without a kernel.
         """
-        :raises ValueError: for a kernel that cannot move the particles of this filter, or no moves.
-        """
-        check_function("rejuvenate", self.kernel)
-        check_count("moves", self.moves)
-        check_count("move_every", self.every)
+        check_function("rejuvenate", kernel)
+        check_count("moves", moves)
+        check_count("move_every", every)
+        if kernel is not None:
+            return cls(kernel, moves, every)._checked(model, options)
+        for name, number in (("moves", moves), ("move_every", every)):
+            if number != 1:
+                raise ValueError(f"{name}={number} has no effect without a kernel: give rejuvenate= as well, such as SuffixMH")
+        return None
+
+    def _checked(self, model: Callable[..., Any], options: FilterOptions) -> Rejuvenation:
         kernel = self._make(options, model)
         if not kernel.reversible:
             raise ValueError(
                 f"rejuvenate={self._name}: this kernel is not reversible, so it cannot be kept to unfinished executions, and estimates "
                 "would be biased; use SuffixMH, PrefixWalk, or ParticleGibbs without ancestor sampling"
+            )
+        if kernel.proposals is not options.proposals and (are_restricted(options.proposals) or are_restricted(kernel.proposals)):
+            raise ValueError(
+                f"rejuvenate={self._name}: proposals under a constraint are a part of the target, and this kernel has others than the "
+                "filter, so it would move particles out of the language; use SuffixMH, or ParticleGibbs without ancestor sampling, which "
+                "take the filter's proposals if they are given none"
             )
         return self
 

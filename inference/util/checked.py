@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -61,25 +63,45 @@ def checked(fn: Callable[P, T]) -> Callable[P, T]:
     Looked at are ``bool``, ``float``, ``str``, functions, mappings, tensors, lists of these, classes, and ``|`` of them; what else an
     annotation says is left to the function. So are integers, whose range ``check_count`` knows.
 
+    Numbers of numpy come to the function as those of Python, which the settings of a saved run can hold; arrays and iterators as lists,
+    where a ``Sequence`` is asked for.
+
     :raises ValueError: naming the argument.
     """
     names = list(inspect.signature(fn).parameters)
+    lists = {name for name, annotation in fn.__annotations__.items() if "Sequence[" in str(annotation)}
     kinds: dict[str, tuple[_Kind, ...]] | None = None  # classes are looked up at the first call
+
+    def known(name: str | None, value: Any) -> Any:
+        assert kinds is not None
+        value = _plain(value, name in lists)
+        if name in kinds:
+            _check(name, value, kinds[name])
+        return value
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal kinds
         if kinds is None:
             kinds = _kinds_of(fn.__annotations__, fn.__globals__)
-        for name, value in zip(names, args, strict=False):
-            if name in kinds:
-                _check(name, value, kinds[name])
-        for name, value in kwargs.items():
-            if name in kinds:
-                _check(name, value, kinds[name])
-        return fn(*args, **kwargs)
+        given: Any = [known(name, value) for name, value in zip_longest(names[: len(args)], args)]
+        named: Any = {name: known(name, value) for name, value in kwargs.items()}
+        return fn(*given, **named)
 
     return wrapper
+
+
+def _plain(value: Any, is_list: bool) -> Any:
+    """Numbers of numpy as those of Python; a list of what can be gone through once only."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if is_list and isinstance(value, np.ndarray):
+        return value.tolist()
+    if is_list and isinstance(value, Iterator):
+        return list(value)
+    if is_list and isinstance(value, list | tuple) and any(isinstance(each, np.generic) for each in value):
+        return [_plain(each, False) for each in value]
+    return value
 
 
 def check_fields(made: Any) -> None:

@@ -18,7 +18,7 @@ from .. import threads
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import REWARD_KINDS, RewardChoice
-from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote
+from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve
 from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -281,3 +281,4 @@ def _require_demo_problem(text: str) -> None:
 demo.register(app)
 evaluation.register(app)
 evaluation_results.register(app)
+serve.register(app)

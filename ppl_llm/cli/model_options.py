@@ -61,9 +61,12 @@ def read_option(option: str, path: Path) -> str:
     """The text of a file that an option names.
 
     :raises OSError: if it cannot be read, naming the option and the file.
+    :raises ValueError: for a file that is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} {path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
 

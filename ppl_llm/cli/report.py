@@ -204,33 +204,18 @@ def steps_table(solution: Solution) -> Table:
 def solution_of(
     model: ReasoningModel, context: Context, weights: list[float], answer: Answer, equivalent: Equivalent | None = None
 ) -> Solution:
-    """The solution of the highest weight among those with the chosen answer, or of the highest score where the preset chooses by score.
-
-    Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
-
-    :param Context context: the solutions to one problem, ``[N]``.
-    :param list weights: of each.
-    :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
-    :param equivalent: when two answers are the same.
-    """
+    """The solution that stands for the chosen answer, see :meth:`ReasoningModel.choose_particle`, with the scores of its steps."""
     import torch
 
     from ..reward.base import scored_steps
     from ..stop_reason import StopReason
 
-    def chosen(given: Answer) -> bool:
-        return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))
-
-    candidates = [n for n, given in enumerate(context.answers()) if chosen(given)] or list(range(len(weights)))
+    n = model.choose_particle(context, weights, answer, equivalent)
     if model.prm is None:
-        n = max(candidates, key=lambda i: weights[i])
         return Solution(context[n].steps, [], weights[n], None, model.aggregation)
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
     taken, real = (context.reasons != StopReason.FINISHED).cpu(), scored_steps(model.prm, context).cpu()
-    scores, all_right = prefix.tolist(), torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
-    by_score = model.preset.vote == "argmax"
-    n = max(candidates, key=lambda i: (scores[i], weights[i]) if by_score else (weights[i], all_right[i]))
     of_steps = [float(z.sigmoid()) if own else None for z, own in zip(log_odds[n][taken[n]], real[n][taken[n]], strict=True)]
     return Solution(context[n].steps, of_steps, weights[n], float(prefix[n].sigmoid()), model.aggregation)
 

@@ -176,16 +176,18 @@ class Settings:
 
         if self.preset is not None and "preset" in self.named.model_options:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
+        if self.power is not None and "power" in self.named.model_options:
+            raise ValueError(f"--power and --method {self.method} both set the power; give it once")
+        return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
+
+    def model_keywords(self) -> dict[str, Any]:
+        """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
             chosen["stop"] = self.steps_end
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
-        preset = self.preset or "exact"
-        if self.power is not None and "power" in self.named.model_options:
-            raise ValueError(f"--power and --method {self.method} both set the power; give it once")
-        chosen["finish"] = finish_of(self.lm, self.finish)
-        return self.named.adapted(build_reasoning(lm, prm, preset, **chosen))
+        return {**chosen, "preset": self.preset or "exact", "finish": finish_of(self.lm, self.finish)}
 
     def check(self) -> None:
         """Everything that can be known before any model is loaded.

@@ -14,6 +14,10 @@ from ..context import PAD
 from ..inference.util.checked import describe
 
 
+_SHOWN = 300
+"""Characters of a constraint that a message quotes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The tokens of a language model.
@@ -40,6 +44,11 @@ class Vocabulary:
     def eos_mask(self) -> Tensor:
         """``[W]``: the bits of the end-of-text tokens."""
         return self.mask(list(self.eos_ids))
+
+    @cached_property
+    def text_mask(self) -> Tensor:
+        """``[W]``: the bits of the tokens that are text."""
+        return self.mask([i for i, token in enumerate(self.token_bytes) if token])
 
     def mask(self, ids: list[int]) -> Tensor:
         """The bitmask ``[W]`` of token ids."""
@@ -167,6 +176,22 @@ class ProductStates(ConstraintStates):
 
     def accepts(self, row: int, token: int) -> bool:
         return all(part.accepts(row, token) for part in self._parts if part.asks)
+
+
+def shortened(value: object) -> str:
+    """A value in a message: schemas and lists may be a megabyte long."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
+def encoded(text: str) -> bytes:
+    """
+    :raises ValueError: for half a character, which a Python string can hold.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shortened(text)} holds a lone surrogate at {error.start}, which is half a character and has no bytes") from error
 
 
 def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..context import PAD
 from ..inference.util.checked import checked
-from .base import Constraint, ConstraintStates, Vocabulary
+from .base import Constraint, ConstraintStates, Vocabulary, encoded, shortened
 
 _KEPT = 4096
 """Texts whose state is kept for their continuation; a state that is not is read again."""
@@ -26,6 +26,12 @@ lies on all ways to write a text, and the language is one of texts."""
 
 TIDY = r"( |\n {0,20})?"
 """Whitespace of values that are written on one line, or indented on several."""
+
+_SAID = 600
+"""Characters of an error of llguidance that a message quotes."""
+
+_DEAD_END = "NoExtensionBias"
+"""How llguidance calls it that no token of the model goes on with any text of the language."""
 
 _TOKENIZERS: weakref.WeakKeyDictionary[Vocabulary, Any] = weakref.WeakKeyDictionary()
 
@@ -41,6 +47,12 @@ def _llguidance(name: str) -> Any:
     return llguidance
 
 
+def _reason(message: str) -> str:
+    """What llguidance says, in one line; it quotes patterns as a whole."""
+    words = " ".join(message.split())
+    return words if len(words) <= _SAID else f"{words[: _SAID // 2]} ... {words[-_SAID // 2 :]}"
+
+
 class Grammar(Constraint):
     """Base of constraints that llguidance compiles.
 
@@ -49,17 +61,18 @@ class Grammar(Constraint):
     """
 
     def __init__(self, grammar: str) -> None:
+        encoded(grammar)
         self._grammar = grammar + _EVERY_SPELLING
         wrong, messages = _llguidance(type(self).__name__).LLMatcher.validate_grammar_with_warnings(self._grammar)
         if wrong:
             # The lines of the grammar follow, numbered.
             reason = re.split(r"\n *\d+ \|", messages[0])[0]
-            raise ValueError(f"{self!r} cannot be compiled: {' '.join(reason.split())}")
+            raise ValueError(f"{shortened(self)} cannot be compiled: {_reason(reason)}")
         self._known: weakref.WeakKeyDictionary[Vocabulary, _Matchers] = weakref.WeakKeyDictionary()
 
     def states(self, vocabulary: Vocabulary, tokens: Tensor) -> GrammarStates:
         if vocabulary not in self._known:
-            self._known[vocabulary] = _Matchers(self._grammar, repr(self), vocabulary)
+            self._known[vocabulary] = _Matchers(self._grammar, shortened(self), vocabulary)
         matchers = self._known[vocabulary]
         texts = [np.asarray([token for token in text if token != PAD], dtype=np.int32).tobytes() for text in tokens.tolist()]
         return GrammarStates(matchers, texts)
@@ -84,15 +97,22 @@ class JsonSchema(Grammar):
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"the schema is not JSON: {error}") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"the schema is not JSON: {error}, in the text {shortened(schema)}") from error
         if not isinstance(schema, Mapping):
-            raise ValueError(f"a JSON schema must be an object, got {schema!r}")
+            raise ValueError(f"a JSON schema must be an object, got {shortened(schema)}")
+        options = schema.get("x-guidance", {})
+        if not isinstance(options, Mapping):
+            raise ValueError(f"x-guidance of a JSON schema must be an object, got {shortened(options)}")
         self.schema, self.whitespace = schema, whitespace
-        options = {**schema.get("x-guidance", {}), "whitespace_flexible": bool(whitespace)}
+        options = {**options, "whitespace_flexible": bool(whitespace)}
         if isinstance(whitespace, str):
             options["whitespace_pattern"] = whitespace
-        super().__init__(f"start: %json {json.dumps({**schema, 'x-guidance': options})}")
+        try:
+            written = json.dumps({**schema, "x-guidance": options}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the schema cannot be written as JSON: {error}") from error
+        super().__init__(f"start: %json {written}")
 
     def __repr__(self) -> str:
         return f"JsonSchema({json.dumps(self.schema)}{'' if self.whitespace is True else f', whitespace={self.whitespace!r}'})"
@@ -109,6 +129,7 @@ class Regex(Grammar):
     @checked
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
+        encoded(pattern)
         written = pattern.replace("\n", "\\n").replace("\r", "\\r")
         super().__init__(json.loads(_llguidance("Regex").LLMatcher.grammar_from_regex(written))["grammars"][0]["lark_grammar"])
 
@@ -165,7 +186,7 @@ class _Matchers:
         self.executor = package.LLExecutor(torch.get_num_threads())
         start = package.LLMatcher(_TOKENIZERS[vocabulary], grammar, log_level=0)
         if start.is_error():
-            raise ValueError(f"{name} cannot be compiled: {start.get_error()}")
+            raise ValueError(f"{name} cannot be compiled: {_reason(start.get_error())}")
         self._start = start
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
 
@@ -200,11 +221,12 @@ class _Matchers:
         return after
 
     def check(self, matcher: Any) -> None:
-        """
+        """That a matcher has stopped because the model has no token for what must follow is a dead end and no mistake.
+
         :raises RuntimeError: if llguidance gave up, e.g. on a grammar that is too ambiguous.
         """
-        if matcher.is_error():
-            raise RuntimeError(f"{self.name}: llguidance gave up: {matcher.get_error()}")
+        if matcher.is_error() and not (reason := matcher.get_error().partition("\n")[0]).startswith(_DEAD_END):
+            raise RuntimeError(f"{self.name}: llguidance gave up: {reason}")
 
 
 class GrammarStates(ConstraintStates):

@@ -74,9 +74,8 @@ class PredicateStates(ConstraintStates):
 
     def masks(self) -> Tensor:
         """Every token with bytes; :meth:`accepts` tells the rest."""
-        ordinary = self._vocabulary.mask([i for i, token in enumerate(self._vocabulary.token_bytes) if token])
         living = torch.tensor([written is not None for written in self._written], dtype=torch.bool, device=self._vocabulary.device)
-        return torch.where(living[:, None], ordinary, 0)
+        return torch.where(living[:, None], self._vocabulary.text_mask, 0)
 
     def may_end(self) -> Tensor:
         ends = [written is not None and self._predicate.complete(written) for written in self._written]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .base import LanguageModel, StepOptions, StepSample
     from .loading import DTYPES, parse_dtype
     from .openai_lm import OpenAILM
-    from .prompts import PromptBuilder
+    from .prompts import PlainText, PromptBuilder
     from .stopping import StopAutomaton
     from .tabular_lm import TabularLM
     from .transformers_lm import TransformersLM
@@ -19,6 +19,7 @@ _MODULES = {
     "DTYPES": "loading",
     "LanguageModel": "base",
     "OpenAILM": "openai_lm",
+    "PlainText": "prompts",
     "PromptBuilder": "prompts",
     "StepOptions": "base",
     "StepSample": "base",
@@ -33,6 +34,7 @@ __all__ = [
     "AutoregressiveLM",
     "LanguageModel",
     "OpenAILM",
+    "PlainText",
     "PromptBuilder",
     "StepOptions",
     "StepSample",

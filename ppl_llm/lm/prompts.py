@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 Message = dict[str, Any]
 
 
+class PlainText(str):
+    """A problem that the language model continues as it stands, without a chat template or a system prompt."""
+
+
 class Prompt(NamedTuple):
     """
     :ivar str problem: its text, for reward models: the last user turn.
@@ -50,13 +54,15 @@ class PromptBuilder:
         """The prompt of a problem.
 
         :param problem: a string or a list of chat messages ``{"role": ..., "content": ...}``. Messages are used as they are, without
-            ``system_prompt``; if the last one is the assistant's, the model continues it.
+            ``system_prompt``; if the last one is the assistant's, the model continues it. A :class:`PlainText` is continued as it stands.
         :raises ValueError: for a problem without text, or messages that the chat template refuses.
         """
         chat = list(problem) if isinstance(problem, (list, tuple)) else [{"role": "user", "content": problem}]
         text = next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"a problem must be a non-empty string or a list of chat messages with a user turn, got {problem!r}")
+        if isinstance(problem, PlainText):
+            return Prompt(text, self._open_ended(problem))
         if self.tokenizer.chat_template is not None:
             if isinstance(problem, str) and self.system_prompt is not None:
                 chat = [{"role": "system", "content": self.system_prompt}, *chat]

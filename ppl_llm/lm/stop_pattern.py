@@ -7,6 +7,7 @@ import re._constants as ops  # type: ignore[import-not-found]
 import re._parser as parser  # type: ignore[import-not-found]
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -42,6 +43,8 @@ class StopPattern(str):
     """
 
     def __new__(cls, pattern: str) -> StopPattern:
+        if not isinstance(pattern, str):
+            raise ValueError(f"a stop pattern must be a string, got {pattern!r}")
         new = super().__new__(cls, pattern)
         pattern_automaton(str(pattern))
         return new
@@ -64,7 +67,13 @@ UNITS = {"word": r"\s", "line": r"\n"}
 
 
 def position_pattern(every: str) -> str:
-    """The regular expression of positions: of ``word``, ``line``, or as it is given."""
+    """The regular expression of positions: of ``word``, ``line``, or as it is given.
+
+    :raises ValueError: for what looks like one of the words, and would be searched for as a text.
+    """
+    near = get_close_matches(every.lower(), ("token", *UNITS), 1, 0.8) if every.isalpha() and every not in UNITS else []
+    if near:
+        raise ValueError(f"{every!r} is a regular expression for this very text; did you mean {near[0]!r}? The text is '(?:{every})'")
     return UNITS.get(every, every)
 
 

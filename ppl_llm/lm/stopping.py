@@ -83,6 +83,8 @@ class StopAutomaton:
         return self._read(start, tokens) == self.accept
 
     def _read(self, state: Tensor, tokens: Tensor) -> Tensor:
+        if tokens.device.type == "cpu" and tokens.numel() > 0:  # elsewhere the host would have to wait for the longest one
+            tokens = tokens[..., : int((tokens >= 0).sum(-1).max())]
         for token in tokens.unbind(-1):
             state = torch.where(token < 0, state, self.step(state, token.clamp(min=0)))
         return state

@@ -83,6 +83,8 @@ class Method:
     :ivar Budget budget: what a budget means; ``None`` where evaluations do not have it.
     :ivar bool proposes: whether it takes proposals.
     :ivar bool scored: whether it asks a reward; one that does not needs none.
+    :ivar bool settles: whether every solution at the end continues one of those that its callback sees after each step. What all of
+        these begin with is settled then: whatever is chosen begins with it.
     :ivar float power: of the target, where none is given; a method with a power asks the reward that there is, and needs none.
     :ivar bool tempers: whether it can draw solutions at the temperature that fits a power.
     """
@@ -96,6 +98,7 @@ class Method:
     budget: Budget | None = None
     proposes: bool = False
     scored: bool = True
+    settles: bool = False
     power: float = 1.0
     tempers: bool = False
 
@@ -125,6 +128,10 @@ class Method:
     def unit_under(self, given: Options) -> str:
         """What it reports after with these options."""
         return "batch" if given.get("until") is not None else self.unit
+
+    def settles_under(self, given: Options) -> bool:
+        """Whether it :attr:`settles` with these options. A later batch begins new solutions, and moves rewrite the ends of old ones."""
+        return self.settles and self.unit_under(given) == "step" and not given.get("moves")
 
     def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
         """The algorithm around a model, ready to run.

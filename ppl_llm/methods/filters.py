@@ -53,6 +53,7 @@ SMC = Method(
     _smc,
     budget=Budget("B particles and their moves, divided among the islands", "preset", _filter_sizes, _filter_least, free=_FREE),
     proposes=True,
+    settles=True,
     tempers=True,
 )
 
@@ -76,6 +77,7 @@ IMPORTANCE = Method(
     _importance,
     budget=Budget("B samples, weighted by the model's factors", "posterior", free=BATCH_NAMES, shared=True),
     proposes=True,
+    settles=True,
     tempers=True,
 )
 

@@ -24,6 +24,7 @@ class Option:
     :ivar float most: largest value.
     :ivar tuple choices: names to choose from; empty where any text will do.
     :ivar str parameter: what the library calls it in its messages, where that is another name.
+    :ivar bool side_by_side: whether it multiplies the solutions that are written at a time.
     :ivar bool colons: whether its values have colons, as in ``self-consistency:until=beta:0.95:batch=8``.
     """
 
@@ -35,6 +36,7 @@ class Option:
     most: float | None = None
     choices: tuple[str, ...] = ()
     parameter: str = ""
+    side_by_side: bool = False
     colons: bool = False
 
     @property
@@ -79,7 +81,7 @@ class Option:
 
 
 # What the methods take
-PARTICLES = Option("particles", int, "Solutions written side by side.", 16, least=1, parameter="num_particles")
+PARTICLES = Option("particles", int, "Solutions written side by side.", 16, least=1, parameter="num_particles", side_by_side=True)
 RESAMPLER = Option("resampler", str, ", ".join(RESAMPLER_NAMES) + "; by default the preset's.", choices=RESAMPLER_NAMES)
 ESS_THRESHOLD = Option(
     "ess_threshold",
@@ -88,7 +90,7 @@ ESS_THRESHOLD = Option(
     least=0.0,
     most=1.0,
 )
-ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1)
+ISLANDS = Option("islands", int, "Independent filters, pooled by their evidence.", 1, least=1, side_by_side=True)
 MAX_TOKENS_TOTAL = Option("max_tokens_total", int, "Stop when so many tokens are written.", least=1)
 AUDIT = Option("audit", bool, "Replay the solutions and compare every log-probability.", False)
 UNTIL = Option(
@@ -107,15 +109,23 @@ ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
 SWEEPS = Option("sweeps", int, "Filters that a budget is divided among, the first one included.", 4, least=2)
 ANCESTOR_SAMPLING = Option("ancestor_sampling", bool, "Draw other beginnings for the solution that is kept.", False)
-REFERENCES = Option("references", int, "Solutions kept, each in a filter of its own.", 1, least=1, parameter="num_references")
+REFERENCES = Option(
+    "references",
+    int,
+    "Solutions kept, each in a filter of its own.",
+    1,
+    least=1,
+    parameter="num_references",
+    side_by_side=True,
+)
 BETAS = Option("betas", str, "Powers of the scores, such as 0,0.3,1, or adaptive.", "adaptive")
 KERNEL = Option("kernel", str, "Moves of whole solutions: " + " or ".join(KERNELS) + ".", "suffix-mh", choices=tuple(KERNELS))
 WALK_STEPS = Option("walk_steps", int, "Steps of the walk in an iteration, up or down.", 64, least=1, parameter="steps")
-PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0)
+PILOT = Option("pilot", int, "Solutions that set the scale of scores in each iteration.", 8, least=0, side_by_side=True)
 CHAIN_LENGTH = Option("chain_length", int, "States kept of each chain; particles must be a multiple of it.", 4, least=2)
 MOVES = Option("moves", int, "Moves that rewrite the ends of unfinished solutions, after each step.", 0, least=0)
 MOVE_EVERY = Option("move_every", int, "Steps from one time of moves to the next.", 1, least=1)
-BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1)
+BEAM_WIDTH = Option("beam_width", int, "Solutions kept at every step.", 4, least=1, side_by_side=True)
 FILTER_DUPLICATES = Option("filter_duplicates", bool, "Keep one of several equal solutions at every step.", False)
 LOOKAHEAD = Option("lookahead", int, "Greedy steps that a solution is looked ahead by before it is scored.", 0, least=0)
 KEEP = Option("keep", float, "Share of the unfinished solutions kept at each mark.", 0.5, least=0.001, most=1.0)
@@ -123,7 +133,7 @@ MARKS = Option("marks", str, "Where solutions are dropped, such as 1,2,4; doubli
 MARK_UNIT = Option(
     "mark_unit", str, "What marks count: steps, or tokens for each solution begun.", "steps", choices=("steps", "tokens"), parameter="unit"
 )
-SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees")
+SUBTREES = Option("subtrees", int, "Independent searches.", 4, least=1, parameter="num_subtrees", side_by_side=True)
 ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
@@ -143,7 +153,7 @@ SCORE_POSTERIOR = Option(
     "score_posterior", str, "What is known of mean scores: normal, or beta for scores in [0, 1].", "normal", choices=("normal", "beta"),
     parameter="posterior",
 )  # fmt: skip
-EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1)
+EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1, side_by_side=True)
 
 # What a name may change in the model, see ppl_llm.reasoning
 PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)

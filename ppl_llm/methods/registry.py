@@ -62,7 +62,8 @@ class ChosenMethod:
             changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        kept = {name: getattr(model, name) for name in ("max_tokens_completion", "answer_fallback", "power", "bridge")}
+        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
+        kept: dict[str, Any] = {name: getattr(model, name) for name in same}
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:

@@ -23,6 +23,7 @@ BEST_OF_N = Method(
     (PARTICLES, *BATCHES),
     _vote,
     budget=Budget("B samples, the best score", "best-of-n", free=BATCH_NAMES, shared=True),
+    settles=True,
 )
 
 SELF_CONSISTENCY = Method(
@@ -33,6 +34,7 @@ SELF_CONSISTENCY = Method(
     _vote,
     budget=Budget("B samples, the most frequent answer", "majority", free=BATCH_NAMES, shared=True),
     scored=False,
+    settles=True,
 )
 
 WEIGHTED_BEST_OF_N = Method(

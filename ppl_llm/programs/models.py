@@ -49,10 +49,10 @@ class ReasoningModel:
         power: float = 1.0,
         bridge: int | tuple[float, ...] | None = None,
         every: str | None = None,
+        final_stop: tuple[str, ...] = (),
     ) -> None:
-        self.every = every
-        self.power, self.bridge = power, bridge
-        self.max_tokens_completion, self.answer_fallback = max_tokens_completion, answer_fallback
+        self.power, self.bridge, self.every = power, bridge, every
+        self.max_tokens_completion, self.answer_fallback, self.final_stop = max_tokens_completion, answer_fallback, final_stop
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
         self.aggregation, self.score_temperature, self.finish = aggregation, score_temperature, finish
         self.early_exit, self.score = early_exit, score
@@ -69,10 +69,12 @@ class ReasoningModel:
         :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
         """
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
-        context = replace(self.lm.start(problem), max_completion=self.max_tokens_completion, answer_forms=forms)
+        limits: dict[str, Any] = {"max_completion": self.max_tokens_completion, "final_stop": self.final_stop}
+        context = replace(self.lm.start(problem), answer_forms=forms, **limits)
         if self.prm is not None:
             prepare(self.prm, context)
-        powered = PowerMessenger(self.power, bridge_powers(self.power, self.bridge)) if self.power != 1 else nullcontext()
+        powers = bridge_powers(self.power, self.bridge)
+        powered = PowerMessenger(self.power, powers) if self.power != 1 or any(each != 1 for each in powers) else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
             return self._solve(context)
 
@@ -152,6 +154,31 @@ class ReasoningModel:
             return one(answers, scores, weights)
         return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
 
+    def choose_particle(self, context: Context, weights: list[float], answer: Any, equivalent: Equivalent | None = None) -> int:
+        """The number of the solution that stands for an answer: of those that have it the one of the highest weight, or of the highest
+        score where the preset chooses by score.
+
+        Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
+
+        :param Context context: the solutions to one problem, ``[N]``.
+        :param list weights: of each.
+        :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
+        :param equivalent: when two answers are the same.
+        """
+
+        def chosen(given: Any) -> bool:
+            return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))
+
+        candidates = [n for n, given in enumerate(context.answers()) if chosen(given)] or list(range(len(weights)))
+        if self.prm is None:
+            return max(candidates, key=lambda n: weights[n])
+        with torch.no_grad():
+            log_odds, real = self.prm.step_log_odds(context).cpu(), scored_steps(self.prm, context).cpu()
+            scores = self.prefix_scores(context).tolist()
+        all_right = torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
+        by_score = self.preset.vote == "argmax"
+        return max(candidates, key=lambda n: (scores[n], weights[n]) if by_score else (weights[n], all_right[n]))
+
 
 def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
     """``any`` over the particles, for each problem; a context without a particle dimension is its own population."""
@@ -183,6 +210,7 @@ def reasoning(
     max_tokens_completion: int | None = None,
     answer_fallback: str | None = None,
     every: str | None = None,
+    final_stop: tuple[str, ...] = (),
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -204,7 +232,7 @@ def reasoning(
     :param float temperature: of the language model; p is the tempered model.
     :param float top_p: nucleus sampling.
     :param int top_k: sampling from the most probable tokens only.
-    :param str aggregation: replaces the preset's.
+    :param str aggregation: replaces the preset's, see :meth:`Preset.aggregation_for`.
     :param float score_temperature: T_s of every potential but ``likelihood``.
     :param str potential: replaces the preset's, e.g. ``max`` or ``sum`` with ``twisted``: the same target by another way.
     :param str score: ``log_prob`` or ``log_odds``, what the potentials ``difference``, ``max`` and ``sum`` steer by.
@@ -221,20 +249,24 @@ def reasoning(
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
         end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
         most.
+    :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
     check_optional_count("max_tokens_completion", max_tokens_completion)
+    if "" in final_stop:
+        raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
         raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)
     bridge_powers(power, bridge)  # what is out of range fails here
+    if final_stop and tokens_per_step is None and every is None:  # a step ends there, too, so that no token follows
+        stop = tuple(dict.fromkeys((*((stop,) if isinstance(stop, str) else stop), *final_stop)))
     chosen = get_preset(preset)
     if potential is not None:
         chosen = replace(chosen, potential=potential)
     check_count("max_steps", max_steps)
-    aggregation = aggregation if aggregation is not None else chosen.aggregation
-    choices = RewardChoices(
-        chosen.potential, score_temperature, aggregation, chosen.finished, score
-    )  # what does not go together fails here
+    aggregation = aggregation if aggregation is not None else chosen.aggregation_for(prm)
+    # What does not go together fails here.
+    choices = RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)
     if prm is not None:
         choices.check(prm)
     if chosen.selection is not None:
@@ -255,6 +287,7 @@ def reasoning(
         float(power),
         bridge if bridge is None or isinstance(bridge, int) else tuple(bridge),
         every,
+        final_stop,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..distributions.potentials import STEERING
 from ..inference import EntropicAnnealing
 from ..inference.util.validation import unknown_name
+from ..reward.base import RewardModel, is_of_prefixes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Preset:
     resample_finished: bool = False
     selection: EntropicAnnealing | None = None
 
+    def aggregation_for(self, reward: RewardModel | None) -> str:
+        """The preset's; ``last`` for a reward that gives values of prefixes, such as a :class:`~ppl_llm.Twist`, under ``difference``,
+        ``max`` and ``sum``: their factors multiply to the last value then.
+        """
+        return "last" if self.potential in STEERING and is_of_prefixes(reward) else self.aggregation
+
     @property
     def smc(self) -> dict[str, Any]:
         return {
@@ -52,7 +60,12 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset("exact", "p(x) prod_t r_t", "likelihood"),
-        Preset("twisted", "p(x) s_T with s the least r_t: no penalty for length", "difference", aggregation="min"),
+        Preset(
+            "twisted",
+            "p(x) s_T with s the least r_t, or the value of the last prefix: no penalty for length",
+            "difference",
+            aggregation="min",
+        ),
         Preset(
             "as_paper",
             "the released code of the paper: odds of the prefix score at every step, finished particles get theirs again, always resampled",

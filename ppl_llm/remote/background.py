@@ -10,6 +10,9 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ..inference.concurrent.future_service import wait_for
+from ..inference.concurrent.program import current_program
+
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.2
@@ -40,9 +43,12 @@ class BackgroundLoop:
             return cls._current
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine. An exception here, Ctrl-C above all, cancels it."""
+        """Wait for a coroutine. An exception here, Ctrl-C above all, cancels it. Programs that take turns with this one run meanwhile."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        program = current_program()
         try:
+            if program is not None:
+                wait_for(future, program)
             while not concurrent.futures.wait([future], timeout=_POLL_SECONDS).done:
                 pass
         except BaseException:

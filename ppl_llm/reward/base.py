@@ -39,6 +39,11 @@ def is_estimated(reward: Any) -> bool:
     return bool(getattr(reward, "estimated", False))
 
 
+def is_of_prefixes(reward: Any) -> bool:
+    """Whether a score is the value of all steps so far, and not of one step: that of a solution is then the last."""
+    return bool(getattr(reward, "of_prefixes", False))
+
+
 def step_scores(reward: RewardModel, context: Context, last_step: bool = False) -> Tensor:
     """Log-odds of all steps ``[*batch, T]``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +44,8 @@ class HiddenStateReward:
         reward = HiddenStateReward.load("head.safetensors", lm)
         SMC(reasoning(lm, reward, preset="twisted"), 16).run(problem)
     """
+
+    of_prefixes: ClassVar[bool] = True
 
     @checked
     def __init__(self, lm: LanguageModel, head: StateHead, *, pooling: str = "end") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -27,6 +29,8 @@ class PrefixValue:
     :param Tensor weights: ``[4]`` float64.
     :raises ValueError: for another number of weights, or one that is not finite.
     """
+
+    of_prefixes: ClassVar[bool] = True
 
     @checked
     def __init__(self, prm: RewardModel, weights: Tensor) -> None:

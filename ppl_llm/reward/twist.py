@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -28,12 +28,17 @@ class Twist:
 
     :param RewardModel value: gives the log-odds of V_t, e.g. a :class:`~ppl_llm.HiddenStateReward`.
     :param verifier: a reward of finished answers, e.g. a :class:`~ppl_llm.FunctionReward`, or the function of one.
-    :raises ValueError: for what is no reward model, or no function.
+    :raises ValueError: for what is no reward model, or no function; :class:`~ppl_llm.StepReward` refuses other potentials, and aggregations
+        other than ``last``, under which the factors would not multiply to tau.
 
     References
 
     [1] *Probabilistic Inference in Language Models via Twisted Sequential Monte Carlo*, Stephen Zhao et al., arXiv 2404.17546 (2024).
     """
+
+    of_prefixes: ClassVar[bool] = True
+    telescopes: ClassVar[bool] = True
+    """Whether the target holds for factors that multiply to the last score alone."""
 
     @checked
     def __init__(self, value: RewardModel, verifier: RewardModel | Callable[[str, str], Any]) -> None:

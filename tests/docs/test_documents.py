@@ -261,6 +261,8 @@ def missing(words: list[str]) -> str | None:
     absent = [word for word in words if word.endswith(".jsonl") and not Path(word).exists()]
     if absent:
         return f"the file {absent[0]}"
+    if words[:1] == ["serve"]:
+        return "somebody to end it; tests/ppl_llm/gateway/ starts servers"
     if {"--ray", "cuda"} & set(words):
         return "a cluster or a GPU"
     if any(word.startswith("reasoning-gym:") for word in words) and importlib.util.find_spec("reasoning_gym") is None:

@@ -123,7 +123,7 @@ def certain(masses: Tensor, accepts: Callable[[int], bool], draw: Callable[[Tens
     return 0, 0.0
 
 
-WRONG_REJECTIONS = [first_draw_only, without_removal, certain]
+WRONG_ADAPTIVE_REJECTIONS = [first_draw_only, without_removal, certain]
 
 
 # Semantic potentials

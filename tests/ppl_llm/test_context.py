@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ppl_llm import PAD, StopReason, TabularLM
+from ppl_llm import PAD, StopReason, TabularLM, reasoning
 from ppl_llm.context_cache import CacheEntry
+from ppl_llm.inference import Enumeration
+from tests.helpers.reasoning import LM as TABLE
+from tests.helpers.reasoning import SYMBOLS
 
 LM = TabularLM(torch.zeros(4, 4), ["a", "b", ";", "$"], eos="$")
 WIDTH = 3
@@ -108,6 +113,35 @@ def test_a_pattern_finishes_the_sequence() -> None:
     grown = LM.start("a").extend(torch.tensor([[1, 1, 2], [0, 1, 2], [1, 1, 3]]), stop=";", finish="bb")
     assert grown.reasons[:, 0].tolist() == [StopReason.PATTERN, StopReason.DELIMITER, StopReason.END_OF_TEXT]
     assert grown.done.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("final", [("b;a",), (";",), ("b;ab", ";a"), ("ab", "b"), ("nowhere",)])
+def test_a_final_stop_ends_a_text_as_if_it_were_written_token_by_token(final: tuple[str, ...]) -> None:
+    """Exactly: the distribution of texts, also where the stop lies across steps and the rest of its step is thrown away."""
+    probs = TABLE.logits.softmax(-1)
+    expected: defaultdict[str, float] = defaultdict(float)
+
+    def grow(text: str, last: int, in_step: int, steps: int, p: float) -> None:
+        for v, symbol in enumerate(SYMBOLS):
+            grown, mass = text + symbol.strip("$"), p * float(probs[last, v])
+            stopped = [(len(grown) - len(stop)) for stop in final if grown.endswith(stop)]
+            over = v == 2 or in_step + 1 == 2
+            if stopped:
+                expected[grown[: min(stopped)]] += mass
+            elif v == 3 or (over and steps + 1 == 3):
+                expected[grown] += mass
+            else:
+                grow(grown, v, 0 if over else in_step + 1, steps + over, mass)
+
+    grow("", 0, 0, 0, 1.0)
+    model = reasoning(TABLE, None, stop=";", max_tokens=2, max_steps=3, final_stop=final, early_exit=False)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Enumeration(model).run("a").marginal(lambda context: context.text)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.probs == pytest.approx(dict(expected), abs=1e-10)
 
 
 def test_a_delimiter_at_the_last_place_is_no_length_stop() -> None:

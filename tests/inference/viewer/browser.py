@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -27,6 +28,8 @@ _FLAGS = [
     "--remote-debugging-pipe",
 ]
 _KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Enter": 13, "Escape": 27, "Tab": 9, "Home": 36, "End": 35}
+_ALONE = ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--no-proxy-server"]
+"""Nothing can be reached but this machine, by its address."""
 _PATIENCE = 30.0
 _START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 """The browser listens on descriptor 3 and answers on 4."""
@@ -45,14 +48,18 @@ def _high(descriptor: int) -> int:
 
 
 class Browser:
-    """One page. Whatever goes wrong in it is kept in :attr:`complaints`: errors, dialogs, requests to anywhere but the file itself."""
+    """One page. Whatever goes wrong in it is kept in :attr:`complaints`: errors, dialogs, requests to anywhere but the file itself.
 
-    def __init__(self, folder: Path, dark: bool = False) -> None:
+    :param str origin: of a server on this machine that may be asked as well, such as ``http://127.0.0.1:8000``.
+    """
+
+    def __init__(self, folder: Path, dark: bool = False, origin: str | None = None) -> None:
+        self._origin = origin
         program = executable()
         assert program is not None
         their_in, self._write = map(_high, os.pipe())
         self._read, their_out = map(_high, os.pipe())
-        command = [program, *_FLAGS, f"--user-data-dir={folder}", "--window-size=1400,950", "about:blank"]
+        command = [program, *_FLAGS, f"--user-data-dir={folder}", "--window-size=1400,950", *_ALONE, "about:blank"]
         start = [sys.executable, "-c", _START, str(their_in), str(their_out), *command]
         self._process = subprocess.Popen(start, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(their_in)
@@ -71,7 +78,8 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        if self._origin is None:
+            self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
     def close(self) -> None:
@@ -118,12 +126,19 @@ class Browser:
         elif event == "Page.javascriptDialogOpening":
             self.complaints.append(f"a dialog: {params['message']}")
             self._send("Page.handleJavaScriptDialog", accept=True)
-        elif event == "Network.requestWillBeSent" and not params["request"]["url"].startswith("file:"):
+        elif event == "Network.requestWillBeSent" and not params["request"]["url"].startswith(self._own):
             self.complaints.append(f"a request: {params['request']['url']}")
 
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return ("file:",) if self._origin is None else ("file:", "data:", f"{self._origin}/")
+
     def open(self, path: Path) -> None:
+        self.visit(path.as_uri())
+
+    def visit(self, address: str) -> None:
         self._events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=address)
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._message()
 
@@ -140,7 +155,12 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def press(self, key: str) -> None:
+    def screenshot(self, width: int, height: int) -> bytes:
+        """A picture of the page at a size of the window, as PNG."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+
+    def press(self, key: str, control: bool = False) -> None:
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self.call(
@@ -149,5 +169,6 @@ class Browser:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=_KEYS[key],
+                modifiers=2 if control else 0,
                 **(text if kind == "keyDown" else {}),
             )

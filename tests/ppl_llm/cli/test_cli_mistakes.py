@@ -52,6 +52,13 @@ MISTAKES = [
     (["evaluate", "demo", "--budgets", "1;4", "--out", "x"], "1;4", "1,2,4"),
     (["evaluate", "missing.jsonl", "--out", "x"], "missing.jsonl", "demo"),
     (["demo", "--levels", "9"], "9", "1, 2, 3"),
+    (["serve", "--method", "smk"], "smk", "smc"),
+    (["serve", "--most-particles", "0"], "0", "--most-particles"),
+    (["serve", "--queue", "-1"], "-1", "--queue"),
+    (["serve", "--particles", "300"], "300", "at most 256"),
+    (["serve", "--keys", "nowhere"], "nowhere", "--keys"),
+    (["serve", "--host", "256.0.0.1"], "256.0.0.1", "--host"),
+    (["serve", "--lm", "somewhere", "--method", "smc"], "smc", "--prm"),
     (["report", "nowhere"], "nowhere", "ppl-llm evaluate"),
 ]
 

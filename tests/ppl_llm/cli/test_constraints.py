@@ -52,6 +52,13 @@ def test_mistakes_are_one_line(run: Any, arguments: list[str], says: str) -> Non
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_schema_that_is_no_text_is_named(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(b"\xff\xfe{")
+    result = run("--json-schema", str(path))
+    assert result.exit_code == 2 and "--json-schema" in result.stderr and "not text in UTF-8: invalid start byte at byte 0" in result.stderr
+
+
 def test_grammars_on_the_command_line(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("llguidance", reason="the extra `constraints`")
     schema = tmp_path / "schema.json"

@@ -67,6 +67,19 @@ class TestProduct(ConstraintProperties):
         return set(tokens) <= {0, 1} and text_of(tokens) in (b"aab", b"baa", b"aa")
 
 
+def test_choices_are_a_set_of_texts() -> None:
+    """Known by the same name whatever they are listed in, so that a run is resumed in another process."""
+    for texts in (["b", "a"], {"a", "b"}, (text for text in "aba")):
+        assert repr(Choices(texts)) == "Choices(['a', 'b'])"
+
+
+def test_long_texts_are_cut_into_parts_no_longer_than_a_token() -> None:
+    """The parts of a text of 100,000 characters are no more than 100,000 times the lengths that tokens have; all would be 5e9."""
+    text = "ab" * 50_000
+    states = Choices([text]).states(SMALL, torch.tensor([[0]]))
+    assert unpacked(states.masks(), SMALL.size).nonzero()[:, 1].tolist() == [1]
+
+
 def test_a_constraint_on_each_step_forgets_the_steps_before() -> None:
     states = PerStep(Choices(["ab"])).states(SMALL, torch.tensor([[0, 0, 1]]))
     assert unpacked(states.masks(), SMALL.size).nonzero()[:, 1].tolist() == [0, 2, 14]
@@ -111,6 +124,9 @@ def test_the_end_of_the_text_is_a_mask_of_its_own() -> None:
         (lambda: Choices("yes"), "texts must be a list"),
         (lambda: Choices(["yes", ""]), "not empty"),
         (lambda: Choices([]), "not empty"),
+        (lambda: Choices(text for text in ()), "not empty"),
+        (lambda: Choices(["a", "\ud800"]), "lone surrogate at 0"),
+        (lambda: Choices(["x" * 1000, ""]), r"xxx\.\.\.$"),
         (lambda: Product(), "at least one"),
         (lambda: TokenSet(banned=[99]).states(SMALL, torch.zeros(1, 0)), r"0 \.\. 14, got \[99\]"),
         (lambda: Automaton(torch.zeros(2, 5), torch.ones(2)).states(SMALL, torch.zeros(1, 0)), "5 tokens, the language model 15"),

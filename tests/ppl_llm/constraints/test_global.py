@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from hypothesis import given, settings
 
+from ppl_llm import SMC, ParticleGibbs, StepProposal, SuffixMH
 from ppl_llm.constraints import Automaton
-from ppl_llm.inference import RESAMPLERS
+from ppl_llm.inference import RESAMPLERS, PrefixWalk
+from ppl_llm.inference.mcmc import rejuvenation
 from tests.helpers.constrained import ListedSMC, Program, errors, programs
 from tests.helpers.constraint_mutants import WRONG_LANGUAGES, WRONG_SAMPLERS
 
@@ -72,3 +79,62 @@ def test_rejects_wrong_languages(name: str) -> None:
     program = example()
     found = ListedSMC(program, 2, "systematic", 1.0).run(constraint=WRONG_LANGUAGES[name](program.constraint))
     assert max(errors(program, *found)) > 0.05
+
+
+# moves ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def without_dead_ends() -> Program:
+    """No two a, one after the other."""
+    table, accepting = torch.tensor([[1, 0, -1], [-1, 0, -1]]), torch.tensor([True, True])
+    return replace(example(), constraint=Automaton(table, accepting))
+
+
+def deviation(kernel: Callable[..., Any], program: Program) -> float:
+    """In standard errors over 3000 populations, the largest of Z-hat, Z-hat times the weight of ended texts, and times their lengths."""
+    columns, exact = 3000, program.texts()
+    pyro.set_rng_seed(0)
+    smc = SMC(
+        program, 4, max_plate_nesting=1, ess_threshold=1.0, rejuvenate=kernel, proposals=StepProposal(constraint=program.constraint)
+    )
+    posterior = smc.run(columns)
+    mass = posterior.log_evidence.exp() * posterior.weights.nan_to_num(0.0)  # [N, columns]
+    context = posterior.value
+    length = (context.lengths - 1).double()
+    found = 0.0
+    for of_particles, of_text in (
+        (torch.ones_like(length), lambda text: 1.0),
+        (context.done.double(), lambda text: float(text[-1] == 2)),
+        (length, len),
+    ):
+        each = (mass * of_particles).sum(0)
+        expected = sum(p * of_text(text) for text, p in exact.items())
+        found = max(found, abs(float(each.mean()) - expected) / (float(each.std()) / math.sqrt(columns)))
+    return found
+
+
+@pytest.mark.parametrize("kernel", [SuffixMH, partial(ParticleGibbs, num_particles=3)])
+def test_moves_stay_in_the_language(kernel: Callable[..., Any]) -> None:
+    """Five standard errors of three figures: false alarm below 2e-6."""
+    for program in (example(), without_dead_ends()):
+        assert deviation(kernel, program) < 5
+
+
+FREE_MOVES = {
+    "no proposals": PrefixWalk,
+    "others": partial(SuffixMH, proposals=StepProposal(temperature=2.0)),
+    "another constraint": partial(SuffixMH, proposals=StepProposal(constraint=example().constraint)),
+}
+
+
+@pytest.mark.parametrize("name", FREE_MOVES)
+def test_moves_out_of_the_language_are_refused(name: str) -> None:
+    guide = StepProposal(constraint=example().constraint)
+    for proposals in (guide, {"step_0": guide}):
+        with pytest.raises(ValueError, match="proposals under a constraint are a part of the target, and this kernel has others"):
+            SMC(example(), 4, proposals=proposals, rejuvenate=FREE_MOVES[name])
+
+
+def test_rejects_moves_out_of_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rejuvenation, "are_restricted", lambda proposals: False)
+    assert deviation(FREE_MOVES["others"], without_dead_ends()) > 5

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from ppl_llm import SMC, Context, LLMStep, StepProposal, barrier
+from ppl_llm import SMC, Context, LLMStep, StepProposal, TabularLM, barrier
 from ppl_llm.constraints import Choices, Constraint, JsonSchema, Lark, Regex, Vocabulary, grammar
 from tests.helpers.constraint_properties import TOKENS, ConstraintProperties, allowed
 from tests.helpers.tiny_models import language_model
@@ -297,6 +297,39 @@ def test_states_that_were_not_kept_are_read_again(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(tokens, expected[0]) and torch.equal(log_weights, expected[1])
 
 
+@pytest.mark.parametrize("make", [lambda: Regex("ac|b"), lambda: Lark('start: "ac" | "b"'), lambda: JsonSchema({"enum": [1]}) & Regex("1")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_the_model_has_no_token_for_is_a_dead_end(make: Callable[[], Constraint], masked: bool) -> None:
+    """No error: after such a text nothing may follow, it may not end, and others go on."""
+    few = Vocabulary([b"a", b"b", b""], (2,), torch.device("cpu"))
+    states = make().states(few, torch.zeros(2, 0, dtype=torch.long))
+    if masked:
+        states.masks()
+    states.advance(torch.tensor([0, 1]), torch.tensor([True, True]))
+    for _ in range(2):
+        assert not allowed(states, few).any() and not states.may_end()[0]
+        states = states.select(torch.tensor([0, 1]))
+    states.advance(torch.tensor([0, 0]), torch.tensor([True, True]))
+    assert not allowed(states, few).any() and not states.may_end().any()
+
+
+def test_evidence_with_dead_ends_is_that_of_what_can_be_written() -> None:
+    """Two steps of one token each: "a" begins a text and can not go on, so that p("b" and the end) is left. No draw is random."""
+    lm = TabularLM(torch.zeros(3, 3), ["a", "b", "$"], eos="$")
+
+    def model(problem: str) -> Context:
+        ctx = lm.start(problem)
+        for t in range(2):
+            ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, stop=(), max_tokens=1)), stop=()))
+        return ctx
+
+    pyro.set_rng_seed(0)
+    posterior = SMC(model, 64, ess_threshold=0.0, proposals=StepProposal(constraint=Regex("ac|b"))).run("a")
+    alive = posterior.log_weights > -torch.inf
+    assert 0 < int(alive.sum()) < 64 and posterior.value.tokens[alive].unique(dim=0).tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(posterior.log_weights[alive].exp(), torch.full((int(alive.sum()),), 2 / 9, dtype=torch.float64))
+
+
 # mistakes -------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -317,12 +350,20 @@ def test_states_that_were_not_kept_are_read_again(monkeypatch: pytest.MonkeyPatc
         (lambda: Regex("a(b"), r"Regex\('a\(b'\) cannot be compiled"),
         (lambda: Regex("(?=a)b"), "cannot be compiled"),
         (lambda: Lark("start: missing"), "cannot be compiled: .*missing"),
+        (lambda: JsonSchema({"x-guidance": 3}), "x-guidance of a JSON schema must be an object, got 3"),
+        (lambda: JsonSchema({"enum": {1, 2}}), "cannot be written as JSON: .*set"),
+        (lambda: JsonSchema({"const": float("nan")}), "cannot be written as JSON: .*not JSON compliant"),
+        (lambda: JsonSchema("[" * 100_000), "the schema is not JSON: maximum recursion depth"),
+        (lambda: Regex("\ud800"), "lone surrogate at 0"),
+        (lambda: Lark('start: "\ud800"'), "lone surrogate at 8"),
+        (lambda: JsonSchema({"type": "strng", "enum": ["x" * 9] * 90_000}), "cannot be compiled: .*strng"),
+        (lambda: Regex("(" * 100_000), r"cannot be compiled: .*\.\.\..*group"),
     ],
 )
 def test_grammars_that_cannot_be_compiled_are_one_clear_error(make: Callable[[], object], says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         make()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 BEYOND: dict[str, object] = {

@@ -22,7 +22,7 @@ from ppl_llm.inference import RESAMPLERS
 from ppl_llm.inference.handlers.particle_messenger import ParticleMessenger
 from ppl_llm.lm.decoding import constrained_sampler
 from ppl_llm.lm.decoding.rejection import adaptive_rejection, inverse_cdf_draw
-from tests.helpers.constraint_mutants import WRONG_REJECTIONS
+from tests.helpers.constraint_mutants import WRONG_ADAPTIVE_REJECTIONS
 from tests.helpers.exact import num_uniforms, uniform_cuts
 
 Draw = Callable[[Tensor], int]
@@ -71,7 +71,7 @@ def test_weights_are_unbiased_for_each_token(odds: list[int], data: Any) -> None
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("wrong", WRONG_REJECTIONS)
+@pytest.mark.parametrize("wrong", WRONG_ADAPTIVE_REJECTIONS)
 def test_rejects_other_weights(wrong: Any) -> None:
     """Errors found: 0.29, 0.16 and 0.57."""
     masses = torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)
@@ -217,4 +217,4 @@ def test_evidence_of_two_particles(scheme: str, threshold: float) -> None:
 
 def test_rejects_programs_with_other_weights() -> None:
     """Errors found: 0.25, 0.15 and 0.50."""
-    assert min(error(SHORT, 2, "systematic", 1.0, wrong) for wrong in WRONG_REJECTIONS) > 0.1
+    assert min(error(SHORT, 2, "systematic", 1.0, wrong) for wrong in WRONG_ADAPTIVE_REJECTIONS) > 0.1

@@ -95,7 +95,7 @@ def test_the_table_scores_given_steps_and_takes_part_in_moves(plain: Transformer
 
 
 def test_the_table_has_the_hidden_states_of_the_language_model(plain: TransformersLM, table: TableLM, prm: TransformersPRM) -> None:
-    """At some positions of each sequence, void ones among them; embeddings of steps are means of these. A table of other tokens has others."""
+    """At some positions of each sequence, void ones among them. A table of other tokens has others."""
     context = filtered(plain, prm, 4).value
     ends, starts = context.lengths - 1, context.step_starts[..., -1]
     positions = torch.stack([ends, torch.full_like(ends, -1), starts.minimum(ends)], -1)

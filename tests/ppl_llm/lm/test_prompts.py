@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from ppl_llm.lm.prompts import PromptBuilder
+from ppl_llm.lm.prompts import PlainText, PromptBuilder
 from ppl_llm.lm.stopping import token_bytes
 from tests.helpers.architectures import FORMATS, tokenizer
 
@@ -97,3 +97,13 @@ def test_a_token_of_a_byte_level_vocabulary_with_a_character_that_is_no_byte() -
     state["model"]["vocab"]["\u65e5"] = number
     tokens._tokenizer = Tokenizer.from_str(json.dumps(state))
     assert token_bytes(tokens, number + 1)[number] == "\u65e5".encode()
+
+
+@pytest.mark.parametrize(("kind", "chat"), CASES)
+def test_plain_text_goes_without_a_template(kind: str, chat: str) -> None:
+    builder = PromptBuilder(tokenizer(kind, chat), system_prompt="S")
+    prompt = builder(PlainText("U V"))
+    assert prompt.problem == "U V" and prompt.prefill == ""
+    assert prompt.ids == builder._open_ended("U V") and "S" not in builder.tokenizer.decode(prompt.ids, skip_special_tokens=True)
+    with pytest.raises(ValueError, match="non-empty"):
+        builder(PlainText(" "))

@@ -103,6 +103,8 @@ def test_automata_are_the_smallest() -> None:
 def test_what_ends_no_step_is_refused(pattern: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         StopPattern(pattern)
+    with pytest.raises(ValueError, match="must be a string, got 3"):
+        StopPattern(3)  # type: ignore[arg-type]
 
 
 def test_a_pattern_is_no_string() -> None:
@@ -155,3 +157,8 @@ def test_positions_by_name() -> None:
     for limits in ((";", 9, None), ("\n\n", 9, 3)):
         with pytest.raises(ValueError, match="every='word' says where steps end"):
             step_limits(*limits, "word")
+    for every, meant in (("words", "word"), ("Line", "line"), ("tokens", "token")):
+        with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+            step_limits("\n\n", 9, None, every)
+        assert step_limits("\n\n", 9, None, f"(?:{every})") == (StopPattern(f"(?:{every})"), 9)
+    assert step_limits("\n\n", 9, None, "END") == (StopPattern("END"), 9)

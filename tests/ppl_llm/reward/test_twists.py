@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import SMC, FunctionReward, OpenAILM, ParticleGibbs, PrefixValue, RolloutValue, Twist, reasoning
+from ppl_llm import SMC, Enumeration, FunctionReward, OpenAILM, ParticleGibbs, PrefixValue, RolloutValue, Twist, reasoning
 from ppl_llm.evaluation import Results, fit_twist
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import StepOptions
@@ -48,6 +48,32 @@ def rolled(rollouts: int, seed: int = 0, kind: type[RolloutValue] = RolloutValue
 )
 def test_the_target_is_the_verifiers_whatever_the_values(scheme: str, spread: float, ess_threshold: float) -> None:
     assert error(Twist(given(spread, 0), VERIFIER), scheme, ess_threshold) < EXACT
+
+
+class LeastValue(Twist):
+    """A mutant: aggregated as a reward of single steps, a solution counts as its least value."""
+
+    of_prefixes = telescopes = False
+
+
+def evidence(reward: Any, **options: Any) -> float:
+    """As a user has it: the preset, through the ready model."""
+    model = reasoning(LM, reward, preset="twisted", stop=";", max_tokens=1, max_steps=MAX_STEPS, **options)
+    return float(Enumeration(model).run("a").log_evidence.exp())
+
+
+@pytest.mark.parametrize("potential", ["difference", "max", "sum"])
+@pytest.mark.parametrize("reward", [Twist(given(1.0, 0), VERIFIER), Twist(given(4.0, 1), VERIFIER), rolled(1)])
+def test_the_preset_has_the_verifiers_target(reward: Twist, potential: str) -> None:
+    exact = sum(Twisted(VERIFIER).paths().values())
+    assert evidence(reward, potential=potential) == pytest.approx(exact, rel=1e-6)  # scores are float32
+    assert evidence(LeastValue(given(1.0, 0), VERIFIER), potential=potential) < 0.9 * exact
+
+
+@pytest.mark.parametrize("options", [{"aggregation": "min"}, {"preset": "exact"}, {"preset": "as_paper"}])
+def test_other_targets_are_refused_by_name(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="scores of Twist that do not multiply to the verifier's: take potential='difference'"):
+        reasoning(LM, Twist(given(1.0, 0), VERIFIER), **{"preset": "twisted", **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [WithoutVerifier, ZeroValues, NeverConcluded])

@@ -1,0 +1,253 @@
+"""What a client asks for, read from a request's body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .catalogue import Catalogue, Choice
+from .errors import ApiError, bad_value, unsupported
+from .fields import Fields
+from .limits import Limits
+
+if TYPE_CHECKING:
+    from ..constraints import Constraint
+
+_SAY_NOTHING = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store", "service_tier")
+_WHY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "frequency_penalty": ((0,), "it changes the distribution from token to token; the target is the language model's own"),
+    "presence_penalty": ((0,), "it changes the distribution from token to token; the target is the language model's own"),
+    "logit_bias": (({},), "it changes the distribution that the posterior is defined by"),
+    "logprobs": (
+        (False,),
+        "an answer is chosen among many by its steps' scores, so the probabilities of its tokens are not those it was drawn with; "
+        "ppl.answers of the reply has the posterior",
+    ),
+    "top_logprobs": ((0,), "see logprobs"),
+    "tools": (([],), "solutions are texts"),
+    "tool_choice": (("none", "auto"), "solutions are texts"),
+    "parallel_tool_calls": ((True, False), "solutions are texts"),
+    "functions": (([],), "solutions are texts"),
+    "function_call": (("none", "auto"), "solutions are texts"),
+    "modalities": ((["text"],), "solutions are texts"),
+    "audio": ((), "solutions are texts"),
+    "prediction": ((), "nothing is known of the answer beforehand"),
+    "reasoning_effort": ((), "choose a method and its size by the model's name or by ppl"),
+    "verbosity": ((), "the language model decides how much it writes"),
+    "web_search_options": ((), "this server searches nothing"),
+    "echo": ((False,), "the prompt is known to the client"),
+    "suffix": (("",), "solutions are written from left to right"),
+    "best_of": ((), "choose a method by the model's name, such as NAME:best-of-n-8"),
+}
+"""Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MESSAGE_SAYS_NOTHING = ("name", "type", "refusal")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request.
+
+    :ivar bool chat: whether it is one for a chat completion.
+    :ivar str model: as the client named it.
+    :ivar Choice choice: what it stands for.
+    :ivar tuple problems: one for each prompt.
+    :ivar int n: answers to each.
+    :ivar int seed: as given.
+    :ivar str constraint: of the solutions' texts.
+    :ivar dict options: of :func:`ppl_llm.reasoning`, where they differ from the server's.
+    :ivar bool details: whether every step is told of while the run is under way.
+    """
+
+    chat: bool
+    model: str
+    choice: Choice
+    problems: tuple[Any, ...]
+    n: int
+    seed: int | None
+    stream: bool
+    usage: bool
+    details: bool
+    deadline: float
+    constraint: Constraint | None
+    options: dict[str, Any]
+
+
+def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
+    """
+    :param body: decoded JSON.
+    :raises ApiError: for what cannot be honoured, naming the field.
+    """
+    fields = Fields(body)
+    model = fields.text("model")
+    if not model:
+        raise ApiError(400, "you must provide a model, see /v1/models", param="model", code="missing_parameter")
+    own = Fields(fields.raw("ppl", {}), "ppl.")
+    choice = catalogue.choose(model, own)
+    catalogue.check(choice)
+    options = _options(fields, own, limits)
+    streams = fields.flag("stream")
+    stream_options = Fields(fields.raw("stream_options", {}), "stream_options.")
+    usage = stream_options.flag("include_usage")
+    stream_options.ignore(("include_obfuscation",))
+    stream_options.finish()
+    if fields.has("stream_options") and not streams:
+        raise bad_value("stream_options", "stream_options goes with stream: true")
+    asked = Asked(
+        chat=chat,
+        model=model,
+        choice=choice,
+        problems=(_messages(fields),) if chat else _prompts(fields, limits),
+        n=fields.integer("n", 1, limits.choices) or 1,
+        seed=fields.integer("seed", -(2**63), 2**64 - 1),
+        stream=streams,
+        usage=usage,
+        details=own.flag("progress"),
+        deadline=own.number("deadline", 0.001, limits.deadline) or limits.deadline,
+        constraint=_constraint(fields, choice) if chat else None,
+        options=options,
+    )
+    fields.ignore(_SAY_NOTHING)
+    for name in fields.left():
+        if name in _WHY:
+            neutral, why = _WHY[name]
+            value = fields.raw(name)
+            if not any(value == each and (isinstance(value, bool) is isinstance(each, bool)) for each in neutral):
+                raise unsupported(name, why)
+    for name in own.left():
+        if any(name == option.name for option in _all_options()):
+            raise bad_value(own.name(name), f"{own.name(name)} has no effect with method {choice.method.name}")
+    own.finish()
+    fields.finish()
+    return asked
+
+
+def _all_options() -> list[Any]:
+    from ..methods import METHODS
+
+    return [option for method in METHODS.values() for option in method.options]
+
+
+def _options(fields: Fields, own: Fields, limits: Limits) -> dict[str, Any]:
+    """Keywords of :func:`ppl_llm.reasoning`."""
+    found: dict[str, Any] = {
+        "temperature": fields.number("temperature", 0.0, 2.0),
+        "top_p": fields.number("top_p", 0.0, 1.0),
+        "top_k": own.integer("top_k", 1, 1_000_000),
+        "max_steps": own.integer("max_steps", 1, limits.steps),
+        "final_stop": _stops(fields),
+    }
+    if fields.has("max_tokens") and fields.has("max_completion_tokens"):
+        raise bad_value("max_tokens", "max_tokens and max_completion_tokens are the same; give one")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if fields.has(name):
+            found["max_tokens_completion"] = fields.integer(name, 1, limits.tokens)
+    options = {name: value for name, value in found.items() if value is not None}
+    for name in ("temperature", "top_p"):
+        if options.get(name) == 0:  # the likeliest token every time
+            options |= {"top_k": 1, name: 1.0}
+    return options
+
+
+def _stops(fields: Fields) -> tuple[str, ...] | None:
+    value = fields.raw("stop")
+    if value is None:
+        return None
+    stops = [value] if isinstance(value, str) else value
+    fine = isinstance(stops, list) and len(stops) <= 4 and all(isinstance(each, str) and 0 < len(each) <= 1000 for each in stops)
+    if not fine:
+        raise bad_value("stop", "stop must be a non-empty string or a list of at most 4 of them")
+    return tuple(dict.fromkeys(stops)) or None
+
+
+def _messages(fields: Fields) -> list[dict[str, str]]:
+    messages = fields.raw("messages")
+    if messages is None:
+        raise ApiError(400, "you must provide messages", param="messages", code="missing_parameter")
+    if not isinstance(messages, list) or not messages:
+        raise bad_value("messages", "messages must be a list of at least one message")
+    found = [_message(Fields(each, f"messages[{i}].")) for i, each in enumerate(messages)]
+    if not any(each["role"] == "user" and each["content"].strip() for each in found):
+        raise bad_value("messages", "messages must hold a user's message with a text")
+    return found
+
+
+def _message(fields: Fields) -> dict[str, str]:
+    role = fields.text("role")
+    if role in ("tool", "function"):
+        raise unsupported(fields.name("role"), "solutions are texts")
+    if role not in _ROLES:
+        raise bad_value(fields.name("role"), f"{fields.name('role')} must be one of {', '.join(_ROLES)}")
+    content = fields.raw("content")
+    if isinstance(content, list):
+        content = "".join(_part(Fields(part, fields.name(f"content[{i}]."))) for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise bad_value(fields.name("content"), f"{fields.name('content')} must be a string or a list of parts of type text")
+    fields.ignore(_MESSAGE_SAYS_NOTHING)
+    fields.finish()
+    return {"role": _ROLES[role], "content": content}
+
+
+def _part(fields: Fields) -> str:
+    if fields.text("type") != "text":
+        raise unsupported(fields.name("type"), "only parts of type text can be read")
+    text = fields.text("text")
+    if text is None:
+        raise bad_value(fields.name("text"), f"{fields.name('text')} must be a string")
+    fields.finish()
+    return text
+
+
+def _prompts(fields: Fields, limits: Limits) -> tuple[Any, ...]:
+    from ..lm.prompts import PlainText
+
+    value = fields.raw("prompt")
+    if value is None:
+        raise ApiError(400, "you must provide a prompt", param="prompt", code="missing_parameter")
+    prompts = [value] if isinstance(value, str) else value
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(each, str) for each in prompts):
+        raise bad_value("prompt", "prompt must be a string or a list of strings; token ids cannot be read")
+    if len(prompts) > limits.choices:
+        raise bad_value("prompt", f"prompt must hold at most {limits.choices} texts here, got {len(prompts)}")
+    if not all(each.strip() for each in prompts):
+        raise bad_value("prompt", "prompt must not be empty")
+    return tuple(PlainText(each) for each in prompts)
+
+
+def _constraint(fields: Fields, choice: Choice) -> Constraint | None:
+    """Of ``response_format``."""
+    form = Fields(fields.raw("response_format", {"type": "text"}), "response_format.")
+    kind = form.text("type")
+    readers: dict[str, Callable[[], Any]] = {
+        "text": lambda: None,
+        "json_object": lambda: {"type": "object"},
+        "json_schema": lambda: _schema(Fields(form.raw("json_schema"), "response_format.json_schema.")),
+    }
+    if kind not in readers:
+        raise bad_value("response_format.type", f"response_format.type must be one of {', '.join(readers)}")
+    schema = readers[kind]()
+    form.finish()
+    if schema is None:
+        return None
+    if not choice.method.proposes:
+        raise unsupported("response_format", f"method {choice.method.name} weighs no proposals; choose smc or importance")
+    from ..constraints import JsonSchema
+
+    try:
+        return JsonSchema(json.dumps(schema))
+    except ImportError as error:
+        raise unsupported("response_format", str(error)) from error
+    except ValueError as error:
+        raise bad_value("response_format", str(error)) from error
+
+
+def _schema(fields: Fields) -> Any:
+    schema = fields.raw("schema")
+    fields.ignore(("name", "description", "strict"))
+    fields.finish()
+    if not isinstance(schema, dict):
+        raise bad_value(fields.name("schema"), f"{fields.name('schema')} must be a JSON schema")
+    return schema
