@@ -63,8 +63,8 @@ class RewardChoices:
         """
         if getattr(prm, "telescopes", False) and not (self.potential in STEERING and self.aggregation == "last"):
             raise ValueError(
-                f"potential={self.potential!r} with aggregation={self.aggregation!r} makes factors of the scores of {type(prm).__name__} that "
-                "do not multiply to the verifier's: take potential='difference' with aggregation='last', as preset 'twisted' does for it"
+                f"potential={self.potential!r} with aggregation={self.aggregation!r} makes factors of the scores of {type(prm).__name__} "
+                "that do not multiply to the verifier's: take potential='difference' with aggregation='last', as the preset 'twisted' does"
             )
         if not is_estimated(prm) or (self.potential == "likelihood" and self.finished == "neutral"):
             return

@@ -17,8 +17,8 @@ class SMCFailed(ValueError):
         self.site = site
         where = f" in each of {num_populations} populations" if num_populations > 1 else ""
         super().__init__(
-            f"all {num_particles} particles have weight zero after site {site!r}{where}: none satisfies what is observed, or its constraint. "
-            "Use more particles, a proposal that proposes satisfying values, or a softer factor."
+            f"all {num_particles} particles have weight zero after site {site!r}{where}: none satisfies what is observed there, or "
+            "its constraint. Use more particles, a proposal that proposes satisfying values, or a softer factor."
         )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..util.checked import check_fields
 from ..util.validation import check_positive, unknown_name
 
 
@@ -74,6 +75,7 @@ class NormalScores:
     variance: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("kappa", "nu", "variance"):
             check_positive(name, getattr(self, name))
 

@@ -209,7 +209,8 @@ class Settings:
             self.build(None, None)
         except ValueError as error:
             parameter = re.match(r"\w+", str(error))
-            flag = _FLAGS.get(parameter[0]) if parameter else None
+            own = {name: option.flag for option in self.named.method.options for name in (option.parameter, option.name) if name}
+            flag = (_FLAGS | own).get(parameter[0]) if parameter else None
             raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
 
     def describe(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..context import PAD
 from ..inference.util.checked import describe
 
-
 _SHOWN = 300
 """Characters of a constraint that a message quotes."""
 
@@ -191,7 +190,7 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{shortened(text)} holds a lone surrogate at {error.start}, which is half a character and has no bytes") from error
+        raise ValueError(f"{shortened(text)} holds a lone surrogate at {error.start}, half a character, which has no bytes") from error
 
 
 def read(states: ConstraintStates, tokens: Tensor) -> ConstraintStates:

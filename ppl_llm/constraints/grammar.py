@@ -31,7 +31,7 @@ _SAID = 600
 """Characters of an error of llguidance that a message quotes."""
 
 _DEAD_END = "NoExtensionBias"
-"""How llguidance calls it that no token of the model goes on with any text of the language."""
+"""How llguidance calls it that no token of the model continues any text of the language."""
 
 _TOKENIZERS: weakref.WeakKeyDictionary[Vocabulary, Any] = weakref.WeakKeyDictionary()
 

@@ -71,8 +71,7 @@ def position_pattern(every: str) -> str:
 
     :raises ValueError: for what looks like one of the words, and would be searched for as a text.
     """
-    near = get_close_matches(every.lower(), ("token", *UNITS), 1, 0.8) if every.isalpha() and every not in UNITS else []
-    if near:
+    if every not in UNITS and every.isalpha() and (near := get_close_matches(every.lower(), ("token", *UNITS), 1, 0.8)):
         raise ValueError(f"{every!r} is a regular expression for this very text; did you mean {near[0]!r}? The text is '(?:{every})'")
     return UNITS.get(every, every)
 

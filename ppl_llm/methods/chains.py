@@ -142,7 +142,7 @@ SUFFIX_MH = Method(
 POWER_MH = Method(
     "power-mh",
     "BlockMH",
-    "chain for p(solution)^4 that rewrites ends of solutions, grown step by step with moves; needs no scores",
+    "chain for p(solution)^4: rewrites ends of solutions, grown with moves; needs no scores",
     (MOVES.by_default(1), ITERATIONS.by_default(40), WARMUP.by_default(10)),
     _power_mh,
     "iteration",

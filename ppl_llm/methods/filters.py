@@ -60,7 +60,7 @@ SMC = Method(
 POWER_SMC = Method(
     "power-smc",
     "SMC",
-    "particle filter for what the language model finds probable as a whole, p(solution)^4; needs no scores",
+    "particle filter for p(solution)^4, what the language model finds probable; needs no scores",
     _FILTER,
     _smc,
     budget=Budget("B particles and their moves, divided among the islands", "preset", _filter_sizes, _filter_least, free=_FREE),

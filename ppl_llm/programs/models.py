@@ -247,13 +247,12 @@ def reasoning(
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text.
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
-        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`). There are ``max_steps`` of them at
-        most.
+        end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`); ``max_steps`` of them at most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
     :raises ValueError: for an unknown preset or options out of range.
     """
     check_optional_count("max_tokens_completion", max_tokens_completion)
-    if "" in final_stop:
+    if not isinstance(final_stop, tuple | list) or not all(isinstance(text, str) and text for text in final_stop):
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
     if answer_fallback is not None and answer_fallback not in FALLBACKS:
         raise unknown_name("answer_fallback", answer_fallback, FALLBACKS)

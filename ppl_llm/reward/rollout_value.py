@@ -59,6 +59,7 @@ class RolloutValue(Twist):
         seed: int = 0,
     ) -> None:
         check_count("rollouts", rollouts)
+        check_count("seed", seed, 0)
         check_count("max_steps", max_steps)
         if not 0 < prior < float("inf"):
             raise ValueError(f"prior must be positive, got {prior!r}: a prefix of value 0 would be lost for good")

@@ -80,7 +80,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         lambda model, nesting: SMC(
             power(model, 1.0, bridge=[0.5, 0.8]), 3, ess_threshold=1.0, max_plate_nesting=nesting, rejuvenate=SuffixMH, moves=2
         ),
-        replicas=600,
+        replicas=1000,
     ),
     "TemperedSMC": Algorithm(lambda model, nesting: TemperedSMC(model, 6, betas=[0.2, 0.6, 1.0], max_plate_nesting=nesting)),
     "TemperedSMC of ParticleGibbs": Algorithm(

@@ -12,8 +12,16 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs
-from tests.helpers import adaptive_mutants, mutants, population_mutants  # noqa: F401 - they enter their mutants
+from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs, SuffixMH, power
+from ppl_llm.inference.mcmc.rejuvenation import Rejuvenation
+from tests.helpers import (  # noqa: F401 - they enter their mutants
+    adaptive_mutants,
+    constraint_mutants,
+    mutants,
+    population_mutants,
+    power_mutants,
+    twist_mutants,
+)
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
@@ -33,6 +41,20 @@ NOT_OF_DISTRIBUTIONS = {
             "a stop decided on the batch to come",
             "a last batch beyond the budget",
             "places that are kept",
+            "no virtual loss",
+            "a value told to the parent alone",
+            "a value told to the ancestors of a neighbour",
+            "widening ignored",
+            "UCT by the child's own visits",
+            "going down by the children's own scores",
+            "a child by its own score alone",
+            "wider where going down was drawn",
+            "the worst are kept",
+            "a share of all, finished or not",
+            "dropped a step late",
+            "more for those who go the same way",
+            "finished particles take a direction",
+            "directions by length",
         ),
         "searches have no target",
     ),
@@ -47,7 +69,27 @@ NOT_OF_DISTRIBUTIONS = {
         "it judges programs, not their weights; tests/inference/handlers/test_audit.py",
     ),
     "a selection that loses particles": "no cell has a selection of that kind",
-    "proposals of another support": "of language models",
+    **dict.fromkeys(
+        (
+            "proposals of another support",
+            "no mass of what may follow",
+            "masses of the unwarped model",
+            "states of before the resampling",
+            "the end of a text wherever it comes",
+            "one over the draws until the first that is accepted",
+            "one over the draws but one until the second that is accepted",
+            "one, as with a mask",
+            "a critic that reads on behind its position",
+            "the value at the end in place of the verifier",
+            "a value of zero on the way",
+            "unfinished solutions keep their value at the last step",
+            "rollouts drawn again whenever a prefix is scored",
+            "rollouts of the first particle for all",
+            "the head of the step before",
+            "hidden states that stay where they were when particles are resampled",
+        ),
+        "of language models and their rewards",
+    ),
     "certain copies without tolerance": "the copies are drawn with the same expectations; only their variance is larger",
     "index N from a float32 cumsum": "an index out of range once in thousands of draws of thousands of particles",
     "a particle of weight zero": "a uniform that is exactly zero",
@@ -153,6 +195,17 @@ def stage(wrong: Any, **options: Any) -> Case:
     return Case(Cell(build, replicas=1500, particles=6))
 
 
+def moved(wrong: Any) -> Case:
+    """Bridged powers, with moves by a wrong handler."""
+    cell = CELLS["SMC, bridged and moved, audited"]
+
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> SMC:
+        bridged = power(model, 1.0, bridge=[0.4, 1.6])
+        return SMC(bridged, 3, ess_threshold=0.6, rejuvenate=SuffixMH, moves=2, max_plate_nesting=nesting)
+
+    return Case(replace(cell, build=build), partial(patch.object, Rejuvenation, "handler", wrong))
+
+
 def meaning(key: str, cell: str) -> Case:
     """A cell as it is, in an engine where a site means something else."""
     wrong, target, *_ = mutants.WRONG_SEMANTICS[key]
@@ -225,6 +278,17 @@ def cases() -> dict[str, Case]:
         found[name] = kernel(wrong[name])
     for name in ("missing length ratio", "truncated suffix sum"):
         found[name] = kernel(wrong[name])
+    for name in (
+        "no bridging term",
+        "moves only where the ESS is low",
+        "moves at the whole power",
+        "density from before the move",
+        "state from before the move",
+        "moves that finish executions",
+        "the whole model in the move of a beginning",
+    ):
+        found[name] = moved(wrong[name])
+    found["blocks without the ratio of lengths"] = kernel(wrong["blocks without the ratio of lengths"], moves=2)
     for name in ("PIMH accepts always", "PIMH accepts the lower evidence"):
         found[name] = kernel(wrong[name], 3)
     for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):

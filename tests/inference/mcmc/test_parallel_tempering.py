@@ -220,7 +220,7 @@ def test_results_and_errors() -> None:
     with pytest.raises(ValueError, match="gives no evidence; run SMC, TemperedSMC or Importance"):
         _ = posterior.log_evidence
     for betas in ([1.0], [0.5, 0.2], [0.0, 0.5, 0.5, 1.0], [0.0, 1.0, 0.5], [-0.1, 1.0], "adaptive", [math.nan, 1.0]):
-        with pytest.raises(ValueError, match="betas must be at least two increasing or decreasing powers"):
+        with pytest.raises(ValueError, match="betas must be"):
             ParallelTempering(two_modes, betas)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="its state is more than a trajectory"):
         ParallelTempering(two_modes, [0.0, 1.0], partial(ParallelTempering, betas=[0.0, 1.0]))

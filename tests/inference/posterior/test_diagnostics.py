@@ -25,6 +25,7 @@ ADDED: dict[str, set[str]] = {
     "ParticleGibbs, ancestor sampling": CHAIN,
     "ParticleGibbs, two references": CHAIN,
     "SuffixMH": CHAIN | {"acceptance_rate"},
+    "BlockMH": CHAIN | {"acceptance_rate"},
     "PrefixWalk": CHAIN | {"acceptance_rate"},
     "PIMH": CHAIN | {"acceptance_rate"},
     "PMMH": CHAIN | {"acceptance_rate", "step_size_scale"},

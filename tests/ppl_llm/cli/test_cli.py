@@ -101,7 +101,7 @@ FAST = {
 }
 """Numbers that keep the tests short."""
 
-WITH_EVIDENCE = ("smc", "importance", "tempered-smc", "waste-free-smc")
+WITH_EVIDENCE = ("smc", "power-smc", "importance", "tempered-smc", "waste-free-smc")
 
 COMBINATIONS = [
     *((method, "exact") for method in SOLVING),
@@ -151,7 +151,7 @@ def test_tables_and_progress_of_every_method(tables, method):
     )
     for part in (
         "Vote over answers" if search else "Posterior over answers",
-        "" if search else f"ESS per {unit}",
+        "" if search or method == "prefix-walk" else f"ESS per {unit}",
         "Best solution",
         "tokens sampled",
     ):
@@ -287,7 +287,7 @@ def test_best_solution_has_the_highest_weight_among_those_with_the_answer(tables
             "--particles has no effect with --method beam-search; it goes with",
         ),
         (["--beam-width", "2"], "--beam-width has no effect with --method smc; it goes with beam-search"),
-        (["--method", "dvts", "--audit"], "--audit has no effect with --method dvts; it goes with smc, importance"),
+        (["--method", "dvts", "--audit"], "--audit has no effect with --method dvts; it goes with smc, power-smc, importance"),
         (["--method", "dvts", "--subtrees", "0"], "--subtrees must be an integer of at least 1, got 0"),
         (["--method", "suffix-mh", "--iterations", "0"], "--iterations must be an integer of at least 1, got 0"),
         (["--method", "suffix-mh", "--warmup", "-1"], "--warmup must be an integer of at least 0, got -1"),
@@ -296,7 +296,7 @@ def test_best_solution_has_the_highest_weight_among_those_with_the_answer(tables
             "--betas must be numbers separated by commas",
         ),
         (["--method", "tempered-smc", "--betas", "0,0.5"], "--betas must be increasing powers"),
-        (["--method", "parallel-tempering", "--betas", "adaptive"], "--betas must be at least two"),
+        (["--method", "parallel-tempering", "--betas", "adaptive"], "--betas must be a list, each a number"),
         (["--method", "tempered-smc", "--kernel", "sufix-mh"], "unknown kernel 'sufix-mh'; did you mean 'suffix-mh'?"),
         (["--method", "particle-gibbs", "--resampler", "ssp"], "unknown conditional resampler 'ssp'"),
         (["--method", "particle-gibbs", "--preset", "as_paper"], "choose --preset exact or twisted, or --method smc"),
@@ -476,6 +476,8 @@ SMALL = {
     **FAST,
     "smc": ["--particles", "4", "--islands", "2", "--audit"],
     "importance": ["--particles", "4", "--audit"],
+    "power-smc": ["--particles", "4", "--moves", "1"],
+    "power-mh": ["--iterations", "3"],
     "beam-search": ["--beam-width", "2", "--expand", "2"],
     "dvts": ["--subtrees", "2", "--expand", "2", "--filter-duplicates", "--lookahead", "1"],
     "best-first": ["--expand", "2", "--continuations", "20"],

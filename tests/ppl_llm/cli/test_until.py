@@ -123,7 +123,10 @@ def test_an_interrupt_shows_what_there_is(solve: Solve) -> None:
         (["--until", "beta:0.95", "--batch", "32"], "--batch must be at most the particles (16), got 32"),
         (["--until", "beta:0.9", "--method", "best-of-n"], "counts votes, and best-of-N has none"),
         (["--until", "pandora:0.1"], "the particles of a filter are not independent; take BestOfN or Importance"),
-        (["--until", "beta:0.9", "--method", "dvts"], "--until has no effect with --method dvts; it goes with smc, importance, best-of-n"),
+        (
+            ["--until", "beta:0.9", "--method", "dvts"],
+            "--until has no effect with --method dvts; it goes with smc, power-smc, importance",
+        ),
         (["--until", "beta:0.9", "--preset", "as_paper"], "--until needs weights of its own for each"),
         (["--method", "smc:until=beta:0.9", "--until", "beta:0.8"], "both set until; give it once"),
         (["--method", "smc:until=beta:0.9:batch=3:x"], "expected option=value after the colon, got 'x'"),

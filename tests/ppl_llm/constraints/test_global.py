@@ -94,9 +94,7 @@ def deviation(kernel: Callable[..., Any], program: Program) -> float:
     """In standard errors over 3000 populations, the largest of Z-hat, Z-hat times the weight of ended texts, and times their lengths."""
     columns, exact = 3000, program.texts()
     pyro.set_rng_seed(0)
-    smc = SMC(
-        program, 4, max_plate_nesting=1, ess_threshold=1.0, rejuvenate=kernel, proposals=StepProposal(constraint=program.constraint)
-    )
+    smc = SMC(program, 4, max_plate_nesting=1, ess_threshold=1.0, rejuvenate=kernel, proposals=StepProposal(constraint=program.constraint))
     posterior = smc.run(columns)
     mass = posterior.log_evidence.exp() * posterior.weights.nan_to_num(0.0)  # [N, columns]
     context = posterior.value

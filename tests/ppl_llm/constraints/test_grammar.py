@@ -300,7 +300,7 @@ def test_states_that_were_not_kept_are_read_again(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("make", [lambda: Regex("ac|b"), lambda: Lark('start: "ac" | "b"'), lambda: JsonSchema({"enum": [1]}) & Regex("1")])
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_the_model_has_no_token_for_is_a_dead_end(make: Callable[[], Constraint], masked: bool) -> None:
-    """No error: after such a text nothing may follow, it may not end, and others go on."""
+    """No error: after such a text nothing may follow, it may not end, and others continue."""
     few = Vocabulary([b"a", b"b", b""], (2,), torch.device("cpu"))
     states = make().states(few, torch.zeros(2, 0, dtype=torch.long))
     if masked:
@@ -314,7 +314,7 @@ def test_what_the_model_has_no_token_for_is_a_dead_end(make: Callable[[], Constr
 
 
 def test_evidence_with_dead_ends_is_that_of_what_can_be_written() -> None:
-    """Two steps of one token each: "a" begins a text and can not go on, so that p("b" and the end) is left. No draw is random."""
+    """Two steps of one token each: "a" begins a text and cannot continue, so that p("b" and the end) is left. No draw is random."""
     lm = TabularLM(torch.zeros(3, 3), ["a", "b", "$"], eos="$")
 
     def model(problem: str) -> Context:

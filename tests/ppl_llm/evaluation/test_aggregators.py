@@ -53,8 +53,9 @@ def test_scores() -> None:
     assert math.exp(log_score(POOL[0], "min")) == pytest.approx(0.2)
     assert math.exp(log_score(POOL[0], "mean")) == pytest.approx(0.55)
     assert log_score(Candidate("1", step_log_odds=(800.0, -800.0)), "prod") == pytest.approx(-800.0)
-    with pytest.raises(ValueError, match="unknown aggregation 'max'"):
-        log_score(POOL[0], "max")
+    assert math.exp(log_score(POOL[0], "max")) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="unknown aggregation 'most'"):
+        log_score(POOL[0], "most")
     with pytest.raises(ValueError, match="no step scores"):
         log_score(Candidate("1"))
 

@@ -17,6 +17,7 @@ from ppl_llm.evaluation.diagnostics import Coverage, posterior_statements, rewar
 from ppl_llm.evaluation.intervals import proportion
 from ppl_llm.evaluation.metrics import auroc, brier, false_positive_rate
 from ppl_llm.evaluation.results import Results
+from ppl_llm.evaluation.risk import risk_coverage
 from tests.helpers.runs import POOL, record, sample, write_run
 
 
@@ -106,7 +107,10 @@ def test_statements_by_hand() -> None:
     (last, *_), labels = reward_statements(samples()), [False, True, False, True] * 2
     p = [1 / (1 + np.exp(-z)) for z in (1.0, 3.0, 1.5, 0.0)] * 2
     assert last.name == "last" and last.labels == labels and last.probabilities == pytest.approx(p)
-    assert last.row() == ["last", "8", f"{brier(p, labels):.3f}", last.row()[3], f"{auroc(p, labels):.3f}"] and last.row()[4] == "0.500"
+    aurc = f"{risk_coverage(p, labels).area:.3f}"
+    assert (
+        last.row() == ["last", "8", f"{brier(p, labels):.3f}", last.row()[3], f"{auroc(p, labels):.3f}", aurc] and last.row()[4] == "0.500"
+    )
     (stated,) = posterior_statements(samples())
     assert (stated.probabilities, stated.labels) == ([0.6, 0.6], [False, False]) and stated.row()[4] == ""
     assert samples().expected_accuracy("importance", 4) == proportion([0.4, 0.4])

@@ -203,5 +203,5 @@ def test_two_filters_have_their_own_memory():
 
 
 def test_cache_bytes_must_not_be_negative():
-    with pytest.raises(ValueError, match="cache_bytes must not be negative, got -1"):
+    with pytest.raises(ValueError, match="cache_bytes must be an integer of at least 0, got -1"):
         language_model(cache_bytes=-1)

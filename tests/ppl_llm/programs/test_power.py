@@ -74,8 +74,8 @@ def test_moves_find_their_prefixes_in_the_cache() -> None:
 
 
 def test_methods_set_and_keep_powers() -> None:
-    plain = build_reasoning(None, None)
-    given = build_reasoning(None, None, power=2.0, bridge=3)
+    plain = reasoning(LM, None)
+    given = reasoning(LM, None, power=2.0, bridge=3)
     for name in ("power-smc", "power-mh"):
         assert parse_method(name).adapted(plain).power == 4.0 and parse_method(name).adapted(given).power == 2.0
         assert parse_method(f"{name}:power=3:bridge=2").adapted(plain).bridge == 2
