@@ -52,7 +52,7 @@ WORDS = {
             "docs/comparison.md": "libraries run in turn, a round of all of them after the other",
             **dict.fromkeys(
                 (
-                    "docs/algorithms.md",
+                    "docs/turns.md",
                     "ppl_llm/programs/aggregate.py",
                     "ppl_llm/programs/revision.py",
                     "ppl_llm/programs/turns.py",

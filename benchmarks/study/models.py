@@ -35,12 +35,14 @@ class Networks:
 
     def forget(self) -> None:
         """Free the memory that earlier problems took."""
-        self.lm.table.forget()
+        self.lm.forget()
         for prm in self._prms.values():
             prm.forget()
 
     def model(self, setting: Setting) -> ReasoningModel:
         """The Pyro program of a setting."""
+        if setting.prm is None:
+            return reasoning(self.lm, None, temperature=setting.temperature, **LIMITS)  # type: ignore[arg-type]
         prm: RewardModel = self._prm(setting.prm)
         if setting.calibration == "fitted":
             prm = CalibratedReward(prm, self.calibration(setting.prm))

@@ -150,6 +150,12 @@ def save(outcomes: Iterable[Outcomes], path: Path) -> None:
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
+def update(runs: Path, path: Path) -> None:
+    """Write the outcomes of the records that there are; settings without records keep what the file has of them."""
+    found = {**(load(path) if path.exists() else {}), **collect(runs)}
+    save((found[setting.name] for setting in SETTINGS if setting.name in found), path)
+
+
 def load(path: Path) -> dict[str, Outcomes]:
     """What :func:`save` wrote."""
     found: dict[str, Outcomes] = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ppl_llm.evaluation.work import SHARED, execute, groups, plan
 from ppl_llm.tasks import Problem, load_problems
 
 from .models import LIMITS, Networks, steps_and_scores
-from .settings import PASSES, Setting
+from .settings import PASSES, SETTINGS, Setting
 
 GROUP = 25
 """Problems that share a batch, and the tables of prefixes."""
@@ -37,13 +37,35 @@ def tasks(passes: Sequence[Sequence[Setting]], limit: int | None) -> list[Task]:
     return [(i, group) for i, settings in enumerate(passes) for group in range(len(_parts(_most(settings, limit))))]
 
 
-def run(folder: Path, workers: int, limit: int | None, report: Callable[[str], None]) -> None:
+def chosen(settings: Collection[str] | None, budgets: Collection[int] | None) -> list[list[Setting]]:
+    """The passes with some of their settings and budgets.
+
+    :param settings: names; all by default.
+    :param budgets: all by default.
+    :raises ValueError: for an unknown name, or budgets that a setting does not have.
+    """
+    if unknown := sorted(set(settings or ()) - {setting.name for setting in SETTINGS}):
+        raise ValueError(f"no setting {unknown[0]!r}; see SETTINGS in benchmarks/study/settings.py")
+    passes = []
+    for each in PASSES:
+        kept = [setting for setting in each if settings is None or setting.name in settings]
+        if budgets is not None:
+            kept = [replace(setting, budgets=tuple(b for b in setting.budgets if b in budgets)) for setting in kept]
+            if none := [setting for setting in kept if not setting.budgets]:
+                raise ValueError(f"setting {none[0].name!r} has none of the budgets {', '.join(map(str, budgets))}")
+        if kept:
+            passes.append(kept)
+    return passes
+
+
+def run(folder: Path, workers: int, limit: int | None, report: Callable[[str], None], passes: Sequence[Sequence[Setting]] = PASSES) -> None:
     """Do what is missing; what is there is not done again.
 
     :param int workers: processes.
     :param limit: problems at most of each setting.
+    :param passes: as :func:`chosen`.
     """
-    todo = [(folder, task, limit) for task in tasks(PASSES, limit)]
+    todo = [(folder, task, limit, passes[task[0]]) for task in tasks(passes, limit)]
     began = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_start) as pool:
         for done, (which, group) in enumerate(pool.imap_unordered(_work, todo), start=1):
@@ -68,9 +90,9 @@ def _start() -> None:
     _networks = Networks()
 
 
-def _work(job: tuple[Path, Task, int | None]) -> Task:
-    folder, (which, group), limit = job
-    for setting in PASSES[which]:
+def _work(job: tuple[Path, Task, int | None, Sequence[Setting]]) -> Task:
+    folder, (which, group), limit, settings = job
+    for setting in settings:
         parts = _parts(_most([setting], limit))
         if group < len(parts):
             _setting(folder / setting.name / f"{group:02d}", setting, group, parts[group])
@@ -93,7 +115,7 @@ def _setting(folder: Path, setting: Setting, group: int, problems: list[Problem]
         for unit in units:
             if all(key in store for key in unit.keys(problems)):
                 continue
-            if len(_networks.lm.table) > _PREFIXES:
+            if _networks.lm.prefixes > _PREFIXES:
                 _networks.forget()
             model = model or _networks.model(setting)
             clock, cpu = time.perf_counter(), time.process_time()

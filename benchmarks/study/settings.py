@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .synthetic import Errors
 
@@ -22,6 +22,16 @@ CHOICES = (
 )
 """Ablations of the particle filter and particle Gibbs, one choice changed at a time."""
 
+POWERS = ("power-smc", "power-smc:moves=1", "power-mh")
+ALLOCATION = (
+    *(f"{name}:preset=twisted" for name in ("rebase", "dora", "dora:diversity_temperature=1", "speculative-rejection")),
+    "beam-search:preset=twisted:lookahead=1",
+)
+TREES = tuple(f"{name}:preset=twisted" for name in ("best-first", "mcts", "ab-mcts", "mcts:value=rollout", "ab-mcts:value=rollout"))
+STOPPING = ("self-consistency:until=beta:0.95", "importance:until=beta:0.95", "best-of-n:until=pandora:0.01")
+MORE = (*ALLOCATION, *TREES, "prefix-walk", *STOPPING, *POWERS)
+"""Run for themselves, with one seed, and compared with the others on the problems that both have."""
+
 SOME, FEW = 150, 100
 """Problems of the map's settings, and of the ablations."""
 
@@ -32,14 +42,14 @@ class Setting:
 
     :ivar str name: of its folder.
     :ivar str line: what it is.
-    :ivar prm: ``demo``, ``demo-weak``, or the errors of a synthetic one.
+    :ivar prm: ``demo``, ``demo-weak``, the errors of a synthetic one, or ``None``.
     :ivar tuple calibration: temperature and bias of the reward model's log-odds, or ``fitted``.
     """
 
     name: str
     line: str
     methods: tuple[str, ...]
-    prm: str | Errors = "demo"
+    prm: str | Errors | None = "demo"
     budgets: tuple[int, ...] = (16, 64)
     seeds: tuple[int, ...] = (0,)
     problems: int = SOME
@@ -102,8 +112,13 @@ ABLATIONS = (
         for t in (0.6, 0.8, 1.2, 1.4)
     ),
 )
-PASSES = ((STRONG, WEAK, *CALIBRATED, *LAST), MAP, ABLATIONS)
+MORE_SHIPPED = (
+    *(Setting(f"{name}-more", f"the {prm} reward model, more methods", MORE, prm, ALL, problems=300) for name, prm in SHIPPED),
+    Setting("none-more", "no reward model", POWERS, None, ALL, problems=300),
+)
+MORE_MAP = tuple(replace(setting, name=f"{setting.name}-more", methods=(*ALLOCATION, *TREES, "prefix-walk")) for setting in MAP)
+PASSES = ((STRONG, WEAK, *CALIBRATED, *LAST), MAP, ABLATIONS, MORE_SHIPPED, MORE_MAP)
 """The settings of one pass share the work on a group of problems; the most important ones come first."""
 
-SETTINGS = (STRONG, WEAK, *MAP, *CALIBRATED, *LAST, *ABLATIONS)
+SETTINGS = (STRONG, WEAK, *MAP, *CALIBRATED, *LAST, *ABLATIONS, *MORE_SHIPPED, *MORE_MAP)
 """One for each folder of records."""

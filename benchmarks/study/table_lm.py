@@ -30,7 +30,8 @@ class TableLM(TransformersLM):
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
-        self._table_sampler = self._source = self._sampler = TableSampler(PrefixTable(model.model, model.lm_head))
+        tables = PrefixTable(model.model, model.lm_head), PrefixTable(model.model, lambda states: states)
+        self._table_sampler = self._source = self._sampler = TableSampler(*tables)
 
     @property
     def table(self) -> PrefixTable:
@@ -40,14 +41,33 @@ class TableLM(TransformersLM):
     def table(self, table: PrefixTable) -> None:
         self._table_sampler.table = table
 
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a hidden state."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def prefixes(self) -> int:
+        """How many the tables hold."""
+        return len(self._table_sampler.table) + len(self._table_sampler.states)
+
+    def forget(self) -> None:
+        """Empty the tables."""
+        self._table_sampler.table.forget()
+        self._table_sampler.states.forget()
+
 
 class TableSampler:
-    """Samples and scores steps by a table."""
+    """Samples and scores steps by a table.
+
+    :param PrefixTable table: of logits.
+    :param PrefixTable states: of hidden states, for embeddings of steps; most methods never ask it.
+    """
 
     batches_programs = False
 
-    def __init__(self, table: PrefixTable) -> None:
-        self.table = table
+    def __init__(self, table: PrefixTable, states: PrefixTable) -> None:
+        self.table, self.states = table, states
 
     def release(self) -> None:
         """Nothing: the table holds what later work is sure to ask for."""
@@ -82,6 +102,16 @@ class TableSampler:
                 taken = token != PAD
                 node[taken] = self.table.children(node[taken], token[taken])
             yield rows, torch.stack(columns, 1)
+
+    def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
+        """States ``[A, K, H]`` at positions ``[A, K]``; 0 where a position is negative."""
+        wanted = positions >= 0
+        ends = [row[wants].tolist() for row, wants in zip(positions, wanted, strict=True)]
+        paths = [row[: end + 1] for row, own in zip(self._rows(context, active), ends, strict=True) for end in own]
+        nodes = self.states.find(paths)
+        found = torch.zeros(*positions.shape, self.states.outputs(nodes[:1]).shape[-1])
+        found[wanted] = self.states.outputs(nodes)
+        return found
 
     @staticmethod
     def _rows(context: Context, active: Tensor) -> list[Ints]:

@@ -16,7 +16,7 @@ from ppl_llm.evaluation.tables import as_text, interval, signed
 from ppl_llm.reward.calibration import Calibration
 
 from .outcomes import Outcomes, Solution
-from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, SETTINGS, STRONG, WEAK
+from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, MORE_SHIPPED, SETTINGS, STRONG, WEAK
 
 Study = Mapping[str, Outcomes]
 
@@ -47,6 +47,30 @@ KINDS = {
     "dvts": "DVTS",
 }
 """Methods of the map."""
+
+MORE_NAMES = {
+    "beam-search:preset=twisted:lookahead=1": "beam search, look ahead",
+    "rebase:preset=twisted": "REBASE",
+    "dora:preset=twisted": "DORA",
+    "dora:diversity_temperature=1:preset=twisted": "DORA, directions at temperature 1",
+    "speculative-rejection:preset=twisted": "speculative rejection",
+    "best-first:preset=twisted": "best-first",
+    "mcts:preset=twisted": "MCTS",
+    "ab-mcts:preset=twisted": "AB-MCTS",
+    "mcts:value=rollout:preset=twisted": "MCTS, rollouts",
+    "ab-mcts:value=rollout:preset=twisted": "AB-MCTS, rollouts",
+    "prefix-walk": "prefix walk",
+    "power-smc": "SMC, power 4",
+    "power-smc:moves=1": "SMC, power 4, moves",
+    "power-mh": "block Metropolis, power 4",
+    "self-consistency:until=beta:0.95": "self-consistency until beta:0.95",
+    "importance:until=beta:0.95": "weighted best-of-N until beta:0.95",
+    "best-of-n:until=pandora:0.01": "best-of-N until pandora:0.01",
+}
+"""Methods of the later runs."""
+
+WITHOUT_REWARD = "without a reward: "
+_COMPARED_WITH = ("self-consistency", "best-of-n", "weighted-best-of-n", "smc", "smc:preset=twisted", "beam-search", "dvts")
 
 BASELINES = ("self-consistency", "best-of-N", "weighted best-of-N")
 COMPARED = (4, 16, 64)
@@ -267,12 +291,37 @@ def costs(study: Study) -> Rows:
     return rows
 
 
+def more_results(study: Study, setting: str) -> Results:
+    """The methods of the later runs with those of the main tables, on the problems and the seed that both have."""
+    more = f"{setting}-more"
+    sources: list[Source] = [(setting, method, NAMES[method]) for method in _COMPARED_WITH]
+    sources += [(more, method, name) for method, name in MORE_NAMES.items()]
+    if "none-more" in study:
+        sources += [("none-more", method, WITHOUT_REWARD + name) for method, name in MORE_NAMES.items()]
+    return joined(study, sources, study[more].problems, [0])
+
+
+def more(study: Study, setting: str) -> Rows:
+    """Accuracy, tokens and the paired difference to weighted best-of-N of the same budget."""
+    results, base = more_results(study, setting), "weighted best-of-N"
+    budgets = sorted({budget for name in MORE_NAMES.values() if name in results.methods for budget in results.budgets(name)})
+    header = ["method", *(f"accuracy, {b}" for b in budgets), *(f"tokens, {b}" for b in budgets), *(f"minus {base}, {b}" for b in budgets)]
+    rows = [header]
+    for name in results.methods:
+        own = results.budgets(name)
+        cells = [interval(results.accuracy(name, b)) if b in own else "" for b in budgets]
+        cells += [f"{results.mean_cost(name, b):,.0f}" if b in own else "" for b in budgets]
+        rows.append([name, *cells, *(_difference(results, (name, b), (base, b)) if name != base else "" for b in budgets)])
+    return rows
+
+
 def sizes(study: Study) -> Rows:
     """What was run, and the processor time it took."""
     rows = [["settings", "problems", "seeds", "answers", "processor seconds"]]
     parts: list[tuple[str, list[str]]] = [("strong", ["strong"]), ("weak", ["weak"]), ("map-*", [s.name for s in MAP])]
     parts.append(("scaled and calibrated scores", [s.name for s in (*CALIBRATED, *LAST)]))
     parts.append(("ablations", [s.name for s in ABLATIONS]))
+    parts += [(setting.name, [setting.name]) for setting in MORE_SHIPPED if setting.name in study]
     total, answers = 0.0, 0
     for name, members in parts:
         found = [study[member] for member in members if member in study]
@@ -321,6 +370,7 @@ TABLES: dict[str, Callable[[Study], Rows]] = {
     "choices": choices,
     "temperatures": temperatures,
     "costs": costs,
+    "strong-more": lambda study: more(study, "strong"),
     "sizes": sizes,
 }
 """By the name that the document gives them."""

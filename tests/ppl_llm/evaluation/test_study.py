@@ -94,6 +94,23 @@ def test_the_table_scores_given_steps_and_takes_part_in_moves(plain: Transformer
     assert answers[0] == answers[1]
 
 
+def test_the_table_has_the_hidden_states_of_the_language_model(plain: TransformersLM, table: TableLM, prm: TransformersPRM) -> None:
+    """At some positions of each sequence, void ones among them. A table of other tokens has others."""
+    context = filtered(plain, prm, 4).value
+    ends, starts = context.lengths - 1, context.step_starts[..., -1]
+    positions = torch.stack([ends, torch.full_like(ends, -1), starts.minimum(ends)], -1)
+    positions[0, 0] = -1
+    expected, found = plain.hidden_states(context, positions), table.hidden_states(context, positions)
+    assert expected.abs().max() > 1 and torch.allclose(expected, found, atol=1e-3)
+    assert (found[0, 0] == 0).all() and (found[..., 1, :] == 0).all()
+    assert table.prefixes > len(table.table)
+    wrong = TableLM.from_pretrained("demo")
+    wrong._table_sampler.states = Nearsighted(wrong.model.model, lambda states: states)
+    assert not torch.allclose(expected, wrong.hidden_states(context, positions), atol=0.1)
+    wrong.forget()
+    assert wrong.prefixes == 0
+
+
 @pytest.mark.parametrize("name", ["demo", "demo-weak"])
 def test_tables_of_scores_are_those_of_the_reward_model(table: TableLM, name: str) -> None:
     fast, slow = CachedReward(TablePRM.from_pretrained(name)), TransformersPRM.from_pretrained(name)
@@ -253,3 +270,26 @@ def test_settings_have_names_of_their_own_and_known_methods() -> None:
     for setting in SETTINGS:
         assert list(study_run.plan(1, setting.methods, setting.budgets, setting.seeds))
     assert STRONG.problems >= 300 and study_run.tasks(((STRONG,),), 50) == [(0, 0), (0, 1)]
+
+
+def test_parts_of_the_study() -> None:
+    """By name and budget; what it does not have is named."""
+    assert study_run.chosen(None, None) == [list(settings) for settings in study_run.PASSES]
+    ((strong, none),) = study_run.chosen(["strong-more", "none-more"], [4, 16])
+    assert (strong.name, none.name, strong.budgets, none.prm) == ("strong-more", "none-more", (4, 16), None)
+    with pytest.raises(ValueError, match="no setting 'strog'"):
+        study_run.chosen(["strog"], None)
+    with pytest.raises(ValueError, match=r"setting 'map-0.96-0.0' has none of the budgets 1, 2"):
+        study_run.chosen(["map-0.96-0.0", "strong"], [1, 2])
+
+
+def test_the_later_methods_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the tables, with a reward and without one; a posterior of each problem where a rule stops it."""
+    monkeypatch.setattr(study_run, "_networks", Networks(), raising=False)
+    problems = study_run._parts(2)[0]
+    for ((setting,),) in (study_run.chosen([name], [8]) for name in ("strong-more", "none-more")):
+        study_run._setting(tmp_path / setting.name, setting, 0, problems)
+        records = list(read_records(tmp_path / setting.name))
+        assert {record["method"] for record in records} == set(setting.methods)
+        assert len(records) == 2 * len(setting.methods) and all(record["cost"]["tokens_sampled"] > 0 for record in records)
+        assert all(("drawn" in record) == (":until=" in record["method"]) for record in records)
