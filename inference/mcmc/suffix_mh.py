@@ -93,7 +93,9 @@ class SuffixMH(TrajectoryKernel):
         """``[2, *plates]``: probabilities of the present and the proposed trajectory."""
         assert posterior.particles.lengths is not None
         log_gamma = posterior.particles.weights.log_weights
-        log_ratio = (log_gamma - posterior.particles.lengths.to(log_gamma).log()).diff(dim=0)[0]
+        # Without a latent site, as where all are given, there is one trajectory, of no step.
+        lengths = posterior.particles.lengths.to(log_gamma).clamp(min=1)
+        log_ratio = (log_gamma - lengths.log()).diff(dim=0)[0]
         # A present state of density zero (a first draw) is left whatever the proposal.
         log_ratio = torch.where(log_gamma[_CURRENT] == -torch.inf, 0.0, log_ratio)
         acceptance = log_ratio.clamp(max=0.0).exp()

@@ -15,7 +15,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from ppl_llm import LLMStep
-from ppl_llm.inference import SuffixMH, TemperMessenger, Trajectory
+from ppl_llm.inference import SMC, SuffixMH, TemperMessenger, Trajectory, barrier
 from ppl_llm.inference.mcmc.suffix_mh import SuffixMessenger
 from tests.helpers.exact import PAD, AbsorbingCategorical, Chain, Path, chains, simplex
 from tests.helpers.exact_conditional import codes, grid
@@ -239,3 +239,18 @@ def test_interruption_keeps_what_there_is() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         SuffixMH(stops, max_plate_nesting=1).run(100)
     assert len(caught.value.partial_posterior.iterations) == 6  # type: ignore[attr-defined]
+
+
+def test_a_model_without_latent_sites_stays_where_it_is() -> None:
+    """Found by the fuzz (program 3469 of seed 0): the ratio of two lengths of zero was no number."""
+
+    def model() -> Tensor:
+        z = barrier(pyro.sample("z", dist.Categorical(torch.ones(3))))
+        pyro.factor("f", z.double())
+        return z
+
+    given = pyro.poutine.condition(model, data={"z": torch.tensor(1)})
+    chain = SuffixMH(given).run(5)
+    assert all(bool(torch.isfinite(each.weights).all()) for each in chain.iterations)
+    posterior = SMC(given, 4, rejuvenate=SuffixMH, moves=2).run()
+    assert float(posterior.log_evidence) == pytest.approx(1.0 - math.log(3.0), abs=1e-6)
