@@ -131,6 +131,15 @@ def test_settings_of_a_reasoning_model(tmp_path: Path) -> None:
         SMC(reasoning(LM, PRM, "its_hub", stop=";", max_tokens=2), 4).resume(path)
 
 
+def test_settings_that_are_tuples(tmp_path: Path) -> None:
+    """A file has lists for them."""
+    path, options = tmp_path / "state", {"stop": (";", "b"), "bridge": (0.5, 0.8), "power": 2, "max_tokens": 2}
+    next(SMC(reasoning(LM, PRM, **options), 4).iterate("a")).save(path)
+    SMC(reasoning(LM, PRM, **{**options, "power": 2.0}), 4).resume(path)
+    with pytest.raises(ValueError, match=r"model bridge: .0\.5, 0\.8. there, \(0\.5, 0\.9\) here"):
+        SMC(reasoning(LM, PRM, **{**options, "bridge": (0.5, 0.9)}), 4).resume(path)
+
+
 class Bomb:
     """What a malicious file would hold."""
 
