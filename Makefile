@@ -24,7 +24,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What a change needs before it is committed: four minutes at most on two free cores.
+# What a change needs before it is committed: about seven minutes on two free cores.
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not docs"
 
