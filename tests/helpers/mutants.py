@@ -639,9 +639,12 @@ class NoPrior(_with_parameter_messenger(_NoPriorMessenger)):  # type: ignore[mis
 class FreshEvidence(PMMH):
     """The present parameters' evidence estimated again for each comparison (the noisy chain, biased for few particles)."""
 
+    def _renew(self, state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.arguments = args, kwargs
+        return super()._renew(state, args, kwargs)
+
     def accept(self, present: Any, proposed: Any) -> Tensor:
-        again = self.filter(present.unconstrained, (present.log_density.numel(),), {})
-        return super().accept(again, proposed)
+        return super().accept(self.filter(present.unconstrained, *self.arguments), proposed)
 
 
 WRONG_PIMH: dict[str, type[PIMH]] = {"always": AcceptsAlways, "inverse": AcceptsInverse}
