@@ -84,10 +84,9 @@ class ProposalMessenger(Messenger):
     def finish(self, met: Collection[str], latent: list[str]) -> bool:
         """The model has come to its end, or to where :func:`until` leaves it: then it may have more sites than were met.
 
-        :returns: whether all its sites are known.
-
         :param met: names of all sites.
         :param list latent: those of the latent ones.
+        :returns: whether all its sites are known.
         :raises ValueError: for a proposal of a site that does not occur. A name that differs from one that does by its number only may be
             a step that was not reached.
         """

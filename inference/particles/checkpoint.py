@@ -89,7 +89,7 @@ class Checkpoint:
         :raises ValueError: if the run had other settings, showing those that differ.
         """
         pairs = {name: (settings.get(name), self.settings.get(name)) for name in settings | self.settings}
-        # Files have lists for tuples; 1 and 1.0 are one setting.
+        # An empty tuple comes back from a file as a list; 1 and 1.0 are one setting.
         different = [name for name, (here, there) in pairs.items() if here != there and safe_file.digest(here) != safe_file.digest(there)]
         if different:
             shown = "; ".join(f"{name}: {self.settings.get(name)!r} there, {settings.get(name)!r} here" for name in different)

@@ -17,14 +17,32 @@ from rich.text import Text
 from .. import threads
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
-from ..reward.choice import REWARD_KINDS, RewardChoice
+from ..reward.choice import RewardChoice
 from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve
 from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
-from .model_options import BRIDGE, EQUIVALENCE, FALLBACK, FINISH, POWER, REWARD, STOP, prompt_options, tell, unescaped
+from .model_options import (
+    BRIDGE,
+    CALIBRATION,
+    CHOSEN_REWARD,
+    EQUIVALENCE,
+    FALLBACK,
+    FINISH,
+    LM,
+    LM_MODEL,
+    POWER,
+    PRM,
+    PRM_FAMILY,
+    PRM_MODEL,
+    STOP,
+    TOKENIZER,
+    prompt_options,
+    tell,
+    unescaped,
+)
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
@@ -93,31 +111,15 @@ def _options(
 @with_method_options(after="preset")
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
-    lm: Annotated[
-        str,
-        typer.Option(
-            help="Language model: demo, a directory, a name on the Hugging Face Hub, or the address of a server.",
-            autocompletion=completion.model(completion.LMS),
-        ),
-    ] = "demo",
-    prm: Annotated[
-        str | None,
-        typer.Option(
-            help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address; the demo language model has its own.",
-            autocompletion=completion.model(completion.PRMS),
-        ),
-    ] = None,
-    reward: Annotated[str | None, typer.Option(help=REWARD, autocompletion=completion.among(REWARD_KINDS))] = None,
-    lm_model: Annotated[str | None, typer.Option(help="Name that the server knows the language model by.")] = None,
-    lm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
-    prm_model: Annotated[str | None, typer.Option(help="Name that the server knows the reward model by.")] = None,
-    prm_tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")] = None,
-    prm_family: Annotated[
-        str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
-    ] = None,
+    lm: LM = "demo",
+    prm: PRM = None,
+    reward: CHOSEN_REWARD = None,
+    lm_model: LM_MODEL = None,
+    lm_tokenizer: TOKENIZER = None,
+    prm_model: PRM_MODEL = None,
+    prm_tokenizer: TOKENIZER = None,
+    prm_family: PRM_FAMILY = None,
+    calibration: CALIBRATION = None,
     method: Annotated[
         str | None,
         typer.Option(

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from ..methods import BUDGETED, get_method
-from ..reward.choice import REWARD_KINDS, RewardChoice
+from ..reward.choice import RewardChoice
 from ..threads import choose_threads
 from . import completion
 from .errors import INTERRUPTED, reported
@@ -24,11 +24,12 @@ from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .model_options import (
     BRIDGE,
+    CHOSEN_REWARD,
     EQUIVALENCE,
     FALLBACK,
     FINISH,
     POWER,
-    REWARD,
+    PRM_FAMILY,
     STOP,
     finish_of,
     prompt_options,
@@ -116,10 +117,8 @@ def evaluate(
         str | None,
         typer.Option(help="Process reward model: demo, demo-weak, a directory, or a Hub name; the demo language model has its own."),
     ] = None,
-    reward: Annotated[str | None, typer.Option(help=REWARD, autocompletion=completion.among(REWARD_KINDS))] = None,
-    prm_family: Annotated[
-        str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
-    ] = None,
+    reward: CHOSEN_REWARD = None,
+    prm_family: PRM_FAMILY = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
     power: Annotated[float, typer.Option(help=POWER)] = 1.0,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ..reward.choice import REWARD_KINDS
+from . import completion
 from .json_log import JsonLog
 
 CLOSED_BOX = r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -34,6 +35,33 @@ FALLBACK = (
     "Where no answer is found: last-number takes the last number of the solution, text all of it, as a solution under a constraint "
     "(--choices, --regex, --json-schema) does by itself."
 )
+
+
+LM = Annotated[
+    str,
+    typer.Option(
+        help="Language model: demo, a directory, a name on the Hugging Face Hub, or the address of a server.",
+        autocompletion=completion.model(completion.LMS),
+    ),
+]
+PRM = Annotated[
+    str | None,
+    typer.Option(
+        help="Process reward model: demo, demo-weak, a directory, a Hub name, or an address; the demo language model has its own.",
+        autocompletion=completion.model(completion.PRMS),
+    ),
+]
+CHOSEN_REWARD = Annotated[str | None, typer.Option(help=REWARD, autocompletion=completion.among(REWARD_KINDS))]
+LM_MODEL = Annotated[str | None, typer.Option(help="Name that the server knows the language model by.")]
+PRM_MODEL = Annotated[str | None, typer.Option(help="Name that the server knows the reward model by.")]
+TOKENIZER = Annotated[str | None, typer.Option(help="Directory or Hub name of its tokenizer; by default its own name.")]
+PRM_FAMILY = Annotated[
+    str | None, typer.Option(help="qwen, skywork, math-shepherd or rlhflow; by default recognised by the configuration.")
+]
+CALIBRATION = Annotated[
+    Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
+]
+"""Options that several commands declare."""
 
 
 def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:
