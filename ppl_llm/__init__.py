@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
+    from .thinking import Thinking
 
 __version__ = "0.1.0"
 
@@ -129,6 +130,7 @@ _MODULES = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "Thinking": "thinking",
     "Twist": "reward.twist",
     "WasteFreeSMC": "inference",
     "argmax": "answers.voting",
@@ -200,6 +202,7 @@ __all__ = [
     "TabularLM",
     "TabularReward",
     "TemperedSMC",
+    "Thinking",
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",

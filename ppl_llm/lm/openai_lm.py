@@ -59,6 +59,7 @@ class OpenAILM:
     :param str log_probs: ``raw``, ``processed`` or ``none``.
     :param str system_prompt: system turn before a problem given as a string.
     :param str chat_template: Jinja template to use in place of the tokenizer's.
+    :param dict template_options: further variables of the chat template, e.g. ``{"enable_thinking": False}`` for Qwen3.
     :param int max_length: longest context in tokens; by default, and at most, what the server or the configuration tells.
     :param eos_ids: tokens that end the text, beside those of the tokenizer and its model's configuration.
     :param bool server_stop: ``False`` does not send stop strings to a server in text mode.
@@ -86,6 +87,7 @@ class OpenAILM:
         log_probs: str = "raw",
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         eos_ids: Sequence[int] = (),
         server_stop: bool = True,
@@ -109,7 +111,7 @@ class OpenAILM:
             raise ValueError("the tokenizer names no token that ends the text; pass eos_ids=(...)")
         self.eos_ids = torch.tensor(sorted(ends), device=device)
         self.seeded, self.log_probs = seeded, log_probs if mode == "token_ids" else "none"
-        self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template)
+        self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template, template_options)
         self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
         self.extra_body, self.structured_outputs = dict(extra_body or {}), structured_outputs
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
@@ -138,6 +140,13 @@ class OpenAILM:
         if (longest := max(map(len, prompts))) >= self.max_length:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
         return Context.root(self, texts, list(prompts), batched, prefills)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands.
+
+        :raises ValueError: for a text that the tokenizer cannot write.
+        """
+        return self.prompts.encode(text)
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -56,6 +56,7 @@ class ChosenMethod:
         :raises ValueError: for options that do not go together.
         """
         from ..programs.models import build_reasoning
+        from ..programs.thinking import thinking_options
 
         changes = dict(self.model_options)
         if self.method.power != 1 and model.power == 1:
@@ -64,6 +65,7 @@ class ChosenMethod:
             return model
         same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
         kept: dict[str, Any] = {name: getattr(model, name) for name in same}
+        kept |= thinking_options(model.thinking)
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:

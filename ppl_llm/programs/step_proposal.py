@@ -82,6 +82,11 @@ class StepProposal:
         if not isinstance(prior, LLMStep):
             return None
         o = prior.options
+        if self.constraint is not None and prior.context.thinking is not None:
+            raise ValueError(
+                f"a constraint and a thinking budget do not go together: what is written in place of {prior.context.thinking.close!r} need "
+                "not be in its language; leave out the constraint, or waits, close and max_thinking"
+            )
         if self._same and self.constraint is not None and o.constraint is None:
             return ConstrainedStep(prior.context, o, self.constraint, prior)
         temperature = o.temperature if self.temperature is None else self.temperature

@@ -68,6 +68,7 @@ VALID: dict[str, dict[str, Any]] = {
     "LookAhead": {"lm": LM, "prm": PRM},
     "StepProposal": {"temperature": 2.0},
     "StepOptions": {},
+    "Thinking": {},
     "LLMStep": {"context": LM.start("a")},
     "StepReward": {"prm": PRM, "context": LM.start("a")},
     "SMCFilterAdapter": {"model": ppl_llm.reasoning(LM, PRM)},
