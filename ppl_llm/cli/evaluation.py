@@ -39,6 +39,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -91,6 +92,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+@with_thinking_options(after="top_k")
 def evaluate(
     data: Annotated[
         str,
@@ -155,6 +157,7 @@ def evaluate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
+    **options: Any,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
@@ -200,6 +203,7 @@ def evaluate(
             choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
+            **taken(options),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

@@ -124,6 +124,8 @@ def execute(
             for method in methods:
                 record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
                 record["cost"] = {name: round(value * share, 4) for name, value in cost.items() if not name.endswith("seconds")}
+                if thoughts := [c.thinking for c in part if c.thinking is not None]:
+                    record["cost"]["thinking_tokens"] = sum(thought.tokens for thought in thoughts)
                 record["seconds"] = round(seconds * time_share, 4)
                 if isinstance(posterior, list):
                     record |= {name: posterior[i].diagnostics()[of] for name, of in (("drawn", "num_drawn"), ("stopped", "stopped"))}

@@ -162,7 +162,11 @@ AGGREGATION = Option("aggregation", str, "Score of a solution from those of its 
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
 BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)
-MODEL_OPTIONS: dict[str, Option] = {o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE)}
+WAITS = Option("waits", int, "Times that an early end of the thinking is replaced by more of it.", least=0)
+MAX_THINKING = Option("max_thinking", int, "Tokens of thinking at most; it is closed there.", least=1)
+MODEL_OPTIONS: dict[str, Option] = {
+    o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE, WAITS, MAX_THINKING)
+}
 
 
 def parse_marks(text: str) -> list[int] | None:

@@ -21,6 +21,22 @@ def thinking_of(waits: int, wait: str, close: str | None, max_thinking: int | No
     return None if (waits, close, max_thinking) == (0, None, None) else found
 
 
+def thinking_switch(thinking: str | None) -> dict[str, Any]:
+    """Keywords of a language model for ``on`` or ``off``: Qwen3's switch in the chat template."""
+    return {} if thinking is None else {"template_options": {"enable_thinking": thinking == "on"}}
+
+
+def check_switch(switch: str | None, thinking: Thinking | None) -> None:
+    """
+    :param str switch: ``on`` or ``off``.
+    :raises ValueError: for another word, or a budget of thinking that is switched off.
+    """
+    if switch not in (None, "on", "off"):
+        raise ValueError(f"thinking must be on or off, got {switch!r}")
+    if switch == "off" and thinking is not None:
+        raise ValueError("thinking=off and a budget of thinking do not go together; leave out waits, close and max_thinking")
+
+
 def with_thinking(options: StepOptions, thinking: Thinking, lm: Any, max_completion: int | None) -> StepOptions:
     """The options of steps that the closing tag ends as well.
 
