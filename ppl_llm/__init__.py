@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
     from .reward.combined_reward import ProductReward, SumReward
+    from .reward.confidence import Confidence
     from .reward.function_reward import FunctionReward
     from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
-    from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
     from .reward.twist import Twist
@@ -77,6 +77,7 @@ _MODULES = {
     "BestOfN": "inference",
     "BetaMajority": "inference",
     "BlockMH": "inference",
+    "Confidence": "reward.confidence",
     "Context": "context",
     "DORA": "inference",
     "DVTS": "inference",
@@ -114,7 +115,6 @@ _MODULES = {
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
     "SameAnswers": "inference",
-    "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
     "SpeculativeRejection": "inference",
     "Share": "inference",
@@ -161,6 +161,7 @@ __all__ = [
     "BestOfN",
     "BetaMajority",
     "BlockMH",
+    "Confidence",
     "Context",
     "EntropicAnnealing",
     "Enumeration",
@@ -189,7 +190,6 @@ __all__ = [
     "SMCFailed",
     "SMCFilterAdapter",
     "SameAnswers",
-    "SelfCertainty",
     "SelfConsistency",
     "Share",
     "SpeculativeRejection",

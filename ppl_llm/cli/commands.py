@@ -234,7 +234,6 @@ def solve(
                     language_model,
                     lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    settings.steps_end,
                 )
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):

@@ -186,7 +186,6 @@ def serve(
             language_model,
             lambda each: remote.load_lm(remote.Served("lm", each), device, dtype),
             lambda each: remote.load_prm(served[1], device, scale, dtype),
-            settings.steps_end,
         )
         choose_threads([language_model, reward_model])
         equivalent = None if equivalence == "exact" else settings.equivalent()

@@ -158,7 +158,7 @@ class Models:
         self.check()
         prompts = {"system_prompt": self.system_prompt, "chat_template": self.chat_template, **thinking_switch(self.thinking)}
         lm = self._load_lm(self.lm, **prompts)
-        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self._steps_end)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm)
         return reasoning(lm, reward, self.preset, **self._options())
 
     def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:

@@ -75,7 +75,7 @@ VALID: dict[str, dict[str, Any]] = {
     "TabularLM": {"logits": torch.zeros(2, 2), "symbols": ["a", "$"], "eos": "$"},
     "TabularReward": {"log_odds": torch.zeros(2)},
     "FunctionReward": {"fn": fn},
-    "SelfCertainty": {},
+    "Confidence": {},
     "ProductReward": {"rewards": [PRM, PRM]},
     "SumReward": {"rewards": [PRM, PRM]},
     "CalibratedReward": {"prm": PRM, "calibration": Calibration(2.0)},
