@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
+    from .programs.deepconf import DeepConf
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
@@ -81,6 +82,7 @@ _MODULES = {
     "Context": "context",
     "DORA": "inference",
     "DVTS": "inference",
+    "DeepConf": "programs.deepconf",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
     "FunctionReward": "reward.function_reward",
@@ -163,6 +165,7 @@ __all__ = [
     "BlockMH",
     "Confidence",
     "Context",
+    "DeepConf",
     "EntropicAnnealing",
     "Enumeration",
     "FunctionReward",

@@ -145,6 +145,10 @@ def evaluate(
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
     ] = False,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="Record how sure the language model is of each solution, for votes: KIND:WINDOW:OVER, e.g. top-k:2048:bottom."),
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
@@ -203,6 +207,7 @@ def evaluate(
             choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
+            confidence=confidence,
             **taken(options),
             **prompt_options(system_prompt, chat_template),
         )

@@ -46,7 +46,7 @@ class Candidate:
     :ivar float temperature: at which it was sampled.
     :ivar str path: identifies the text, so that repeated paths are known.
     :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
-    :ivar float self_certainty: mean over the tokens, where it was recorded, see :func:`~ppl_llm.evaluation.self_certainty.self_certainty`.
+    :ivar float confidence: how sure the language model was of it, where it was recorded, see :class:`~ppl_llm.Confidence`.
     :ivar str text: where it was recorded.
     :ivar tuple step_tokens: length of each step, where they were recorded.
     :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
@@ -62,7 +62,7 @@ class Candidate:
     temperature: float = 1.0
     path: str | None = None
     whole_log_odds: float | None = None
-    self_certainty: float | None = None
+    confidence: float | None = None
     text: str | None = None
     step_tokens: tuple[int, ...] | None = None
     cut_steps: int = 0

@@ -19,6 +19,7 @@ from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thi
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
+from ..reward.confidence import Confidence
 from ..thinking import WAIT
 
 
@@ -55,6 +56,8 @@ class Models:
     :param int bridge: steps along which it grows.
     :param int waits: see :func:`ppl_llm.reasoning`, as for ``wait``, ``close`` and ``max_thinking``.
     :param str thinking: ``on`` or ``off``, the switch ``enable_thinking`` of the chat template.
+    :param str confidence: record how sure the language model is of each solution, ``KIND:WINDOW:OVER`` as ``top-k:2048:bottom``, for votes
+        recomputed from the records; see :class:`~ppl_llm.Confidence`.
     :param bool keep_texts: record the text of each candidate.
     :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
         these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
@@ -94,6 +97,7 @@ class Models:
     close: str | None = None
     max_thinking: int | None = None
     thinking: str | None = None
+    confidence: str | None = None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -159,7 +163,8 @@ class Models:
         prompts = {"system_prompt": self.system_prompt, "chat_template": self.chat_template, **thinking_switch(self.thinking)}
         lm = self._load_lm(self.lm, **prompts)
         reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm)
-        return reasoning(lm, reward, self.preset, **self._options())
+        sure = None if self.confidence is None else Confidence.parse(self.confidence)
+        return reasoning(lm, reward, self.preset, confidence=sure, **self._options())
 
     def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:
         if is_address(name):
@@ -194,6 +199,8 @@ class Models:
         if constraint is not None and is_address(self.lm):
             raise ValueError("json_schema, regex and choices need the logits of a local language model; a server does not tell them")
         parse_dtype(self.dtype)
+        if self.confidence is not None:
+            Confidence.parse(self.confidence)
         check_switch(self.thinking, thinking_of(self.waits, self.wait, self.close, self.max_thinking))
         self.chosen_reward.check()
         prm = self.named_prm

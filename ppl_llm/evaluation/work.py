@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import operator
@@ -15,7 +16,9 @@ import pyro
 from ..inference import ParticlePosterior
 from ..inference.posterior.equivalence_classes import representatives
 from ..methods import BudgetedMethod, get_method
+from ..methods.options import CONFIDENCE
 from ..programs.models import ReasoningModel
+from ..reward.confidence import Confidence
 from ..tasks.base import Problem
 from .aggregators import Candidate, tally
 from .records import Key
@@ -105,6 +108,9 @@ def execute(
     began = time.perf_counter()
     methods = [get_method(name) for name in unit.methods]
     model = methods[0].adapted(model)
+    if model.confidence is None and any(method.vote_under("") == "deepconf" for method in methods):
+        model = copy.copy(model)  # what is kept of the samples does not change them
+        model.confidence = Confidence.parse(CONFIDENCE.default)
     aggregation = methods[0].aggregation(model, aggregation)
     posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
     seconds = time.perf_counter() - began

@@ -63,7 +63,7 @@ class ChosenMethod:
             changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
+        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge", "confidence")
         kept: dict[str, Any] = {name: getattr(model, name) for name in same}
         kept |= thinking_options(model.thinking)
         if model.finish != model.preset.finish:

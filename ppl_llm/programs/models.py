@@ -23,7 +23,7 @@ from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, prepare
+from ..reward.base import Certainty, RewardModel, prepare
 from ..thinking import WAIT, Thinking
 from .chosen_answer import ChoosesAnswer
 from .presets import Preset, get_preset
@@ -52,8 +52,9 @@ class ReasoningModel(ChoosesAnswer):
         every: str | None = None,
         final_stop: tuple[str, ...] = (),
         thinking: Thinking | None = None,
+        confidence: Certainty | None = None,
     ) -> None:
-        self.thinking = thinking
+        self.thinking, self.confidence = thinking, confidence
         self.power, self.bridge, self.every = power, bridge, every
         self.max_tokens_completion, self.answer_fallback, self.final_stop = max_tokens_completion, answer_fallback, final_stop
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
@@ -77,6 +78,8 @@ class ReasoningModel(ChoosesAnswer):
         context = replace(self.lm.start(problem), answer_forms=forms, **limits)
         if self.prm is not None:
             prepare(self.prm, context)
+        if self.confidence is not None:
+            self.confidence.prepare(context)
         powers = bridge_powers(self.power, self.bridge)
         powered = PowerMessenger(self.power, powers) if self.power != 1 or any(each != 1 for each in powers) else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
@@ -101,7 +104,10 @@ class ReasoningModel(ChoosesAnswer):
         """The context with the step of site ``name``."""
         o = self.options
         step = pyro.sample(name, LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
-        return ctx.extend(step, stop=o.stop, finish=self.finish)
+        after = ctx.extend(step, stop=o.stop, finish=self.finish)
+        if self.confidence is not None:
+            self.confidence.note(after)
+        return after
 
     def _factor(self, ctx: Context, last_step: bool) -> Any:
         preset = self.preset
@@ -160,6 +166,7 @@ def reasoning(
     wait: str = WAIT,
     close: str | None = None,
     max_thinking: int | None = None,
+    confidence: Certainty | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -203,6 +210,8 @@ def reasoning(
     :param str wait: what the tag is replaced by.
     :param str close: the tag, ``</think>`` by default; it ends a step wherever it comes.
     :param int max_thinking: tokens of thinking at most; it is closed there.
+    :param Confidence confidence: how sure the language model is of a solution, taken while it is written for ``confidence.of(context)``,
+        for records and for votes such as :class:`~ppl_llm.DeepConf`; of no effect on the distribution.
     :raises ValueError: for an unknown preset or options out of range.
     """
     thinking = thinking_of(waits, wait, close, max_thinking)
@@ -246,6 +255,7 @@ def reasoning(
         every,
         final_stop,
         thinking,
+        confidence,
     )
 
 

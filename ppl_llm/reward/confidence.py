@@ -48,7 +48,8 @@ class Confidence:
     - ``answer``: the tokens of the answer, once it is given. Before, the score is ``inf``, as of a reward of whole answers.
 
     Under the potential ``likelihood`` a step's factor is s. With a ``threshold`` it is 1 where C is at least that and 0 elsewhere: with
-    ``least``, the target is the language model given that no window falls below it, and a particle is cut where one does.
+    ``least``, the target is the language model given that no window falls below it, and a particle is cut where one does; an unfinished text
+    that is shorter than a window is not.
 
     No reward model is needed: the figure is taken while the context's language model samples a step, and only steps that were not sampled,
     and the first one where nobody called :meth:`prepare`, cost a pass (a :class:`~ppl_llm.reward.base.RewardModel`). Words that a thinking
@@ -126,6 +127,10 @@ class Confidence:
         """Have the figure taken while steps are sampled from here on."""
         want(context, self._figure)
 
+    def note(self, context: Context) -> None:
+        """Take the figures of the last steps, while what sampling had of them is at hand."""
+        self._told(context)
+
     def step_log_odds(self, context: Context) -> Tensor:
         return self._told(context)["scores"]
 
@@ -186,7 +191,10 @@ class Confidence:
         width = int((ends - begins).max()) if ends.numel() else 0
         own = values.gather(-1, (begins[..., None] + column[:width]).clamp(max=max(0, values.shape[-1] - 1)))
         own = torch.where(column[:width] < (ends - begins)[..., None], own, 0.0)
-        return self._log_odds(reduced(own, ends - begins, over, self.window)), taken
+        score = self._log_odds(reduced(own, ends - begins, over, self.window))
+        if self.threshold is not None and self.window is not None:  # no window is full, and one may still be
+            score = torch.where((ends < self.window) & ~finished_at(context)[..., step], torch.inf, score)
+        return score, taken
 
     def _answer_log_odds(self, context: Context, values: Tensor, step: int) -> Tensor:
         finished = finished_at(context)[..., step]

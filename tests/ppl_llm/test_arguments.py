@@ -65,6 +65,7 @@ VALID: dict[str, dict[str, Any]] = {
     "Adaptive": {"algorithm": ppl_llm.inference.SelfConsistency(model, 4), "until": lambda posterior: True},
     "revise": {"model": ppl_llm.reasoning(LM, PRM)},
     "Aggregate": {"model": ppl_llm.reasoning(LM, PRM), "num_particles": 4},
+    "DeepConf": {"model": ppl_llm.reasoning(LM, confidence=ppl_llm.Confidence()), "num_particles": 4},
     "LookAhead": {"lm": LM, "prm": PRM},
     "StepProposal": {"temperature": 2.0},
     "StepOptions": {},
