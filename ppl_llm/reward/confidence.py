@@ -35,8 +35,8 @@ class Confidence:
     ``log-prob``  log p(token)                                         exp C, the geometric
                                                                        mean probability
     ``entropy``   minus the entropy of p                               exp C
-    ``top-k``     minus the mean log-probability of the k likeliest    1 - exp(-C)            DeepConf [1], token confidence
-    ``kl``        divergence of p from the uniform distribution        1 - exp(-C)            self-certainty [2]
+    ``top-k``     minus the mean log-probability of the k likeliest    C / (1 + C)            DeepConf [1], token confidence
+    ``kl``        divergence of p from the uniform distribution        C / (1 + C)            self-certainty [2]
     ``margin``    p of the likeliest token minus p of the next         C                      CoT-decoding [3], ``over="answer"``
     ============  ===================================================  =====================  ==========================================
 
@@ -47,9 +47,10 @@ class Confidence:
       are least. A text shorter than a window is one.
     - ``answer``: the tokens of the answer, once it is given. Before, the score is ``inf``, as of a reward of whole answers.
 
-    Under the potential ``likelihood`` a step's factor is s. With a ``threshold`` it is 1 where C is at least that and 0 elsewhere: with
-    ``least``, the target is the language model given that no window falls below it, and a particle is cut where one does; an unfinished text
-    that is shorter than a window is not.
+    Under the potential ``likelihood`` a step's factor is s; under ``odds`` it is C itself for ``top-k`` and ``kl``, the vote of [1].
+
+    With a ``threshold`` the score is 1 where C is at least that and 0 elsewhere: with ``least``, the target is the language model given
+    that no window falls below it, and a particle is cut where one does. A text that is shorter than a window, and has not ended, is not.
 
     No reward model is needed: the figure is taken while the context's language model samples a step, and only steps that were not sampled,
     and the first one where nobody called :meth:`prepare`, cost a pass (a :class:`~ppl_llm.reward.base.RewardModel`). Words that a thinking
@@ -220,8 +221,7 @@ class Confidence:
             return (c - torch.log(-torch.expm1(c))).float()
         if self.kind == "margin":
             return (c.log() - torch.log1p(-c)).float()
-        c = c.clamp(min=0.0)
-        return (c + torch.log(-torch.expm1(-c))).float()
+        return c.clamp(min=0.0).log().float()
 
     def _values(self, context: Context, before: Context, tokens: Tensor) -> Tensor:
         """The figure ``[*batch, M]`` in float64 of the tokens of a step."""

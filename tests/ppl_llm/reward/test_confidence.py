@@ -81,7 +81,7 @@ def test_a_four_symbol_table_by_hand(kind: str) -> None:
     context = written([1, 1, 2], [0, 0, 2])
     reward = Confidence(kind, k=2)
     means = [[sum(v) / len(v) for v in (figures(kind, [1, 1, 2]), figures(kind, [0, 0, 2], 2))], [figure(kind, 0, 3)] * 2]
-    scores = {"log-prob": math.exp, "entropy": math.exp, "margin": lambda c: c}.get(kind, lambda c: 1 - math.exp(-c))
+    scores = {"log-prob": math.exp, "entropy": math.exp, "margin": lambda c: c}.get(kind, lambda c: c / (1 + c))
     expected = torch.logit(torch.tensor([[scores(c) for c in row] for row in means], dtype=torch.float64)).float()
     torch.testing.assert_close(reward.step_log_odds(context), expected, atol=2e-6, rtol=1e-6)
     whole = [over(figures(kind, [1, 1, 2, 0, 0, 2]), "mean", 0), figure(kind, 0, 3)]
@@ -115,7 +115,7 @@ def test_windows_of_a_solution_by_hand(how: str, n: int) -> None:
     for t, step in enumerate(steps):
         tokens += step
         c = over(figures("top-k", tokens), how, n)
-        assert float(z[0, t]) == pytest.approx(math.log(math.expm1(c)), abs=2e-6)
+        assert float(z[0, t]) == pytest.approx(math.log(c), abs=2e-6)
     assert z[1].tolist() == [z[1, 0].item()] * 3 and reward.of_prefixes
     assert float(reward.of(written(*steps))[0]) == pytest.approx(over(figures("top-k", tokens), how, n), rel=1e-12)
 
@@ -198,13 +198,15 @@ def program(reward: Any) -> Any:
 
 
 def cut(n: int = 2, least: float = THRESHOLD) -> dict[str, float]:
-    """p(text) of those texts no beginning of which has a window below the threshold, in plain Python."""
+    """p(text) of those texts no beginning of which has a window below the threshold, in plain Python; an unfinished text that is
+    shorter than a window has none."""
     found: dict[str, float] = {}
 
     def grow(tokens: list[int], step: list[int], left: int, mass: float) -> None:
         ended = bool(step) and (step[-1] in (2, 3) or len(step) == 2)
         if ended:
-            if over(figures("top-k", tokens), "least", n) < least:
+            full = len(tokens) >= n or step[-1] == 3
+            if full and over(figures("top-k", tokens), "least", n) < least:
                 return
             if step[-1] == 3 or left == 1:
                 text = "".join(SYMBOLS[v] for v in tokens if v != 3)
