@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,10 @@ class ContextText:
     thinking: Thinking | None
 
     def _nested(self, fn: Callable[[Any], Any]) -> Any:
-        return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)  # type: ignore[attr-defined, index, arg-type]
+        context: Any = self
+        if context.cache_entries:  # which every sequence would take along
+            return replace(context, cache_entries={})._nested(fn)
+        return [context[i]._nested(fn) for i in range(len(context))] if context.batch_shape else fn(context)
 
     @property
     def problem(self) -> Any:
