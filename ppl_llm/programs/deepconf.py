@@ -22,6 +22,9 @@ from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
 
+_ROUNDING = 1e-5
+"""Relative error of a confidence from logits in float32. Solutions often begin alike, and have their least sure window there."""
+
 _REASON = "its votes are the confidences of the surest solutions, which do not estimate the model's posterior"
 
 
@@ -123,11 +126,11 @@ class DeepConf:
         return found, self.model.confidence.of(found.value).cpu().expand_as(weights)
 
     def threshold(self, confidence: Tensor) -> Tensor:
-        """The least confidence of the surest, ``[*plates]``.
+        """The least confidence of the surest, ``[*plates]``, less what rounding may take from one that is the same in another batch.
 
         :param Tensor confidence: ``[N, *plates]`` of the initial solutions.
         """
-        return torch.where(surest(confidence, self.eta), confidence, torch.inf).amin(0)
+        return torch.where(surest(confidence, self.eta), confidence, torch.inf).amin(0) * (1 - _ROUNDING)
 
     def _online(self, problem: Any, first: ParticlePosterior, sure: Tensor) -> SearchPosterior:
         threshold = self.threshold(sure)

@@ -49,8 +49,9 @@ class Confidence:
 
     Under the potential ``likelihood`` a step's factor is s; under ``odds`` it is C itself for ``top-k`` and ``kl``, the vote of [1].
 
-    With a ``threshold`` the score is 1 where C is at least that and 0 elsewhere: with ``least``, the target is the language model given
-    that no window falls below it, and a particle is cut where one does. A text that is shorter than a window, and has not ended, is not.
+    With a ``threshold`` the score is 1 where the confidence is at least that and 0 elsewhere: with ``least``, the target is the language
+    model given that no window falls below it, and a particle is cut where one does. A text that is shorter than a window, and has not
+    ended, is not.
 
     No reward model is needed: the figure is taken while the context's language model samples a step, and only steps that were not sampled,
     and the first one where nobody called :meth:`prepare`, cost a pass (a :class:`~ppl_llm.reward.base.RewardModel`). Words that a thinking
@@ -61,7 +62,7 @@ class Confidence:
     :param str over: see above; by default ``step``, the tokens of the step.
     :param int k: of ``top-k``.
     :param float temperature: of p; 1 for the model's own, whatever the steps are sampled at.
-    :param threshold: the least C that has a weight; a number, or one for each problem of a plate.
+    :param threshold: the least confidence that has a weight, on the scale of :meth:`of`; a number, or one for each problem of a plate.
     :raises ValueError: for an unknown kind, or what does not go together.
 
     References
@@ -215,7 +216,7 @@ class Confidence:
         """Of the score, from C."""
         if self.threshold is not None:
             least = torch.as_tensor(self.threshold, dtype=torch.float64, device=c.device)
-            return torch.where(c >= least, torch.inf, -torch.inf).float()
+            return torch.where((c.exp() if self.kind in _GEOMETRIC else c) >= least, torch.inf, -torch.inf).float()
         if self.kind in _GEOMETRIC:
             c = c.clamp(max=0.0)
             return (c - torch.log(-torch.expm1(c))).float()

@@ -138,7 +138,7 @@ def test_online_cuts_where_a_window_falls_below() -> None:
     texts, ended = found.value.text, _ended(found)
     sure = [sureness(text, done) for text, done in zip(texts, ended, strict=True)]
     threshold = sorted(sure[:20], reverse=True)[9]
-    assert float(algorithm.threshold(torch.tensor(sure[:20], dtype=torch.float64))) == threshold
+    assert float(algorithm.threshold(torch.tensor(sure[:20], dtype=torch.float64))) == pytest.approx(threshold, rel=2e-5)
     kept = [weight > 0 for weight in found.weights.tolist()]
     assert kept[:20] == [c >= threshold - 1e-12 for c in sure[:20]]
     for n in range(20, 60):
@@ -160,7 +160,9 @@ def test_each_problem_has_its_own_threshold() -> None:
     kept = found.weights[:8] > 0
     for p in range(3):
         assert int(kept[:, p].sum()) >= 2
-        assert float(first[kept[:, p], p].min()) >= float(first[~kept[:, p], p].max())
+        lost = first[~kept[:, p], p]
+        assert not len(lost) or float(first[kept[:, p], p].min()) > float(lost.max())
+    assert not bool(kept.all())
 
 
 def test_candidates_have_their_confidence() -> None:

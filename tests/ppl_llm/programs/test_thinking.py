@@ -297,6 +297,19 @@ def test_a_tag_of_many_tokens_is_replaced_and_what_stands_before_it_stays(lm: Tr
     assert int(ended.thinking_tokens) == int(again.thinking_tokens)
 
 
+def test_a_tag_that_is_a_special_token() -> None:
+    """It has no text: neither the wait nor the answer takes anything of it along."""
+    own = tokenizer()
+    own.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    lm = TransformersLM(causal_lm(vocab_size=len(own), max_position_embeddings=200), own, device_loop=False)
+    thinking = Thinking(waits=1)
+    assert len(lm.encode(thinking.close)) == 1 and lm.decode(lm.encode(thinking.close)) == ""
+    context = taken(lm, "So</think>", thinking, steps=2, width=12)
+    assert context.text == "SoWaitSo" and context.reasons.tolist() == [StopReason.WAIT, StopReason.CLOSE]
+    ended = context.extend(torch.tensor([*lm.encode("the answer is 7."), PAD]), ("\n\n", thinking.close))
+    assert answered(ended) == "the answer is 7." and ended.answers() == "7"
+
+
 def test_a_tag_that_max_tokens_has_cut_in_two_closes_all_the_same() -> None:
     lm = TabularLM(torch.zeros(5, 5, dtype=torch.float64), SYMBOLS, eos="$")
     model = reasoning(lm, None, tokens_per_step=1, max_steps=4, close="aw", answer_fallback="text", early_exit=False)

@@ -294,6 +294,16 @@ def test_filters_with_a_cut_are_unbiased(algorithm: Any, options: dict[str, Any]
             assert abs(float((estimate.mean() - p) / estimate.std() * REPLICAS**0.5)) < LIMIT, text
 
 
+@pytest.mark.parametrize("kind", confidence.MEASURES)
+def test_a_threshold_is_on_the_scale_of_the_confidence(kind: str) -> None:
+    """A solution at its own confidence is kept, and cut right above it."""
+    context = written([1, 1, 2], [0, 0, 2])
+    reward = Confidence(kind, over="mean", k=2)
+    own = reward.of(context)
+    assert reward.cutting(own).step_log_odds(context)[:, -1].tolist() == [math.inf] * 2
+    assert reward.cutting(own + 1e-9).step_log_odds(context)[:, -1].tolist() == [-math.inf] * 2
+
+
 def test_names_on_the_command_line() -> None:
     assert str(Confidence.parse("top-k")) == "top-k" and str(Confidence.parse("margin:answer")) == "margin:answer"
     assert str(Confidence.parse("kl:64")) == "kl:64:least" and str(Confidence.parse("kl:8:bottom")) == "kl:8:bottom"
