@@ -14,7 +14,6 @@ from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
-from ..programs.step_proposal import StepProposal
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
@@ -125,9 +124,8 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
-        constraint = self.constraint
         return {
-            "proposals": None if constraint is None else StepProposal(constraint=constraint),
+            "proposals": self.constraint,
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,

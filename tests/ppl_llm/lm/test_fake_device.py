@@ -274,7 +274,7 @@ def test_constraints(name: str, place: Place):
         lm = place.lm()
         pyro.set_rng_seed(0)
         model = reasoning(lm, None, max_steps=3, max_tokens=6, stop=())
-        posterior = SMC(model, 5, ess_threshold=1.0, proposals=StepProposal(constraint=constraint)).run(PROBLEM)
+        posterior = SMC(model, 5, ess_threshold=1.0, proposals=constraint).run(PROBLEM)
         context, options = lm.start(PROBLEM).expand((4,)), StepOptions((), 6, 1.2, constraint=constraint)
         torch.manual_seed(0)
         tokens, _ = lm.sample_step(context, torch.Size((4,)), options)
