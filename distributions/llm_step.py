@@ -38,8 +38,8 @@ class LLMStep(TorchDistribution):
         only the end of the text or of the model's context. Extend the context with ``stop=()``.
     :param Constraint constraint: on what follows the prompt (:mod:`ppl_llm.constraints`), this step and the steps before it. The
         distribution is the language model's renormalised at each token over what may follow: a distribution of its own, not the language
-        model given that the text is in the language. For that, give the algorithm ``proposals=constraint``. Where nothing may follow, the step
-        ends.
+        model given that the text is in the language. For that, give the algorithm ``proposals=constraint``. Where nothing may follow, the
+        step ends.
     :raises ValueError: for options out of range.
     """
 
