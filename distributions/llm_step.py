@@ -147,8 +147,8 @@ class ConstrainedStep(LLMStep):
         constrainable(language_model(context))
         if context.thinking is not None:
             raise ValueError(
-                f"a constraint and a thinking budget do not go together: what is written in place of {context.thinking.close!r} need not be "
-                "in its language; leave out the constraint, or waits, close and max_thinking"
+                f"a constraint and a thinking budget do not go together: what is written in place of {context.thinking.close!r} need not "
+                "be in its language; leave out the constraint, or waits, close and max_thinking"
             )
         o = options
         super().__init__(context, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=constraint)
