@@ -14,7 +14,6 @@ from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
-from ..programs.step_proposal import StepProposal
 from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thinking_switch
 from ..remote.address import is_address
 from ..reward.base import RewardModel
@@ -54,6 +53,7 @@ class Models:
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
     :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
     :param int bridge: steps along which it grows.
+    :param str every: a factor at every position of this kind, see :func:`ppl_llm.reasoning`.
     :param int waits: see :func:`ppl_llm.reasoning`, as for ``wait``, ``close`` and ``max_thinking``.
     :param str thinking: ``on`` or ``off``, the switch ``enable_thinking`` of the chat template.
     :param str confidence: record how sure the language model is of each solution, ``KIND:WINDOW:OVER`` as ``top-k:2048:bottom``, for votes
@@ -92,6 +92,7 @@ class Models:
     json_schema: str | None = None
     regex: str | None = None
     choices: tuple[str, ...] | None = None
+    every: str | None = None
     waits: int = 0
     wait: str = WAIT
     close: str | None = None
@@ -138,9 +139,8 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
-        constraint = self.constraint
         return {
-            "proposals": None if constraint is None else StepProposal(constraint=constraint),
+            "proposals": self.constraint,
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,
@@ -162,7 +162,7 @@ class Models:
         self.check()
         prompts = {"system_prompt": self.system_prompt, "chat_template": self.chat_template, **thinking_switch(self.thinking)}
         lm = self._load_lm(self.lm, **prompts)
-        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self.every)
         sure = None if self.confidence is None else Confidence.parse(self.confidence)
         return reasoning(lm, reward, self.preset, confidence=sure, **self._options())
 
@@ -212,11 +212,11 @@ class Models:
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge", *THINKING_OPTIONS)}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge", "every", *THINKING_OPTIONS)}
         if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
             given["answer_fallback"] = "text"  # what was asked for is the answer
-        return given | ({"stop": self._steps_end} if self.stop else {})
+        return given | ({"stop": self._stop} if self.stop else {})
 
     @property
-    def _steps_end(self) -> str | tuple[str, ...]:
+    def _stop(self) -> str | tuple[str, ...]:
         return self.stop[0] if len(self.stop) == 1 else tuple(self.stop) or DEFAULT_STOP

@@ -113,12 +113,14 @@ class RewardChoice:
         lm: LanguageModel,
         load_lm: Callable[[str], LanguageModel],
         load_prm: Callable[[str], RewardModel],
+        every: str | None = None,
     ) -> RewardModel | None:
         """The reward, ``None`` for none.
 
         :param LanguageModel lm: that reasons.
         :param load_lm: gives a language model by name, for a judge.
         :param load_prm: gives a process reward model by name.
+        :param str every: the positions of a text at which there is a score: of the text so far then, by a judge or a verifier.
         """
         if self.kind == "none":
             return None
@@ -128,11 +130,11 @@ class RewardChoice:
         if self.kind == "judge":
             from .judge_reward import JudgeReward
 
-            return JudgeReward(lm if self.name is None else load_lm(self.name))
+            return JudgeReward(lm if self.name is None else load_lm(self.name), partial=every or False)
         if self.kind == "verifier":
             from .function_reward import FunctionReward
 
-            return FunctionReward(self._verifier())
+            return FunctionReward(self._verifier(), partial=every or False)
         if self.kind == "hidden":
             from .hidden_state_reward import HiddenStateReward
 
