@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from . import completion
 from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
+from .live import Live
 from .loading import DTYPE
 from .model_options import (
     BRIDGE,
@@ -45,7 +45,7 @@ from .settings import default_method
 from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Progress
+    pass
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
@@ -262,40 +262,6 @@ def evaluate(
             )
         if progress.quarantined:
             raise typer.Exit(1)
-
-
-class Live:
-    """A progress line on stderr: batches done, time left, accuracy so far."""
-
-    def __init__(self, console: Console, log: JsonLog | None = None) -> None:
-        self.console, self.log, self.began = console, log, time.perf_counter()
-        self.shown = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        """:param Progress progress: after a unit."""
-        now = time.perf_counter()
-        left = progress.total - progress.skipped - progress.done
-        rest = (now - self.began) / max(1, progress.done) * left
-        best = {method: hits / total for method, (hits, total) in self._best(progress).items()}
-        if self.log is not None:
-            done = progress.skipped + progress.done
-            self.log.event("progress", done=done, total=progress.total, seconds_left=round(rest, 1), accuracy=best)
-            return
-        if not self.console.is_terminal or (now - self.shown < 0.2 and left):
-            return
-        self.shown = now
-        accuracy = ", ".join(f"{method} {share:.2f}" for method, share in best.items())
-        line = f"{progress.skipped + progress.done} of {progress.total} batches, {rest / 60:.0f} min left; {accuracy}"
-        self.console.print(line[: self.console.width - 1].ljust(self.console.width - 1), end="\r", highlight=False, markup=False)
-
-    def _best(self, progress: Progress) -> dict[str, tuple[int, int]]:
-        """Of each method at its largest budget so far."""
-        return {method: value for (method, _), value in sorted(progress.right.items(), key=lambda item: item[0][1])}
-
-    def close(self) -> None:
-        """End the line."""
-        if self.shown:
-            self.console.print()
 
 
 def register(app: typer.Typer) -> None:
