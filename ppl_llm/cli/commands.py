@@ -18,7 +18,7 @@ from .. import threads
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import RewardChoice
-from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve
+from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve, startup
 from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -85,6 +85,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the run
     threads.bound_spinning()
+    startup.begin()
     app(prog_name="ppl-llm")
 
 
@@ -174,7 +175,7 @@ def solve(
     Ctrl-C shows the posterior so far.
     """
     log = JsonLog() if log_json else None
-    with reported(verbose, log):
+    with startup.uncollected(), reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
         constrained = (json_schema, regex, choices) != (None, None, None)
         settings = Settings(
