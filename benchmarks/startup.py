@@ -2,7 +2,7 @@
 
 Processor time (user and system) of a fresh interpreter with one thread, and the number of modules it has imported at the end, in turns.
 ``python benchmarks/startup.py``, ``--against DIR`` compares with another checkout of this repository in the same run, ``--repeats N``.
-``--quick`` is one turn. Bytecode is written before by a run that does not count.
+``--quick`` is one turn. Bytecode is written before.
 """
 
 from __future__ import annotations
@@ -23,17 +23,10 @@ FURTHER = 4
 """Problems more than one."""
 
 COMMAND = "from ppl_llm.cli import main; sys.argv = ['ppl-llm', *{arguments}]; main()"
-SEVERAL = (
-    "from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning\n"
-    "model = reasoning(TransformersLM.from_pretrained('demo'), TransformersPRM.from_pretrained('demo'))\n"
-    "for _ in range({number}): SMC(model, 16).run({problem!r}).answers()"
-)
 CASES = {
     "ppl-llm --help": COMMAND.format(arguments=["--help"]),
     "ppl-llm solve, demo models": COMMAND.format(arguments=["solve", PROBLEM]),
     "from ppl_llm import SMC, TabularLM": "from ppl_llm import SMC, TabularLM",
-    "demo models and one problem in Python": SEVERAL.format(number=1, problem=PROBLEM),
-    f"and {FURTHER} further problems": SEVERAL.format(number=1 + FURTHER, problem=PROBLEM),
 }
 FLOORS = {
     "import torch, pyro": "import torch, pyro",
@@ -41,11 +34,22 @@ FLOORS = {
 }
 """What does not depend on this package; measured once, not for each checkout."""
 
+SEVERAL = f"""
+import time
+from ppl_llm import SMC, TransformersLM, TransformersPRM, reasoning
+model = reasoning(TransformersLM.from_pretrained("demo"), TransformersPRM.from_pretrained("demo"))
+SMC(model, 16).run({PROBLEM!r}).answers()
+began = time.process_time()
+for _ in range({FURTHER}):
+    SMC(model, 16).run({PROBLEM!r}).answers()
+print((time.process_time() - began) / {FURTHER})
+"""
+
 _COUNTED = "import atexit, sys\natexit.register(lambda: print(len(sys.modules), file=sys.stderr))\n"
 
 
-def spent(code: str, checkout: Path) -> tuple[float, int]:
-    """Processor seconds of an interpreter, and how many modules it had."""
+def spent(code: str, checkout: Path) -> tuple[float, int, str]:
+    """Processor seconds of an interpreter, how many modules it had, and what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", _COUNTED + code]
@@ -53,7 +57,7 @@ def spent(code: str, checkout: Path) -> tuple[float, int]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{code}\nended with {done.returncode}:\n{done.stderr}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, int(done.stderr.split()[-1])
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, int(done.stderr.split()[-1]), done.stdout
 
 
 def main() -> None:
@@ -63,34 +67,34 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     repeats = 1 if options.quick else options.repeats
-    checkouts = [ROOT, *([options.against.resolve()] if options.against else [])]
-    runs = [(name, code, checkout) for name, code in CASES.items() for checkout in checkouts]
-    runs += [(name, code, ROOT) for name, code in FLOORS.items()]
-    found: dict[tuple[str, Path], list[tuple[float, int]]] = {(name, checkout): [] for name, _, checkout in runs}
-    for turn in range(-1, repeats):
-        for name, code, checkout in runs:
-            once = spent(code, checkout)
-            if turn >= 0:
-                found[name, checkout].append(once)
-
-    def row(name: str, here: list[tuple[float, int]], there: list[tuple[float, int]]) -> dict[str, Any]:
-        seconds = [each for each, _ in here]
-        compared = {"seconds there": Spread.of([each for each, _ in there]), "modules there": there[0][1]} if there else {}
-        ratio = {"here / there": ratios(seconds, [each for each, _ in there])} if there else {}
-        shown = {"processor seconds": Spread.of(seconds), "modules": here[0][1], **compared, **ratio}
-        return {"": name, **(shown if there or len(checkouts) == 1 else shown | dict.fromkeys(NAMES, ""))}
-
-    others = {name: found.get((name, checkouts[-1]), []) if len(checkouts) == 2 else [] for name in [*CASES, *FLOORS]}
-    rows = [row(name, found[name, ROOT], others[name]) for name in [*CASES, *FLOORS]]
+    checkouts = {"": ROOT} | ({" there": options.against.resolve()} if options.against else {})
+    for checkout in checkouts.values():
+        subprocess.run([sys.executable, "-m", "compileall", "-q", checkout / "ppl_llm"], check=True)
+    runs = {(name, where): (code, checkout) for name, code in CASES.items() for where, checkout in checkouts.items()}
+    runs |= {(name, ""): (code, ROOT) for name, code in FLOORS.items()}
+    found: dict[tuple[str, str], list[tuple[float, int, str]]] = {run: [] for run in runs}
+    further = []
+    for _ in range(repeats):
+        for run, (code, checkout) in runs.items():
+            found[run].append(spent(code, checkout))
+        further.append(float(spent(SEVERAL, ROOT)[-1]))
+    rows: list[dict[str, Any]] = []
+    for name in [*CASES, *FLOORS]:
+        row: dict[str, Any] = {"": name}
+        for where in checkouts:
+            each = found.get((name, where), [])
+            row[f"processor seconds{where}"] = Spread.of([seconds for seconds, _, _ in each]) if each else ""
+            row[f"modules{where}"] = each[0][1] if each else ""
+        if len(checkouts) == 2:
+            here, there = ([seconds for seconds, _, _ in found.get((name, where), [])] for where in checkouts)
+            row["here / there"] = ratios(here, there) if there else ""
+        rows.append(row)
     print(table(rows))
-    one, several = (found[name, ROOT] for name in list(CASES)[-2:])
-    further = Spread.of([(b - a) / FURTHER for (a, _), (b, _) in zip(one, several, strict=True)])
-    print(f"\na further problem: {further:.2g} processor seconds")
+    print(f"\na further problem: {Spread.of(further):.2g} processor seconds")
     if not options.quick:
-        record("startup", [*rows, {"": "a further problem", "processor seconds": further}], {"particles": 16, "repeats": repeats})
+        settings = {"particles": 16, "repeats": repeats}
+        record("startup", [*rows, {"": "a further problem", "processor seconds": Spread.of(further)}], settings)
 
-
-NAMES = ("seconds there", "modules there", "here / there")
 
 if __name__ == "__main__":
     main()
