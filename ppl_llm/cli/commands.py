@@ -49,6 +49,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
+from .thinking_options import taken, with_thinking_options
 
 _PROBLEM = example(1).text
 
@@ -112,6 +113,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
@@ -178,6 +180,7 @@ def solve(
     with startup.uncollected(), reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
         constrained = (json_schema, regex, choices) != (None, None, None)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
@@ -194,6 +197,7 @@ def solve(
             equivalence=equivalence,
             answer_fallback=answer_fallback,
             seed=seed,
+            **thinking,
             options=given(options),
             dtype=dtype,
             json_schema=json_schema,
@@ -208,7 +212,7 @@ def solve(
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
@@ -236,7 +240,6 @@ def solve(
                     language_model,
                     lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    settings.steps_end,
                     every,
                 )
             threads.choose_threads([language_model, reward_model])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -48,6 +49,9 @@ class StepOptions:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise ValueError(f"stop must be a non-empty string or a tuple of them, got {self.stop!r}")
+        for stop in stops:
+            if stop != MARKDOWN and get_close_matches(stop.lower(), [MARKDOWN], cutoff=0.8):
+                raise ValueError(f"stop {stop!r} is a delimiter that no text has; did you mean {MARKDOWN!r}?")
         check_count("max_tokens", self.max_tokens)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}; for nearly greedy steps use a small one, e.g. 0.01")
