@@ -44,7 +44,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
-from .thinking_options import taken
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
