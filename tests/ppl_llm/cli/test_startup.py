@@ -51,7 +51,7 @@ def test_solve_imports_nothing_of_other_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "names", ["SMC, TabularLM, TabularReward, reasoning", "OpenAILM", "FunctionReward, SelfCertainty, JudgeReward, Twist"]
+    "names", ["SMC, TabularLM, TabularReward, reasoning", "OpenAILM", "FunctionReward, Confidence, JudgeReward, Twist"]
 )
 def test_what_has_no_network_here_does_not_import_transformers(names: str) -> None:
     modules, _, _ = after(f"from ppl_llm import {names}")
