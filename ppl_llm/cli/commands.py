@@ -18,7 +18,7 @@ from .. import threads
 from ..demo import example, looks_like_demo
 from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import RewardChoice
-from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve
+from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve, startup
 from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -27,11 +27,13 @@ from .method_options import given, with_method_options
 from .model_options import (
     BRIDGE,
     CALIBRATION,
+    CHOICES,
     CHOSEN_REWARD,
     EQUIVALENCE,
     EVERY,
     FALLBACK,
     FINISH,
+    JSON_SCHEMA,
     LM,
     LM_MODEL,
     MAX_STEPS,
@@ -39,6 +41,7 @@ from .model_options import (
     PRM,
     PRM_FAMILY,
     PRM_MODEL,
+    REGEX,
     STOP,
     TOKENIZER,
     most_steps,
@@ -86,6 +89,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the run
     threads.bound_spinning()
+    startup.begin()
     app(prog_name="ppl-llm")
 
 
@@ -144,12 +148,9 @@ def solve(
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
-    ] = None,
-    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
-    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
+    json_schema: JSON_SCHEMA = None,
+    regex: REGEX = None,
+    choices: CHOICES = None,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
@@ -176,7 +177,7 @@ def solve(
     Ctrl-C shows the posterior so far.
     """
     log = JsonLog() if log_json else None
-    with reported(verbose, log):
+    with startup.uncollected(), reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
         constrained = (json_schema, regex, choices) != (None, None, None)
         thinking = taken(options)

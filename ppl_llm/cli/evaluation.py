@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,17 +22,21 @@ from .live import Live
 from .loading import DTYPE
 from .model_options import (
     BRIDGE,
+    CHOICES,
     CHOSEN_REWARD,
     EQUIVALENCE,
     EVERY,
     FALLBACK,
     FINISH,
+    JSON_SCHEMA,
     MAX_STEPS,
     POWER,
     PRM_FAMILY,
+    REGEX,
     STOP,
     finish_of,
     most_steps,
+    parse_options,
     prompt_options,
     read_option,
     tell,
@@ -76,23 +78,6 @@ _TASK_OPTION = (
     "Of the data, as NAME=VALUE, and as often as needed. Of files and data sets: problem, answer, id and level (names of fields), split, "
     "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own."
 )
-
-
-def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Options given as ``name=value``; a value that is JSON stands for what it says, any other for its text.
-
-    :raises ValueError: for anything else, naming the option of the command line.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{option} must be NAME=VALUE, such as seed=3, got {text!r}")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
 
 
 @with_thinking_options(after="top_k")
@@ -139,12 +124,9 @@ def evaluate(
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False),
-    ] = None,
-    regex: Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")] = None,
-    choices: Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")] = None,
+    json_schema: JSON_SCHEMA = None,
+    regex: REGEX = None,
+    choices: CHOICES = None,
     answer_fallback: Annotated[str | None, typer.Option(help=FALLBACK)] = None,
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")

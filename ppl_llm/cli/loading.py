@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .startup import uncollected
+
 if TYPE_CHECKING:
     from ..lm.base import LanguageModel
     from ..reward.base import RewardModel
@@ -29,20 +31,22 @@ def load_lm(name: str, device: str | None = None, dtype: str | None = None, **op
     :raises OSError: if it cannot be found or read.
     :raises ValueError: if it cannot be used.
     """
-    from ..lm.loading import parse_dtype
-    from ..lm.transformers_lm import TransformersLM
+    with uncollected():
+        from ..lm.loading import parse_dtype
+        from ..lm.transformers_lm import TransformersLM
 
-    return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype), **options)
+        return TransformersLM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype), **options)
 
 
 def load_prm(
     name: str, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None, family: str = "auto"
 ) -> RewardModel:
     """A process reward model: ``demo``, ``demo-weak``, a directory, or a name on the Hub. See :func:`load_lm`."""
-    from ..lm.loading import parse_dtype
-    from ..reward.prm.transformers_prm import TransformersPRM
+    with uncollected():
+        from ..lm.loading import parse_dtype
+        from ..reward.prm.transformers_prm import TransformersPRM
 
-    return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)
+        return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)
 
 
 def load_calibration(path: Path, prm: str) -> Calibration:
@@ -76,8 +80,9 @@ def quiet(verbose: bool) -> Iterator[None]:
 
     :param bool verbose: leave the warnings on.
     """
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging as transformers_logging
+    with uncollected():
+        from huggingface_hub.utils.tqdm import enable_progress_bars
+        from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity(), logging.getLogger("huggingface_hub").level
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,11 @@ PRM_FAMILY = Annotated[
 CALIBRATION = Annotated[
     Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
 ]
+JSON_SCHEMA = Annotated[
+    Path | None, typer.Option(help="Only solutions that are a JSON value of the schema in this file.", metavar="FILE", show_default=False)
+]
+REGEX = Annotated[str | None, typer.Option(help="Only solutions that match this regular expression as a whole.")]
+CHOICES = Annotated[str | None, typer.Option(help="Only these solutions, separated by commas.", metavar="A,B,C")]
 EVERY = Annotated[
     str | None,
     typer.Option(
@@ -88,6 +94,23 @@ def most_steps(given: int | None, every: str | None, max_tokens_completion: int)
 def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:
     """Delimiters as they were typed, with line breaks and tabs for ``\\n`` and ``\\t``."""
     return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in stop or ())
+
+
+def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Options given as ``name=value``; a value that is JSON stands for what it says, any other for its text.
+
+    :raises ValueError: for anything else, naming the option of the command line.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} must be NAME=VALUE, such as seed=3, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def finish_of(lm: str, finish: str | None) -> str | None:

@@ -126,15 +126,7 @@ class Settings:
 
     @property
     def steps_end(self) -> str | tuple[str, ...]:
-        """The delimiter(s) of steps; a single one as a string."""
-        if self.every is not None:
-            from ..lm.base import stop_at
-
-            return stop_at(self.every)
-        return self._stop
-
-    @property
-    def _stop(self) -> str | tuple[str, ...]:
+        """The delimiter(s) of steps where there is no ``every``; a single one as a string."""
         return self.stop[0] if len(self.stop) == 1 else self.stop or "\n\n"
 
     def equivalent(self) -> Callable[[Hashable, Hashable], bool]:
@@ -200,7 +192,7 @@ class Settings:
         """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
-            chosen["stop"] = self._stop
+            chosen["stop"] = self.steps_end
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         return {**chosen, "preset": self.preset or "exact", "finish": finish_of(self.lm, self.finish)}

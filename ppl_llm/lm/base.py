@@ -75,7 +75,7 @@ class StepOptions:
         return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None and self.constraint is None
 
 
-def stop_at(every: str) -> str | tuple[str, ...]:
+def _stop_at(every: str) -> str | tuple[str, ...]:
     """The ``stop`` of steps from position to position of a text; for ``token`` there is none, and steps have one token.
 
     :param str every: ``token``, ``word``, ``line`` or a regular expression.
@@ -101,7 +101,7 @@ def step_limits(
     if every is not None:
         if tokens_per_step is not None or stop != DEFAULT_STOP:
             raise ValueError(f"every={every!r} says where steps end; leave out stop and tokens_per_step")
-        return stop_at(every), 1 if every == "token" else max_tokens
+        return _stop_at(every), 1 if every == "token" else max_tokens
     if tokens_per_step is None:
         return stop, max_tokens
     check_count("tokens_per_step", tokens_per_step)
