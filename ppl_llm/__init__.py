@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
     from .reward.self_certainty import SelfCertainty
+    from .reward.stated_score import StatedScore
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
     from .reward.twist import Twist
@@ -119,6 +120,7 @@ _MODULES = {
     "Share": "inference",
     "StepProposal": "programs.step_proposal",
     "StopPattern": "lm.stop_pattern",
+    "StatedScore": "reward.stated_score",
     "StepReward": "distributions",
     "StopReason": "stop_reason",
     "SuffixMH": "inference",
@@ -191,6 +193,7 @@ __all__ = [
     "SelfConsistency",
     "Share",
     "SpeculativeRejection",
+    "StatedScore",
     "StepProposal",
     "StepReward",
     "StopPattern",

@@ -84,6 +84,7 @@ VALID: dict[str, dict[str, Any]] = {
     "TransformersPRM": {"model": reward_net(), "tokenizer": tokenizer()},
     "TransformersORM": {"model": Qwen2ForSequenceClassification(config(num_labels=1)), "tokenizer": tokenizer()},
     "JudgeReward": {"lm": LM, "yes": "a", "no": "b"},
+    "StatedScore": {},
     "OpenAILM": {"base_url": "http://localhost:1"},
     "RemotePRM": {"base_url": "http://localhost:1"},
     "Automaton": {"table": torch.zeros(1, 256, dtype=torch.long), "accepting": torch.ones(1, dtype=torch.bool)},
