@@ -1,0 +1,284 @@
+"""The process in which programs meet their tests; started by ``ppl_llm.tasks.isolation``, imports nothing of this package.
+
+Reads one JSON request from standard input and writes one JSON reply to standard output. It is the first process of its own namespaces
+(user, network, processes, mounts) where it was started so, and gives up the right to change them before a program runs. Each test runs in
+a child of its own: the program, then the test; what the child leaves running is ended with it.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+_PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Folders that are empty inside, and the only ones that can be written to."""
+
+_SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _READ_ONLY, _MS_PRIVATE = 442, -100, 0x8000, 1, 1 << 18
+_PR_SET_CHILD_SUBREAPER, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 36, 24, 38
+_CAPABILITY_VERSION = 0x20080522
+_WATCH = 0.02
+"""Seconds between two looks at how many processes there are."""
+_SHOWN = 300
+"""Characters of a value or an error that a message quotes."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int, what: str) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def enclose(megabytes: int) -> None:
+    """Make all files read-only but those of empty private folders."""
+    attributes = (ctypes.c_uint64 * 4)(_READ_ONLY, 0, _MS_PRIVATE, 0)
+    made = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    checked(made, "files cannot be made read-only (mount_setattr, Linux 5.12)")
+    for folder in dict.fromkeys(os.path.realpath(each) for each in _PRIVATE):
+        if os.path.isdir(folder):
+            options = f"size={megabytes}m,mode=1777".encode()
+            checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 6, options), f"an empty {folder} cannot be mounted")  # nosuid, nodev
+    os.chdir(os.path.realpath("/tmp"))
+
+
+def give_up_rights() -> None:
+    """No capability, now or after an exec."""
+    for capability in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "privileges cannot be given up")
+    header, nothing = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    checked(libc.capset(ctypes.byref(header), ctypes.byref(nothing)), "capabilities cannot be given up")
+
+
+def limit(request: dict[str, Any]) -> None:
+    memory, seconds = request["memory"] << 20, int(request["seconds"]) + 1
+    bounds = {"AS": memory, "CPU": seconds, "FSIZE": request["disk"] << 20, "CORE": 0, "NOFILE": 256}
+    if request["enclosed"]:  # where the kernel counts those of this namespace alone
+        bounds["NPROC"] = request["processes"] + 1
+    for name, value in bounds.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+# In the child ---------------------------------------------------------------------------------------------------------------------------
+
+
+def quoted(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def failure(error: BaseException, program: str) -> str:
+    """An error in words, with the line of the program that it came from."""
+    lines = program.splitlines()
+    where, trace = "", error.__traceback__
+    number = error.lineno if isinstance(error, SyntaxError) and error.filename == "program" else None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "program":
+            number = trace.tb_lineno
+        trace = trace.tb_next
+    if number is not None and 0 < number <= len(lines):
+        where = f" in line {number} of the program, {quoted(lines[number - 1].strip())}"
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    return quoted(f"{type(error).__name__}{': ' if said else ''}{said}") + where
+
+
+def compared(test: str, names: dict[str, Any]) -> str:
+    """What the left side of a failed ``assert left == right`` is."""
+    try:
+        (statement,) = ast.parse(test).body
+        condition = statement.test if isinstance(statement, ast.Assert) else None
+        if isinstance(condition, ast.Compare) and len(condition.ops) == 1 and isinstance(condition.ops[0], ast.Eq):
+            return (
+                f"{quoted(ast.unparse(condition.left))} is {quoted(eval(compile(ast.Expression(condition.left), 'test', 'eval'), names))}"
+            )
+    except Exception:  # the sides of a test are the program's
+        return ""
+    return ""
+
+
+def child(program: str, test: Any, result: int) -> None:
+    """Run the program and the test, and say how it went."""
+    names: dict[str, Any] = {"__name__": "__main__" if isinstance(test, dict) else "program"}
+    try:
+        said: dict[str, Any] = {}
+        try:
+            exec(compile(program, "program", "exec"), names)
+        except SystemExit as error:
+            if not isinstance(test, dict):
+                said = {"error": f"the program ends itself (exit {error.code}) before the test"}
+            elif error.code not in (None, 0):
+                said = {"error": f"the program ends with exit {quoted(error.code)}"}
+        except BaseException as error:
+            said = {"error": failure(error, program)}
+        if not said and not isinstance(test, dict):
+            try:
+                exec(compile(test, "test", "exec"), names)
+            except AssertionError as error:
+                text = str(error) or compared(test, names)
+                said = {"error": "the assertion fails" + (f": {quoted(text)}" if text else "")}
+            except BaseException as error:
+                said = {"error": failure(error, program)}
+        sys.stdout.flush()
+        os.write(result, json.dumps(said).encode())
+    finally:
+        os._exit(0)
+
+
+# In the first process -------------------------------------------------------------------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                found += map(int, children.read().split())
+    except OSError:
+        return found
+    return found + [each for own in list(found) for each in descendants(own)]
+
+
+def end_all(enclosed: bool) -> None:
+    """End every process but this one."""
+    while True:
+        if enclosed:
+            with suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # all of the namespace, but its first process
+        else:
+            for pid in descendants(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, 0):
+                pass
+        except ChildProcessError:
+            return
+
+
+def running(enclosed: bool) -> int:
+    return sum(name.isdigit() for name in os.listdir("/proc")) - 1 if enclosed else len(descendants(os.getpid()))
+
+
+class Endless(Exception):
+    """A program that had to be ended."""
+
+
+def run(program: str, test: Any, request: dict[str, Any]) -> str | None:
+    """What is wrong, ``None`` for a test that passes.
+
+    :raises Endless: for a program that goes beyond its bounds.
+    """
+    given = test["input"].encode() if isinstance(test, dict) else b""
+    (inside, feed), (output, written), (result, told) = os.pipe(), os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.setsid()
+        os.dup2(inside, 0), os.dup2(written, 1), os.dup2(written if not isinstance(test, dict) else os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(told, 3)
+        os.closerange(4, 1024)
+        try:
+            limit(request)
+            if request["enclosed"]:
+                give_up_rights()
+        except BaseException as error:
+            os.write(3, json.dumps({"refused": str(error)}).encode())
+            os._exit(1)
+        child(program, test, 3)
+    for each in (inside, written, told):
+        os.close(each)
+    os.set_blocking(feed, False)
+    texts: dict[int, bytes] = {output: b"", result: b""}
+    deadline, status, open_ends = time.monotonic() + request["seconds"], None, {output, result}
+    why: str | None = None
+    while open_ends and why is None:
+        ready, room, _ = select.select(open_ends, [feed] if feed >= 0 else [], [], _WATCH)
+        for each in ready:
+            part = os.read(each, 65536)
+            texts[each] += part
+            if not part:
+                open_ends.discard(each)
+        if room:
+            try:
+                given = given[os.write(feed, given[:65536]) :]
+            except OSError:
+                given = b""
+            if not given:
+                os.close(feed)
+                feed = -1
+        if len(texts[output]) > request["output"] << 10:
+            why = f"it writes more than {request['output']} KiB"
+        elif running(request["enclosed"]) > request["processes"]:
+            why = f"it starts more than {request['processes']} processes"
+        elif time.monotonic() > deadline:
+            why = f"it does not end within {request['seconds']:g} seconds"
+        elif status is None and (done := os.waitpid(pid, os.WNOHANG))[0]:
+            status = done[1]
+        elif status is not None and not ready:
+            break  # what the program has left running holds the other ends
+    if feed >= 0:
+        os.close(feed)
+    if why is None and status is None:
+        status = os.waitpid(pid, 0)[1]
+    end_all(request["enclosed"])
+    for each in (output, result):
+        os.close(each)
+    if why is not None:
+        raise Endless(why)
+    if not texts[result]:
+        killed = os.WIFSIGNALED(status or 0)
+        name = signal.Signals(os.WTERMSIG(status or 0)).name if killed else f"exit {os.WEXITSTATUS(status or 0)}"
+        return f"the process ends by itself ({name}) before the test does"
+    said = json.loads(texts[result])
+    if "refused" in said:
+        raise OSError(said["refused"])
+    if "error" in said:
+        return str(said["error"])
+    if isinstance(test, dict):
+        printed = texts[output].decode(errors="replace")
+        if [line.rstrip() for line in printed.strip().splitlines()] != [line.rstrip() for line in test["output"].strip().splitlines()]:
+            return f"it prints {quoted(printed.strip())!r}, not {quoted(test['output'].strip())!r}"
+    return None
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+
+    def leave(*_: Any) -> None:
+        end_all(request["enclosed"])
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, leave)
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    try:
+        if request["enclosed"]:
+            enclose(request["disk"])
+        else:
+            checked(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "orphans cannot be kept")
+        found: list[str | None] = []
+        for test in request["tests"]:
+            try:
+                found.append(run(request["program"], test, request))
+            except Endless as endless:
+                found.append(str(endless))
+                break  # the other tests would cost as much
+        json.dump({"found": found}, replies)
+    except OSError as error:
+        json.dump({"refused": str(error)}, replies)
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()
