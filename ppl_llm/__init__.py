@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
+    from .programs.feedback import Feedback
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
@@ -82,6 +83,7 @@ _MODULES = {
     "DVTS": "inference",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
+    "Feedback": "programs.feedback",
     "FunctionReward": "reward.function_reward",
     "Importance": "inference",
     "HiddenStateReward": "reward.hidden_state_reward",
@@ -164,6 +166,7 @@ __all__ = [
     "Context",
     "EntropicAnnealing",
     "Enumeration",
+    "Feedback",
     "FunctionReward",
     "HiddenStateReward",
     "Importance",

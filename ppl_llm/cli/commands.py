@@ -23,7 +23,7 @@ from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .method_options import given, with_method_options
+from .method_options import given, with_method_options, with_options
 from .model_options import (
     BRIDGE,
     CALIBRATION,
@@ -46,6 +46,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options
 
 _PROBLEM = example(1).text
 
@@ -109,6 +110,8 @@ def _options(
 
 @app.command(epilog=_SOLVE_EXAMPLES)
 @with_method_options(after="preset")
+@with_options("reward", JUDGE)
+@with_options("preset", TURNS)
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
     lm: LM = "demo",
@@ -170,8 +173,10 @@ def solve(
     Ctrl-C shows the posterior so far.
     """
     log = JsonLog() if log_json else None
-    with reported(verbose, log):
-        chosen_reward = RewardChoice.of(lm, prm, reward)
+    with reported(verbose, log), flagged():
+        judge = judge_options(options)
+        turns = turn_options(options, judge)
+        chosen_reward = RewardChoice.of(lm, prm, reward, turns.judge_of_reward(reward))
         constrained = (json_schema, regex, choices) != (None, None, None)
         settings = Settings(
             lm=lm,
@@ -196,6 +201,7 @@ def solve(
             choices=choices,
             power=power,
             bridge=bridge,
+            turns=turns,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
@@ -225,18 +231,20 @@ def solve(
         with reported(verbose, log):
             language_model = remote.load_lm(served[0], device, dtype, **lm_options)
             reward_model = None
+
+            def load_lm(name: str) -> Any:
+                return remote.load_lm(remote.Served("lm", name), device, dtype)
+
             if settings.asks_reward:
                 reward_model = chosen_reward.load(
-                    language_model,
-                    lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
-                    lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    settings.steps_end,
+                    language_model, load_lm, lambda name: remote.load_prm(served[1], device, scale, dtype), settings.steps_end
                 )
+            prompt = turns.prompt(language_model, load_lm, answer_fallback)
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):
                 tell(note, log)
             progress = Progress(Console(stderr=True), settings.title, verbose, settings.unit, log, max_tokens_completion)
-            outcome = sweep(settings, language_model, reward_model, text, progress)
+            outcome = sweep(settings, language_model, reward_model, text, progress, prompt)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {settings.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()

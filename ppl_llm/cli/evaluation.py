@@ -22,6 +22,7 @@ from .errors import INTERRUPTED, reported
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
+from .method_options import with_options
 from .model_options import (
     BRIDGE,
     CHOSEN_REWARD,
@@ -39,6 +40,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -70,7 +72,8 @@ def split_methods(text: str) -> list[str]:
 
 _TASK_OPTION = (
     "Of the data, as NAME=VALUE, and as often as needed. Of files and data sets: problem, answer, id and level (names of fields), split, "
-    "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own."
+    "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own. Of code: "
+    "those of files, tests and public_tests (names of fields), instruction, seconds, memory, output, processes, disk, isolation."
 )
 
 
@@ -91,11 +94,13 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+@with_options("reward", JUDGE)
+@with_options("preset", TURNS)
 def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="demo, a JSONL file with the fields problem and answer, a data set of the Hugging Face Hub, or reasoning-gym:TASK.",
+            help="demo, a JSONL file (problem, answer), a data set of the Hugging Face Hub, reasoning-gym:TASK, or code:FILE (problem, tests).",
             show_default=False,
         ),
     ],
@@ -155,6 +160,7 @@ def evaluate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
+    **options: Any,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
@@ -163,12 +169,14 @@ def evaluate(
     from . import loading
 
     log = JsonLog() if log_json else None
-    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
+    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log), flagged():
         from ..evaluation.run import evaluate as run
         from ..evaluation.source import Models
-        from ..tasks.load import open_task
+        from ..tasks.load import CODE, open_task
 
-        chosen = RewardChoice.of(lm, prm, reward)
+        turns = turn_options(options, judge_options(options))
+        judge = turns.judge_of_reward(reward)
+        chosen = RewardChoice.of(lm, prm, reward, judge)
         named = chosen.name if chosen.kind == "prm" else None
         if calibration is not None and named is None:
             raise ValueError(f"--calibration is for a process reward model, and the reward is {chosen}")
@@ -193,13 +201,15 @@ def evaluate(
             stop=unescaped(stop),
             finish=finish_of(lm, finish),
             prm_family=prm_family,
-            answer_fallback=answer_fallback,
+            answer_fallback=answer_fallback or ("code" if data.startswith(CODE) else None),
             keep_texts=keep_texts,
             json_schema=None if json_schema is None else read_option("--json-schema", json_schema),
             regex=regex,
             choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
+            judge=judge,
+            turns=turns,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

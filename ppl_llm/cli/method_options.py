@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -36,7 +36,12 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_method_options(after: str) -> Callable[[Command], Command]:
-    """Gives a command the options of the methods, behind its parameter of this name; it gets them as keywords.
+    """Gives a command the options of the methods, behind its parameter of this name; it gets them as keywords."""
+    return with_options(after, map(_parameter, method_options().values()))
+
+
+def with_options(after: str, added: Iterable[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Gives a command further options, behind its parameter of this name; it gets them as keywords.
 
     :param str after: a parameter of the command, whose last is ``**options``.
     """
@@ -44,7 +49,7 @@ def with_method_options(after: str) -> Callable[[Command], Command]:
     def extend(command: Command) -> Command:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
         place = 1 + next(i for i, parameter in enumerate(own) if parameter.name == after)
-        parameters = [*own[:place], *map(_parameter, method_options().values()), *own[place:]]
+        parameters = [*own[:place], *added, *own[place:]]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command

@@ -20,7 +20,7 @@ from . import completion, loading, remote
 from .errors import reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .method_options import given, with_method_options
+from .method_options import given, with_method_options, with_options
 from .model_options import (
     CALIBRATION,
     CHOSEN_REWARD,
@@ -39,6 +39,7 @@ from .model_options import (
     unescaped,
 )
 from .settings import Settings
+from .shared_options import JUDGE, flagged, judge_options
 
 if TYPE_CHECKING:
     from ..gateway.catalogue import Choice
@@ -52,6 +53,7 @@ _EXAMPLES = (
 
 
 @with_method_options(after="preset")
+@with_options("reward", JUDGE)
 def serve(
     lm: LM = "demo",
     prm: PRM = None,
@@ -123,7 +125,8 @@ def serve(
     under way have finished.
     """
     log = JsonLog() if log_json else None
-    with reported(verbose, log):
+    with reported(verbose, log), flagged():
+        judge = judge_options(options)
         limits = _limits(
             body_bytes=body_bytes,
             particles=most_particles,
@@ -138,7 +141,7 @@ def serve(
             runs=runs,
             run_seconds=run_seconds,
         )
-        chosen_reward = RewardChoice.of(lm, prm, reward)
+        chosen_reward = RewardChoice.of(lm, prm, reward, judge)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..context import Context
 from ..inference.util.checked import checked
-from ..inference.util.validation import check_count, check_optional_count, check_positive
+from ..inference.util.validation import check_count, check_positive
 from ..lm.base import LanguageModel, StepOptions
 from .answer_reward import AnswerReward
+from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
 from .judge_words import token_behind_colon, token_id
 from .step_texts import CUT, answer_text
@@ -101,19 +102,9 @@ class JudgeReward(AnswerReward):
         self.yes_id, self.no_id = token_id(lm, yes), token_id(lm, no)
         if self.yes_id == self.no_id:
             raise ValueError(f"yes and no must be different tokens, {yes!r} and {no!r} are both {self.yes_id}")
-        check_count("thoughts", thoughts, 0)
+        check_thinking(thoughts, agree, score, k_meta, meta_prompt)
         check_count("thought_tokens", thought_tokens)
         check_positive("temperature", temperature)
-        if agree is not None and not 0.5 < agree < 1:
-            raise ValueError(f"agree must lie in (0.5, 1), the probability of a word that needs no thought, got {agree!r}")
-        check_optional_count("k_meta", k_meta)
-        of_chains = {"agree": agree, "score": score, "k_meta": k_meta}
-        if not thoughts and (idle := [name for name, value in of_chains.items() if value is not None]):
-            raise ValueError(f"{idle[0]} is for a judge that thinks: give thoughts=K as well")
-        if k_meta is not None and k_meta > thoughts:
-            raise ValueError(f"k_meta must be at most thoughts = {thoughts}, got {k_meta}")
-        if meta_prompt is not None and k_meta is None:
-            raise ValueError("meta_prompt is for a judge of whose chains the best count: give k_meta as well")
         self.thoughts, self.agree, self.verdict, self.score = thoughts, agree, verdict, score
         self.k_meta, self._meta_prompt = k_meta, meta_prompt or self._default_meta_prompt
         self._thinking = StepOptions(verdict or _NEVER, thought_tokens, temperature)

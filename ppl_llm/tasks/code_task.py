@@ -83,9 +83,9 @@ class CodeTask:
     """Programming problems from rows with the fields ``problem`` and ``tests``, such as a JSONL file.
 
     ``tests`` is a text or a list of them, statements in Python that run after the program (``assert add(1, 2) == 3``, or a function with
-    all checks and a call of it), or of ``{"input": ..., "output": ...}``: what the program reads and prints. ``public_tests``, where a row has
-    them, are those that feedback may tell of; without them it tells of ``tests``, and then the tests that grade a solution have helped to
-    write it. A problem's answer is the last complete code block of a solution (``answer_fallback="code"``).
+    all checks and a call of it), or of ``{"input": ..., "output": ...}``: what the program reads and prints. ``public_tests``, where a row
+    has them, are those that feedback may tell of; without them it tells of ``tests``, and then the tests that grade a solution have helped
+    to write it. A problem's answer is the last complete code block of a solution (``answer_fallback="code"``).
 
     :param RowTask rows: that hold them.
     :param tests: the column of the tests, or a function of the row.
