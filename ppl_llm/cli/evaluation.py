@@ -100,7 +100,7 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="demo, a JSONL file (problem, answer), a data set of the Hugging Face Hub, reasoning-gym:TASK, or code:FILE (problem, tests).",
+            help="demo, a JSONL file (problem, answer), a data set of the Hub, reasoning-gym:TASK or code:FILE (problem, tests).",
             show_default=False,
         ),
     ],

@@ -18,6 +18,7 @@ from .answer_reward import AnswerReward
 from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
 from .judge_words import token_behind_colon, token_id
+from .keyed_uniforms import random_numbers_of
 from .step_texts import CUT, answer_text
 
 _LEAST_MASS = 0.5
@@ -132,13 +133,16 @@ class JudgeReward(AnswerReward):
     def critiques(self, answers: Sequence[tuple[str, str]]) -> list[str]:
         """What the judge writes about answers, one chain of thought each: with ``k_meta`` the best of K. Drawn once for each and kept.
 
+        The draws are none of the program's: they follow from torch's seed and the answers, and leave torch's generator as it was.
+
         :param answers: pairs of problem and answer.
         :raises ValueError: for a judge that does not think.
         """
         if not self.thoughts:
             raise ValueError("a judge that is asked for a word writes no critique: give JudgeReward thoughts=1 or more")
         if new := list(dict.fromkeys(answer for answer in answers if answer not in self._critiques)):
-            texts = self._chains([self._question(answer) for answer in new], self.thoughts if self.k_meta is not None else 1)
+            with random_numbers_of(f"{torch.initial_seed()} {new}", self.lm.device):
+                texts = self._chains([self._question(answer) for answer in new], self.thoughts if self.k_meta is not None else 1)
             best = [0] * len(new) if self.k_meta is None else _best_first(self._meta(new, texts))[0].tolist()
             self._critiques.update({answer: texts[best[n]][n].strip() for n, answer in enumerate(new)})
         return [self._critiques[answer] for answer in answers]

@@ -31,8 +31,11 @@ class Limits:
     Under ``namespaces`` (Linux 5.12 or newer, with user namespaces that its user may create, and ``unshare`` of util-linux) a program has
     no network, sees no other process, cannot write to any file but those of an empty temporary folder that is gone afterwards, and has no
     capability. It can read what the user can read. That keeps mistakes of a program from doing harm; it is no defence against somebody who
-    attacks the kernel. Under ``limits`` a program has the network and the files of the user, and only the bounds below hold: for machines
-    that are closed off as a whole, such as a container without network.
+    attacks the kernel.
+
+    Under ``limits`` a program has the network and the files of the user, and only the bounds below hold; the number of processes is
+    watched, which a program of root that does nothing but fork may outrun. That is for machines that are closed off as a whole, such as a
+    container without network.
 
     :param str isolation: ``namespaces`` or ``limits``.
     :param float seconds: for each test.
