@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..answers.extraction import answer_forms
-from ..inference.util.validation import check_count
 from ..reward.choice import RewardChoice
 from ..reward.judge_options import JudgeOptions
 
@@ -48,6 +47,8 @@ class TurnOptions:
         :raises ValueError: for what cannot be, before a model is loaded.
         :raises OSError: if there is no file of a verifier.
         """
+        from ..inference.util.validation import check_count  # not when the command line shows its help
+
         check_count("rounds", self.rounds)
         if self.feedback is None:
             return

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..inference.util.validation import check_count, check_optional_count
-
 _SCALE = re.compile(r"(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)")
 
 
@@ -17,6 +15,8 @@ def check_thinking(thoughts: int, agree: float | None, score: Any, k_meta: int |
 
     :raises ValueError: if not.
     """
+    from ..inference.util.validation import check_count, check_optional_count  # not when the command line shows its help
+
     check_count("thoughts", thoughts, 0)
     if agree is not None and not 0.5 < agree < 1:
         raise ValueError(f"agree must lie in (0.5, 1), the probability of a word that needs no thought, got {agree!r}")
@@ -58,6 +58,8 @@ class JudgeOptions:
         """
         check_thinking(self.thoughts or 0, self.agree, self.score, self.k_meta)
         if self.thought_tokens is not None:
+            from ..inference.util.validation import check_count
+
             check_count("thought_tokens", self.thought_tokens)
         self._score()
 

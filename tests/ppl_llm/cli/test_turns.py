@@ -52,7 +52,20 @@ def solved(*arguments: str) -> dict[str, Any]:
 
 
 def test_a_judge_that_thinks(talker: str, file: str) -> None:
-    judge = ["--lm", talker, "--reward", "judge", "--max-tokens", "8", "--thoughts", "2", "--thought-tokens", "4"]
+    judge = [
+        "--lm",
+        talker,
+        "--reward",
+        "judge",
+        "--max-tokens",
+        "8",
+        "--max-tokens-completion",
+        "16",
+        "--thoughts",
+        "2",
+        "--thought-tokens",
+        "4",
+    ]
     report = solved(*judge)
     assert report["settings"]["reward"] == "judge (thoughts=2, thought_tokens=4)"
     report = solved(*judge, "--each-step", "--k-meta", "1", "--score", f"{file}:half")
