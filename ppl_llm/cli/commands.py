@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,22 +24,25 @@ from .console import output_console
 from .errors import FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .method_options import given, with_method_options, with_options
+from .method_options import given, with_method_options
 from .model_options import (
     BRIDGE,
     CALIBRATION,
     CHOSEN_REWARD,
     EQUIVALENCE,
+    EVERY,
     FALLBACK,
     FINISH,
     LM,
     LM_MODEL,
+    MAX_STEPS,
     POWER,
     PRM,
     PRM_FAMILY,
     PRM_MODEL,
     STOP,
     TOKENIZER,
+    most_steps,
     prompt_options,
     tell,
     unescaped,
@@ -46,7 +50,8 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
-from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
+from .thinking_options import taken, with_thinking_options
 
 _PROBLEM = example(1).text
 
@@ -109,6 +114,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 @with_options("reward", JUDGE)
 @with_options("preset", TURNS)
@@ -138,7 +144,7 @@ def solve(
     ] = None,
     power: Annotated[float | None, typer.Option(help=POWER, show_default="1; 4 for power-smc and power-mh")] = None,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_steps: MAX_STEPS = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
@@ -151,6 +157,7 @@ def solve(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    every: EVERY = None,
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
@@ -174,16 +181,16 @@ def solve(
     """
     log = JsonLog() if log_json else None
     with reported(verbose, log), flagged():
-        judge = judge_options(options)
-        turns = turn_options(options, judge)
+        turns = turn_options(options, judge_options(options))
         chosen_reward = RewardChoice.of(lm, prm, reward, turns.judge_of_reward(reward))
         constrained = (json_schema, regex, choices) != (None, None, None)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
             method=method if method is not None else "smc" if constrained else default_method(lm, chosen_reward),
             preset=preset,
-            max_steps=max_steps,
+            max_steps=most_steps(max_steps, every, max_tokens_completion),
             max_tokens=max_tokens,
             max_tokens_completion=max_tokens_completion,
             temperature=temperature,
@@ -194,6 +201,7 @@ def solve(
             equivalence=equivalence,
             answer_fallback=answer_fallback,
             seed=seed,
+            **thinking,
             options=given(options),
             dtype=dtype,
             json_schema=json_schema,
@@ -202,13 +210,14 @@ def solve(
             power=power,
             bridge=bridge,
             turns=turns,
+            every=every,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
@@ -230,14 +239,10 @@ def solve(
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
             language_model = remote.load_lm(served[0], device, dtype, **lm_options)
-            reward_model = None
-
-            def load_lm(name: str) -> Any:
-                return remote.load_lm(remote.Served("lm", name), device, dtype)
-
+            reward_model, load_lm = None, partial(remote.load_named_lm, device=device, dtype=dtype)
             if settings.asks_reward:
                 reward_model = chosen_reward.load(
-                    language_model, load_lm, lambda name: remote.load_prm(served[1], device, scale, dtype), settings.steps_end
+                    language_model, load_lm, lambda name: remote.load_prm(served[1], device, scale, dtype), every
                 )
             prompt = turns.prompt(language_model, load_lm, answer_fallback)
             threads.choose_threads([language_model, reward_model])

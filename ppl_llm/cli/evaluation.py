@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,20 +18,23 @@ from ..reward.choice import RewardChoice
 from ..threads import choose_threads
 from . import completion
 from .errors import INTERRUPTED, reported
+from .evaluation_progress import Live
 from .evaluation_results import print_tables
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .method_options import with_options
 from .model_options import (
     BRIDGE,
     CHOSEN_REWARD,
     EQUIVALENCE,
+    EVERY,
     FALLBACK,
     FINISH,
+    MAX_STEPS,
     POWER,
     PRM_FAMILY,
     STOP,
     finish_of,
+    most_steps,
     prompt_options,
     read_option,
     tell,
@@ -40,10 +42,11 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
-from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Progress
+    pass
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
@@ -94,6 +97,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+@with_thinking_options(after="top_k")
 @with_options("reward", JUDGE)
 @with_options("preset", TURNS)
 def evaluate(
@@ -128,13 +132,14 @@ def evaluate(
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
     power: Annotated[float, typer.Option(help=POWER)] = 1.0,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_steps: MAX_STEPS = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    every: EVERY = None,
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
@@ -148,6 +153,10 @@ def evaluate(
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
     ] = False,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="Record how sure the language model is of each solution, for votes: KIND:WINDOW:OVER, e.g. top-k:2048:bottom."),
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
@@ -186,7 +195,7 @@ def evaluate(
             prm,
             preset,
             aggregation,
-            max_steps,
+            most_steps(max_steps, every, max_tokens_completion),
             max_tokens,
             temperature,
             device,
@@ -210,6 +219,9 @@ def evaluate(
             bridge=bridge,
             judge=judge,
             turns=turns,
+            every=every,
+            confidence=confidence,
+            **taken(options),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
@@ -258,40 +270,6 @@ def evaluate(
             )
         if progress.quarantined:
             raise typer.Exit(1)
-
-
-class Live:
-    """A progress line on stderr: batches done, time left, accuracy so far."""
-
-    def __init__(self, console: Console, log: JsonLog | None = None) -> None:
-        self.console, self.log, self.began = console, log, time.perf_counter()
-        self.shown = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        """:param Progress progress: after a unit."""
-        now = time.perf_counter()
-        left = progress.total - progress.skipped - progress.done
-        rest = (now - self.began) / max(1, progress.done) * left
-        best = {method: hits / total for method, (hits, total) in self._best(progress).items()}
-        if self.log is not None:
-            done = progress.skipped + progress.done
-            self.log.event("progress", done=done, total=progress.total, seconds_left=round(rest, 1), accuracy=best)
-            return
-        if not self.console.is_terminal or (now - self.shown < 0.2 and left):
-            return
-        self.shown = now
-        accuracy = ", ".join(f"{method} {share:.2f}" for method, share in best.items())
-        line = f"{progress.skipped + progress.done} of {progress.total} batches, {rest / 60:.0f} min left; {accuracy}"
-        self.console.print(line[: self.console.width - 1].ljust(self.console.width - 1), end="\r", highlight=False, markup=False)
-
-    def _best(self, progress: Progress) -> dict[str, tuple[int, int]]:
-        """Of each method at its largest budget so far."""
-        return {method: value for (method, _), value in sorted(progress.right.items(), key=lambda item: item[0][1])}
-
-    def close(self) -> None:
-        """End the line."""
-        if self.shown:
-            self.console.print()
 
 
 def register(app: typer.Typer) -> None:

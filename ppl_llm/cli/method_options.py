@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -36,25 +36,21 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_method_options(after: str) -> Callable[[Command], Command]:
-    """Gives a command the options of the methods, behind its parameter of this name; it gets them as keywords."""
-    return with_options(after, map(_parameter, method_options().values()))
-
-
-def with_options(after: str, added: Iterable[inspect.Parameter]) -> Callable[[Command], Command]:
-    """Gives a command further options, behind its parameter of this name; it gets them as keywords.
+    """Gives a command the options of the methods, behind its parameter of this name; it gets them as keywords.
 
     :param str after: a parameter of the command, whose last is ``**options``.
     """
+    return lambda command: insert_after(command, after, list(map(_parameter, method_options().values())))
 
-    def extend(command: Command) -> Command:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        place = 1 + next(i for i, parameter in enumerate(own) if parameter.name == after)
-        parameters = [*own[:place], *added, *own[place:]]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
 
-    return extend
+def insert_after(command: Command, after: str, more: list[inspect.Parameter]) -> Command:
+    """The command with more options behind its parameter of a name, for typer to see; it gets them as keywords."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    place = 1 + next(i for i, parameter in enumerate(own) if parameter.name == after)
+    parameters = [*own[:place], *more, *own[place:]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -20,7 +20,7 @@ from . import completion, loading, remote
 from .errors import reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
-from .method_options import given, with_method_options, with_options
+from .method_options import given, with_method_options
 from .model_options import (
     CALIBRATION,
     CHOSEN_REWARD,
@@ -39,7 +39,8 @@ from .model_options import (
     unescaped,
 )
 from .settings import Settings
-from .shared_options import JUDGE, flagged, judge_options
+from .shared_options import JUDGE, flagged, judge_options, with_options
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..gateway.catalogue import Choice
@@ -52,6 +53,7 @@ _EXAMPLES = (
 )
 
 
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 @with_options("reward", JUDGE)
 def serve(
@@ -142,6 +144,7 @@ def serve(
             run_seconds=run_seconds,
         )
         chosen_reward = RewardChoice.of(lm, prm, reward, judge)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
@@ -157,6 +160,7 @@ def serve(
             finish=finish,
             equivalence=equivalence,
             answer_fallback=answer_fallback,
+            **thinking,
             options=given(options),
             dtype=dtype,
         )
@@ -165,7 +169,7 @@ def serve(
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         settings.check()
         for each in served:
             each.check()
@@ -185,7 +189,6 @@ def serve(
             language_model,
             lambda each: remote.load_lm(remote.Served("lm", each), device, dtype),
             lambda each: remote.load_prm(served[1], device, scale, dtype),
-            settings.steps_end,
         )
         choose_threads([language_model, reward_model])
         equivalent = None if equivalence == "exact" else settings.equivalent()

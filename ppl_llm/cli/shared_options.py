@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from ..programs.turn_options import TurnOptions
 from ..reward.judge_options import JudgeOptions
+from .method_options import Command, insert_after
 
 _JUDGE_PANEL, _TURN_PANEL = "Options of judges", "Turns"
 
@@ -57,6 +58,14 @@ def _turns(
 
 JUDGE = list(inspect.signature(_judge, eval_str=True).parameters.values())
 TURNS = list(inspect.signature(_turns, eval_str=True).parameters.values())
+
+
+def with_options(after: str, added: list[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Gives a command further options, behind its parameter of this name; it gets them as keywords.
+
+    :param str after: a parameter of the command, whose last is ``**options``.
+    """
+    return lambda command: insert_after(command, after, added)
 
 
 def judge_options(options: dict[str, Any]) -> JudgeOptions:

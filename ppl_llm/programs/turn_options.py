@@ -89,7 +89,7 @@ class TurnOptions:
         chosen = self._chosen
         if chosen.kind == "judge":
             own = replace(self.judge, thoughts=self.judge.thoughts or 1, agree=None, each_step=False)
-            return Feedback(replace(chosen, judge=own).load(lm, load_lm, _no_prm, ""))
+            return Feedback(replace(chosen, judge=own).load(lm, load_lm, _no_prm, None))
         return Feedback(chosen.verifier())
 
 

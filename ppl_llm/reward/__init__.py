@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .base import RewardModel
     from .calibration import CalibratedReward, Calibration, SavedCalibration, find_calibration, identity_of, load_calibration
     from .combined_reward import CombinedReward, ProductReward, SumReward
+    from .confidence import Confidence
     from .function_reward import FunctionReward
     from .hidden_state_reward import HiddenStateReward
     from .judge_reward import JudgeReward
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .prm.transformers_prm import TransformersPRM
     from .registry import REWARDS
     from .rollout_value import RolloutValue
-    from .self_certainty import SelfCertainty
     from .state_head import StateHead
     from .stated_score import StatedScore
     from .tabular_reward import TabularReward
@@ -33,6 +33,7 @@ _MODULES = {
     "CalibratedReward": "calibration",
     "Calibration": "calibration",
     "CombinedReward": "combined_reward",
+    "Confidence": "confidence",
     "FunctionReward": "function_reward",
     "HiddenStateReward": "hidden_state_reward",
     "JudgeReward": "judge_reward",
@@ -44,7 +45,6 @@ _MODULES = {
     "RewardModel": "base",
     "RolloutValue": "rollout_value",
     "SavedCalibration": "calibration",
-    "SelfCertainty": "self_certainty",
     "StateHead": "state_head",
     "StatedScore": "stated_score",
     "SumReward": "combined_reward",
@@ -64,6 +64,7 @@ __all__ = [
     "CalibratedReward",
     "Calibration",
     "CombinedReward",
+    "Confidence",
     "FunctionReward",
     "HiddenStateReward",
     "JudgeReward",
@@ -75,7 +76,6 @@ __all__ = [
     "RewardModel",
     "RolloutValue",
     "SavedCalibration",
-    "SelfCertainty",
     "StateHead",
     "StatedScore",
     "SumReward",

@@ -121,7 +121,7 @@ class ReasoningGymTask:
 
     def problems(self, limit: int | None = None) -> Iterator[Problem]:
         known = self.description()
-        # What was given: the whole configuration may hold what JSON does not, such as dates. Defaults are those of the version, which is checked.
+        # What was given, not the whole configuration, which may hold what JSON does not, such as dates. Defaults are those of the version.
         options = self.options
         for index in range(known["size"] if limit is None else min(limit, known["size"])):
             made = _ask("problem", self.name, options, index, self.level)

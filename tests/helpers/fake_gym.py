@@ -54,7 +54,8 @@ class Days(Sums):
     def __getitem__(self, index):
         if index > 0:
             raise RuntimeError("no more days")
-        return {{"question": f"the day after {{self.config.since + datetime.timedelta(1)}}", "answer": "0x2", "metadata": {{"difficulty": 1.5}}}}
+        day = self.config.since + datetime.timedelta(1)
+        return {{"question": f"the day after {{day}}", "answer": "0x2", "metadata": {{"difficulty": 1.5}}}}
 
 DATASETS = {{"sums": (Sums, Config), "orders": (Orders, Config), "days": (Days, Dated)}}
 """
@@ -64,9 +65,9 @@ DATASETS = {{"sums": (Sums, Config), "orders": (Orders, Config), "days": (Days, 
 def fake_gym(
     monkeypatch: pytest.MonkeyPatch, folder: Path, problems: Sequence[tuple[str, str, int]], version: str = "9.9"
 ) -> Iterator[None]:
-    """``reasoning_gym`` with three tasks: ``sums``, whose right answers are written in base 16 and recognised in every base, half right with
-    the wrong sign; ``orders``, whose problems follow the order of a set; and ``days``, with a date in its configuration, a difficulty that
-    is a number, and a generator that fails at its second problem.
+    """``reasoning_gym`` with three tasks: ``sums``, whose right answers are written in base 16 and recognised in every base, half right
+    with the wrong sign; ``orders``, whose problems follow the order of a set; and ``days``, with a date in its configuration, a difficulty
+    that is a number, and a generator that fails at its second problem.
 
     :param problems: text, answer and number of steps.
     """
