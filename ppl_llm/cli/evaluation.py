@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -44,9 +44,6 @@ from .remote import importing
 from .settings import default_method
 from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
 from .thinking_options import taken, with_thinking_options
-
-if TYPE_CHECKING:
-    pass
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
