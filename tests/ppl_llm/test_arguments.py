@@ -165,6 +165,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "Context": ("a", 3),
     "StepOptions": (3, "x"),
     "Calibration": (3, "x"),
+    "Certainty": (3, "x"),
     "ReasoningModel": (3, "x"),
     **dict.fromkeys(("Embed", "ScorePosterior"), (3,)),
 }
