@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
     from .programs.deepconf import DeepConf
+    from .programs.feedback import Feedback
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
+    from .reward.stated_score import StatedScore
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
     from .reward.twist import Twist
@@ -85,6 +87,7 @@ _MODULES = {
     "DeepConf": "programs.deepconf",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
+    "Feedback": "programs.feedback",
     "FunctionReward": "reward.function_reward",
     "Importance": "inference",
     "HiddenStateReward": "reward.hidden_state_reward",
@@ -122,6 +125,7 @@ _MODULES = {
     "Share": "inference",
     "StepProposal": "programs.step_proposal",
     "StopPattern": "lm.stop_pattern",
+    "StatedScore": "reward.stated_score",
     "StepReward": "distributions",
     "StopReason": "stop_reason",
     "SuffixMH": "inference",
@@ -168,6 +172,7 @@ __all__ = [
     "DeepConf",
     "EntropicAnnealing",
     "Enumeration",
+    "Feedback",
     "FunctionReward",
     "HiddenStateReward",
     "Importance",
@@ -196,6 +201,7 @@ __all__ = [
     "SelfConsistency",
     "Share",
     "SpeculativeRejection",
+    "StatedScore",
     "StepProposal",
     "StepReward",
     "StopPattern",

@@ -57,6 +57,7 @@ WORDS = {
                     "ppl_llm/programs/revision.py",
                     "ppl_llm/programs/turns.py",
                     "tests/ppl_llm/programs/test_aggregate.py",
+                    "tests/ppl_llm/programs/test_feedback.py",
                     "tests/ppl_llm/programs/test_revision.py",
                 ),
                 "rounds of revision and aggregation, as the papers have them",

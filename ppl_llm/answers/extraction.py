@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from .code_block import last_code_block
 from .reading import read_answer, tidied
 
 _END_OF_THOUGHT = "</think>"
@@ -134,8 +135,11 @@ def _whole_text(text: str) -> str | None:
     return text.strip() or None
 
 
-FALLBACKS: dict[str, Callable[[str], str | None]] = {"last-number": _last_number, "text": _whole_text}
-"""Guesses, made only where they are asked for by name and no form is found."""
+CODE = "code"
+"""The last code block, and nothing else: the text of a program may hold any other form."""
+
+FALLBACKS: dict[str, Callable[[str], str | None]] = {"last-number": _last_number, "text": _whole_text, CODE: last_code_block}
+"""Made only where they are asked for by name: guesses where no form is found, and ``code``."""
 
 FORMS: dict[str, Callable[[str], str | None]] = {
     "boxed": _boxed,
@@ -146,6 +150,11 @@ FORMS: dict[str, Callable[[str], str | None]] = {
     "choice": _choice,
 }
 """Ways to write an answer, in the order in which they are looked for."""
+
+
+def answer_forms(fallback: str | None) -> tuple[str, ...]:
+    """The forms to look for with a fallback: all, and then the fallback; for ``code`` that alone."""
+    return tuple(FORMS) if fallback is None else (CODE,) if fallback == CODE else (*FORMS, fallback)
 
 
 def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | None:
@@ -168,7 +177,8 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
 
     :param str text: of a solution.
     :param forms: the forms to look for. ``last-number``, the last number of a text that has none of the others, and ``text``, the
-        text as a whole, are guesses and must be asked for: ``forms=(*FORMS, "last-number")``.
+        text as a whole, are guesses and must be asked for: ``forms=(*FORMS, "last-number")``; so must ``code``, what the last complete
+        code block of Markdown holds.
     :returns: ``None`` where there is none of them.
     :raises ValueError: for a form that does not exist.
     """
@@ -179,7 +189,7 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     for part in parts:
         turn = _first_turn(part)
         for form, find in (*FORMS.items(), *FALLBACKS.items()):
-            answer = find(turn) if form in forms else None
+            answer = find(part if form == CODE else turn) if form in forms else None  # a program may write what ends a turn
             if answer is not None:
                 return answer
     return None

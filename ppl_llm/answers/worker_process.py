@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,7 +103,8 @@ def _read(stream: IO[str], replies: queue.SimpleQueue[Any]) -> None:
 
 def _kill(process: subprocess.Popen[str], owner: int) -> None:
     if os.getpid() == owner:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started, too
         process.wait()
         if process.stdin is not None:
             process.stdin.close()

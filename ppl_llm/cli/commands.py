@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
 from .thinking_options import taken, with_thinking_options
 
 _PROBLEM = example(1).text
@@ -118,6 +120,8 @@ def _options(
 @app.command(epilog=_SOLVE_EXAMPLES)
 @with_thinking_options(after="top_k")
 @with_method_options(after="preset")
+@with_options("reward", JUDGE)
+@with_options("preset", TURNS)
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
     lm: LM = "demo",
@@ -177,8 +181,9 @@ def solve(
     Ctrl-C shows the posterior so far.
     """
     log = JsonLog() if log_json else None
-    with startup.uncollected(), reported(verbose, log):
-        chosen_reward = RewardChoice.of(lm, prm, reward)
+    with startup.uncollected(), reported(verbose, log), flagged():
+        turns = turn_options(options, judge_options(options))
+        chosen_reward = RewardChoice.of(lm, prm, reward, turns.judge_of_reward(reward))
         constrained = (json_schema, regex, choices) != (None, None, None)
         thinking = taken(options)
         settings = Settings(
@@ -205,6 +210,7 @@ def solve(
             choices=choices,
             power=power,
             bridge=bridge,
+            turns=turns,
             every=every,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
@@ -234,19 +240,17 @@ def solve(
     with loading.quiet(verbose or log_json), log or nullcontext():
         with reported(verbose, log):
             language_model = remote.load_lm(served[0], device, dtype, **lm_options)
-            reward_model = None
+            reward_model, load_lm = None, partial(remote.load_named_lm, device=device, dtype=dtype)
             if settings.asks_reward:
                 reward_model = chosen_reward.load(
-                    language_model,
-                    lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
-                    lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    every,
+                    language_model, load_lm, lambda name: remote.load_prm(served[1], device, scale, dtype), every
                 )
+            prompt = turns.prompt(language_model, load_lm, answer_fallback)
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):
                 tell(note, log)
             progress = Progress(Console(stderr=True), settings.title, verbose, settings.unit, log, max_tokens_completion)
-            outcome = sweep(settings, language_model, reward_model, text, progress)
+            outcome = sweep(settings, language_model, reward_model, text, progress, prompt)
             if outcome.posterior is None:
                 raise KeyboardInterrupt(f"before the first {settings.unit} was complete; there is nothing to show")
         chosen = settings.describe() | served[0].settings() | served[1].settings()

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -44,10 +44,8 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
+from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
 from .thinking_options import taken, with_thinking_options
-
-if TYPE_CHECKING:
-    pass
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
@@ -76,16 +74,19 @@ def split_methods(text: str) -> list[str]:
 
 _TASK_OPTION = (
     "Of the data, as NAME=VALUE, and as often as needed. Of files and data sets: problem, answer, id and level (names of fields), split, "
-    "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own."
+    "config, extract=true (the answer stands in a solution). Of reasoning-gym: size, seed, level, instruction and the task's own. Of code: "
+    "those of files, tests and public_tests (names of fields), instruction, seconds, memory, output, processes, disk, isolation."
 )
 
 
 @with_thinking_options(after="top_k")
+@with_options("reward", JUDGE)
+@with_options("preset", TURNS)
 def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="demo, a JSONL file with the fields problem and answer, a data set of the Hugging Face Hub, or reasoning-gym:TASK.",
+            help="demo, a JSONL file (problem, answer), a data set of the Hub, reasoning-gym:TASK or code:FILE (problem, tests).",
             show_default=False,
         ),
     ],
@@ -156,12 +157,14 @@ def evaluate(
     from . import loading
 
     log = JsonLog() if log_json else None
-    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log):
+    with loading.quiet(verbose or log_json), log or nullcontext(), reported(verbose, log), flagged():
         from ..evaluation.run import evaluate as run
         from ..evaluation.source import Models
-        from ..tasks.load import open_task
+        from ..tasks.load import CODE, open_task
 
-        chosen = RewardChoice.of(lm, prm, reward)
+        turns = turn_options(options, judge_options(options))
+        judge = turns.judge_of_reward(reward)
+        chosen = RewardChoice.of(lm, prm, reward, judge)
         named = chosen.name if chosen.kind == "prm" else None
         if calibration is not None and named is None:
             raise ValueError(f"--calibration is for a process reward model, and the reward is {chosen}")
@@ -186,13 +189,15 @@ def evaluate(
             stop=unescaped(stop),
             finish=finish_of(lm, finish),
             prm_family=prm_family,
-            answer_fallback=answer_fallback,
+            answer_fallback=answer_fallback or ("code" if data.startswith(CODE) else None),
             keep_texts=keep_texts,
             json_schema=None if json_schema is None else read_option("--json-schema", json_schema),
             regex=regex,
             choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
+            judge=judge,
+            turns=turns,
             every=every,
             confidence=confidence,
             **taken(options),

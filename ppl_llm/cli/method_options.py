@@ -40,7 +40,6 @@ def with_method_options(after: str) -> Callable[[Command], Command]:
 
     :param str after: a parameter of the command, whose last is ``**options``.
     """
-
     return lambda command: insert_after(command, after, list(map(_parameter, method_options().values())))
 
 

@@ -34,7 +34,7 @@ BRIDGE = "Steps along which the power of a particle filter grows from 1; the res
 EQUIVALENCE = "When answers are the same: exact (letter by letter), or math (needs math-verify)."
 FALLBACK = (
     "Where no answer is found: last-number takes the last number of the solution, text all of it, as a solution under a constraint "
-    "(--choices, --regex, --json-schema) does by itself."
+    "(--choices, --regex, --json-schema) does by itself; code takes the last code block and nothing else, as the task code does."
 )
 
 

@@ -61,6 +61,11 @@ def load_lm(served: Served, device: str | None = None, dtype: str | None = None,
         return OpenAILM(served.where, served.model, tokenizer=served.tokenizer, **options)
 
 
+def load_named_lm(name: str, device: str | None = None, dtype: str | None = None) -> LanguageModel:
+    """A language model of which only the name or the address is known."""
+    return load_lm(Served("lm", name), device, dtype)
+
+
 def load_prm(served: Served, device: str | None = None, calibration: Calibration | None = None, dtype: str | None = None) -> RewardModel:
     """A process reward model here or on a server; see :func:`ppl_llm.cli.loading.load_prm`."""
     if not is_address(served.where):

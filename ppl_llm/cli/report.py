@@ -137,7 +137,8 @@ class Report:
         told = self.details
         title = "Posterior over answers" if told.estimates else "Vote over answers"
         if self.partial:
-            how = "interrupted" if self.failure is None else "no solution had a weight"
+            dead = self.failure is not None and "weight zero" in self.failure
+            how = "interrupted" if self.failure is None else "no solution had a weight" if dead else "failed"
             title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}{'es' if told.unit == 'batch' else 's'}"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .progress import Progress
 from .settings import Settings
@@ -28,21 +28,20 @@ class Outcome(NamedTuple):
     failure: str | None = None
 
 
-def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel | None, problem: str, progress: Progress) -> Outcome:
-    """Seed, run, and on Ctrl-C keep what was computed up to the last barrier, iteration or stage.
+def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel | None, problem: str, progress: Progress, prompt: Any = None) -> Outcome:
+    """Seed, run, and on Ctrl-C or a failure keep what was computed up to the last barrier, iteration or stage.
 
-    :raises ValueError: what the library raises for a problem or models it cannot work with.
+    :param prompt: of the turns.
+    :raises ValueError: what the library raises for a problem or models it cannot work with, where nothing was computed.
     """
     import pyro
 
-    from ..inference import SMCFailed
-
-    model, run = settings.build(lm, prm, callback=progress)
+    model, run = settings.build(lm, prm, callback=progress, prompt=prompt)
     pyro.set_rng_seed(settings.seed)
     try:
         with progress:
             return Outcome(model, run(problem), partial=False)
-    except SMCFailed as failed:
+    except (ValueError, OSError) as failed:  # every particle dead, or a reward or a server that fails in the middle
         partial = getattr(failed, "partial_posterior", None)
         if partial is None:
             raise

@@ -39,6 +39,7 @@ from .model_options import (
     unescaped,
 )
 from .settings import Settings
+from .shared_options import JUDGE, flagged, judge_options, with_options
 from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _EXAMPLES = (
 
 @with_thinking_options(after="top_k")
 @with_method_options(after="preset")
+@with_options("reward", JUDGE)
 def serve(
     lm: LM = "demo",
     prm: PRM = None,
@@ -125,7 +127,8 @@ def serve(
     under way have finished.
     """
     log = JsonLog() if log_json else None
-    with reported(verbose, log):
+    with reported(verbose, log), flagged():
+        judge = judge_options(options)
         limits = _limits(
             body_bytes=body_bytes,
             particles=most_particles,
@@ -140,7 +143,7 @@ def serve(
             runs=runs,
             run_seconds=run_seconds,
         )
-        chosen_reward = RewardChoice.of(lm, prm, reward)
+        chosen_reward = RewardChoice.of(lm, prm, reward, judge)
         thinking = taken(options)
         settings = Settings(
             lm=lm,

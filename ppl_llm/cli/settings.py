@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..methods import Call, ChosenMethod, check_proposes, parse_method
 from ..methods.base import at_power
+from ..programs.turn_options import TurnOptions
 from ..remote.address import is_address
 from ..reward.choice import RewardChoice, no_reward
 from .method_options import method_options, takers
@@ -74,6 +75,7 @@ class Settings:
     choices: str | None = None
     power: float | None = None
     bridge: int | None = None
+    turns: TurnOptions = TurnOptions()  # noqa: RUF009 - frozen
     every: str | None = None
     waits: int | None = None
     wait: str | None = None
@@ -158,12 +160,13 @@ class Settings:
         """What the run reports after: ``step``, ``batch``, ``iteration`` or ``stage``."""
         return self.named.method.unit_under(self.given())
 
-    def build(self, lm: Any, prm: Any, callback: Callback | None = None) -> tuple[ReasoningModel, Run]:
+    def build(self, lm: Any, prm: Any, callback: Callback | None = None, prompt: Any = None) -> tuple[ReasoningModel, Run]:
         """The Pyro model, and the run of the algorithm around it.
 
+        :param prompt: of the turns.
         :raises ValueError: for options out of range, naming them.
         """
-        model = self._model(lm, prm)
+        model = self.turns.around(self._model(lm, prm), prompt)
         equivalent = None if self.equivalence == "exact" else self.equivalent()
         call = Call(callback, proposals=self._proposals(model), equivalent=equivalent)
         return model, self.named.method.start(model, self.given(), call)
@@ -210,6 +213,7 @@ class Settings:
         if self.reward.kind == "none" and self.asks_reward:
             raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
+        self.turns.check()
         self.equivalent()
         try:
             parse_dtype(self.dtype)
@@ -252,6 +256,7 @@ class Settings:
             "finish": model.finish,
             "equivalence": self.equivalence,
             **({} if self.answer_fallback is None else {"answer_fallback": self.answer_fallback}),
+            **({} if self.turns.rounds == 1 else {"rounds": self.turns.rounds, "feedback": self.turns.feedback}),
             **thinking_options(model.thinking),
             **({} if self.thinking is None else {"thinking": self.thinking}),
             "seed": self.seed,

@@ -98,7 +98,7 @@ def evaluate(
         "reward": str(models.chosen_reward),
         "prm": models.named_prm,
         "group_size": group_size,
-        "problems": fingerprint([[p.id, p.text, str(p.answer)] for p in problems]),
+        "problems": fingerprint([[p.id, p.text, str(p.answer), *_digests(p)] for p in problems]),
         "num_problems": len(problems),
         **_verifiers(problems),
         "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
@@ -121,6 +121,12 @@ def evaluate(
                 if report is not None:
                     report(progress)
     return progress
+
+
+def _digests(problem: Problem) -> list[str]:
+    """Of what a verifier judges by, where that is a problem's own."""
+    each = dict.fromkeys(getattr(judge, "digest", None) for judge in (problem.verifier, problem.critic))
+    return [digest for digest in each if digest is not None]
 
 
 def _verifiers(problems: Sequence[Problem]) -> dict[str, Any]:

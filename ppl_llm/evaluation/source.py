@@ -15,10 +15,12 @@ from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
 from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thinking_switch
+from ..programs.turn_options import TurnOptions
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
 from ..reward.confidence import Confidence
+from ..reward.judge_options import JudgeOptions
 from ..thinking import WAIT
 
 
@@ -61,6 +63,8 @@ class Models:
     :param bool keep_texts: record the text of each candidate.
     :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
         these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
+    :param JudgeOptions judge: of a judge as the reward.
+    :param TurnOptions turns: how often a solution is written, and what is said about its drafts.
     :param str equivalence: when answers are the same: ``exact``, or ``math`` (extra ``math``).
     """
 
@@ -99,6 +103,8 @@ class Models:
     max_thinking: int | None = None
     thinking: str | None = None
     confidence: str | None = None
+    judge: JudgeOptions = JudgeOptions()  # noqa: RUF009 - frozen
+    turns: TurnOptions = TurnOptions()  # noqa: RUF009 - frozen
 
     @property
     def constraint(self) -> Constraint | None:
@@ -114,7 +120,7 @@ class Models:
 
         :raises ValueError: if two are given, or one that does not exist.
         """
-        return RewardChoice.of(self.lm, self.prm, self.reward)
+        return RewardChoice.of(self.lm, self.prm, self.reward, self.judge)
 
     @property
     def named_prm(self) -> str | None:
@@ -151,7 +157,7 @@ class Models:
         """The same without its reward, for methods none of which asks it; scores of whole solutions are asked for by name."""
         if self.answer_scores:
             return self
-        return replace(self, prm=None, reward="none", calibration=None, prm_family=None)
+        return replace(self, prm=None, reward="none", calibration=None, prm_family=None, judge=JudgeOptions())
 
     def load(self) -> ReasoningModel:
         """The Pyro program.
@@ -164,7 +170,8 @@ class Models:
         lm = self._load_lm(self.lm, **prompts)
         reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self.every)
         sure = None if self.confidence is None else Confidence.parse(self.confidence)
-        return reasoning(lm, reward, self.preset, confidence=sure, **self._options())
+        model = reasoning(lm, reward, self.preset, confidence=sure, **self._options())
+        return self.turns.around(model, self.turns.prompt(lm, self._load_lm, model.answer_fallback))
 
     def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:
         if is_address(name):
@@ -203,6 +210,7 @@ class Models:
             Confidence.parse(self.confidence)
         check_switch(self.thinking, thinking_of(self.waits, self.wait, self.close, self.max_thinking))
         self.chosen_reward.check()
+        self.turns.check(tests=True)
         prm = self.named_prm
         if self.answer_scores and (prm is None or is_address(prm)):
             raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")

@@ -102,7 +102,10 @@ def execute(
     """
     pyro.set_rng_seed(unit.rng_seed)
     # What caches hold decides what is run in one batch, and with it the last bits: a unit must not depend on those before it.
-    for network in (model.lm, model.prm):
+    prompt = getattr(model, "prompt", None)
+    if callable(know := getattr(getattr(prompt, "critic", None), "know", None)):
+        know({problem.text: problem.critic for problem in problems})
+    for network in (model.lm, model.prm, prompt):
         if callable(release := getattr(network, "release_caches", None)):
             release()
     began = time.perf_counter()

@@ -77,7 +77,8 @@ class ChosenMethod:
         adapted = build_reasoning(model.lm, model.prm, preset, **options)
         if "bridge" in self.model_options and adapted.power == 1:
             raise ValueError(f"bridge={adapted.bridge} has no effect without a power: give power as well, such as power=4")
-        return adapted
+        around = getattr(model, "around", None)
+        return adapted if around is None else around(adapted)
 
 
 @dataclass(frozen=True)

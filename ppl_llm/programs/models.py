@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ..answers.extraction import FALLBACKS, FORMS
+from ..answers.extraction import FALLBACKS, answer_forms
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
@@ -73,7 +73,7 @@ class ReasoningModel(ChoosesAnswer):
         """
         :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
         """
-        forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
+        forms = answer_forms(self.answer_fallback)
         limits: dict[str, Any] = {"max_completion": self.max_tokens_completion, "final_stop": self.final_stop, "thinking": self.thinking}
         context = replace(self.lm.start(problem), answer_forms=forms, **limits)
         if self.prm is not None:
@@ -201,7 +201,7 @@ def reasoning(
     :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
-        its text.
+        its text; ``code`` takes the last code block, and looks at nothing else.
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
         end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`); ``max_steps`` of them at most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.

@@ -33,6 +33,15 @@ class RevisionModel(ReasoningModel):
         vars(self).update(vars(model))
         self.rounds, self.prompt = rounds, prompt
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of a turn, how many there are, and what stands between them."""
+        return {**super().settings, "prompt": getattr(self.prompt, "__name__", type(self.prompt).__name__)}
+
+    def around(self, model: ReasoningModel) -> RevisionModel:
+        """The same turns of another model."""
+        return RevisionModel(model, self.rounds, self.prompt)
+
     def _solve(self, ctx: Context) -> Context:
         for r in range(self.rounds - 1):
             # One barrier a draft: no factor weighs its steps, and how many it takes is nobody else's affair.
@@ -49,8 +58,10 @@ class RevisionModel(ReasoningModel):
 
     def next_round(self, ctx: Context, draft: Context) -> Context:
         """The contexts of the next round, one for each draft."""
-        problems, texts = flat(draft.problem), flat(draft.text)
-        return restarted(draft, [self.prompt(problem, text) for problem, text in zip(problems, texts, strict=True)])
+        pairs = list(zip(flat(draft.problem), flat(draft.text), strict=True))
+        if callable(prepare := getattr(self.prompt, "prepare", None)):
+            prepare(pairs)
+        return restarted(draft, [self.prompt(problem, text) for problem, text in pairs])
 
 
 @checked
@@ -62,8 +73,9 @@ def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -
     ``draft_r_step_t``; there is a barrier after each draft and after each step of the last round. Any algorithm runs it; answers, scores
     and :meth:`~ReasoningModel.choose` are about the last round.
 
-    Feedback is what ``prompt`` puts in: the message of a verifier, or a critique by a judge. It must be a function of its arguments: what
-    it draws at random would be no site of the model.
+    Feedback is what ``prompt`` puts in: :class:`~ppl_llm.Feedback` has the message of a verifier, or a critique by a judge. ``prompt``
+    must be a function of its arguments: what it draws at random would be no site of the model. Where it has a method ``prepare``, that is
+    called with all pairs of problem and draft first.
 
     :param ReasoningModel model: of one round, from :func:`reasoning`.
     :param int rounds: solutions written, the last included; 1 is the model itself.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .registry import REWARDS
     from .rollout_value import RolloutValue
     from .state_head import StateHead
+    from .stated_score import StatedScore
     from .tabular_reward import TabularReward
     from .transformers_orm import TransformersORM
     from .twist import Twist
@@ -45,6 +46,7 @@ _MODULES = {
     "RolloutValue": "rollout_value",
     "SavedCalibration": "calibration",
     "StateHead": "state_head",
+    "StatedScore": "stated_score",
     "SumReward": "combined_reward",
     "TabularReward": "tabular_reward",
     "TransformersORM": "transformers_orm",
@@ -75,6 +77,7 @@ __all__ = [
     "RolloutValue",
     "SavedCalibration",
     "StateHead",
+    "StatedScore",
     "SumReward",
     "TabularReward",
     "TransformersORM",

@@ -57,11 +57,23 @@ class AnswerReward(ABC):
         :param answers: pairs of problem and answer so far, all different, at least one.
         """
 
+    def _asked(self, context: Context, sequence: int, step: int, text: str, ended: bool) -> str | None:
+        """What a step of a flat sequence is judged by; ``None`` for a step that is not judged.
+
+        :param str text: of the answer up to the end of the step.
+        :param bool ended: whether that is its end.
+        """
+        return text if self._position is None or ended else _up_to_last(self._position, text) or None
+
+    def _says_nothing(self, context: Context, sequence: int, step: int, asked: str | None) -> bool:
+        """Whether a step that was asked about so has no score of its own."""
+        return False
+
     def step_log_odds(self, context: Context) -> Tensor:
         known = self._cache.get(context)
         if known.shape[-1] == context.num_steps:
             return known
-        return self._cache.put(context, self._extended(context, known), type(self).__name__)
+        return self._cache.put(context, *self._extended(context, known))
 
     def concluded_log_odds(self, context: Context) -> Tensor:
         """:meth:`step_log_odds` where no step will follow: an answer without an end that is not judged is certainly wrong."""
@@ -71,13 +83,15 @@ class AnswerReward(ABC):
         cut = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
         return torch.cat([scores[..., :-1], cut[..., None]], -1)
 
-    def _extended(self, context: Context, known: Tensor) -> Tensor:
-        """The scores of all steps, those after ``known [*batch, S]`` judged."""
+    def _extended(self, context: Context, known: Tensor) -> tuple[Tensor, str, Tensor]:
+        """The scores of all steps, those after ``known [*batch, S]`` judged, and which of them have one of their own."""
         start, device = known.shape[-1], known.device
         flat = context.lengths.numel()
         taken = context.ends > context.step_starts
         finished = finished_at(context)[..., start:].reshape(flat, -1)
-        judged = taken[..., start:].reshape(flat, -1) & (finished | self.partial)
+        own = taken[..., start:].reshape(flat, -1)
+        judged = own & (finished | self.partial)
+        own = own.clone()
         tokens, prompts = context.tokens.reshape(flat, -1).tolist(), context.prompt_lengths.flatten().tolist()
         problems, ends = context.problem_index.flatten().tolist(), context.ends[..., start:].reshape(flat, -1).tolist()
         places: list[tuple[int, int]] = []
@@ -90,20 +104,20 @@ class AnswerReward(ABC):
             key = problems[sequence], ids
             if key not in text_of:
                 text_of[key] = answer_text(context, sequence, list(ids))
-            text = text_of[key]
-            if self._position is not None and not ended[sequence][step]:
-                text = _up_to_last(self._position, text)
-                if not text:
-                    judged[sequence, step] = False
-                    continue
+            text = self._asked(context, sequence, start + step, text_of[key], ended[sequence][step])
+            if self._says_nothing(context, sequence, start + step, text):
+                own[sequence, step] = False
+            if text is None or not own[sequence, step]:
+                judged[sequence, step] = False
+                continue
             places.append((sequence, step))
             which.append(asked.setdefault((context.problems[problems[sequence]], text), len(asked)))
         new = torch.full(judged.shape, self.pending, dtype=torch.float32, device=device)
         if places:
             count(prm_calls=len(places))
             new[judged] = self.answer_log_odds(list(asked)).float().to(device)[which]
-        scores = repeat_last(known.reshape(flat, start), new, taken[..., start:].reshape(flat, -1))
-        return scores.view(*context.batch_shape, -1)
+        scores = repeat_last(known.reshape(flat, start), new, own.to(device)).view(*context.batch_shape, -1)
+        return scores, type(self).__name__, torch.cat([self._cache.scored(context), own.view(*context.batch_shape, -1)], -1)
 
 
 def _up_to_last(pattern: re.Pattern[str], text: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from .judge_options import JudgeOptions
 
 if TYPE_CHECKING:  # the command line must not wait for torch to show its help
     from ..lm.base import LanguageModel
@@ -24,6 +24,7 @@ REWARD_KINDS: dict[str, str] = {
 }
 """What ``--reward`` takes."""
 
+_PLAIN_JUDGE = JudgeOptions()
 _OWN = ("demo",)
 """Language models that the reward models of this package were trained for."""
 
@@ -47,20 +48,30 @@ class RewardChoice:
 
     :ivar str kind: a key of :data:`REWARD_KINDS`.
     :ivar str name: of a model, or ``FILE.py:function``; ``None`` for kinds without.
+    :ivar JudgeOptions judge: of a judge.
     """
 
     kind: str
     name: str | None = None
+    judge: JudgeOptions = _PLAIN_JUDGE
 
     @classmethod
-    def of(cls, lm: str, prm: str | None = None, reward: str | None = None) -> RewardChoice:
+    def of(cls, lm: str, prm: str | None = None, reward: str | None = None, judge: JudgeOptions = _PLAIN_JUDGE) -> RewardChoice:
         """What was asked for; without a word the demo reward model for the demo language model, and none for any other.
 
         :param str lm: name of the language model.
         :param str prm: name of a process reward model, the same as ``reward="prm:NAME"``.
         :param str reward: one of :data:`REWARD_KINDS`.
-        :raises ValueError: for an unknown kind, a name that is missing or too much, or two rewards at once.
+        :param JudgeOptions judge: of a judge.
+        :raises ValueError: for an unknown kind, a name that is missing or too much, two rewards at once, or options of a judge for another.
         """
+        chosen = cls._of(lm, prm, reward)
+        if chosen.kind != "judge" and (given := judge.given()):
+            raise ValueError(f"{next(iter(given))} is for a judge, and the reward is {chosen}: give reward judge or judge:DIR")
+        return replace(chosen, judge=judge)
+
+    @classmethod
+    def _of(cls, lm: str, prm: str | None, reward: str | None) -> RewardChoice:
         if reward is None:
             return cls("prm", prm) if prm is not None else cls("prm", "demo") if lm in _OWN else cls("none")
         chosen = cls.parse(reward)
@@ -89,7 +100,8 @@ class RewardChoice:
         return cls(kind, name if colon else None)
 
     def __str__(self) -> str:
-        return self.kind if self.name is None else f"{self.kind}:{self.name}"
+        name = self.kind if self.name is None else f"{self.kind}:{self.name}"
+        return f"{name} ({self.judge})" if self.judge.given() else name
 
     def check(self) -> None:
         """Everything that can be known before a model is loaded.
@@ -98,7 +110,8 @@ class RewardChoice:
         :raises OSError: if there is no such file.
         """
         if self.kind == "verifier":
-            self._verifier()
+            self.verifier()
+        self.judge.check()
         if self.kind == "hidden":
             from .hidden_state_reward import saved_head
 
@@ -130,11 +143,11 @@ class RewardChoice:
         if self.kind == "judge":
             from .judge_reward import JudgeReward
 
-            return JudgeReward(lm if self.name is None else load_lm(self.name), partial=every or False)
+            return JudgeReward(lm if self.name is None else load_lm(self.name), partial=every or False, **self.judge.keywords())
         if self.kind == "verifier":
             from .function_reward import FunctionReward
 
-            return FunctionReward(self._verifier(), partial=every or False)
+            return FunctionReward(self.verifier(), partial=every or False)
         if self.kind == "hidden":
             from .hidden_state_reward import HiddenStateReward
 
@@ -143,21 +156,13 @@ class RewardChoice:
 
         return Confidence.parse("kl" if self.kind == "self-certainty" else self.name or "log-prob")
 
-    def _verifier(self) -> Callable[[str, str], Any]:
-        file, _, function = (self.name or "").rpartition(":")
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise OSError(f"there is no file {file!r} with a verifier; --reward takes {REWARD_KINDS['verifier']}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"the verifier's file {file!r} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise ValueError(f"the verifier's file {file!r} cannot be run: {type(error).__name__} {error}") from error
-        found = getattr(module, function, None)
-        if not callable(found):
-            raise ValueError(f"the file {file!r} has no function {function!r}")
-        verifier: Callable[[str, str], Any] = found
-        return verifier
+    def verifier(self) -> Callable[[str, str], Any]:
+        """The function of a verifier, called in a process of its own.
+
+        :raises OSError: if there is no such file.
+        :raises ValueError: if it does not hold the function.
+        """
+        from .python_file import PythonFunction, or_wrong
+
+        found: Callable[[str, str], Any] = or_wrong(PythonFunction(self.name or "", "verifier"))
+        return found

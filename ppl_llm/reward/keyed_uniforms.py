@@ -8,6 +8,10 @@ References
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -32,6 +36,14 @@ def keyed_uniforms(keys: Tensor, copies: int, size: int, counter: int) -> Tensor
     place = torch.arange(copies * size, device=keys.device).view(copies, 1, size) + counter * _PLACES
     mixed = _mixed(_mixed(keys[:, None] + (place + 1) * _GAMMA) + keys[:, None])
     return _shifted(mixed, 11).double() * 2.0**-53
+
+
+@contextmanager
+def random_numbers_of(key: str, device: torch.device) -> Iterator[None]:
+    """Torch draws numbers that follow from a key, and afterwards those that it would have drawn without."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1)
+        yield
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..context import DEFAULT_STOP, Context
 from ..stop_reason import FINISHING, StopReason
 
-_CUT = "\ufffd"
+CUT = "\ufffd"
 """What an incomplete character is decoded to."""
 
 
@@ -61,10 +61,10 @@ def step_texts(context: Context, start: int, before: Tensor) -> list[list[StepTe
         if begin == end:
             return ""
         text = decode(row[begin:end])
-        if t and reasons[sequence][t - 1] == StopReason.LENGTH and decode(row[max(prompt, begin - 4) : begin]).endswith(_CUT):
-            whole = decode(row[prompt:begin]).rstrip(_CUT)
+        if t and reasons[sequence][t - 1] == StopReason.LENGTH and decode(row[max(prompt, begin - 4) : begin]).endswith(CUT):
+            whole = decode(row[prompt:begin]).rstrip(CUT)
             text = decode(row[prompt:end])[len(whole) :]
-        return text.rstrip(_CUT) if reasons[sequence][t] == StopReason.LENGTH else text
+        return text.rstrip(CUT) if reasons[sequence][t] == StopReason.LENGTH else text
 
     found: list[list[StepText | None]] = []
     for sequence in range(flat):
@@ -94,4 +94,4 @@ def answer_text(context: Context, sequence: int, tokens: list[int]) -> str:
         tokens = tokens[int(context.thinking_tokens.flatten()[sequence]) :]
     text = context.lm.decode(tokens)
     prefill = context.prefill_of(int(context.problem_index.flatten()[sequence]))
-    return prefill + (text if bool(context.done.flatten()[sequence]) else text.rstrip(_CUT))
+    return prefill + (text if bool(context.done.flatten()[sequence]) else text.rstrip(CUT))

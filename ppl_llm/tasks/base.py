@@ -28,6 +28,27 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a verifier says about an answer.
+
+    :ivar float score: in [0, 1]; from :data:`RIGHT` on the answer is right.
+    :ivar str message: what is wrong, in words, for the next attempt.
+    """
+
+    score: float
+    message: str = ""
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Says about an answer what is wrong with it."""
+
+    def verdict(self, answer: str) -> Verdict:
+        """Score and message."""
+        ...
+
+
+@dataclass(frozen=True)
 class Problem:
     """A problem, and how its answers are judged.
 
@@ -36,6 +57,7 @@ class Problem:
     :ivar str answer: the right answer, ``None`` if it is not known or not the only one.
     :ivar dict metadata: further columns, with ``level`` under this name where there is one.
     :ivar Verifier verifier: judges answers in place of a comparison with ``answer``.
+    :ivar Critic critic: has messages about answers, for feedback; that may be the verifier itself.
     """
 
     id: str
@@ -43,20 +65,29 @@ class Problem:
     answer: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     verifier: Verifier | None = None
+    critic: Critic | None = None
 
     def verdicts(self, answers: Iterable[Hashable]) -> dict[str, float]:
         """The verifier's score of each distinct answer that is not ``None``; nothing without a verifier."""
         if self.verifier is None:
             return {}
-        return {answer: self.verifier.score(answer) for answer in dict.fromkeys(str(a) for a in answers if a is not None)}
+        return {answer: self._score(self.verifier, answer) for answer in dict.fromkeys(str(a) for a in answers if a is not None)}
 
     def is_right(self, answer: Hashable) -> bool:
         """By the verifier where there is one, else by comparison with the right answer as it is written; no answer is never right."""
         if answer is None:
             return False
         if self.verifier is not None:
-            return self.verifier.score(str(answer)) >= RIGHT
+            return self._score(self.verifier, str(answer)) >= RIGHT
         return self.answer is not None and str(answer) == str(self.answer)
+
+    def _score(self, verifier: Verifier, answer: str) -> float:
+        score = verifier.score(answer)
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise ValueError(
+                f"the verifier of problem {self.id!r} must give a score in [0, 1], got {score!r} for the answer {answer[-80:]!r}"
+            )
+        return float(score)
 
 
 @runtime_checkable

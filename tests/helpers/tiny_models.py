@@ -134,3 +134,12 @@ def write_prm(directory: Path, dtype: torch.dtype = torch.float32, drop: str = "
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     (tokens or tokenizer()).save_pretrained(directory)
     return directory
+
+
+def write_talker(directory: Path) -> Path:
+    """A language model, as :func:`write_lm` writes it, for which Yes and No are single tokens."""
+    write_lm(directory)
+    core = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    core.add_tokens([AddedToken("Yes", normalized=False), AddedToken("No", normalized=False)])
+    core.save(str(directory / "tokenizer.json"))
+    return directory

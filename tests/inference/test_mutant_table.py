@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants, power_mutants, twist_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, judge_mutants, mutants, population_mutants, power_mutants, twist_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants, judge_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -99,6 +99,12 @@ NAMED = {
         "the value at the end in place of the verifier",
         "a value of zero on the way",
         "rollouts drawn again whenever a prefix is scored",
+    ],
+    "judges": [
+        "the best verdicts count instead of the soundest",
+        "the meta judgement upside down",
+        "chains without a score count as wrong",
+        "a repeated question is a judgement again",
     ],
     "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
     "constraints": [

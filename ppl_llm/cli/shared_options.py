@@ -1,0 +1,90 @@
+"""Options of judges and of turns, declared once for the commands that take them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from ..programs.turn_options import TurnOptions
+from ..reward.judge_options import JudgeOptions
+from .method_options import Command, insert_after
+
+_JUDGE_PANEL, _TURN_PANEL = "Options of judges", "Turns"
+
+
+def _judge(
+    thoughts: Annotated[
+        int | None, typer.Option(help="Chains of thought about an answer, whose verdicts are averaged.", rich_help_panel=_JUDGE_PANEL)
+    ] = None,
+    agree: Annotated[
+        float | None, typer.Option(help="Think only where neither word at once has this probability.", rich_help_panel=_JUDGE_PANEL)
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Read a score from each chain: a scale such as 1-10, or FILE.py:function from the text to a probability.",
+            rich_help_panel=_JUDGE_PANEL,
+        ),
+    ] = None,
+    k_meta: Annotated[
+        int | None, typer.Option(help="Chains that count: those that the judge itself finds soundest.", rich_help_panel=_JUDGE_PANEL)
+    ] = None,
+    thought_tokens: Annotated[int | None, typer.Option(help="Longest chain of thought.", rich_help_panel=_JUDGE_PANEL)] = None,
+    each_step: Annotated[
+        bool, typer.Option("--each-step", help="Judge every step, not whole answers.", rich_help_panel=_JUDGE_PANEL)
+    ] = False,
+) -> None: ...
+
+
+def _turns(
+    rounds: Annotated[
+        int, typer.Option(help="How often a solution is written: again from the draft before it.", rich_help_panel=_TURN_PANEL)
+    ] = 1,
+    feedback: Annotated[
+        str | None,
+        typer.Option(
+            help="What is said about each draft: verifier:FILE.py:function, its message; judge or judge:DIR, a critique; tests, those of "
+            "the task code. By default a request to check it.",
+            rich_help_panel=_TURN_PANEL,
+        ),
+    ] = None,
+) -> None: ...
+
+
+JUDGE = list(inspect.signature(_judge, eval_str=True).parameters.values())
+TURNS = list(inspect.signature(_turns, eval_str=True).parameters.values())
+
+
+def with_options(after: str, added: list[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Gives a command further options, behind its parameter of this name; it gets them as keywords.
+
+    :param str after: a parameter of the command, whose last is ``**options``.
+    """
+    return lambda command: insert_after(command, after, added)
+
+
+def judge_options(options: dict[str, Any]) -> JudgeOptions:
+    """Those of a judge, taken out of a command's."""
+    return JudgeOptions(**{parameter.name: options.pop(parameter.name) for parameter in JUDGE})
+
+
+def turn_options(options: dict[str, Any], judge: JudgeOptions) -> TurnOptions:
+    """Those of turns, taken out of a command's."""
+    return TurnOptions(**{parameter.name: options.pop(parameter.name) for parameter in TURNS}, judge=judge)
+
+
+@contextmanager
+def flagged() -> Iterator[None]:
+    """An error that begins with the name of one of these options names its flag."""
+    try:
+        yield
+    except ValueError as error:
+        word = re.match(r"\w+", str(error))
+        if word is None or word[0] not in {parameter.name for parameter in (*JUDGE, *TURNS)}:
+            raise
+        raise ValueError(f"--{word[0].replace('_', '-')}{str(error)[word.end() :]}") from error

@@ -1,0 +1,147 @@
+"""Judges, turns and programs with tests on the command line, on a small model whose tokenizer has the words Yes and No."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ppl_llm.cli import app
+from ppl_llm.demo import example
+from ppl_llm.tasks import Limits
+from tests.helpers.tiny_models import write_talker
+
+TEXT = example(1).text
+FEW = ["--particles", "4", "--max-steps", "3"]
+VERIFIER = """
+import time
+def says(problem, text):
+    return "Right." if "boxed" in text else "Give the answer in a box."
+def half(text):
+    return 0.5
+def hangs(problem, text):
+    time.sleep(300)
+def nan(problem, text):
+    return float("nan")
+"""
+
+
+@pytest.fixture
+def talker(tmp_path: Path) -> str:
+    return str(write_talker(tmp_path / "talker"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(VERIFIER)
+    return str(path)
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["solve", TEXT, *FEW, *arguments])
+
+
+def solved(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout))
+
+
+def test_a_judge_that_thinks(talker: str, file: str) -> None:
+    judge = [
+        "--lm",
+        talker,
+        "--reward",
+        "judge",
+        "--max-tokens",
+        "8",
+        "--max-tokens-completion",
+        "16",
+        "--thoughts",
+        "2",
+        "--thought-tokens",
+        "4",
+    ]
+    report = solved(*judge)
+    assert report["settings"]["reward"] == "judge (thoughts=2, thought_tokens=4)"
+    report = solved(*judge, "--each-step", "--k-meta", "1", "--score", f"{file}:half")
+    assert report["best"]["step_scores"] == pytest.approx([0.5] * len(report["best"]["step_scores"]))
+    assert solved(*judge, "--agree", "0.8")["settings"]["reward"] == "judge (thoughts=2, agree=0.8, thought_tokens=4)"
+
+
+def test_turns_with_feedback(talker: str, file: str) -> None:
+    report = solved("--rounds", "2", "--feedback", f"verifier:{file}:says")
+    assert (report["settings"]["rounds"], report["settings"]["feedback"]) == (2, f"verifier:{file}:says")
+    assert report == {**solved("--rounds", "2", "--feedback", f"verifier:{file}:says"), "cost": report["cost"]}
+    assert "rounds" not in solved()["settings"]
+    quick = ["--max-tokens", "8", "--thoughts", "1", "--thought-tokens", "4"]
+    judged = solved("--rounds", "2", "--feedback", f"judge:{talker}", *quick)
+    assert judged["settings"]["reward"] == "prm:demo" and judged["settings"]["feedback"] == f"judge:{talker}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--thoughts", "3"], "--thoughts is for a judge, and the reward is prm:demo"),
+        (["--reward", "judge", "--agree", ".8"], "--agree is for a judge that thinks"),
+        (["--reward", "judge", "--thoughts", "1", "--score", "x"], "--score must be a scale such as 1-10"),
+        (["--rounds", "0"], "--rounds must be an integer of at least 1, got 0"),
+        (["--feedback", "judge"], "--feedback is about drafts, and with rounds=1 there are none"),
+        (["--rounds", "2", "--feedback", "jdge"], "--feedback must be verifier:FILE.py:function, judge, judge:DIR or tests, got 'jdge'"),
+        (["--rounds", "2", "--feedback", "tests"], "--feedback from tests is for problems that have them: evaluate code:FILE"),
+        (["--rounds", "2", "--feedback", "verifier:none.py:f"], "there is no file 'none.py'"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_verifier_that_fails_in_the_middle_loses_nothing(file: str) -> None:
+    result = run("--reward", f"verifier:{file}:nan", "--max-steps", "6", "--json")
+    assert result.exit_code == 1, result.output
+    shown = json.loads(result.stdout)
+    assert "it returned nan" in shown["failure"] and shown["best"]["steps"]
+    table = run("--reward", f"verifier:{file}:nan", "--max-steps", "6")
+    assert "Partial posterior over answers: failed after" in table.stdout
+
+
+PROGRAMS = [
+    {"id": "add", "problem": "Write add(a, b).", "tests": ["assert add(1, 2) == 3"], "public_tests": "assert add(0, 0) == 0"},
+    {"id": "sum", "problem": "Print the sum.", "tests": [{"input": "1 2", "output": "3"}]},
+]
+
+
+def test_programs_with_tests_are_evaluated_and_resumed(tmp_path: Path) -> None:
+    """The demo model writes no programs: every verdict is that there is none. The records resume, and other tests are another run."""
+    data = tmp_path / "programs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PROGRAMS))
+    command = ["evaluate", f"code:{data}", "--methods", "self-consistency", "--budgets", "2", "--max-steps", "2", "--max-tokens", "8"]
+    command += ["--rounds", "2", "--feedback", "tests", "--task-option", "isolation=limits", "--out", str(tmp_path / "run")]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    records = (tmp_path / "run" / "records.jsonl").read_text()
+    assert all(not json.loads(line)["correct"] for line in records.splitlines()) and len(records.splitlines()) == 4
+    settings = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert settings["turns"]["rounds"] == 2 and settings["answer_fallback"] == "code" and settings["verifiers"][0]["isolation"] == "limits"
+    assert CliRunner().invoke(app, command).exit_code == 0 and (tmp_path / "run" / "records.jsonl").read_text() == records
+    data.write_text(data.read_text().replace("== 3", "== 4"))
+    changed = CliRunner().invoke(app, command)
+    assert changed.exit_code == 2 and "were made with other settings (problems:" in changed.stderr
+    other = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "other"), "--rounds", "3"])
+    assert other.exit_code == 0 and (tmp_path / "other" / "records.jsonl").read_text() != records
+
+
+def test_a_task_refuses_a_machine_without_isolation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Limits) -> None:
+        raise ValueError("programs cannot be run without network and with files read-only here (a reason)")
+
+    monkeypatch.setattr(Limits, "check", refuse)
+    data = tmp_path / "programs.jsonl"
+    data.write_text(json.dumps(PROGRAMS[0]) + "\n")
+    result = CliRunner().invoke(app, ["evaluate", f"code:{data}", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "cannot be run without network" in result.stderr and not (tmp_path / "run").exists()
