@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..answers.voting import Answer
-
-AGGREGATIONS = ("last", "prod", "min", "max", "mean")
-"""Scores of a solution from those of its steps."""
+from ..distributions.potentials import AGGREGATIONS, window_of
 
 MODEL = "model"
 """The model-based score: the reward model's own, of the whole solution written as one step."""
@@ -56,8 +54,8 @@ class Candidate:
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     """Log of the score of a candidate.
 
-    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max`` or ``mean``; ``model`` is the
-        score of all of them as one step.
+    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W; ``model`` is
+        the score of all of them as one step.
     :raises ValueError: for another aggregation, or a candidate without scores.
     """
     if aggregation == MODEL:
@@ -67,6 +65,8 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     if not candidate.step_log_odds:
         raise ValueError("the candidate has no step scores; record them, or take an aggregator that needs none, such as majority")
     log_r = [_log_sigmoid(z) for z in candidate.step_log_odds]
+    if (window := window_of(aggregation)) is not None:
+        log_r = log_r[-window:]
     if aggregation == "last":
         return log_r[-1]
     if aggregation == "prod":
@@ -75,9 +75,8 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
         return min(log_r)
     if aggregation == "max":
         return max(log_r)
-    if aggregation == "mean":
-        return math.log(sum(map(math.exp, log_r)) / len(log_r))
-    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join((*AGGREGATIONS, MODEL))}")
+    top = max(log_r)
+    return top + math.log(math.fsum(math.exp(each - top) for each in log_r) / len(log_r))
 
 
 def _log_sigmoid(z: float) -> float:

@@ -14,10 +14,10 @@ from ..constraints.base import Vocabulary
 from ..context import PAD, Context
 from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
-from .base import ConstrainedSample, StepOptions, StepSample
+from .base import ConstrainedSample, StepOptions, StepSample, step_shape
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
-from .decoding.sampling import warp
+from .decoding.sampling import tempered, warp
 from .stopping import StopAutomaton
 from .token_figures import TokenFigure, entropies_of, keep, log_probs_of, wanted
 
@@ -113,6 +113,7 @@ class AutoregressiveLM(ABC):
     ) -> StepTask:
         """A task that ``sample`` has filled in, in batches that fit into memory. The context keeps the sums of figures."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
+        options, temperatures = options.by_sequence(context.batch_shape, self.device)
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         active = (~context.done).flatten().nonzero()[:, 0]
         automaton = self.stop_automaton(options.stop)
@@ -130,6 +131,7 @@ class AutoregressiveLM(ABC):
             log_probs=torch.zeros(total, dtype=torch.float64, device=device),
             figures=figures,
             sums=torch.zeros(total, len(figures), dtype=torch.float64, device=device),
+            temperatures=temperatures,
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
@@ -172,8 +174,9 @@ class AutoregressiveLM(ABC):
 
         :param figure: ``[a, M]`` in float64, from warped logits ``[a, M, V]`` and the tokens ``[a, M]``.
         """
-        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        batch_shape = step_shape(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape), options.temperature)
         original, context = context, context.expand(batch_shape)
+        options, temperatures = options.by_sequence(batch_shape, self.device)
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
@@ -188,7 +191,8 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = figure(warp(logits, options), given)
+                    own = None if temperatures is None else temperatures[active[batch][rows]]
+                    each = figure(warp(tempered(logits, own), options), given)
                     totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
@@ -196,9 +200,11 @@ class AutoregressiveLM(ABC):
     @torch.no_grad()
     def _restricted_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         """As :meth:`step_log_prob`, of the model restricted by a constraint; a step may stop short where nothing may follow."""
-        assert options.constraint is not None
-        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        batch_shape = step_shape(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape), options.temperature)
         original, context = context, context.expand(batch_shape)
+        options, temperatures = options.by_sequence(batch_shape, self.device)
+        constraint = options.constraint
+        assert constraint is not None
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done, lengths = context.done.flatten(), (steps != PAD).sum(-1)
         valid, short = self._read(steps, context, options)
@@ -215,7 +221,9 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], asked[batch]):
                     given, ends = asked[batch][rows], stop[batch][rows]
-                    states = options.constraint.states(self.vocabulary, generated(context, active[batch][rows]))
+                    own = None if temperatures is None else temperatures[active[batch][rows]]
+                    logits = tempered(logits, own)
+                    states = constraint.states(self.vocabulary, generated(context, active[batch][rows]))
                     total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
                     for k, token in enumerate(given.unbind(-1)):
                         kept = warp(logits[:, k], options).masked_fill(~exact_masks(states, self.vocabulary), -torch.inf)

@@ -158,7 +158,7 @@ EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=
 # What a name may change in the model, see ppl_llm.reasoning
 PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)
 POTENTIAL = Option("potential", str, "Factor of a step.")
-AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
+AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.", colons=True)
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
 BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)

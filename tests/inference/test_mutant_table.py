@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, constraint_mutants, mutants, population_mutants, power_mutants, twist_mutants
+from tests.helpers import adaptive_mutants, constraint_mutants, decision_mutants, mutants, population_mutants, power_mutants, twist_mutants
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants, decision_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -111,6 +111,7 @@ NAMED = {
         "one, as with a mask",
         "a critic that reads on behind its position",
     ],
+    "temperatures": ["the mean of all temperatures", "the temperature of another sequence", "multiplied by the temperature"],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",
