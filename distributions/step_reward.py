@@ -105,8 +105,8 @@ class StepReward(TorchDistribution):
     :param Context context: after the step.
     :param str potential: see the table.
     :param float temperature: T_s; not for ``likelihood``.
-    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean
-        of the last W steps: ``window:1`` is ``last``, and as many steps as there are give ``mean``.
+    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the
+        mean of the last W steps: ``window:1`` is ``last``, and as many steps as there are give ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
     :param bool last_step: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.

@@ -53,6 +53,7 @@ from .search.speculative_rejection import SpeculativeRejection
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
+from .viewer.explanation import Explanation
 from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "EntropicAnnealing",
     "Enumeration",
     "Equivalent",
+    "Explanation",
     "FilterOptions",
     "Importance",
     "IslandPosterior",

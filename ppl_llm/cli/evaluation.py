@@ -120,7 +120,9 @@ def evaluate(
     reward: CHOSEN_REWARD = None,
     prm_family: PRM_FAMILY = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
-    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max, mean or window:3.")] = None,
+    aggregation: Annotated[
+        str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max, mean or window:3.")
+    ] = None,
     power: Annotated[float, typer.Option(help=POWER)] = 1.0,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..answers.voting import Answer
-from ..distributions.potentials import AGGREGATIONS, window_of
+from ..distributions.potentials import window_of
 
 MODEL = "model"
 """The model-based score: the reward model's own, of the whole solution written as one step."""
@@ -54,8 +54,8 @@ class Candidate:
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     """Log of the score of a candidate.
 
-    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W; ``model`` is
-        the score of all of them as one step.
+    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W; ``model``
+        is the score of all of them as one step.
     :raises ValueError: for another aggregation, or a candidate without scores.
     """
     if aggregation == MODEL:

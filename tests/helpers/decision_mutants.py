@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,4 +37,35 @@ WRONG_TEMPERATURES: dict[str, dict[str, Any]] = {
     "mean": {_AT: mean_temperature},
     "rolled": {_AT: rolled_temperatures},
     "multiplied": {_AT: multiplied},
+}
+
+
+# Explanations
+ERRORS = "tests/inference/viewer/test_explain.py::test_rejects_errors_of_particles_that_share_ancestors"
+TURNING = "tests/inference/viewer/test_explain.py::test_rejects_wrong_turning_points"
+
+
+@mutant("standard errors of particles that share ancestors", ERRORS)
+def independent_particles(posterior: Any, found: Any, f: Sequence[float]) -> float:
+    """Each particle counts as a draw of its own, as in importance sampling."""
+    mean = math.fsum(w * x for w, x in zip(found.weights, f, strict=True))
+    return math.sqrt(math.fsum((w * (x - mean)) ** 2 for w, x in zip(found.weights, f, strict=True)))
+
+
+@mutant("a tie counts as a turn", TURNING)
+def ties_forgotten(kind: str, weights: Sequence[float], first: Any, second: Any) -> int:
+    """Particles that put the second answer level, where the first of equal ones wins."""
+    return math.ceil(len(weights) * (first.probability - (0.0 if second is None else second.probability)) - 1e-9)
+
+
+@mutant("the difference of probabilities as a log-factor", TURNING)
+def margin_of_shares(kind: str, found: Any, given: Any, first: Any, second: Any, scores: Any) -> float | None:
+    """p1 - p2 in place of log p1 - log p2."""
+    return None if second is None else first.probability - second.probability
+
+
+WRONG_EXPLANATIONS: dict[str, Any] = {
+    "independent": independent_particles,
+    "ties forgotten": {"_more": ties_forgotten},
+    "margin of shares": {"_margin": margin_of_shares},
 }

@@ -112,6 +112,11 @@ NAMED = {
         "a critic that reads on behind its position",
     ],
     "temperatures": ["the mean of all temperatures", "the temperature of another sequence", "multiplied by the temperature"],
+    "explanations": [
+        "standard errors of particles that share ancestors",
+        "a tie counts as a turn",
+        "the difference of probabilities as a log-factor",
+    ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",
