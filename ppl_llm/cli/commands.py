@@ -20,7 +20,7 @@ from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import RewardChoice
 from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve
 from .console import output_console
-from .errors import FAILED, INTERRUPTED, reported
+from .errors import ABSTAINED, FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
@@ -67,6 +67,7 @@ _PRESET_HELP = (
     "few particles dominate."
 )
 
+_ABSTAIN = f"Give no answer where the best one has less probability than this, such as 0.3; the exit status is {ABSTAINED} then."
 
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
@@ -160,6 +161,8 @@ def solve(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a page to open in a browser: every solution at every step.", metavar="FILE")
     ] = None,
+    abstain: Annotated[float | None, typer.Option(help=_ABSTAIN, metavar="P", show_default=False)] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also say why this answer, how sure it is, and what would change it.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
@@ -196,6 +199,7 @@ def solve(
             choices=choices,
             power=power,
             bridge=bridge,
+            abstain=abstain,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
@@ -244,7 +248,9 @@ def solve(
             chosen["calibration"] = dataclasses.asdict(scale)
         if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
             tell(unfinished, log)
-        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
+        report = Report.of(
+            outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure, abstain, explain
+        )
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
@@ -258,6 +264,8 @@ def solve(
         raise typer.Exit(FAILED)
     if outcome.partial:
         raise typer.Exit(INTERRUPTED)
+    if report.abstained:
+        raise typer.Exit(ABSTAINED)
 
 
 @app.command()

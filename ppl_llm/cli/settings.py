@@ -70,6 +70,7 @@ class Settings:
     choices: str | None = None
     power: float | None = None
     bridge: int | None = None
+    abstain: float | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -196,6 +197,7 @@ class Settings:
         if self.reward.kind == "none" and self.asks_reward:
             raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
+        self._check_abstain()
         self.equivalent()
         try:
             parse_dtype(self.dtype)
@@ -210,6 +212,21 @@ class Settings:
             flags = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | own
             flag = flags.get(parameter[0]) if parameter else None
             raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
+
+    def _check_abstain(self) -> None:
+        """
+        :raises ValueError: for no probability, or a method that gives its best candidate alone.
+        """
+        if self.abstain is None:
+            return
+        if not 0 <= self.abstain <= 1:
+            raise ValueError(f"--abstain must be a probability in [0, 1], got {self.abstain}")
+        budget = self.named.method.budget
+        if budget is not None and budget.vote == "best-of-n":
+            raise ValueError(
+                f"--abstain needs probabilities or votes of answers, and --method {self.named.method.name} gives its best solution alone; "
+                "take smc, importance or self-consistency"
+            )
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""
@@ -238,4 +255,5 @@ class Settings:
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
             **({} if self.constraint is None else {"constraint": repr(self.constraint)}),
+            **({} if self.abstain is None else {"abstain": self.abstain}),
         }
