@@ -66,7 +66,7 @@ def explain(
         parting=_parting(found, given, counted, first, second),
         disliked=[Disliked(*each, dropped=False) for each in disliked[:SHOWN]],
         dropped=None if dropped is None or by_score else Disliked(*dropped, dropped=True),
-        more_particles=_more(kind, weights, first, second),
+        more_particles=_more(kind, weights, first, second) if getattr(posterior, "additive", True) else None,
         reward_margin=_margin(kind, found, given, first, second, scores),
         unknown=_unknown(posterior, found, kind),
     )
@@ -126,8 +126,8 @@ def _parting(
             best, longest = (prefixes[steps[:shared]], m), shared
     assert best is not None
     n, m = best
-    pair = [found.steps[i][longest] if longest < len(found.steps[i]) else "" for i in best]
-    return Parting(longest + 1, found.steps[m][:longest], *pair, common=found.common_steps(n, m))
+    one, other = (found.steps[i][longest] if longest < len(found.steps[i]) else "" for i in best)
+    return Parting(longest + 1, found.steps[m][:longest], one, other, found.common_steps(n, m))
 
 
 def _errors(

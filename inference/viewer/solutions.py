@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,7 @@ class Solutions:
         """
         posterior, begin = population.posterior, len(self.steps)
         n, particles = posterior.num_particles, posterior.particles
-        text_of = describe or _step_text(population)
+        text_of: Callable[[str, Tensor], str | None] = describe or _step_text(population)
         lineages = [population.of_particles(lineage).tolist() for lineage in particles.lineages()]
         resampled = any(bool(population.own(record.resampled)) for record in particles.records)
         moved = posterior.unit == "stage" or any(record.move_rate is not None for record in particles.records)
@@ -67,7 +67,10 @@ class Solutions:
         for site in particles.sites:
             own = lineages[site.barriers]
             if site.value is not None:
-                said = _spread([text_of(site.name, value) for value in population.value(site.value).cpu()], n)
+                each_said = _spread([text_of(site.name, value) for value in population.value(site.value).cpu()], n)
+                if any(text is None for text in each_said):
+                    continue
+                said = [str(text) for text in each_said]
                 barriers.append(site.barriers)
                 for i in range(n):
                     texts[i].append(said[own[i]])
@@ -125,13 +128,12 @@ def _spread(values: list[Any], n: int) -> list[Any]:
     return values * n if len(values) == 1 else values
 
 
-def _step_text(population: Population) -> Describe:
-    """What a site says, and its name where that is a number only."""
+def _step_text(population: Population) -> Callable[[str, Tensor], str | None]:
+    """What a site says, and its name where that is a number only; ``None`` for what is no step of a model with words of its own."""
     able = own_words(population)
 
-    def text(name: str, value: Tensor) -> str:
-        said = able(value) if able is not None else None
-        return f"{name} = {plain(value)}" if said is None else said
+    def text(name: str, value: Tensor) -> str | None:
+        return f"{name} = {plain(value)}" if able is None else able(value)
 
     return text
 

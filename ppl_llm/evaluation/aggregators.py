@@ -113,6 +113,20 @@ def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last"
     return best(tally(candidates, lambda candidate: math.exp(log_score(candidate, aggregation))))
 
 
+def soft_best_of_n(candidates: Sequence[Candidate], beta: float = 10.0, aggregation: str = "last") -> Answer:
+    """The answer with the largest sum of ``softmax(beta r)`` over the candidates' scores r, the most probable one under soft best-of-N
+    (Verdun et al., arXiv:2505.03156): 0 is a majority, and much best-of-N.
+
+    :param float beta: not negative.
+    :raises ValueError: for a negative ``beta``.
+    """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
+    given = [candidate for candidate in candidates if candidate.answer is not None]
+    top = max((math.exp(log_score(candidate, aggregation)) for candidate in given), default=0.0)
+    return best(tally(given, lambda candidate: math.exp(beta * (math.exp(log_score(candidate, aggregation)) - top))))
+
+
 def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
     """The answer of the candidate with the highest score; candidates without an answer are passed over."""
     given = [candidate for candidate in candidates if candidate.answer is not None]

@@ -19,7 +19,7 @@ from ..programs.models import ReasoningModel
 from ..tasks.base import Problem
 from .aggregators import Candidate, tally
 from .records import Key
-from .votes import VOTES, as_record, candidates
+from .votes import as_record, candidates, submitted
 
 SHARED = "importance"
 """The method whose records hold the independent samples that other methods vote on."""
@@ -130,7 +130,8 @@ def execute(
                 elif not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
-                    record["candidates"] = [as_record(c, keep_texts) for c in part]
+                    several = len({c.temperature for c in part}) > 1
+                    record["candidates"] = [as_record(c, keep_texts, several) for c in part]
                     if keep_texts:
                         record["text"] = problem.text
                 records.append(record)
@@ -149,7 +150,8 @@ def pooled(pool: list[Candidate], gold: str | None, equivalent: Callable[[Hashab
 def _record(
     unit: Unit, problem: Problem, method: BudgetedMethod, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
 ) -> dict[str, Any]:
-    answer = VOTES[method.vote_under(preset_vote)](part, aggregation)
+    answers = submitted(method.vote_under(preset_vote), part, aggregation, **method.vote_options)
+    answer = answers[0] if answers else None
     posterior = tally(part, lambda candidate: candidate.weight)
     total = sum(candidate.weight for candidate in part)
     return {
@@ -158,7 +160,8 @@ def _record(
         "budget": budget,
         "seed": unit.seed,
         "answer": answer,
-        "correct": problem.is_right(answer),
+        "correct": any(map(problem.is_right, answers)),
+        **({"submitted": answers} if len(answers) > 1 else {}),
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
         "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ppl_llm.inference import SearchPosterior, Weights
 from tests.helpers.mutants import mutant
 
 TEMPERATURES = "tests/distributions/test_temperatures.py::test_rejects_wrong_temperatures"
@@ -68,4 +70,34 @@ WRONG_EXPLANATIONS: dict[str, Any] = {
     "independent": independent_particles,
     "ties forgotten": {"_more": ties_forgotten},
     "margin of shares": {"_margin": margin_of_shares},
+}
+
+
+# Votes
+VOTES = "tests/inference/search/test_votes_by_answer.py"
+
+
+@mutant("one vote for each candidate, whatever its group", f"{VOTES}::test_rejects_one_vote_for_each_candidate")
+def plain_majority(given: Sequence[Any], groups: Sequence[float]) -> Tensor:
+    """A single majority over all temperatures."""
+    return torch.zeros(len(given), dtype=torch.float64)
+
+
+@mutant("a softmax of log-rewards", f"{VOTES}::test_rejects_rewards_as_log_weights")
+def powers(self: Any, found: Any) -> Any:
+    """Rewards to the power of beta."""
+    scores = found.particles.weights.log_weights
+    return SearchPosterior.of(found, Weights(self.beta * scores), scores=scores)
+
+
+@mutant("the best candidates, however rare their answers", f"{VOTES}::test_rejects_the_best_of_all")
+def best_of_all(self: Any, given: Sequence[Any], scores: Sequence[float]) -> list[int]:
+    """The frequency is not looked at."""
+    return sorted(range(len(given)), key=lambda n: -scores[n])[: self.k]
+
+
+WRONG_VOTES: dict[str, Any] = {
+    "plain majority": plain_majority,
+    "powers": {"ppl_llm.inference.search.soft_best_of_n.SoftMessenger.as_search": powers},
+    "best of all": best_of_all,
 }

@@ -117,6 +117,11 @@ NAMED = {
         "a tie counts as a turn",
         "the difference of probabilities as a log-factor",
     ],
+    "votes by answer": [
+        "one vote for each candidate, whatever its group",
+        "a softmax of log-rewards",
+        "the best candidates, however rare their answers",
+    ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",
         "PIMH accepts the lower evidence",
