@@ -34,6 +34,7 @@ class Candidate:
     :ivar str text: where it was recorded.
     :ivar tuple step_tokens: length of each step, where they were recorded.
     :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
+    :ivar int wrong_steps: how many of them are wrong, where the task can tell.
     """
 
     answer: Answer
@@ -49,6 +50,7 @@ class Candidate:
     text: str | None = None
     step_tokens: tuple[int, ...] | None = None
     cut_steps: int = 0
+    wrong_steps: int | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:

@@ -18,6 +18,7 @@ from ..programs.models import ReasoningModel
 from ..programs.multi_temperature import SITE
 from ..reward.base import scored_steps, step_scores
 from ..stop_reason import StopReason
+from ..tasks.base import StepChecker
 from .aggregators import Candidate, best_of_majority_at_k, best_of_n, majority, posterior_majority, soft_best_of_n, weighted_majority
 
 _CERTAIN = 1e9
@@ -49,13 +50,18 @@ def submitted(vote: str, candidates: Sequence[Candidate], aggregation: str, **op
 
 @torch.no_grad()
 def candidates(
-    model: ReasoningModel, posterior: ParticlePosterior | Sequence[ParticlePosterior], problem: int, answer_scores: bool = False
+    model: ReasoningModel,
+    posterior: ParticlePosterior | Sequence[ParticlePosterior],
+    problem: int,
+    answer_scores: bool = False,
+    checker: StepChecker | None = None,
 ) -> list[Candidate]:
     """The particles of one problem.
 
     :param posterior: of a list of problems, or one for each of them.
     :param int problem: index in that list.
     :param bool answer_scores: ask the reward model for its score of each whole solution, too.
+    :param StepChecker checker: of the problem's steps.
     """
     here: tuple[Any, ...]
     if isinstance(posterior, ParticlePosterior):
@@ -71,6 +77,7 @@ def candidates(
     tokens = (context.lengths - context.prompt_lengths).tolist()
     step_tokens, taken = (context.ends - context.step_starts).tolist(), (context.reasons != StopReason.FINISHED).tolist()
     cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
+    wrong = [None] * len(weights) if checker is None else [checker.labels(steps).count(False) for steps in context.steps]
     done = context.done.tolist()
     drawn = found.sites.get(SITE)
     temperatures = [1.0] * len(done) if drawn is None else drawn.expand_as(found.log_weights)[here].tolist()
@@ -90,6 +97,7 @@ def candidates(
             step_tokens=tuple(itertools.compress(step_tokens[n], taken[n])),
             cut_steps=cut[n],
             temperature=temperatures[n],
+            wrong_steps=wrong[n],
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
@@ -121,6 +129,7 @@ def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool =
         **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
         **({"text": candidate.text} if keep_text else {}),
         **({"temperature": candidate.temperature} if temperature else {}),
+        **({} if candidate.wrong_steps is None else {"wrong_steps": candidate.wrong_steps}),
         **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
 
@@ -148,6 +157,7 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         text=record.get("text"),
         step_tokens=tuple(record["steps"]) if "steps" in record else None,
         cut_steps=record.get("cut_steps", 0),
+        wrong_steps=record.get("wrong_steps"),
     )
 
 

@@ -109,7 +109,8 @@ def execute(
     posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
     seconds = time.perf_counter() - began
     scored = answer_scores and SHARED in unit.methods
-    pools = [pooled(candidates(model, posterior, i, scored), problem.answer, equivalent) for i, problem in enumerate(problems)]
+    found = [candidates(model, posterior, i, scored, problem.checker) for i, problem in enumerate(problems)]
+    pools = [pooled(pool, problem.answer, equivalent) for pool, problem in zip(found, problems, strict=True)]
     tokens = [[candidate.tokens for candidate in pool] for pool in pools]
     records = []
     for i, problem in enumerate(problems):

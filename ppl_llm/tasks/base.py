@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,6 +27,15 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
+class StepChecker(Protocol):
+    """Tells which steps of a solution to one problem are right, each by itself. A plain value, as a :class:`Verifier` is."""
+
+    def labels(self, steps: Sequence[str]) -> list[bool]:
+        """Whether each step is right."""
+        ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """A problem, and how its answers are judged.
@@ -36,6 +45,7 @@ class Problem:
     :ivar str answer: the right answer, ``None`` if it is not known or not the only one.
     :ivar dict metadata: further columns, with ``level`` under this name where there is one.
     :ivar Verifier verifier: judges answers in place of a comparison with ``answer``.
+    :ivar StepChecker checker: judges steps, where the task can.
     """
 
     id: str
@@ -43,6 +53,7 @@ class Problem:
     answer: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     verifier: Verifier | None = None
+    checker: StepChecker | None = None
 
     def verdicts(self, answers: Iterable[Hashable]) -> dict[str, float]:
         """The verifier's score of each distinct answer that is not ``None``; nothing without a verifier."""
