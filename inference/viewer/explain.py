@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ SHOWN = 3
 """Steps that are named."""
 LEAST_ITERATIONS = 16
 """Of a chain, for a standard error."""
+PAIRS = 100
+"""Solutions of each answer that are looked at for a common ancestor."""
 _ROUNDING = 1e-9
 
 
@@ -114,20 +117,18 @@ def _parting(
 ) -> Parting | None:
     if first is None or second is None or not found.known:
         return None
-    prefixes: dict[tuple[str, ...], int] = {}
-    for n in sorted((n for n in counted if given[n] == first.answer), key=lambda n: -found.weights[n]):
-        for t in range(len(found.steps[n]) + 1):
-            prefixes.setdefault(found.steps[n][:t], n)
-    best, longest = None, -1
-    for m in sorted((n for n in counted if given[n] == second.answer), key=lambda n: -found.weights[n]):
-        steps = found.steps[m]
-        shared = next(t for t in range(len(steps), -1, -1) if steps[:t] in prefixes)
-        if shared > longest:
-            best, longest = (prefixes[steps[:shared]], m), shared
-    assert best is not None
-    n, m = best
-    one, other = (found.steps[i][longest] if longest < len(found.steps[i]) else "" for i in best)
-    return Parting(longest + 1, found.steps[m][:longest], one, other, found.common_steps(n, m))
+    ones, others = ([n for n in counted if given[n] == each.answer] for each in (first, second))
+    prefixes = {found.steps[n][:t] for n in ones for t in range(len(found.steps[n]) + 1)}
+    ends = {n: next(t for t in range(len(found.steps[n]), -1, -1) if found.steps[n][:t] in prefixes) for n in others}
+    longest = max(ends.values())
+    shared = next(found.steps[n][:longest] for n in others if ends[n] == longest)
+    # Of the pairs that share as many steps one that has most of them from a common ancestor, the heaviest first.
+    with_it = [
+        sorted((n for n in own if found.steps[n][:longest] == shared), key=lambda n: -found.weights[n])[:PAIRS] for own in (ones, others)
+    ]
+    n, m = max(itertools.product(*with_it), key=lambda pair: found.common_steps(*pair) or 0)
+    one, other = (found.steps[i][longest] if longest < len(found.steps[i]) else "" for i in (n, m))
+    return Parting(longest + 1, shared, one, other, found.common_steps(n, m))
 
 
 def _errors(

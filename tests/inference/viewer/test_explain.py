@@ -81,6 +81,16 @@ def test_what_competes_and_where_it_parts() -> None:
     assert found.ess == pytest.approx(1 / (0.09 + 0.16 + 0.01 + 0.04))
 
 
+def test_a_pair_with_a_common_ancestor_stands_for_those_with_the_same_text() -> None:
+    """The heaviest solution of 7 was written by another particle; a lighter one with the same beginning descends from that of 8."""
+    posterior = constructed()
+    sites = list(posterior.particles.sites)
+    sites[0] = sites[0]._replace(value=torch.tensor([1, 1, 2, 3]))
+    record = posterior.particles.records[0]._replace(ancestors=torch.tensor([1, 0, 2, 0]))
+    parting = explained(ParticlePosterior(posterior.particles._replace(sites=tuple(sites), records=(record,)))).parting
+    assert (parting.step, parting.shared, parting.common) == (2, ("add 1",), 1)
+
+
 def test_what_was_disliked() -> None:
     """Of each beginning once, the least score first; of what died out by its own name."""
     found = explained()

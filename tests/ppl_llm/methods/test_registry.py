@@ -153,7 +153,9 @@ def test_what_a_budget_allows_is_accepted(name: str) -> None:
         elif option.name in budget.free or option in budget.extra:
             assert get_method(f"{name}:{option.name}={text}").least >= 1
         else:
-            with pytest.raises(ValueError, match="takes no options" if budget.shared and not budget.voting else f"{option.name} follows from the budget"):
+            with pytest.raises(
+                ValueError, match="takes no options" if budget.shared and not budget.voting else f"{option.name} follows from the budget"
+            ):
                 get_method(f"{name}:{option.name}={text}")
 
 
