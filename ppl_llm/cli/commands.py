@@ -29,16 +29,19 @@ from .model_options import (
     CALIBRATION,
     CHOSEN_REWARD,
     EQUIVALENCE,
+    EVERY,
     FALLBACK,
     FINISH,
     LM,
     LM_MODEL,
+    MAX_STEPS,
     POWER,
     PRM,
     PRM_FAMILY,
     PRM_MODEL,
     STOP,
     TOKENIZER,
+    most_steps,
     prompt_options,
     tell,
     unescaped,
@@ -136,7 +139,7 @@ def solve(
     ] = None,
     power: Annotated[float | None, typer.Option(help=POWER, show_default="1; 4 for power-smc and power-mh")] = None,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_steps: MAX_STEPS = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
@@ -149,6 +152,7 @@ def solve(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    every: EVERY = None,
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
@@ -181,7 +185,7 @@ def solve(
             reward=chosen_reward,
             method=method if method is not None else "smc" if constrained else default_method(lm, chosen_reward),
             preset=preset,
-            max_steps=max_steps,
+            max_steps=most_steps(max_steps, every, max_tokens_completion),
             max_tokens=max_tokens,
             max_tokens_completion=max_tokens_completion,
             temperature=temperature,
@@ -200,6 +204,7 @@ def solve(
             power=power,
             bridge=bridge,
             abstain=abstain,
+            every=every,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
@@ -235,6 +240,7 @@ def solve(
                     lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
                     settings.steps_end,
+                    every,
                 )
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):

@@ -61,7 +61,28 @@ PRM_FAMILY = Annotated[
 CALIBRATION = Annotated[
     Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
 ]
+EVERY = Annotated[
+    str | None,
+    typer.Option(
+        help="A factor at every token, word or line of a solution, or where a match of a regular expression ends: steps end there, in "
+        "place of --stop, and a verifier or judge is asked about the text so far.",
+        metavar="POSITION",
+        autocompletion=completion.among(("token", "word", "line")),
+    ),
+]
+MAX_STEPS = Annotated[
+    int | None,
+    typer.Option(help="Steps of a solution at most.", show_default="40; with --every as many as --max-tokens-completion"),
+]
 """Options that several commands declare."""
+
+STEPS = 40
+"""Default of ``--max-steps``."""
+
+
+def most_steps(given: int | None, every: str | None, max_tokens_completion: int) -> int:
+    """``--max-steps``. Positions of a text may be as close as its tokens, so they are bounded by default by what bounds those."""
+    return given if given is not None else STEPS if every is None else max_tokens_completion
 
 
 def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:

@@ -28,6 +28,11 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
             f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward judge, confidence, "
             "self-certainty or verifier"
         )
+    if reward is not None and settings.every is not None and settings.reward.kind == "prm":
+        yield (
+            f"--every {settings.every} puts pieces of a line to {settings.reward.name} as steps, which reads whole steps best; "
+            "--reward verifier:FILE.py:function judges any text"
+        )
     longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
     if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
         yield (

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
     from ..programs.step_proposal import StepProposal
 
-LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback", "power", "bridge")
+LIMITS = (
+    *("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k"),
+    *("answer_fallback", "power", "bridge", "every"),
+)
 """Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
 
 COMPLETION_TOKENS = 1024
@@ -44,6 +47,7 @@ class Settings:
 
     :ivar str method: a name with options perhaps, ``smc:islands=4``.
     :ivar dict options: of the method, given apart from its name.
+    :ivar str every: see :func:`ppl_llm.reasoning`.
     :ivar Path json_schema: a file with the schema that the solution is a value of; and ``regex``, which it matches as a whole; and
         ``choices``, separated by commas.
     """
@@ -71,6 +75,7 @@ class Settings:
     power: float | None = None
     bridge: int | None = None
     abstain: float | None = None
+    every: str | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -118,6 +123,14 @@ class Settings:
     @property
     def steps_end(self) -> str | tuple[str, ...]:
         """The delimiter(s) of steps; a single one as a string."""
+        if self.every is not None:
+            from ..lm.base import stop_at
+
+            return stop_at(self.every)
+        return self._stop
+
+    @property
+    def _stop(self) -> str | tuple[str, ...]:
         return self.stop[0] if len(self.stop) == 1 else self.stop or "\n\n"
 
     def equivalent(self) -> Callable[[Hashable, Hashable], bool]:
@@ -180,7 +193,7 @@ class Settings:
         """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
-            chosen["stop"] = self.steps_end
+            chosen["stop"] = self._stop
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         return {**chosen, "preset": self.preset or "exact", "finish": finish_of(self.lm, self.finish)}
@@ -248,7 +261,7 @@ class Settings:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "stop": self.steps_end,
+            **({"stop": self.steps_end} if self.every is None else {"every": self.every}),
             "finish": model.finish,
             "equivalence": self.equivalence,
             **({} if self.answer_fallback is None else {"answer_fallback": self.answer_fallback}),

@@ -10,11 +10,10 @@ from ..answers.equivalence import equivalence_named
 from ..constraints.base import Constraint
 from ..constraints.choice import constraint_of
 from ..context import DEFAULT_STOP
-from ..lm.base import LanguageModel
+from ..lm.base import LanguageModel, stop_at
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
-from ..programs.step_proposal import StepProposal
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
@@ -51,6 +50,7 @@ class Models:
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
     :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
     :param int bridge: steps along which it grows.
+    :param str every: a factor at every position of this kind, see :func:`ppl_llm.reasoning`.
     :param bool keep_texts: record the text of each candidate.
     :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
         these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
@@ -85,6 +85,7 @@ class Models:
     json_schema: str | None = None
     regex: str | None = None
     choices: tuple[str, ...] | None = None
+    every: str | None = None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -125,9 +126,8 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
-        constraint = self.constraint
         return {
-            "proposals": None if constraint is None else StepProposal(constraint=constraint),
+            "proposals": self.constraint,
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,
@@ -148,7 +148,8 @@ class Models:
         """
         self.check()
         lm = self._load_lm(self.lm, system_prompt=self.system_prompt, chat_template=self.chat_template)
-        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self._steps_end)
+        stop = self._stop if self.every is None else stop_at(self.every)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, stop, self.every)
         return reasoning(lm, reward, self.preset, **self._options())
 
     def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:
@@ -194,11 +195,11 @@ class Models:
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge", "every")}
         if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
             given["answer_fallback"] = "text"  # what was asked for is the answer
-        return given | ({"stop": self._steps_end} if self.stop else {})
+        return given | ({"stop": self._stop} if self.stop else {})
 
     @property
-    def _steps_end(self) -> str | tuple[str, ...]:
+    def _stop(self) -> str | tuple[str, ...]:
         return self.stop[0] if len(self.stop) == 1 else tuple(self.stop) or DEFAULT_STOP

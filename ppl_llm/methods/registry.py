@@ -70,6 +70,8 @@ class ChosenMethod:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
+        if model.every is not None:  # which says where steps end
+            options = {name: value for name, value in options.items() if name != "stop"} | {"every": model.every}
         adapted = build_reasoning(model.lm, model.prm, preset, **options)
         if "bridge" in self.model_options and adapted.power == 1:
             raise ValueError(f"bridge={adapted.bridge} has no effect without a power: give power as well, such as power=4")

@@ -241,7 +241,7 @@ def reasoning(
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :param Constraint constraint: on the solution; p is the language model renormalised at each token over what may follow. For the language
-        model given that the solution is in a language, run the model with ``proposals=StepProposal(constraint=...)`` instead.
+        model given that the solution is in a language, run the model with ``proposals=constraint`` instead.
     :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of

@@ -110,6 +110,7 @@ class RewardChoice:
         load_lm: Callable[[str], LanguageModel],
         load_prm: Callable[[str], RewardModel],
         stop: str | tuple[str, ...],
+        every: str | None = None,
     ) -> RewardModel | None:
         """The reward, ``None`` for none.
 
@@ -117,6 +118,7 @@ class RewardChoice:
         :param load_lm: gives a language model by name, for a judge.
         :param load_prm: gives a process reward model by name.
         :param stop: the delimiter(s) of the steps.
+        :param str every: the positions of a text at which there is a score: of the text so far then, by a judge or a verifier.
         """
         if self.kind == "none":
             return None
@@ -126,11 +128,11 @@ class RewardChoice:
         if self.kind == "judge":
             from .judge_reward import JudgeReward
 
-            return JudgeReward(lm if self.name is None else load_lm(self.name))
+            return JudgeReward(lm if self.name is None else load_lm(self.name), partial=every or False)
         if self.kind == "verifier":
             from .function_reward import FunctionReward
 
-            return FunctionReward(self._verifier())
+            return FunctionReward(self._verifier(), partial=every or False)
         if self.kind == "hidden":
             from .hidden_state_reward import HiddenStateReward
 

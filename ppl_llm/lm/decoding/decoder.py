@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...context import PAD, Context
-from ...kv_cache.hidden import HiddenForward
 from ..base import StepOptions
 from ..stopping import StopAutomaton
 from ..token_figures import TokenFigure
+
+if TYPE_CHECKING:  # a table of tokens must not wait for transformers
+    from ...kv_cache.hidden import HiddenForward
 
 
 class StepTask(NamedTuple):
