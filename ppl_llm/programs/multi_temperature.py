@@ -118,7 +118,8 @@ class EvenChoice(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         found = (value[..., None] == self.values).any(-1)
-        log_p = torch.where(found, -math.log(len(self.values)), -math.inf).to(self.values.dtype)
+        log_p = torch.full(found.shape, -math.log(len(self.values)), dtype=torch.float64, device=found.device)
+        log_p = log_p.masked_fill(~found, -math.inf)
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
