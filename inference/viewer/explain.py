@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .genealogy import Answer, Describe
 from .populations import Population
 from .solutions import Solutions, solutions_of
 from .viewable import Viewable
+from .words import lines
 
 SHOWN = 3
 """Steps that are named."""
@@ -52,7 +54,7 @@ def explain(
     error, lead_error = _errors(posterior, found, given, first, second) if kind in ("posterior", "votes") else (None, None)
     log_evidence, parts = _evidence(posterior, plate)
     disliked, dropped = found.disliked(given, counted)
-    return Explanation(
+    told = Explanation(
         kind=kind,
         competitors=competitors,
         no_answer=masses.get(None, 0.0),
@@ -73,6 +75,7 @@ def explain(
         reward_margin=_margin(kind, found, given, first, second, scores),
         unknown=_unknown(posterior, found, kind),
     )
+    return replace(told, lines=lines(told))
 
 
 def _masses(given: Sequence[Hashable], weights: Sequence[float]) -> dict[Hashable, float]:

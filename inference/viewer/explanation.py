@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -83,6 +83,7 @@ class Explanation:
     :ivar float reward_margin: log-factor, in nats, by which every solution of the leader would have to be worth less for a tie; where the
         best score decides, the difference of the two best.
     :ivar list unknown: what cannot be said, and why.
+    :ivar list lines: all of it in words, a sentence or a few in each.
     """
 
     kind: str
@@ -104,17 +105,11 @@ class Explanation:
     more_particles: int | None
     reward_margin: float | None
     unknown: list[str]
-
-    @property
-    def lines(self) -> list[str]:
-        """In words, a sentence or a few in each."""
-        from .words import lines
-
-        return lines(self)
+    lines: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with ``lines``."""
-        return {**asdict(self), "lines": self.lines}
+        """Plain values."""
+        return asdict(self)

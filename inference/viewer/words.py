@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .explanation import Competitor, Disliked, Explanation, Parting
+from .explanation import Competitor, Disliked, Explanation, Parting
 
 _TEXT = 70
 _NAMED = 3

@@ -41,7 +41,7 @@ def utility(attempts: int, true_positive: float, false_positive: float, penalty:
 
         U(K) = (1 - (1 - a)^K) / a (p_tp - lambda p_fp - cost),    a = p_tp + p_fp
 
-    A right answer that is accepted is worth 1, a wrong one minus lambda, none 0. The paper subtracts what generation costs; here an attempt
+    A right answer that is accepted is worth 1, a wrong one minus lambda, none 0. The paper subtracts what writing costs; here an attempt
     costs ``cost``, and ``(1 - (1 - a)^K) / a`` of them are expected. Where a = 0 all K are made.
 
     :param int attempts: K.

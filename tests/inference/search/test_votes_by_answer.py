@@ -1,4 +1,4 @@
-"""Soft best-of-N, best-of-majority and the two-stage vote on four candidates, in closed form; their laws by enumeration of all draws."""
+"""Soft best-of-N, best-of-majority and the two-stage vote on four candidates, in closed form; all outcomes by plain counting."""
 
 from __future__ import annotations
 
