@@ -142,10 +142,16 @@ class ConstrainedStep(LLMStep):
     :param LLMStep prior: the unrestricted step if it has the same context and options: it is told its log-probability of what is drawn,
         which saves a forward pass.
     :raises TypeError: for a language model that does not tell the mass of what a constraint allows.
+    :raises ValueError: for a context with a thinking budget.
     """
 
     def __init__(self, context: Context, options: StepOptions, constraint: Constraint, prior: LLMStep | None = None) -> None:
         constrainable(language_model(context))
+        if context.thinking is not None:
+            raise ValueError(
+                f"a constraint and a thinking budget do not go together: what is written in place of {context.thinking.close!r} need not "
+                "be in its language; leave out the constraint, or waits, close and max_thinking"
+            )
         o = options
         super().__init__(context, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=constraint)
         self._prior = prior

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
+    from .programs.deepconf import DeepConf
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.multi_temperature import multi_temperature
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
     from .reward.combined_reward import ProductReward, SumReward
+    from .reward.confidence import Confidence
     from .reward.function_reward import FunctionReward
     from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
@@ -58,13 +60,13 @@ if TYPE_CHECKING:
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
-    from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
     from .reward.twist import Twist
     from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
+    from .thinking import Thinking
 
 __version__ = "0.1.0"
 
@@ -78,9 +80,11 @@ _MODULES = {
     "BestOfN": "inference",
     "BetaMajority": "inference",
     "BlockMH": "inference",
+    "Confidence": "reward.confidence",
     "Context": "context",
     "DORA": "inference",
     "DVTS": "inference",
+    "DeepConf": "programs.deepconf",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
     "Explanation": "inference",
@@ -117,7 +121,6 @@ _MODULES = {
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
     "SameAnswers": "inference",
-    "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
     "SoftBestOfN": "inference",
     "SpeculativeRejection": "inference",
@@ -134,6 +137,7 @@ _MODULES = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "Thinking": "thinking",
     "Twist": "reward.twist",
     "TwoStageVote": "inference",
     "WasteFreeSMC": "inference",
@@ -167,7 +171,9 @@ __all__ = [
     "BestOfN",
     "BetaMajority",
     "BlockMH",
+    "Confidence",
     "Context",
+    "DeepConf",
     "EntropicAnnealing",
     "Enumeration",
     "Explanation",
@@ -197,7 +203,6 @@ __all__ = [
     "SMCFailed",
     "SMCFilterAdapter",
     "SameAnswers",
-    "SelfCertainty",
     "SelfConsistency",
     "Share",
     "SoftBestOfN",
@@ -211,6 +216,7 @@ __all__ = [
     "TabularLM",
     "TabularReward",
     "TemperedSMC",
+    "Thinking",
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",

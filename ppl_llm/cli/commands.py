@@ -25,11 +25,13 @@ from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
 from .model_options import (
+    ABSTAIN,
     BRIDGE,
     CALIBRATION,
     CHOSEN_REWARD,
     EQUIVALENCE,
     EVERY,
+    EXPLAIN,
     FALLBACK,
     FINISH,
     LM,
@@ -49,6 +51,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
+from .thinking_options import taken, with_thinking_options
 
 _PROBLEM = example(1).text
 
@@ -69,8 +72,6 @@ _PRESET_HELP = (
     "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released. [bold]entropic[/]: those, flattened while "
     "few particles dominate."
 )
-
-_ABSTAIN = f"Give no answer where the best one has less probability than this, such as 0.3; the exit status is {ABSTAINED} then."
 
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
@@ -112,6 +113,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
@@ -165,8 +167,8 @@ def solve(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a page to open in a browser: every solution at every step.", metavar="FILE")
     ] = None,
-    abstain: Annotated[float | None, typer.Option(help=_ABSTAIN, metavar="P", show_default=False)] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Also say why this answer, how sure it is, and what would change it.")] = False,
+    abstain: ABSTAIN = None,
+    explain: EXPLAIN = False,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
@@ -180,6 +182,7 @@ def solve(
     with reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
         constrained = (json_schema, regex, choices) != (None, None, None)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
@@ -196,6 +199,7 @@ def solve(
             equivalence=equivalence,
             answer_fallback=answer_fallback,
             seed=seed,
+            **thinking,
             options=given(options),
             dtype=dtype,
             json_schema=json_schema,
@@ -211,7 +215,7 @@ def solve(
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
@@ -239,7 +243,6 @@ def solve(
                     language_model,
                     lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    settings.steps_end,
                     every,
                 )
             threads.choose_threads([language_model, reward_model])

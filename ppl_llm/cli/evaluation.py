@@ -42,6 +42,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -94,6 +95,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+@with_thinking_options(after="top_k")
 def evaluate(
     data: Annotated[
         str,
@@ -149,6 +151,10 @@ def evaluate(
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
     ] = False,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="Record how sure the language model is of each solution, for votes: KIND:WINDOW:OVER, e.g. top-k:2048:bottom."),
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
@@ -161,6 +167,7 @@ def evaluate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
+    **options: Any,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
@@ -207,6 +214,8 @@ def evaluate(
             power=power,
             bridge=bridge,
             every=every,
+            confidence=confidence,
+            **taken(options),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

@@ -11,6 +11,7 @@ import typer
 
 from ..reward.choice import REWARD_KINDS
 from . import completion
+from .errors import ABSTAINED
 from .json_log import JsonLog
 
 CLOSED_BOX = r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -37,6 +38,15 @@ FALLBACK = (
 )
 
 
+ABSTAIN = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Give no answer where the best one has less probability than this, such as 0.3; the exit status is {ABSTAINED} then.",
+        metavar="P",
+        show_default=False,
+    ),
+]
+EXPLAIN = Annotated[bool, typer.Option("--explain", help="Also say why this answer, how sure it is, and what would change it.")]
 LM = Annotated[
     str,
     typer.Option(
@@ -120,14 +130,19 @@ def read_option(option: str, path: Path) -> str:
         raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
 
 
-def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dict[str, Any]:
+def prompt_options(system_prompt: str | None, chat_template: Path | None, thinking: str | None = None) -> dict[str, Any]:
     """Keywords of a language model.
 
+    :param str thinking: ``on`` or ``off``.
     :raises OSError: if there is no such template.
     """
     options: dict[str, Any] = {} if system_prompt is None else {"system_prompt": system_prompt}
     if chat_template is not None:
         options["chat_template"] = read_option("--chat-template", chat_template)
+    if thinking is not None:
+        from ..programs.thinking import thinking_switch
+
+        options |= thinking_switch(thinking)
     return options
 
 

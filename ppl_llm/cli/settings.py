@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LIMITS = (
     *("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k"),
-    *("answer_fallback", "power", "bridge", "every"),
+    *("answer_fallback", "power", "bridge", "every", "waits", "wait", "close", "max_thinking"),
 )
 """Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
 
@@ -76,6 +76,11 @@ class Settings:
     bridge: int | None = None
     abstain: float | None = None
     every: str | None = None
+    waits: int | None = None
+    wait: str | None = None
+    close: str | None = None
+    max_thinking: int | None = None
+    thinking: str | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -187,6 +192,9 @@ class Settings:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
         if self.power is not None and "power" in self.named.model_options:
             raise ValueError(f"--power and --method {self.method} both set the power; give it once")
+        for name in ("waits", "max_thinking"):
+            if getattr(self, name) is not None and name in self.named.model_options:
+                raise ValueError(f"--{name.replace('_', '-')} and --method {self.method} both set {name}; give it once")
         return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
 
     def model_keywords(self) -> dict[str, Any]:
@@ -204,6 +212,7 @@ class Settings:
         :raises ValueError: for options out of range, naming the flag.
         """
         from ..lm.loading import parse_dtype
+        from ..programs.thinking import check_switch
 
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
@@ -217,12 +226,13 @@ class Settings:
             for name, value in self.given().items():
                 method_options()[name].check(value)
             model, _ = self.build(None, None)
+            check_switch(self.thinking, model.thinking)
             if self.bridge is not None and model.power == 1:
                 raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:
             parameter = re.match(r"\w+", str(error))
             own = {name: option.flag for option in self.named.method.options for name in (option.parameter, option.name) if name}
-            flags = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | own
+            flags = {name: f"--{name.replace('_', '-')}" for name in (*LIMITS, "thinking")} | own
             flag = flags.get(parameter[0]) if parameter else None
             raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
 
@@ -243,6 +253,8 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""
+        from ..programs.thinking import thinking_options
+
         model = self._model(None, None)
         method = self.named.method
         return {
@@ -265,6 +277,8 @@ class Settings:
             "finish": model.finish,
             "equivalence": self.equivalence,
             **({} if self.answer_fallback is None else {"answer_fallback": self.answer_fallback}),
+            **thinking_options(model.thinking),
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
             **({} if self.constraint is None else {"constraint": repr(self.constraint)}),

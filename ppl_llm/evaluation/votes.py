@@ -19,7 +19,17 @@ from ..programs.multi_temperature import SITE
 from ..reward.base import scored_steps, step_scores
 from ..stop_reason import StopReason
 from ..tasks.base import StepChecker
-from .aggregators import Candidate, best_of_majority_at_k, best_of_n, majority, posterior_majority, soft_best_of_n, weighted_majority
+from .aggregators import (
+    Candidate,
+    Thought,
+    best_of_majority_at_k,
+    best_of_n,
+    majority,
+    posterior_majority,
+    soft_best_of_n,
+    weighted_majority,
+)
+from .confidence_votes import deepconf
 
 _CERTAIN = 1e9
 """Log-odds of what is certain, in records, which hold finite numbers only."""
@@ -37,6 +47,7 @@ VOTES: dict[str, Callable[..., Answer]] = {
     "weighted": weighted_majority,
     "soft-best-of-n": lambda candidates, aggregation, beta=10.0: soft_best_of_n(candidates, beta, aggregation),
     "best-of-majority": _first,
+    "deepconf": lambda candidates, aggregation: deepconf(candidates),
 }
 """From candidates, an aggregation and the options of the vote to an answer."""
 
@@ -78,7 +89,8 @@ def candidates(
     step_tokens, taken = (context.ends - context.step_starts).tolist(), (context.reasons != StopReason.FINISHED).tolist()
     cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
     wrong = [None] * len(weights) if checker is None else [checker.labels(steps).count(False) for steps in context.steps]
-    done = context.done.tolist()
+    sure = [None] * len(weights) if model.confidence is None else model.confidence.of(found.value)[here].tolist()
+    done, thoughts = context.done.tolist(), _thoughts(context)
     drawn = found.sites.get(SITE)
     temperatures = [1.0] * len(done) if drawn is None else drawn.expand_as(found.log_weights)[here].tolist()
     known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
@@ -98,9 +110,20 @@ def candidates(
             cut_steps=cut[n],
             temperature=temperatures[n],
             wrong_steps=wrong[n],
+            confidence=sure[n],
+            thinking=thoughts[n],
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
+
+
+def _thoughts(context: Context) -> list[Thought | None]:
+    """How each solution thought."""
+    if context.thinking is None:
+        return [None] * len(context)
+    by = [[StopReason(reason) for reason in row] for row in context.reasons.tolist()]
+    closed = ["model" if StopReason.CLOSE in row else "bound" if StopReason.BUDGET in row else None for row in by]
+    return list(map(Thought, context.thinking_tokens.tolist(), context.waits.tolist(), closed))
 
 
 def _scores(log_odds: Tensor) -> tuple[float, ...]:
@@ -117,7 +140,7 @@ def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool =
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
         "whole_log_odds": (candidate.whole_log_odds, ".9g"),
-        "self_certainty": (candidate.self_certainty, ".9g"),
+        "confidence": (candidate.confidence, ".9g"),
     }
     return {
         "answer": candidate.answer,
@@ -127,6 +150,7 @@ def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool =
         "finished": candidate.finished,
         "path": candidate.path,
         **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
+        **({} if candidate.thinking is None else {"thinking": candidate.thinking._asdict()}),
         **({"text": candidate.text} if keep_text else {}),
         **({"temperature": candidate.temperature} if temperature else {}),
         **({} if candidate.wrong_steps is None else {"wrong_steps": candidate.wrong_steps}),
@@ -153,11 +177,12 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         temperature=record.get("temperature", temperature),
         path=record["path"],
         whole_log_odds=record.get("whole_log_odds"),
-        self_certainty=record.get("self_certainty"),
+        confidence=record.get("confidence"),
         text=record.get("text"),
         step_tokens=tuple(record["steps"]) if "steps" in record else None,
         cut_steps=record.get("cut_steps", 0),
         wrong_steps=record.get("wrong_steps"),
+        thinking=Thought(**record["thinking"]) if "thinking" in record else None,
     )
 
 

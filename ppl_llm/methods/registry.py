@@ -56,14 +56,16 @@ class ChosenMethod:
         :raises ValueError: for options that do not go together.
         """
         from ..programs.models import build_reasoning
+        from ..programs.thinking import thinking_options
 
         changes = dict(self.model_options)
         if self.method.power != 1 and model.power == 1:
             changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
+        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge", "confidence")
         kept: dict[str, Any] = {name: getattr(model, name) for name in same}
+        kept |= thinking_options(model.thinking)
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:

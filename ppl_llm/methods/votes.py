@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
 from .batches import run_of
-from .options import BATCH, BATCH_NAMES, BATCHES, BETA, DOUBLING, FREQUENCY, PARTICLES, TEMPERATURES, UNTIL, K, parse_temperatures
+from .options import (
+    BATCH,
+    BATCH_NAMES,
+    BATCHES,
+    BETA,
+    CONFIDENCE,
+    DOUBLING,
+    ETA,
+    FREQUENCY,
+    INITIAL,
+    PARTICLES,
+    TEMPERATURES,
+    UNTIL,
+    K,
+    parse_temperatures,
+)
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -46,6 +62,16 @@ def _temperatures(search: Any, model: ReasoningModel, o: Options, call: Call) ->
 def _evenly(budget: int, o: Options) -> dict[str, Any]:
     number = len(parse_temperatures(o["temperatures"]))
     return {"particles": budget // number * number}
+
+
+def _deepconf(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    from ..reward.confidence import Confidence
+
+    surer = copy.copy(model)
+    surer.confidence = Confidence.parse(o["confidence"])
+    keywords = {"callback": call.callback, "max_plate_nesting": call.max_plate_nesting}
+    run: Run = search(surer, o["particles"], eta=o["eta"], initial=o["initial"], **keywords).run
+    return run
 
 
 BEST_OF_N = Method(
@@ -121,4 +147,14 @@ WEIGHTED_BEST_OF_N = Method(
     budget=Budget("B samples, each votes with its score", "weighted", shared=True),
 )
 
-FAMILY = (BEST_OF_N, SELF_CONSISTENCY, SOFT_BEST_OF_N, BEST_OF_MAJORITY, MULTI_TEMPERATURE, WEIGHTED_BEST_OF_N)
+DEEPCONF = Method(
+    "deepconf",
+    "DeepConf",
+    "majority of the solutions that the language model was surest of, without scores",
+    (PARTICLES, ETA, INITIAL, CONFIDENCE),
+    _deepconf,
+    budget=Budget("B samples, the surest vote by their confidence", "deepconf", shared=True),
+    scored=False,
+)
+
+FAMILY = (BEST_OF_N, SELF_CONSISTENCY, SOFT_BEST_OF_N, BEST_OF_MAJORITY, MULTI_TEMPERATURE, WEIGHTED_BEST_OF_N, DEEPCONF)

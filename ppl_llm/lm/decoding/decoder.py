@@ -28,7 +28,7 @@ class StepTask(NamedTuple):
     :ivar Tensor room: ``[N]`` tokens that each sequence may take.
     :ivar Tensor uniforms: ``[N, M]``, one for each token.
     :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]`` in float64, filled in at ``active``.
-    :ivar tuple figures: of the tokens, whose ``sums [N, F]`` in float64 are filled in as well; F may be 0.
+    :ivar tuple figures: of the tokens, whose ``values [N, M, F]`` in float64 are filled in as well; F may be 0.
     :ivar Tensor temperatures: ``[N]``, where each sequence has its own; that of the options is 1 then.
     """
 
@@ -43,7 +43,7 @@ class StepTask(NamedTuple):
     tokens: Tensor
     log_probs: Tensor
     figures: tuple[TokenFigure, ...]
-    sums: Tensor
+    values: Tensor
     temperatures: Tensor | None = None
 
 

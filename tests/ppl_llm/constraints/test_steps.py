@@ -291,8 +291,6 @@ def test_mistakes_are_named() -> None:
         LLMStep(LM.start("a"), constraint="[0-9]+")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got \{"):
         StepProposal(constraint={"type": "object"})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="step_entropy knows no constraint"):
-        LM.step_entropy(LM.start("a"), torch.tensor([0]), StepOptions(";", 1, constraint=LANGUAGE))
 
 
 # servers -------------------------------------------------------------------------------------------------------------------------------

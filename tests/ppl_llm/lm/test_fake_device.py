@@ -22,6 +22,7 @@ from ppl_llm import (
     PAD,
     PRESETS,
     SMC,
+    Confidence,
     FunctionReward,
     HiddenStateReward,
     JudgeReward,
@@ -29,7 +30,6 @@ from ppl_llm import (
     ProductReward,
     ReasoningModel,
     RolloutValue,
-    SelfCertainty,
     StepProposal,
     TransformersLM,
     TransformersORM,
@@ -217,7 +217,7 @@ def test_other_rewards(kind: str):
         orm = TransformersORM(place.put(model), tokens, partial=True)
         context = SMC(place.model(), 4).run(PROBLEM).value
         calibrated = CalibratedReward(place.prm(), Calibration(2.0, 0.3))
-        rewards = [orm, SelfCertainty(), SelfCertainty("entropy"), calibrated, ProductReward([place.prm(), calibrated])]
+        rewards = [orm, Confidence(), Confidence("entropy"), calibrated, ProductReward([place.prm(), calibrated])]
         rewards.append(JudgeReward(place.lm(), yes=5, no=9, partial=True))
         return [reward.step_log_odds(context) for reward in rewards]
 
