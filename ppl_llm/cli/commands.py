@@ -257,9 +257,8 @@ def solve(
             chosen["calibration"] = dataclasses.asdict(scale)
         if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
             tell(unfinished, log)
-        report = Report.of(
-            outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure, abstain, explain
-        )
+        told = settings.equivalent(), outcome.failure, abstain, explain
+        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, *told)
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
@@ -271,10 +270,8 @@ def solve(
                 page_file.write(outcome.posterior, html, settings.named.method.name)
     if outcome.failure is not None:
         raise typer.Exit(FAILED)
-    if outcome.partial:
-        raise typer.Exit(INTERRUPTED)
-    if report.abstained:
-        raise typer.Exit(ABSTAINED)
+    if outcome.partial or report.abstained:
+        raise typer.Exit(INTERRUPTED if outcome.partial else ABSTAINED)
 
 
 @app.command()
