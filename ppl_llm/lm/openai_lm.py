@@ -176,8 +176,7 @@ class OpenAILM:
             prompts = [self.mode.prompt(ids) for ids in sequences(context, active)]
             fields = {} if options.constraint is None else structured_fields(self.structured_outputs, options.constraint, context, active)
             own = [options.temperature] * len(active) if temperatures is None else temperatures[active].tolist()
-            each_seed = [seeds[index] for index in active.tolist()]
-            choices = self._write(prompts, room[active].tolist(), each_seed, own, options, fields)
+            choices = self._write(prompts, room[active].tolist(), [seeds[i] for i in active.tolist()], own, options, fields)
             watch = self.stop_automaton(options.stop).start(context).flatten()[active]
             drawn, each = self._steps(choices, watch, room[active], active, options)
             tokens[active, : drawn.shape[1]] = drawn
@@ -197,10 +196,7 @@ class OpenAILM:
     def _write(
         self, prompts: list[Any], room: list[int], seeds: list[int], temperatures: list[Any], options: StepOptions, fields: dict[str, Any]
     ) -> list[Choice]:
-        """What the server writes after each prompt, at its temperature.
-
-        :param dict fields: of a constraint.
-        """
+        """What the server writes after each prompt, at its temperature; ``fields`` are those of a constraint."""
         shared = {
             "model": self.model,
             "top_p": options.top_p,
