@@ -13,7 +13,7 @@ from torch import Tensor
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
 from ..inference.util.checked import checked
-from ..lm.base import StepOptions, constrainable, language_model, step_limits
+from ..lm.base import StepOptions, constrainable, language_model, step_limits, step_shape
 from .rounding import TOLERATED, rounding_unit
 
 _COLD = 1e-4
@@ -31,7 +31,8 @@ class LLMStep(TorchDistribution):
     :param stop: delimiter string(s), or ``markdown`` for a blank line outside of code fences and display mathematics; the delimiter
         belongs to the step. Give the same to :meth:`Context.extend`.
     :param int max_tokens: longest step; a longer one continues in the next step.
-    :param float temperature: divides the logits.
+    :param temperature: divides the logits: a number, or a tensor with one for each particle, ``[N]``, or ``[N, 1]`` inside of a plate of
+        problems; the batch shape of the step is then that of context and temperature together. It may be the value of a latent site.
     :param float top_p: nucleus sampling, after ``top_k``.
     :param int top_k: sampling from the most probable tokens only.
     :param int tokens_per_step: steps of so many tokens each, in place of ``stop`` and ``max_tokens``: no delimiter ends them earlier,
@@ -40,7 +41,7 @@ class LLMStep(TorchDistribution):
         distribution is the language model's renormalised at each token over what may follow: a distribution of its own, not the language
         model given that the text is in the language. For that, give the algorithm ``proposals=constraint``. Where nothing may follow, the
         step ends.
-    :raises ValueError: for options out of range.
+    :raises ValueError: for options out of range, or a temperature of another shape.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -52,14 +53,15 @@ class LLMStep(TorchDistribution):
         context: Context,
         stop: str | tuple[str, ...] = DEFAULT_STOP,
         max_tokens: int = 256,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         top_p: float = 1.0,
         top_k: int | None = None,
         tokens_per_step: int | None = None,
         constraint: Constraint | None = None,
     ) -> None:
         stop, max_tokens = step_limits(stop, max_tokens, tokens_per_step)
-        self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k, constraint), context.batch_shape)
+        batch_shape = step_shape(context.batch_shape, temperature)
+        self._init(context, StepOptions(stop, max_tokens, temperature, top_p, top_k, constraint), batch_shape)
 
     def _init(self, context: Context, options: StepOptions, batch_shape: torch.Size) -> None:
         self.context, self.options = context, options

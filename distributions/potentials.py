@@ -14,7 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..inference.util.validation import unknown_name
+
 STEERING = ("difference", "max", "sum")
+AGGREGATIONS = ("last", "prod", "min", "max", "mean", "window:3")
+"""Names of aggregations; a window may have any length."""
+
+
+def window_of(aggregation: str) -> int | None:
+    """Steps of a sliding window such as ``window:3``, ``None`` for another aggregation.
+
+    :raises ValueError: for a name that is no aggregation, or a window without a length of at least 1.
+    """
+    name, _, length = aggregation.partition(":")
+    if name != "window":
+        if aggregation not in AGGREGATIONS:
+            raise unknown_name("aggregation", aggregation, AGGREGATIONS)
+        return None
+    if not (length.isascii() and length.isdigit() and int(length) > 0):
+        raise ValueError(f"aggregation must have the number of steps of its window, at least 1, such as window:3, got {aggregation!r}")
+    return int(length)
 
 
 def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
@@ -22,9 +41,11 @@ def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
 
     :param Tensor z: ``[*batch_shape, T]`` log-odds of the steps.
     :param Tensor real: ``[*batch_shape, T]`` steps that the sequence really took.
-    :param str aggregation: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
+    :param str aggregation: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W steps.
     """
     log_r = logsigmoid(z)
+    if (window := window_of(aggregation)) is not None:
+        return _window_log_mean(log_r, real, window)
     if aggregation == "prod":
         return torch.where(real, log_r, 0.0).cumsum(-1)
     if aggregation == "min":
@@ -36,9 +57,17 @@ def running_log_score(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
     return log_r
 
 
+def _window_log_mean(log_r: Tensor, real: Tensor, window: int) -> Tensor:
+    number = real.cumsum(-1)
+    place = torch.arange(log_r.shape[-1], device=log_r.device)
+    inside = (place <= place[:, None]) & real[..., None, :] & (number[..., None, :] > number[..., :, None] - window)
+    total = torch.where(inside, log_r[..., None, :], -torch.inf).logsumexp(-1)
+    return torch.where(number > 0, total - inside.sum(-1).to(log_r.dtype).log(), 0.0)
+
+
 def running_log_odds(z: Tensor, real: Tensor, aggregation: str) -> Tensor:
     """Log-odds of the aggregated score of every prefix: ``[*batch_shape, T]``; exact where it is a single step's."""
-    if aggregation == "last":
+    if aggregation in ("last", "window:1"):
         return z
     if aggregation == "min":
         return torch.where(real, z, torch.inf).cummin(-1).values

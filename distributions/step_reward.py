@@ -15,11 +15,10 @@ from ..context import Context
 from ..inference.util.checked import check_fields, checked
 from ..inference.util.validation import unknown_name
 from ..reward.base import RewardModel, is_estimated, scored_steps, step_scores
-from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor
+from .potentials import STEERING, prefix_log_odds, running_log_odds, running_log_score, steering_log_factor, window_of
 from .rounding import TOLERATED, rounding_unit
 
 POTENTIALS = ("likelihood", "odds", *STEERING)
-AGGREGATIONS = ("last", "prod", "min", "max", "mean")
 FINISHED = ("neutral", "repeat")
 SCORES = ("log_prob", "log_odds")
 
@@ -39,7 +38,8 @@ class RewardChoices:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, known in (("potential", POTENTIALS), ("aggregation", AGGREGATIONS), ("finished", FINISHED), ("score", SCORES)):
+        window_of(self.aggregation)  # what is none fails here
+        for name, known in (("potential", POTENTIALS), ("finished", FINISHED), ("score", SCORES)):
             value = getattr(self, name)
             if value not in known:
                 raise unknown_name(name, value, known)
@@ -70,6 +70,7 @@ class RewardChoices:
             return
         one_each = not getattr(prm, "partial", True)  # a single score in a trajectory
         linear = self.aggregation in ("last", "prod", "mean") or (one_each and self.aggregation == "min")
+        linear = linear or window_of(self.aggregation) is not None
         if self.potential in STEERING and self.score == "log_prob" and self.temperature == 1.0 and linear:
             return
         raise ValueError(
@@ -104,7 +105,8 @@ class StepReward(TorchDistribution):
     :param Context context: after the step.
     :param str potential: see the table.
     :param float temperature: T_s; not for ``likelihood``.
-    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
+    :param str aggregation: s_t from p_1..p_t, not for ``likelihood``: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the
+        mean of the last W steps: ``window:1`` is ``last``, and as many steps as there are give ``mean``.
     :param str finished: ``neutral``, or ``repeat``: finished sequences get their last factor again at every step, as in the released code.
     :param str score: r_t of the steering potentials: ``log_prob``, log s_t, or ``log_odds``, logit(s_t).
     :param bool last_step: whether no step comes after this one, for ``max`` and ``sum``, and for rewards of whole answers.

@@ -2,7 +2,7 @@
 
 from pyro import barrier
 
-from .adaptive import Adaptive, BetaMajority, Pandora, SameAnswers, Share, StoppingRule
+from .adaptive import Adaptive, BetaMajority, GroupAgreement, Pandora, SameAnswers, Share, StoppingRule
 from .concurrent import ProgramServer, run_concurrently
 from .cost import CostMeter, count
 from .enumeration import Enumeration
@@ -44,15 +44,19 @@ from .resampling.selection import Selection
 from .search.ab_mcts import ABMCTS
 from .search.beam_search import BeamSearch
 from .search.best_first import BestFirst
+from .search.best_of_majority import BestOfMajority
 from .search.dora import DORA
 from .search.dvts import DVTS
 from .search.mcts import MCTS
 from .search.rebase import REBASE
 from .search.score_posterior import BetaScores, NormalScores
+from .search.soft_best_of_n import SoftBestOfN
 from .search.speculative_rejection import SpeculativeRejection
+from .search.two_stage_vote import TwoStageVote
 from .search.votes import BestOfN, SelfConsistency
 from .smc import SMC
 from .tempered_smc import TemperedSMC
+from .viewer.explanation import Explanation
 from .waste_free_smc import WasteFreeSMC
 
 __all__ = [
@@ -72,6 +76,7 @@ __all__ = [
     "AuditReport",
     "BeamSearch",
     "BestFirst",
+    "BestOfMajority",
     "BestOfN",
     "BetaMajority",
     "BetaScores",
@@ -84,7 +89,9 @@ __all__ = [
     "EntropicAnnealing",
     "Enumeration",
     "Equivalent",
+    "Explanation",
     "FilterOptions",
+    "GroupAgreement",
     "Importance",
     "IslandPosterior",
     "NormalScores",
@@ -108,6 +115,7 @@ __all__ = [
     "Selection",
     "SelfConsistency",
     "Share",
+    "SoftBestOfN",
     "SpeculativeRejection",
     "StoppingRule",
     "SuffixMH",
@@ -116,6 +124,7 @@ __all__ = [
     "TemperedSMC",
     "Trajectory",
     "TrajectoryKernel",
+    "TwoStageVote",
     "UntilMessenger",
     "WasteFreeSMC",
     "Weights",

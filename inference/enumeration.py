@@ -73,7 +73,9 @@ class Enumeration:
         # One particle per path: the mean weight is the evidence.
         weights = Weights(messenger.log_joint.expand(num_paths) + math.log(num_paths))
         sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
-        return ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
+        posterior = ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
+        posterior.exact = True
+        return posterior
 
     def _branch(self, values: dict[str, Tensor], site: _Branch) -> tuple[dict[str, Tensor], int]:
         """Every path with every value of positive probability."""

@@ -2,9 +2,10 @@
 
 from .adaptive import Adaptive
 from .beta_majority import BetaMajority
+from .group_agreement import GroupAgreement
 from .pandora import Pandora
 from .same_answers import SameAnswers
 from .share import Share
 from .stopping_rule import StoppingRule
 
-__all__ = ["Adaptive", "BetaMajority", "Pandora", "SameAnswers", "Share", "StoppingRule"]
+__all__ = ["Adaptive", "BetaMajority", "GroupAgreement", "Pandora", "SameAnswers", "Share", "StoppingRule"]

@@ -39,7 +39,8 @@ class Adaptive:
     other problems between any two tokens. The result is a list of posteriors, not one with a plate, since they have different numbers of
     particles: padding would be candidates that nobody drew, in every mean, figure and file, and memory for the hardest problem times all.
 
-    :param algorithm: :class:`SelfConsistency`, :class:`BestOfN`, :class:`Importance` or :class:`SMC`; its particles are one batch.
+    :param algorithm: :class:`SelfConsistency`, :class:`TwoStageVote`, :class:`BestOfN`, :class:`Importance` or :class:`SMC`; its particles
+        are one batch.
     :param until: a :class:`StoppingRule`, or a function of the :class:`AdaptivePosterior` of a problem that is true where it may stop.
     :param int max_particles: budget of a problem; the last batch is as small as it leaves.
     :param bool doubling: each batch after the first draws as many particles as there are.
@@ -114,6 +115,8 @@ def _check_rule(options: AdaptiveOptions) -> None:
     :raises ValueError: for a rule that needs what the algorithm does not give.
     """
     needs = options.until.needs if isinstance(options.until, StoppingRule) else None
+    if needs == "groups" and getattr(options.algorithm, "site", None) is None:
+        raise ValueError(f"until: {options.until!r} compares groups of candidates; take TwoStageVote(model, ..., site=...) inside")
     if needs == "votes" and isinstance(options.algorithm, BestOfN):
         raise ValueError(
             f"until: {options.until!r} counts votes, and best-of-N has none, since the best score decides; take Pandora(cost), or "

@@ -21,13 +21,21 @@ from ..posterior.island_posterior import IslandPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..posterior.votes import Votes
+from ..search.by_answer import own_answer
+from ..search.two_stage_vote import TwoStageVote
 from ..search.votes import BestOfN, SelfConsistency, only_the_best
 from ..smc import SMC, TOKENS
 from .stopping_rule import Until
 
 Algorithm = SMC | BestOfN | SelfConsistency
 
-_NAMES = {Importance: "importance sampling", SMC: "SMC", BestOfN: "best-of-N", SelfConsistency: "self-consistency"}
+_NAMES = {
+    Importance: "importance sampling",
+    SMC: "SMC",
+    BestOfN: "best-of-N",
+    TwoStageVote: "two-stage vote",
+    SelfConsistency: "self-consistency",
+}
 
 
 @dataclass(frozen=True)
@@ -181,10 +189,12 @@ class AdaptiveRun:
 
     def votes_of(self, found: ParticlePosterior) -> Votes:
         """Of a batch: one of each particle, or a single one of a filter."""
-        answer, origin = self.options.answer or _own_answer, (0,) * found.particles.nesting
+        answer, origin = self.options.answer or own_answer, (0,) * found.particles.nesting
         answers = [answer(found.particle((n, *origin))) for n in range(found.num_particles)]
         if not self.options.filters:
-            return Votes(tuple({given: 1.0} for given in answers), tuple(found.log_weights.tolist()))
+            staged = isinstance(self.options.algorithm, TwoStageVote)  # each of its draws is a vote, also where it lost within its group
+            log_weights = [0.0] * len(answers) if staged else found.log_weights.tolist()
+            return Votes(tuple({given: 1.0} for given in answers), tuple(log_weights))
         shares: dict[Hashable, float] = {}
         for given, weight in zip(answers, found.weights.tolist(), strict=True):
             if weight > 0:
@@ -204,6 +214,8 @@ class AdaptiveRun:
         if isinstance(options.algorithm, BestOfN):
             log_weights, scores = only_the_best(batches)
             rewards = scores.exp().flatten().tolist()
+        elif isinstance(options.algorithm, TwoStageVote):
+            log_weights = options.algorithm.together(batches)
         elif options.scored:
             rewards = [reward for each in batches for reward in each.log_likelihood.exp().tolist()]
         found = AdaptivePosterior(
@@ -216,6 +228,7 @@ class AdaptiveRun:
             decisive=isinstance(options.algorithm, BestOfN | SelfConsistency),
             num_drawn=self.drawn,
         )
+        found.additive = not isinstance(options.algorithm, TwoStageVote)
         found.stopped, found.complete = stopped, complete and self._unfinished is None
         found.cost = {**self.meter.totals, "seconds": time.perf_counter() - self.began}
         return found
@@ -233,13 +246,3 @@ def _without_plate(found: ParticlePosterior) -> ParticlePosterior:
         own = ParticlePosterior(particles)
     own.cost, own.complete, own.audit = found.cost, found.complete, found.audit
     return own
-
-
-def _own_answer(value: Any) -> Hashable:
-    if not callable(getattr(value, "answers", None)):
-        raise TypeError(
-            f"votes need an answer of each particle, and this model returns {type(value).__name__}, which has no answers(): give "
-            "Adaptive(..., answer=function) what makes an answer of it"
-        )
-    given: Hashable = value.answers()
-    return given

@@ -15,7 +15,7 @@ Until = Callable[[AdaptivePosterior], bool]
 class StoppingRule(ABC):
     """A rule of this package; any function of an :class:`AdaptivePosterior` serves as well.
 
-    :cvar str needs: ``votes``, or ``rewards``: what the algorithm inside must give.
+    :cvar str needs: ``votes``, ``rewards``, or ``groups``: what the algorithm inside must give.
     """
 
     needs: ClassVar[str] = "votes"

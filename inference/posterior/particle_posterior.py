@@ -36,7 +36,7 @@ class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
     :ivar WeightedParticles particles: the same with every level of ``max_plate_nesting``.
     :ivar dict cost: work done, by counter (tokens, forward passes, seconds).
     :ivar AuditReport audit: the replay audit's report, where one was asked for.
-    :ivar bool complete: whether the model came to its end; a run may be stopped at a barrier before.
+    :ivar bool complete: whether the model came to its end, not stopped at a barrier before; ``exact``: whether weights are exact.
     :ivar list parts: posteriors whose particles this one pools, each of which is a ``part_name`` and found at the attribute ``parts_at``;
         ``unbiased`` tells whether the mean weight of a part estimates the evidence.
     :ivar list iterations: of a Markov chain.
@@ -46,6 +46,7 @@ class ParticlePosterior(PosteriorMarginals, PyroTraces, PosteriorViews):
     """
 
     complete: bool = True
+    exact: bool = False
     estimates_posterior: ClassVar[bool] = True
     unit: ClassVar[str] = "step"
     parts: Sequence[ParticlePosterior] = ()

@@ -24,9 +24,11 @@ class SearchPosterior(ParticlePosterior):
     :ivar str method: name of the search.
     :ivar str reason: why it gives no evidence.
     :ivar bool decisive: whether the weights alone make the choice, whatever vote a model prefers.
+    :ivar bool additive: whether one more candidate adds its weight to its answer and changes no other weight.
     """
 
     estimates_posterior: ClassVar[bool] = False
+    additive: bool = True
 
     def __init__(
         self,

@@ -59,6 +59,37 @@ class PosteriorViews:
 
         return Viewer(page(self, **kwargs), height)
 
+    def explain(
+        self: Viewable,
+        *,
+        describe: Describe | None = None,
+        answer: Answer | None = None,
+        equivalent: Equivalent | None = None,
+    ) -> Any:
+        """Why this answer: which compete, where their solutions part, which steps the reward disliked, how sure the posterior is, and what
+        would change it. ``print(posterior.explain())`` says it in words; the figures are attributes.
+
+        It follows from what the posterior holds, so that it is the same whenever it is asked for. A standard error is that of Chan & Lai
+        (2013), which takes particles with a common ancestor as one; of a chain it is by batch means. What a posterior cannot tell, such as
+        a probability under the votes of a search, is said to be unknown.
+
+        :param describe: as for :meth:`to_html`.
+        :param answer: as for :meth:`to_html`.
+        :param equivalent: as for :meth:`to_html`.
+        :returns: an :class:`~ppl_llm.inference.viewer.explanation.Explanation`; with independent plates, nested lists of them.
+        :raises TypeError: if the model's return value has no ``answers()`` and no ``answer`` was given.
+        """
+        from ..viewer.explain import explain
+
+        shape = tuple(self.log_weights.shape[1:])
+
+        def of(plate: tuple[int, ...]) -> Any:
+            if len(plate) == len(shape):
+                return explain(self, plate, describe=describe, answer=answer, equivalent=equivalent)
+            return [of((*plate, i)) for i in range(shape[len(plate)])]
+
+        return of(())
+
     def _repr_html_(self: Viewable) -> str:
         from ..viewer.summary import summary
 

@@ -211,10 +211,15 @@ def _joined(found: list[tuple[str, str]]) -> str:
     return found[0][1] if len(found) == 1 else "\n".join(f"{name} = {text}" for name, text in found if text)
 
 
-def _describer(population: Population) -> Describe:
+def own_words(population: Population) -> Callable[[Tensor], str | None] | None:
+    """The method ``describe(value)`` of an object in what the model returned."""
     found: list[Any] = []
     map_objects(population.posterior.value, found.append)
-    able = next((item.describe for item in found if callable(getattr(item, "describe", None))), None)
+    return next((item.describe for item in found if callable(getattr(item, "describe", None))), None)
+
+
+def _describer(population: Population) -> Describe:
+    able = own_words(population)
 
     def describe(name: str, value: Tensor) -> str:
         text = able(value) if able is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 import math
 from collections.abc import Hashable
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..posterior.discrete_marginal import DiscreteMarginal
 from ..posterior.equivalence_classes import Equivalent, representatives
+from .explain import explain
 from .genealogy import Answer, Describe, Genealogy
 from .populations import Population, populations
 from .viewable import Viewable
@@ -43,6 +45,7 @@ def page(
         "note": _note(posterior, len(shown), len(found)),
         "event": "resampled" if posterior.estimates_posterior else "selected",
         "unit": "stage" if posterior.unit == "stage" else "step",
+        "explanations": _explanations(posterior, describe, answer, equivalent),
         "populations": [_population(each, describe, answer, equivalent) for each in shown],
     }
     style, scripts = _asset("viewer.css"), "\n".join(map(_asset, _SCRIPTS))
@@ -82,6 +85,22 @@ def _note(posterior: Viewable, shown: int, total: int) -> str:
     return " ".join(notes)
 
 
+def _explanations(
+    posterior: Viewable, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None
+) -> dict[str, list[str]]:
+    """By problem, for a model that gives answers."""
+    first = posterior.particle((0,) * (posterior.particles.nesting + 1))
+    if answer is None and not callable(getattr(first, "answers", None)):
+        return {}
+    plates = list(itertools.product(*map(range, posterior.log_weights.shape[1:])))[:MOST_POPULATIONS]
+    told = {_key(plate): explain(posterior, plate, describe=describe, answer=answer, equivalent=equivalent) for plate in plates}
+    return {key: each.lines for key, each in told.items()}
+
+
+def _key(plate: tuple[int, ...]) -> str:
+    return ",".join(map(str, plate))
+
+
 def _population(population: Population, describe: Describe | None, answer: Answer | None, equivalent: Equivalent | None) -> dict[str, Any]:
     posterior = population.posterior
     nodes = posterior.num_particles * max(1, len(posterior.history.records))
@@ -114,6 +133,7 @@ def _population(population: Population, describe: Describe | None, answer: Answe
     answers, index = _answers(found.answers, found.weights.tolist(), equivalent)
     return {
         "label": population.label,
+        "explained": _key(population.plate),
         "problem": problem if isinstance(problem, str) else None,
         "evidence": None if not population.evidence else _number(population.own(posterior.particles.weights.log_mean)),
         "columns": columns,

@@ -27,6 +27,9 @@ class Viewable(Protocol):
     def estimates_posterior(self) -> bool: ...
 
     @property
+    def exact(self) -> bool: ...
+
+    @property
     def no_evidence(self) -> str | None: ...
 
     @property

@@ -21,17 +21,19 @@ from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
 from ..reward.choice import RewardChoice
 from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve, startup
 from .console import output_console
-from .errors import FAILED, INTERRUPTED, reported
+from .errors import ABSTAINED, FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
 from .loading import DTYPE
 from .method_options import given, with_method_options
 from .model_options import (
+    ABSTAIN,
     BRIDGE,
     CALIBRATION,
     CHOICES,
     CHOSEN_REWARD,
     EQUIVALENCE,
     EVERY,
+    EXPLAIN,
     FALLBACK,
     FINISH,
     JSON_SCHEMA,
@@ -75,7 +77,6 @@ _PRESET_HELP = (
     "step. [bold]as_paper[/], [bold]its_hub[/]: the weights of Puri et al. (2025) as released. [bold]entropic[/]: those, flattened while "
     "few particles dominate."
 )
-
 
 _SOLVE_EXAMPLES = (
     f"Examples:\n\nppl-llm solve '{_PROBLEM}'\n\nppl-llm solve --particles 64 --preset twisted --json - < problem.txt"
@@ -171,6 +172,8 @@ def solve(
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a page to open in a browser: every solution at every step.", metavar="FILE")
     ] = None,
+    abstain: ABSTAIN = None,
+    explain: EXPLAIN = False,
     force: Annotated[bool, typer.Option("--force", help="Give the demo model a problem that it was not made for.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings, tracebacks, and a line per step without a terminal.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
@@ -211,6 +214,7 @@ def solve(
             power=power,
             bridge=bridge,
             turns=turns,
+            abstain=abstain,
             every=every,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
@@ -258,7 +262,8 @@ def solve(
             chosen["calibration"] = dataclasses.asdict(scale)
         if (unfinished := unfinished_note(settings, outcome.posterior)) is not None:
             tell(unfinished, log)
-        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, settings.equivalent(), outcome.failure)
+        told = settings.equivalent(), outcome.failure, abstain, explain
+        report = Report.of(outcome.model, outcome.posterior, text, chosen, outcome.partial, *told)
     try:
         if as_json:
             typer.echo(json.dumps(report.as_dict(), allow_nan=False, indent=2))
@@ -270,8 +275,8 @@ def solve(
                 page_file.write(outcome.posterior, html, settings.named.method.name)
     if outcome.failure is not None:
         raise typer.Exit(FAILED)
-    if outcome.partial:
-        raise typer.Exit(INTERRUPTED)
+    if outcome.partial or report.abstained:
+        raise typer.Exit(INTERRUPTED if outcome.partial else ABSTAINED)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from .json_log import JsonLog
 BAD_INPUT = 2
 AUDIT_FAILED = 1
 FAILED = 1
+ABSTAINED = 3
 INTERRUPTED = 130
 
 

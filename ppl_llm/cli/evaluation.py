@@ -111,7 +111,7 @@ def evaluate(
     reward: CHOSEN_REWARD = None,
     prm_family: PRM_FAMILY = None,
     preset: Annotated[str, typer.Option(help="exact, twisted, as_paper, its_hub or entropic.")] = "exact",
-    aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="Score from those of steps: last, prod, min, max, mean, window:3.")] = None,
     power: Annotated[float, typer.Option(help=POWER)] = 1.0,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
     max_steps: MAX_STEPS = None,

@@ -12,6 +12,7 @@ import typer
 
 from ..reward.choice import REWARD_KINDS
 from . import completion
+from .errors import ABSTAINED
 from .json_log import JsonLog
 
 CLOSED_BOX = r"\\boxed\s*\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
@@ -38,6 +39,15 @@ FALLBACK = (
 )
 
 
+ABSTAIN = Annotated[
+    float | None,
+    typer.Option(
+        help=f"Give no answer where the best one has less probability than this, such as 0.3; the exit status is {ABSTAINED} then.",
+        metavar="P",
+        show_default=False,
+    ),
+]
+EXPLAIN = Annotated[bool, typer.Option("--explain", help="Also say why this answer, how sure it is, and what would change it.")]
 LM = Annotated[
     str,
     typer.Option(

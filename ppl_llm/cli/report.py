@@ -15,7 +15,7 @@ from .details import Details, details
 if TYPE_CHECKING:
     from ..answers.voting import Answer
     from ..context import Context
-    from ..inference import Equivalent, ParticlePosterior
+    from ..inference import Decision, Equivalent, Explanation, ParticlePosterior
     from ..programs.models import ReasoningModel
 
 _SHOWN = 8
@@ -44,7 +44,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``solve`` tells about a posterior. Made by :meth:`of`."""
+    """What ``solve`` tells about a posterior. Made by :meth:`of`.
+
+    :ivar Answer answer: ``None`` where there is none, or it abstains; ``considered`` is the one that it would have given.
+    """
 
     problem: str
     partial: bool
@@ -60,6 +63,9 @@ class Report:
     unanswered: int
     no_answer: float
     failure: str | None
+    considered: Answer = None
+    decision: Decision | None = None
+    explanation: Explanation | None = None
 
     @classmethod
     def of(
@@ -71,6 +77,8 @@ class Report:
         partial: bool,
         equivalent: Equivalent | None = None,
         failure: str | None = None,
+        abstain: float | None = None,
+        explain: bool = False,
     ) -> Report:
         """
         :param ReasoningModel model: that was run.
@@ -78,8 +86,13 @@ class Report:
         :param bool partial: whether the run was interrupted.
         :param equivalent: when two answers are the same.
         :param str failure: why no solution was good enough.
+        :param float abstain: probability below which there is no answer.
+        :param bool explain: why this answer.
         """
-        answer = model.choose(posterior, equivalent)
+        considered = answer = model.choose(posterior, equivalent)
+        decision = None if abstain is None else posterior.decide(abstain=abstain, actions=[answer], equivalent=equivalent)
+        if decision is not None and decision.abstained:
+            answer = None
         answers = posterior.answers(equivalent)
         audit = posterior.audit
         return cls(
@@ -90,14 +103,32 @@ class Report:
             details=details(posterior),
             particles=posterior.num_particles,
             finished=int(posterior.value.done.sum()),
-            best=solution_of(model, posterior.value, posterior.weights.tolist(), answer, equivalent),
+            best=solution_of(model, posterior.value, posterior.weights.tolist(), considered, equivalent),
             cost=dict(posterior.cost),
             audit=None if audit is None else asdict(audit),
             settings=settings,
             unanswered=sum(given is None for given in posterior.value.answers()),
             no_answer=answers.prob(None),
             failure=failure,
+            considered=considered,
+            decision=decision,
+            explanation=posterior.explain(equivalent=equivalent) if explain else None,
         )
+
+    @property
+    def abstained(self) -> bool:
+        """Whether no answer is given for want of probability."""
+        return self.decision is not None and self.decision.abstained
+
+    @property
+    def reason(self) -> str:
+        """Why there is no answer, where it abstains."""
+        assert self.decision is not None
+        what = "probability" if self.details.estimates else "share of the votes"
+        if self.considered is None:
+            return f"No answer: no solution gives one, and --abstain is {self.decision.utility:g}"
+        best = f"the best one, {self.considered}, has {what} {self.decision.best:.3f}"
+        return f"No answer: {best}, less than --abstain {self.decision.utility:g}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; numbers are finite or ``None``."""
@@ -118,6 +149,8 @@ class Report:
                 "without_answer": self.unanswered,
                 "probability_without_answer": self.no_answer,
                 **({} if self.failure is None else {"failure": self.failure}),
+                **({} if self.decision is None else {"abstained": self.abstained, "best_answer": self.considered}),
+                **({} if self.explanation is None else {"explanation": self.explanation.as_dict()}),
                 "best": {
                     "steps": self.best.steps,
                     "step_scores": self.best.step_scores,
@@ -142,6 +175,8 @@ class Report:
             title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}{'es' if told.unit == 'batch' else 's'}"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
+        if self.abstained:
+            console.print(Text(plain(self.reason), style="bold yellow"))
         finished = f"{self.finished} of {self.particles} finished"
         resampled = f"resampled {sum(told.resampled)} of {len(told.resampled)} times"
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
@@ -160,6 +195,10 @@ class Report:
         score = "" if best.score is None else f", {best.aggregation} score {best.score:.3f}"
         _heading(console, f"Best solution (weight {best.weight:.3f}{score})")
         console.print(steps_table(best))
+        if self.explanation is not None:
+            _heading(console, "Why this answer")
+            for line in self.explanation.lines:
+                console.print(Text(plain(line)))
         _heading(console, "Cost")
         console.print(Text(_cost_line(self.cost)))
         if self.audit is not None:

@@ -76,6 +76,7 @@ class Settings:
     power: float | None = None
     bridge: int | None = None
     turns: TurnOptions = TurnOptions()  # noqa: RUF009 - frozen
+    abstain: float | None = None
     every: str | None = None
     waits: int | None = None
     wait: str | None = None
@@ -214,6 +215,7 @@ class Settings:
             raise no_reward(f"--method {self.named.method.name}", option="--")
         self.reward.check()
         self.turns.check()
+        self._check_abstain()
         self.equivalent()
         try:
             parse_dtype(self.dtype)
@@ -229,6 +231,21 @@ class Settings:
             flags = {name: f"--{name.replace('_', '-')}" for name in (*LIMITS, "thinking")} | own
             flag = flags.get(parameter[0]) if parameter else None
             raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
+
+    def _check_abstain(self) -> None:
+        """
+        :raises ValueError: for no probability, or a method that gives its best candidate alone.
+        """
+        if self.abstain is None:
+            return
+        if not 0 <= self.abstain <= 1:
+            raise ValueError(f"--abstain must be a probability in [0, 1], got {self.abstain}")
+        budget = self.named.method.budget
+        if budget is not None and budget.vote == "best-of-n":
+            raise ValueError(
+                f"--abstain needs probabilities or votes of answers, and --method {self.named.method.name} gives its best solution alone; "
+                "take smc, importance or self-consistency"
+            )
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""
@@ -262,4 +279,5 @@ class Settings:
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
             **({} if self.constraint is None else {"constraint": repr(self.constraint)}),
+            **({} if self.abstain is None else {"abstain": self.abstain}),
         }

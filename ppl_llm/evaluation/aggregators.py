@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..answers.voting import Answer
-
-AGGREGATIONS = ("last", "prod", "min", "max", "mean")
-"""Scores of a solution from those of its steps."""
+from ..distributions.potentials import window_of
 
 MODEL = "model"
 """The model-based score: the reward model's own, of the whole solution written as one step."""
@@ -50,6 +48,7 @@ class Candidate:
     :ivar str text: where it was recorded.
     :ivar tuple step_tokens: length of each step, where they were recorded.
     :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
+    :ivar int wrong_steps: how many of them are wrong, where the task can tell.
     :ivar Thought thinking: ``None`` where solutions do not think before they answer.
     """
 
@@ -66,14 +65,15 @@ class Candidate:
     text: str | None = None
     step_tokens: tuple[int, ...] | None = None
     cut_steps: int = 0
+    wrong_steps: int | None = None
     thinking: Thought | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     """Log of the score of a candidate.
 
-    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max`` or ``mean``; ``model`` is the
-        score of all of them as one step.
+    :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W; ``model``
+        is the score of all of them as one step.
     :raises ValueError: for another aggregation, or a candidate without scores.
     """
     if aggregation == MODEL:
@@ -83,6 +83,8 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
     if not candidate.step_log_odds:
         raise ValueError("the candidate has no step scores; record them, or take an aggregator that needs none, such as majority")
     log_r = [_log_sigmoid(z) for z in candidate.step_log_odds]
+    if (window := window_of(aggregation)) is not None:
+        log_r = log_r[-window:]
     if aggregation == "last":
         return log_r[-1]
     if aggregation == "prod":
@@ -91,9 +93,8 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
         return min(log_r)
     if aggregation == "max":
         return max(log_r)
-    if aggregation == "mean":
-        return math.log(sum(map(math.exp, log_r)) / len(log_r))
-    raise ValueError(f"unknown aggregation {aggregation!r}; known: {', '.join((*AGGREGATIONS, MODEL))}")
+    top = max(log_r)
+    return top + math.log(math.fsum(math.exp(each - top) for each in log_r) / len(log_r))
 
 
 def _log_sigmoid(z: float) -> float:
@@ -128,6 +129,20 @@ def posterior_majority(candidates: Sequence[Candidate]) -> Answer:
 def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
     """Weighted best-of-N (Li et al., 2023): the answer with the largest sum of scores."""
     return best(tally(candidates, lambda candidate: math.exp(log_score(candidate, aggregation))))
+
+
+def soft_best_of_n(candidates: Sequence[Candidate], beta: float = 10.0, aggregation: str = "last") -> Answer:
+    """The answer with the largest sum of ``softmax(beta r)`` over the candidates' scores r, the most probable one under soft best-of-N
+    (Verdun et al., arXiv:2505.03156): 0 is a majority, and much best-of-N.
+
+    :param float beta: not negative.
+    :raises ValueError: for a negative ``beta``.
+    """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
+    given = [candidate for candidate in candidates if candidate.answer is not None]
+    top = max((math.exp(log_score(candidate, aggregation)) for candidate in given), default=0.0)
+    return best(tally(given, lambda candidate: math.exp(beta * (math.exp(log_score(candidate, aggregation)) - top))))
 
 
 def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:

@@ -27,7 +27,7 @@ from .metrics import (
     reliability,
 )
 from .results import SCORES, Results
-from .risk import risk_coverage
+from .risk import all_at_k, risk_coverage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -187,7 +187,7 @@ def false_positives(found: dict[str, list[Selection]], ks: list[int]) -> Figure:
 
 @dataclass(frozen=True)
 class Coverage:
-    """pass@k and maj@k of the independent samples.
+    """pass@k, maj@k and all@k of the independent samples.
 
     :ivar PowerLaw power_law: fitted to pass@k, ``None`` where it has no two values between 0 and 1.
     :ivar float misfit: root mean squared difference between pass@k and the power law.
@@ -200,6 +200,7 @@ class Coverage:
     power_law: PowerLaw | None
     misfit: float
     missing: str = ""
+    every: tuple[Interval, ...] = ()
 
     @classmethod
     def of(cls, results: Results) -> Coverage:
@@ -209,15 +210,21 @@ class Coverage:
         def vote(k: int) -> Table:
             return results.over_samples(lambda problem, pool: majority_at_k(pool, partial(results.is_right, problem), k))
 
+        def every(k: int) -> Table:
+            return results.over_samples(
+                lambda problem, pool: all_at_k(len(pool), sum(results.right(problem, pool)), k) if len(pool) >= k else math.nan
+            )
+
         passed = [proportion(results.pass_at(k)) for k in ks]
+        whole = tuple(proportion(every(k)) for k in ks)
         voted = [proportion(vote(k)) for k in ks]
         values = [interval.value for interval in passed]
         try:
             power_law = fit_coverage(ks, values)
         except ValueError:
-            return cls(ks, passed, voted, None, math.nan, results.sampled())
+            return cls(ks, passed, voted, None, math.nan, results.sampled(), whole)
         misfit = math.sqrt(np.nanmean((power_law(ks) - np.array(values)) ** 2))
-        return cls(ks, passed, voted, power_law, misfit, results.sampled())
+        return cls(ks, passed, voted, power_law, misfit, results.sampled(), whole)
 
 
 def counts(results: Results) -> list[int]:

@@ -177,7 +177,7 @@ class PPLHarnessLM(TemplateLM):
         chosen = []
         for i in range(len(problems)):
             pool = candidates(model, posterior, i)
-            answer = VOTES[vote](pool, aggregation)
+            answer = VOTES[vote](pool, aggregation, **self.method.vote_options)
             context = posterior[i].value if isinstance(posterior, list) else posterior.value.select_plate(1, i)
             chosen.append((context, _best(pool, answer, vote, aggregation), answer))
         return chosen
@@ -258,7 +258,7 @@ def _problem(text: str) -> Any:
 
 def _best(pool: Sequence[Candidate], answer: Any, vote: str, aggregation: str) -> int:
     """The particle to show for an answer: by weight where weights decide, then by score; any particle counts where no answer was found."""
-    weighted = vote == "posterior"
+    weighted = vote in ("posterior", "shares")
 
     def worth(n: int) -> tuple[float, float, int]:
         score = log_score(pool[n], aggregation) if pool[n].step_log_odds else 0.0

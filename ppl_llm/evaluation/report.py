@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import diagnostics, figures
+from .gain_tables import abstention_rows, arise_rows, ranking_rows, repeated_words, risk_figure, utility_rows, wrong_step_rows
 from .page import Plot, Rows, Section, Table, page
 from .results import Results
 from .tables import (
@@ -31,6 +32,13 @@ DIFFERENCES = "95 % bootstrap intervals over problems, seeds averaged within eac
 STEPS = "Steps: mean (10 %, 50 % and 90 % quantile); the last column is the mean probability of the solutions that give no answer"
 RATIOS = "95 % bootstrap intervals over problems, or one-sided bounds where more than a few draws share no accuracy"
 
+WRONG_STEPS = "Solutions with the right answer and a wrong step, which the task's own checker finds"
+ABSTENTION = "Answering less often, at the largest budget: share answered, and accuracy of what is answered"
+ARISE = (
+    "Gains and losses between adjacent budgets, weighted by the ratio of their tokens: a gain counts the less the more tokens it took, a "
+    "loss the more (ARISE, arXiv:2510.06014)"
+)
+
 STOPPED = (
     f"against the same method without the rule: tokens saved, and the difference of accuracies, both paired by problem and seed, with "
     f"{DIFFERENCES}"
@@ -54,6 +62,10 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     found += thinking_tables(results)
     if len(stopped := stopped_rows(results)) > 1:
         found.append((f"Budgets really used, {STOPPED}", stopped))
+    if len(wrong := wrong_step_rows(results)) > 1:
+        found.append((WRONG_STEPS, wrong))
+    if len(less := abstention_rows(results)) > 1:
+        found.append((ABSTENTION, less))
     return found
 
 
@@ -119,6 +131,8 @@ def accuracy_sections(results: Results) -> list[Section]:
     if len(stopped := stopped_rows(results)) > 1:
         costs.append(Table(f"Budgets really used, {STOPPED}.", stopped))
     found.append(Section("Cost", "", costs))
+    if len(gains := arise_rows(results)) > 1:
+        found.append(Section("Gains by tokens", f"{ARISE}.", [Table(f"With {DIFFERENCES}.", gains)]))
     if len(steps := step_rows(results)) > 1:
         found.append(Section("Steps", "", [Table(f"{STEPS}.", steps)]))
     found += thinking_sections(results)
@@ -142,6 +156,12 @@ def diagnostic_sections(results: Results) -> list[Section]:
     if len(expected) > 1:
         note = "The probability that the posterior gives to the right answer: the accuracy of one draw, without a vote."
         found.append(Section("Expected accuracy under the posterior", note, [Table(f"With {INTERVALS}.", expected)]))
+    if len(less := abstention_rows(results)) > 1:
+        note = "Answers below a probability are not given. The area under the risk-coverage curve (AURC) is the mean risk."
+        plot = Plot("risk-coverage", "Risk against coverage", "The table has the numbers.", risk_figure(results))
+        found.append(Section("Abstention", note, [plot, Table(f"{ABSTENTION}.", less)]))
+    if len(wrong := wrong_step_rows(results)) > 1:
+        found.append(Section("Wrong steps behind right answers", "", [Table(f"{WRONG_STEPS}, with {INTERVALS}.", wrong)]))
     statements = diagnostics.posterior_statements(results)
     if statements:
         note = "The posterior probability of the answer given, against how often it is right. On the diagonal it is calibrated."
@@ -169,9 +189,11 @@ def coverage_section(results: Results, prefix: str = "") -> Section:
         fit = f"fitted power law exp(-{power_law.scale:.3f} k^-{power_law.exponent:.3f}), root mean squared misfit {coverage.misfit:.4f}"
     drawn = figures.coverage(coverage.ks, values, [interval.value for interval in coverage.voted], coverage.power_law)
     plot = Plot(f"{prefix}coverage", "Coverage", f"{words}; {fit}.", drawn)
+    more = repeated_words(results, coverage.ks, coverage.voted)
     note = (
-        "pass@k: some of k samples is right (unbiased estimate). maj@k: a majority vote among k samples is. "
+        "pass@k: some of k samples is right, all@k: each of them is (unbiased estimates). maj@k: a majority vote among k samples is. "
         "The power law, exp(-a k^-b), is that of Large Language Monkeys (arXiv:2407.21787)."
+        f"{' ' + more[0].upper() + more[1:] if more else ''}"
     )
     return Section("Coverage", note, [plot, Table(f"With {INTERVALS}.", coverage_rows(coverage))])
 
@@ -203,6 +225,12 @@ def verifier_section(results: Results, prefix: str = "") -> Section:
             ),
             Plot(f"{prefix}calibration-of-the-reward-model", "Reliability of the reward model", _calibration_words(statements), figure),
             Table("Scores of all samples as probabilities of a right answer, by aggregation of the steps.", calibration_rows(statements)),
+            Table("How often a right sample ranks above a wrong one.", ranking_rows(results)),
+            Table(
+                "Utility of sampling until the reward accepts, at most so many times: right answers less the penalty for wrong ones "
+                f"(arXiv:2411.17501), averaged over all orders, with {DIFFERENCES}.",
+                utility_rows(results),
+            ),
         ],
     )
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..distributions.potentials import AGGREGATIONS
 from ..tasks import RIGHT
 from .aggregators import (
-    AGGREGATIONS,
     MODEL,
     Candidate,
     best_of_majority,

@@ -140,11 +140,12 @@ def stopped_rows(results: Results) -> Rows:
 
 
 def coverage_rows(found: Coverage) -> Rows:
-    """pass@k and maj@k, and what the power law makes of pass@k."""
+    """pass@k, maj@k and all@k, and what the power law makes of pass@k."""
     rows = [
         [labelled("k", found.missing), *map(str, found.ks)],
         ["pass@k", *map(interval, found.passed)],
         ["maj@k", *map(interval, found.voted)],
+        ["all@k", *map(interval, found.every)],
     ]
     if found.power_law is not None:
         rows.append(["fitted power law", *(f"{value:.3f}" for value in found.power_law(found.ks))])

@@ -15,32 +15,64 @@ from ..answers.voting import Answer
 from ..context import Context
 from ..inference import ParticlePosterior
 from ..programs.models import ReasoningModel
+from ..programs.multi_temperature import SITE
 from ..reward.base import scored_steps, step_scores
 from ..stop_reason import StopReason
-from .aggregators import Candidate, Thought, best_of_n, majority, posterior_majority, weighted_majority
+from ..tasks.base import StepChecker
+from .aggregators import (
+    Candidate,
+    Thought,
+    best_of_majority_at_k,
+    best_of_n,
+    majority,
+    posterior_majority,
+    soft_best_of_n,
+    weighted_majority,
+)
 from .confidence_votes import deepconf
 
 _CERTAIN = 1e9
 """Log-odds of what is certain, in records, which hold finite numbers only."""
 
-VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
+
+def _first(candidates: Sequence[Candidate], aggregation: str, k: int = 1, frequency: float = 0.1) -> Answer:
+    return next(iter(best_of_majority_at_k(candidates, k, frequency, aggregation)), None)
+
+
+VOTES: dict[str, Callable[..., Answer]] = {
     "majority": lambda candidates, aggregation: majority(candidates),
     "posterior": lambda candidates, aggregation: posterior_majority(candidates),
+    "shares": lambda candidates, aggregation: posterior_majority(candidates),
     "best-of-n": best_of_n,
     "weighted": weighted_majority,
+    "soft-best-of-n": lambda candidates, aggregation, beta=10.0: soft_best_of_n(candidates, beta, aggregation),
+    "best-of-majority": _first,
     "deepconf": lambda candidates, aggregation: deepconf(candidates),
 }
+"""From candidates, an aggregation and the options of the vote to an answer."""
+
+
+def submitted(vote: str, candidates: Sequence[Candidate], aggregation: str, **options: Any) -> list[Answer]:
+    """The answers of a vote that may give several, best first."""
+    if vote == "best-of-majority":
+        return best_of_majority_at_k(candidates, options["k"], options["frequency"], aggregation)
+    return [VOTES[vote](candidates, aggregation, **options)]
 
 
 @torch.no_grad()
 def candidates(
-    model: ReasoningModel, posterior: ParticlePosterior | Sequence[ParticlePosterior], problem: int, answer_scores: bool = False
+    model: ReasoningModel,
+    posterior: ParticlePosterior | Sequence[ParticlePosterior],
+    problem: int,
+    answer_scores: bool = False,
+    checker: StepChecker | None = None,
 ) -> list[Candidate]:
     """The particles of one problem.
 
     :param posterior: of a list of problems, or one for each of them.
     :param int problem: index in that list.
     :param bool answer_scores: ask the reward model for its score of each whole solution, too.
+    :param StepChecker checker: of the problem's steps.
     """
     here: tuple[Any, ...]
     if isinstance(posterior, ParticlePosterior):
@@ -56,8 +88,11 @@ def candidates(
     tokens = (context.lengths - context.prompt_lengths).tolist()
     step_tokens, taken = (context.ends - context.step_starts).tolist(), (context.reasons != StopReason.FINISHED).tolist()
     cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
+    wrong = [None] * len(weights) if checker is None else [checker.labels(steps).count(False) for steps in context.steps]
     sure = [None] * len(weights) if model.confidence is None else model.confidence.of(found.value)[here].tolist()
     done, thoughts = context.done.tolist(), _thoughts(context)
+    drawn = found.sites.get(SITE)
+    temperatures = [1.0] * len(done) if drawn is None else drawn.expand_as(found.log_weights)[here].tolist()
     known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
     log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
     return [
@@ -73,6 +108,8 @@ def candidates(
             whole_log_odds=whole[n],
             step_tokens=tuple(itertools.compress(step_tokens[n], taken[n])),
             cut_steps=cut[n],
+            temperature=temperatures[n],
+            wrong_steps=wrong[n],
             confidence=sure[n],
             thinking=thoughts[n],
         )
@@ -94,10 +131,11 @@ def _scores(log_odds: Tensor) -> tuple[float, ...]:
     return tuple(log_odds.clamp(-_CERTAIN, _CERTAIN).tolist()) or (-_CERTAIN,)
 
 
-def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
+def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool = False) -> dict[str, Any]:
     """Plain values; scores to the last digit of float32, so that votes recomputed from them are the same.
 
     :param bool keep_text: with the text of the solution.
+    :param bool temperature: with its temperature, where solutions of a run have different ones.
     """
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
@@ -114,6 +152,8 @@ def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
         **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
         **({} if candidate.thinking is None else {"thinking": candidate.thinking._asdict()}),
         **({"text": candidate.text} if keep_text else {}),
+        **({"temperature": candidate.temperature} if temperature else {}),
+        **({} if candidate.wrong_steps is None else {"wrong_steps": candidate.wrong_steps}),
         **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
 
@@ -134,13 +174,14 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         record["tokens"],
         record.get("log_prob"),
         record["finished"],
-        temperature=temperature,
+        temperature=record.get("temperature", temperature),
         path=record["path"],
         whole_log_odds=record.get("whole_log_odds"),
         confidence=record.get("confidence"),
         text=record.get("text"),
         step_tokens=tuple(record["steps"]) if "steps" in record else None,
         cut_steps=record.get("cut_steps", 0),
+        wrong_steps=record.get("wrong_steps"),
         thinking=Thought(**record["thinking"]) if "thinking" in record else None,
     )
 

@@ -22,7 +22,7 @@ from ..reward.confidence import Confidence
 from ..tasks.base import Problem
 from .aggregators import Candidate, tally
 from .records import Key
-from .votes import VOTES, as_record, candidates
+from .votes import as_record, candidates, submitted
 
 SHARED = "importance"
 """The method whose records hold the independent samples that other methods vote on."""
@@ -118,7 +118,8 @@ def execute(
     posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
     seconds = time.perf_counter() - began
     scored = answer_scores and SHARED in unit.methods
-    pools = [pooled(candidates(model, posterior, i, scored), problem.answer, equivalent) for i, problem in enumerate(problems)]
+    found = [candidates(model, posterior, i, scored, problem.checker) for i, problem in enumerate(problems)]
+    pools = [pooled(pool, problem.answer, equivalent) for pool, problem in zip(found, problems, strict=True)]
     tokens = [[candidate.tokens for candidate in pool] for pool in pools]
     records = []
     for i, problem in enumerate(problems):
@@ -141,7 +142,8 @@ def execute(
                 elif not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
-                    record["candidates"] = [as_record(c, keep_texts) for c in part]
+                    several = len({c.temperature for c in part}) > 1
+                    record["candidates"] = [as_record(c, keep_texts, several) for c in part]
                     if keep_texts:
                         record["text"] = problem.text
                 records.append(record)
@@ -160,7 +162,8 @@ def pooled(pool: list[Candidate], gold: str | None, equivalent: Callable[[Hashab
 def _record(
     unit: Unit, problem: Problem, method: BudgetedMethod, budget: int, part: list[Candidate], preset_vote: str, aggregation: str
 ) -> dict[str, Any]:
-    answer = VOTES[method.vote_under(preset_vote)](part, aggregation)
+    answers = submitted(method.vote_under(preset_vote), part, aggregation, **method.vote_options)
+    answer = answers[0] if answers else None
     posterior = tally(part, lambda candidate: candidate.weight)
     total = sum(candidate.weight for candidate in part)
     return {
@@ -169,7 +172,8 @@ def _record(
         "budget": budget,
         "seed": unit.seed,
         "answer": answer,
-        "correct": problem.is_right(answer),
+        "correct": any(map(problem.is_right, answers)),
+        **({"submitted": answers} if len(answers) > 1 else {}),
         "gold": problem.answer,
         "level": problem.metadata.get("level"),
         "answers": {str(a): round(mass / (total or 1.0), 6) for a, mass in sorted(posterior.items(), key=lambda item: -item[1])},

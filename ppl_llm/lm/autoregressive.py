@@ -14,10 +14,10 @@ from ..constraints.base import Vocabulary
 from ..context import PAD, Context
 from ..inference.cost import count
 from ..kv_cache.memory_limit import BatchLimit
-from .base import ConstrainedSample, StepOptions, StepSample
+from .base import ConstrainedSample, StepOptions, StepSample, step_shape
 from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, generated
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
-from .decoding.sampling import warp
+from .decoding.sampling import tempered, warp
 from .stopping import StopAutomaton
 from .token_figures import TokenFigure, keep, log_probs_of, wanted
 
@@ -113,6 +113,7 @@ class AutoregressiveLM(ABC):
     ) -> StepTask:
         """A task that ``sample`` has filled in, in batches that fit into memory. The context keeps the figures."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
+        options, temperatures = options.by_sequence(context.batch_shape, self.device)
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         active = (~context.done).flatten().nonzero()[:, 0]
         automaton = self.stop_automaton(options.stop)
@@ -130,6 +131,7 @@ class AutoregressiveLM(ABC):
             log_probs=torch.zeros(total, dtype=torch.float64, device=device),
             figures=figures,
             values=torch.zeros(total, width, len(figures), dtype=torch.float64, device=device),
+            temperatures=temperatures,
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
@@ -145,8 +147,9 @@ class AutoregressiveLM(ABC):
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         if options.constraint is not None:
             return self._restricted_log_prob(context, tokens, options)
-        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        batch_shape = step_shape(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape), options.temperature)
         original, context = context, context.expand(batch_shape)
+        options, temperatures = options.by_sequence(batch_shape, self.device)
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
@@ -161,7 +164,8 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = log_probs_of(warp(logits, options), given.clamp(min=0))
+                    own = None if temperatures is None else temperatures[active[batch][rows]]
+                    each = log_probs_of(warp(tempered(logits, own), options), given.clamp(min=0))
                     totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
@@ -188,9 +192,11 @@ class AutoregressiveLM(ABC):
     @torch.no_grad()
     def _restricted_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         """As :meth:`step_log_prob`, of the model restricted by a constraint; a step may stop short where nothing may follow."""
-        assert options.constraint is not None
-        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        batch_shape = step_shape(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape), options.temperature)
         original, context = context, context.expand(batch_shape)
+        options, temperatures = options.by_sequence(batch_shape, self.device)
+        constraint = options.constraint
+        assert constraint is not None
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done, lengths = context.done.flatten(), (steps != PAD).sum(-1)
         valid, short = self._read(steps, context, options)
@@ -207,7 +213,9 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], asked[batch]):
                     given, ends = asked[batch][rows], stop[batch][rows]
-                    states = options.constraint.states(self.vocabulary, generated(context, active[batch][rows]))
+                    own = None if temperatures is None else temperatures[active[batch][rows]]
+                    logits = tempered(logits, own)
+                    states = constraint.states(self.vocabulary, generated(context, active[batch][rows]))
                     total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
                     for k, token in enumerate(given.unbind(-1)):
                         kept = warp(logits[:, k], options).masked_fill(~exact_masks(states, self.vocabulary), -torch.inf)

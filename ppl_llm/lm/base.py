@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -27,7 +27,8 @@ class StepOptions:
         :class:`~ppl_llm.StopPattern`; ``markdown`` for blank lines outside of code fences and display mathematics; ``()`` for none, so that
         every step takes ``max_tokens``, unless the text or the model's context ends before.
     :param int max_tokens: longest step; one that reaches it ends with reason ``LENGTH``.
-    :param float temperature: divides the logits.
+    :param temperature: divides the logits: a number, or a tensor with one for each sequence, whose shape broadcasts to the batch shape of
+        the steps.
     :param float top_p: nucleus mass kept, after ``top_k``.
     :param int top_k: number of tokens kept.
     :param Constraint constraint: on what follows the prompt; each token is drawn from the warped distribution restricted to what may
@@ -37,7 +38,7 @@ class StepOptions:
 
     stop: str | tuple[str, ...] = DEFAULT_STOP
     max_tokens: int = 256
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
     top_p: float = 1.0
     top_k: int | None = None
     constraint: Constraint | None = None
@@ -53,7 +54,9 @@ class StepOptions:
             if stop != MARKDOWN and get_close_matches(stop.lower(), [MARKDOWN], cutoff=0.8):
                 raise ValueError(f"stop {stop!r} is a delimiter that no text has; did you mean {MARKDOWN!r}?")
         check_count("max_tokens", self.max_tokens)
-        if not self.temperature > 0:
+        if isinstance(self.temperature, Tensor):
+            _check_temperatures(self.temperature)
+        elif not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}; for nearly greedy steps use a small one, e.g. 0.01")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
@@ -72,7 +75,57 @@ class StepOptions:
     @property
     def plain(self) -> bool:
         """Whether steps are drawn from the model itself: temperature 1, every token kept, no constraint."""
-        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None and self.constraint is None
+        tempered = isinstance(self.temperature, Tensor) or self.temperature != 1.0
+        return not tempered and self.top_p == 1.0 and self.top_k is None and self.constraint is None
+
+    def by_sequence(self, batch_shape: torch.Size, device: torch.device) -> tuple[StepOptions, Tensor | None]:
+        """The options at temperature 1, and the temperature ``[A]`` of each sequence of a batch; as they are, and ``None``, where all
+        sequences have the same number.
+
+        :raises ValueError: for a tensor of another shape.
+        """
+        if not isinstance(self.temperature, Tensor):
+            return self, None
+        step_shape(batch_shape, self.temperature, exactly=True)
+        temperatures = self.temperature.to(device, torch.float64).expand(batch_shape).flatten()
+        return replace(self, temperature=1.0), temperatures
+
+
+def _check_temperatures(temperature: Tensor) -> None:
+    """
+    :raises ValueError: for values that are no temperatures, naming the shape and the first of them.
+    """
+    shape = tuple(temperature.shape)
+    if not temperature.is_floating_point():
+        raise ValueError(f"temperature must be a tensor of floating-point numbers, got one of {temperature.dtype} and shape {shape}")
+    bad = ~((temperature > 0) & temperature.isfinite())
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"temperature must be positive and finite everywhere: the tensor of shape {shape} has {temperature[where].item():g} at "
+            f"{where}; for nearly greedy steps use a small one, e.g. 0.01"
+        )
+
+
+def step_shape(batch_shape: torch.Size, temperature: float | Tensor, exactly: bool = False) -> torch.Size:
+    """Batch shape of the steps of a context.
+
+    :param torch.Size batch_shape: of the context, or of the steps.
+    :param bool exactly: whether it is that of the steps, which a temperature cannot enlarge.
+    :raises ValueError: for a temperature whose shape does not go with it.
+    """
+    if not isinstance(temperature, Tensor):
+        return batch_shape
+    try:
+        shape = torch.broadcast_shapes(batch_shape, temperature.shape)
+    except RuntimeError:
+        shape = None
+    if shape is None or (exactly and shape != batch_shape):
+        raise ValueError(
+            f"temperature has shape {tuple(temperature.shape)}, which does not broadcast to the steps' batch shape {tuple(batch_shape)}: "
+            "give a number, or one for each particle, of shape [N], and [N, 1] inside of a plate of problems"
+        )
+    return shape
 
 
 def _stop_at(every: str) -> str | tuple[str, ...]:

@@ -165,6 +165,7 @@ class OpenAILM:
         :raises ValueError: for a constraint that the server does not keep to.
         """
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
+        _, temperatures = options.by_sequence(context.batch_shape, self.device)
         total, width = context.lengths.numel(), options.max_tokens
         seeds = self._seeds(total)
         room = (context.limit - context.lengths).flatten().clamp(max=width)
@@ -174,7 +175,8 @@ class OpenAILM:
         if len(active):
             prompts = [self.mode.prompt(ids) for ids in sequences(context, active)]
             fields = {} if options.constraint is None else structured_fields(self.structured_outputs, options.constraint, context, active)
-            choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options, fields)
+            own = [options.temperature] * len(active) if temperatures is None else temperatures[active].tolist()
+            choices = self._write(prompts, room[active].tolist(), [seeds[i] for i in active.tolist()], own, options, fields)
             watch = self.stop_automaton(options.stop).start(context).flatten()[active]
             drawn, each = self._steps(choices, watch, room[active], active, options)
             tokens[active, : drawn.shape[1]] = drawn
@@ -191,14 +193,12 @@ class OpenAILM:
     def _seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
 
-    def _write(self, prompts: list[Any], room: list[int], seeds: list[int], options: StepOptions, fields: dict[str, Any]) -> list[Choice]:
-        """What the server writes after each prompt.
-
-        :param dict fields: of a constraint.
-        """
+    def _write(
+        self, prompts: list[Any], room: list[int], seeds: list[int], temperatures: list[Any], options: StepOptions, fields: dict[str, Any]
+    ) -> list[Choice]:
+        """What the server writes after each prompt, at its temperature; ``fields`` are those of a constraint."""
         shared = {
             "model": self.model,
-            "temperature": options.temperature,
             "top_p": options.top_p,
             **self.mode.fields(options.stop_strings, options.top_k, self.log_probs != "none", self._special_ids),
             **self.extra_body,
@@ -207,13 +207,15 @@ class OpenAILM:
         if self.seeded:
             groups = [[i] for i in range(len(prompts))]
         else:
-            alike = [[i for i in range(len(prompts)) if room[i] == most] for most in sorted(set(room))]
+            kinds = list(zip(room, temperatures, strict=True))
+            alike = [[i for i in range(len(prompts)) if kinds[i] == kind] for kind in sorted(set(kinds))]
             groups = [same[k : k + PROMPTS_PER_REQUEST] for same in alike for k in range(0, len(same), PROMPTS_PER_REQUEST)]
         bodies = [
             {
                 **shared,
                 "prompt": [prompts[i] for i in group] if len(group) > 1 else prompts[group[0]],
                 "max_tokens": room[group[0]],
+                "temperature": temperatures[group[0]],
                 **({"seed": seeds[group[0]]} if self.seeded else {}),
             }
             for group in groups

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..context import PAD, Context
 from ..inference.util.checked import checked
 from .autoregressive import AutoregressiveLM
-from .base import StepOptions
+from .base import StepOptions, step_shape
 from .decoding.step_sampler import StepSampler
 
 
@@ -98,8 +98,9 @@ class TabularLM(AutoregressiveLM):
                     rows.append(grown + [PAD] * (width - len(grown)))
                 pending.append((grown, after))
         values = torch.tensor(rows if len(starts) < 2 else list(map(list, dict.fromkeys(map(tuple, rows)))), device=self.device)
-        possible = self.step_log_prob(context, values.view(-1, *(1,) * len(context.batch_shape), width), options) > -torch.inf
-        return values[possible.flatten(1).any(1) if context.batch_shape else possible]
+        levels = len(step_shape(context.batch_shape, options.temperature))
+        possible = self.step_log_prob(context, values.view(-1, *(1,) * levels, width), options) > -torch.inf
+        return values[possible.flatten(1).any(1) if levels else possible]
 
 
 class TabularLogits:

@@ -58,6 +58,7 @@ class Budget:
     :ivar tuple extra: options that there are only under a budget.
     :ivar dict defaults: of the method's options, in place of those of ``solve``.
     :ivar bool shared: a vote over independent samples, which all such methods share.
+    :ivar tuple voting: options of the vote alone, which shared samples do not depend on.
     """
 
     line: str
@@ -68,6 +69,7 @@ class Budget:
     extra: tuple[Option, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
+    voting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def at_power(model: ReasoningModel) -> Any:
     lie outside of it, and the model's own steps are exact as well.
     """
     o = model.options
-    if model.power == 1 or o.top_p < 1 or o.top_k is not None:
+    if model.power == 1 or o.top_p < 1 or o.top_k is not None or not isinstance(o.temperature, float | int):
         return None
     from ..programs.step_proposal import StepProposal
 

@@ -97,13 +97,18 @@ UNTIL = Option(
     "until",
     str,
     "Stop when the vote is settled: beta:0.95 (the leader leads with this probability), same:3 (so many equal answers in a row), "
-    "share:0.75 (of the votes), or pandora:0.01 (a sample costs more than it is expected to gain; best-of-n and importance). Particles "
+    "share:0.75 (of the votes), agree:0.9 (within and across temperatures; multi-temperature), or pandora:0.01 (a sample costs more than "
+    "it is expected to gain; best-of-n and importance). Particles "
     "are then the most that it may take.",
     colons=True,
 )
 BATCH = Option("batch", int, "With --until: solutions drawn before the vote is looked at again; by default 4.", least=1)
 DOUBLING = Option("doubling", bool, "With --until: draw as many solutions in a batch as there are.", False)
 BATCHES = (UNTIL, BATCH, DOUBLING)
+BETA = Option("beta", float, "Inverse temperature of the rewards: 0 is a majority, much the best solution.", 10.0, least=0.0, most=1e6)
+K = Option("k", int, "Answers that may be given, best first.", 1, least=1)
+FREQUENCY = Option("frequency", float, "Least share of the solutions that an answer must have.", 0.1, least=0.0, most=1.0)
+TEMPERATURES = Option("temperatures", str, "At which solutions are written, such as 0.6,1,1.4.", "0.6,1,1.4")
 BATCH_NAMES = tuple(option.name for option in BATCHES)
 ITERATIONS = Option("iterations", int, "Iterations of a chain.", 4, least=1)
 WARMUP = Option("warmup", int, "Iterations before those that count.", 0, least=0)
@@ -167,7 +172,7 @@ EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=
 # What a name may change in the model, see ppl_llm.reasoning
 PRESET = Option("preset", str, "What to infer.", "exact", choices=PRESET_NAMES)
 POTENTIAL = Option("potential", str, "Factor of a step.")
-AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.")
+AGGREGATION = Option("aggregation", str, "Score of a solution from those of its steps.", colons=True)
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
 BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)
@@ -195,6 +200,7 @@ RULES: dict[str, tuple[str, type]] = {
     "beta": ("BetaMajority", float),
     "same": ("SameAnswers", int),
     "share": ("Share", float),
+    "agree": ("GroupAgreement", float),
     "pandora": ("Pandora", float),
 }
 """Rules of ``until``: the name of the class, and the kind of its number."""
@@ -214,8 +220,19 @@ def parse_until(text: str) -> tuple[str, Any]:
     try:
         return rule, kind(number)
     except ValueError as error:
-        example = {"beta": "0.95", "same": "3", "share": "0.75", "pandora": "0.01"}[name]
+        example = {"beta": "0.95", "same": "3", "share": "0.75", "agree": "0.9", "pandora": "0.01"}[name]
         raise ValueError(f"until must be a rule with its number, such as {name}:{example}, got {text!r}") from error
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """Numbers such as ``0.6,1,1.4``.
+
+    :raises ValueError: for anything else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"temperatures must be numbers separated by commas, such as 0.6,1,1.4, got {text!r}") from error
 
 
 def parse_betas(text: str) -> Any:

@@ -139,6 +139,12 @@ class BudgetedMethod(ChosenMethod):
             return default
         return "prod" if model.preset.potential == "likelihood" else model.aggregation
 
+    @property
+    def vote_options(self) -> dict[str, Any]:
+        """Those of the vote alone."""
+        assert self.method.budget is not None
+        return {name: self._free[name] for name in self.method.budget.voting}
+
     def vote_under(self, preset_vote: str) -> str:
         """The name of the vote; ``preset`` leaves it to the preset's, see :class:`~ppl_llm.Preset`."""
         assert self.method.budget is not None
@@ -181,7 +187,8 @@ def get_method(name: str) -> BudgetedMethod:
     assert budget is not None
     known = {option.name: option for option in (*method.options, *budget.extra) if option.name in budget.free or option in budget.extra}
     in_batches = any(item.startswith("until=") for item in items)
-    settable = {} if budget.shared and not in_batches else {**known, **MODEL_OPTIONS}
+    voting = {name: option for name, option in known.items() if name in budget.voting}
+    settable = voting if budget.shared and not in_batches else {**known, **MODEL_OPTIONS}
     for key in (item.partition("=")[0] for item in items):
         if method.option(key) is not None and key not in known and settable:
             raise ValueError(f"method {name!r}: {key} follows from the budget here; options: {', '.join(settable)}")

@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from .base import Budget, Call, Method, Options, Run
 from .batches import run_of
-from .options import BATCH_NAMES, BATCHES, CONFIDENCE, ETA, INITIAL, PARTICLES
+from .options import (
+    BATCH,
+    BATCH_NAMES,
+    BATCHES,
+    BETA,
+    CONFIDENCE,
+    DOUBLING,
+    ETA,
+    FREQUENCY,
+    INITIAL,
+    PARTICLES,
+    TEMPERATURES,
+    UNTIL,
+    K,
+    parse_temperatures,
+)
 
 if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
@@ -15,6 +30,38 @@ if TYPE_CHECKING:
 
 def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     return run_of(lambda particles, keywords: search(model, particles, **keywords), o, call)
+
+
+def _soft(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    run: Run = search(model, o["particles"], o["beta"], **call.keywords()).run
+    return run
+
+
+def _majority(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    run: Run = search(model, o["particles"], o["k"], o["frequency"], equivalent=call.equivalent, **call.keywords()).run
+    return run
+
+
+def _temperatures(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
+    from ..programs.multi_temperature import SITE, multi_temperature
+
+    tempered = multi_temperature(model, parse_temperatures(o["temperatures"]))
+    number = len(tempered.temperatures)
+    if o["until"] is not None and o["batch"] is None:
+        o = {**o, "batch": min(number, o["particles"])}
+
+    def make(particles: int, keywords: dict[str, Any]) -> Any:
+        if particles % number:
+            what = "batch" if o["until"] is not None else "particles"
+            raise ValueError(f"{what} must be a multiple of the number of temperatures ({number}), got {particles}")
+        return search(tempered, particles, SITE, equivalent=call.equivalent, **keywords)
+
+    return run_of(make, o, call)
+
+
+def _evenly(budget: int, o: Options) -> dict[str, Any]:
+    number = len(parse_temperatures(o["temperatures"]))
+    return {"particles": budget // number * number}
 
 
 def _deepconf(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
@@ -48,6 +95,49 @@ SELF_CONSISTENCY = Method(
     settles=True,
 )
 
+SOFT_BEST_OF_N = Method(
+    "soft-best-of-n",
+    "SoftBestOfN",
+    "independent solutions, each votes with the softmax of its reward; no posterior",
+    (PARTICLES, BETA),
+    _soft,
+    budget=Budget("B samples, each votes with softmax(beta r)", "soft-best-of-n", free=("beta",), shared=True, voting=("beta",)),
+    settles=True,
+)
+
+BEST_OF_MAJORITY = Method(
+    "best-of-majority",
+    "BestOfMajority",
+    "independent solutions, the best of the frequent answers; no posterior",
+    (PARTICLES, K, FREQUENCY),
+    _majority,
+    budget=Budget(
+        "B samples, the k best of the frequent answers",
+        "best-of-majority",
+        free=("k", "frequency"),
+        shared=True,
+        voting=("k", "frequency"),
+    ),
+    settles=True,
+)
+
+MULTI_TEMPERATURE = Method(
+    "multi-temperature",
+    "TwoStageVote",
+    "majority within each of several temperatures, then across them, without scores",
+    (PARTICLES.by_default(24), TEMPERATURES, UNTIL, BATCH, DOUBLING),
+    _temperatures,
+    budget=Budget(
+        "B samples, as many at each temperature",
+        "shares",
+        _evenly,
+        lambda o: len(parse_temperatures(o["temperatures"])),
+        free=("temperatures", *BATCH_NAMES),
+    ),
+    scored=False,
+    settles=True,
+)
+
 WEIGHTED_BEST_OF_N = Method(
     "weighted-best-of-n",
     "Importance",
@@ -67,4 +157,4 @@ DEEPCONF = Method(
     scored=False,
 )
 
-FAMILY = (BEST_OF_N, SELF_CONSISTENCY, WEIGHTED_BEST_OF_N, DEEPCONF)
+FAMILY = (BEST_OF_N, SELF_CONSISTENCY, SOFT_BEST_OF_N, BEST_OF_MAJORITY, MULTI_TEMPERATURE, WEIGHTED_BEST_OF_N, DEEPCONF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +24,15 @@ class Verifier(Protocol):
 
     def score(self, answer: str) -> float:
         """In [0, 1]; from :data:`RIGHT` on the answer is right."""
+        ...
+
+
+@runtime_checkable
+class StepChecker(Protocol):
+    """Tells which steps of a solution to one problem are right, each by itself. A plain value, as a :class:`Verifier` is."""
+
+    def labels(self, steps: Sequence[str]) -> list[bool]:
+        """Whether each step is right."""
         ...
 
 
@@ -58,6 +67,7 @@ class Problem:
     :ivar dict metadata: further columns, with ``level`` under this name where there is one.
     :ivar Verifier verifier: judges answers in place of a comparison with ``answer``.
     :ivar Critic critic: has messages about answers, for feedback; that may be the verifier itself.
+    :ivar StepChecker checker: judges steps, where the task can.
     """
 
     id: str
@@ -66,6 +76,7 @@ class Problem:
     metadata: dict[str, Any] = field(default_factory=dict)
     verifier: Verifier | None = None
     critic: Critic | None = None
+    checker: StepChecker | None = None
 
     def verdicts(self, answers: Iterable[Hashable]) -> dict[str, float]:
         """The verifier's score of each distinct answer that is not ``None``; nothing without a verifier."""

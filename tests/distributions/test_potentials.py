@@ -20,7 +20,7 @@ from ppl_llm.distributions.potentials import STEERING, steering_log_factor
 from tests.distributions.test_step_reward import GivenScores, after_steps, aggregate, sigmoid
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM, TEMPERATURE, trajectories
 
-AGGREGATIONS = ["last", "prod", "min", "max", "mean"]
+AGGREGATIONS = ["last", "prod", "min", "max", "mean", "window:2"]
 EXACT = 1e-12
 
 
@@ -196,6 +196,32 @@ def test_running_scores_agree_with_those_of_each_prefix() -> None:
         whole = running(z, real, aggregation)
         for t in range(1, 7):
             torch.testing.assert_close(whole[:, t - 1], prefix(z[:, :t], real[:, :t], aggregation), atol=2e-3, rtol=1e-4)
+
+
+def test_windows_end_at_the_last_step_that_was_scored() -> None:
+    """Steps without a score count for nothing, and do not fill a window."""
+    r = torch.tensor([0.2, 0.9, 0.4, 0.7], dtype=torch.float64)
+    real = torch.tensor([True, False, True, True])
+    found = potentials.running_log_score(r.logit(), real, "window:2").exp()
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.2, 0.3, 0.55], dtype=torch.float64), atol=1e-12, rtol=0)
+    assert potentials.running_log_score(r.logit(), real & False, "window:2").tolist() == [0.0] * 4
+    extreme = torch.tensor([-900.0, -900.0], dtype=torch.float64)
+    assert potentials.prefix_log_score(extreme, real[2:], "window:2").item() == pytest.approx(-900.0)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "message"),
+    [
+        ("window", "number of steps of its window, at least 1, such as window:3, got 'window'"),
+        ("window:0", "at least 1, such as window:3, got 'window:0'"),
+        ("window:x", "got 'window:x'"),
+        ("windows:3", "unknown aggregation 'windows:3'; did you mean 'window:3'"),
+        ("most", "unknown aggregation 'most'"),
+    ],
+)
+def test_what_is_no_aggregation_is_refused_by_name(aggregation: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        program("difference", aggregation)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ def sigmoid(z: float) -> float:
 
 
 def aggregate(scores: list[float], how: str) -> float:
+    if how.startswith("window:"):
+        last = scores[-int(how.removeprefix("window:")) :]
+        return sum(last) / len(last)
     return {"last": scores[-1], "prod": math.prod(scores), "min": min(scores), "max": max(scores), "mean": sum(scores) / len(scores)}[how]
 
 
@@ -51,7 +54,7 @@ logs = st.floats(-6, 6)
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     z=st.lists(logs, min_size=3, max_size=3),
-    how=st.sampled_from(["last", "prod", "min", "max", "mean"]),
+    how=st.sampled_from(["last", "prod", "min", "max", "mean", "window:1", "window:2", "window:7"]),
     temperature=st.sampled_from([0.5, 1.0, 3.0]),
 )
 def test_formulas(z: list[float], how: str, temperature: float) -> None:

@@ -22,6 +22,7 @@ from ppl_llm.inference import (
     Adaptive,
     BeamSearch,
     BestFirst,
+    BestOfMajority,
     BestOfN,
     BlockMH,
     EntropicAnnealing,
@@ -30,9 +31,11 @@ from ppl_llm.inference import (
     ParticleGibbs,
     PrefixWalk,
     SelfConsistency,
+    SoftBestOfN,
     SpeculativeRejection,
     SuffixMH,
     TemperedSMC,
+    TwoStageVote,
     WasteFreeSMC,
     power,
 )
@@ -136,6 +139,9 @@ SEARCHES: dict[str, Callable[[Callable[..., Any], int], Any]] = {
     "DORA": lambda model, nesting: DORA(model, 6, embed=numbered(6, nesting), max_plate_nesting=nesting),
     "BestOfN": lambda model, nesting: BestOfN(model, 6, max_plate_nesting=nesting),
     "SelfConsistency": lambda model, nesting: SelfConsistency(model, 6, max_plate_nesting=nesting),
+    "SoftBestOfN": lambda model, nesting: SoftBestOfN(model, 6, max_plate_nesting=nesting),
+    "BestOfMajority": lambda model, nesting: BestOfMajority(model, 6, 2, answer=repr, max_plate_nesting=nesting),
+    "TwoStageVote": lambda model, nesting: TwoStageVote(model, 6, answer=repr, max_plate_nesting=nesting),
     "Adaptive": lambda model, nesting: Adaptive(
         SMC(model, 2, max_plate_nesting=nesting), until=lambda posterior: posterior.num_particles >= 6, max_particles=8
     ),

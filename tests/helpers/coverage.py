@@ -35,6 +35,9 @@ REJECTED_BY = {
     "BeamSearch": "tests/inference/search/test_search.py::test_rejects_wrong_beam_searches",
     "DVTS": "tests/inference/search/test_search.py::test_rejects_wrong_subtrees",
     "BestOfN": "tests/inference/search/test_search_distributions.py::test_best_of_n_rejects_wrong_groups",
+    "SoftBestOfN": "tests/inference/search/test_votes_by_answer.py::test_rejects_rewards_as_log_weights",
+    "BestOfMajority": "tests/inference/search/test_votes_by_answer.py::test_rejects_the_best_of_all",
+    "TwoStageVote": "tests/inference/search/test_votes_by_answer.py::test_rejects_one_vote_for_each_candidate",
     "SelfConsistency": "tests/inference/search/test_search_distributions.py::test_distribution_of_the_majority",
 }
 """Of algorithms whose mutant is no subclass of theirs: the mutant's name, or the test that makes and rejects it."""

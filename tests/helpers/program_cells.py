@@ -20,6 +20,7 @@ from ppl_llm.inference import (
     RESAMPLERS,
     SMC,
     Adaptive,
+    BestOfMajority,
     BestOfN,
     EntropicAnnealing,
     Enumeration,
@@ -27,6 +28,7 @@ from ppl_llm.inference import (
     ParallelTempering,
     ParticleGibbs,
     SelfConsistency,
+    SoftBestOfN,
     SuffixMH,
     TemperedSMC,
     power,
@@ -261,7 +263,11 @@ def runs_once(cell: Cell) -> bool:
     """Whether an algorithm runs the model once, so that it integrates out what it does not see."""
     built = cell.build(lambda: None, 1, None)
     replays = getattr(built, "audit", False) or getattr(built, "rejuvenation", None) is not None
-    return isinstance(built, SMC | BestOfN | SelfConsistency | Adaptive) and not replays and cell.run is not last_slice
+    return (
+        isinstance(built, SMC | BestOfN | BestOfMajority | SoftBestOfN | SelfConsistency | Adaptive)
+        and not replays
+        and cell.run is not last_slice
+    )
 
 
 def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:

@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import adaptive_mutants, constraint_mutants, judge_mutants, mutants, population_mutants, power_mutants, twist_mutants
+from tests.helpers import (
+    adaptive_mutants,
+    constraint_mutants,
+    decision_mutants,
+    judge_mutants,
+    mutants,
+    population_mutants,
+    power_mutants,
+    twist_mutants,
+)
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants, judge_mutants)
+MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants, judge_mutants, decision_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 
@@ -116,6 +125,17 @@ NAMED = {
         "one over the draws but one until the second that is accepted",
         "one, as with a mask",
         "a critic that reads on behind its position",
+    ],
+    "temperatures": ["the mean of all temperatures", "the temperature of another sequence", "multiplied by the temperature"],
+    "explanations": [
+        "standard errors of particles that share ancestors",
+        "a tie counts as a turn",
+        "the difference of probabilities as a log-factor",
+    ],
+    "votes by answer": [
+        "one vote for each candidate, whatever its group",
+        "a softmax of log-rewards",
+        "the best candidates, however rare their answers",
     ],
     "particle Metropolis-Hastings": [
         "PIMH accepts always",

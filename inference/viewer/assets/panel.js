@@ -80,6 +80,16 @@ function legend() {
   if (answers.length > 12) make("p", { class: "help" }, box, `${answers.length - 12} more`);
 }
 
+// Why this answer: of the whole problem, whichever of its populations is shown.
+function reasons() {
+  const box = byId("explanation"), lines = data.explanations[state.population.explained] || [];
+  box.replaceChildren();
+  box.hidden = !lines.length;
+  const folded = make("details", { open: "" }, box);
+  make("summary", {}, folded, "Why this answer");
+  for (const line of lines) make("p", {}, folded, line);
+}
+
 // Pointing: the nearest place of the grid, so that small nodes are as easy to hit as large ones.
 function under(event) {
   const box = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / box.width;
@@ -147,6 +157,7 @@ function choose(index) {
   byId("colour").value = options.includes(chosen) ? chosen : options[0];
   draw();
   legend();
+  reasons();
   look(null);
 }
 

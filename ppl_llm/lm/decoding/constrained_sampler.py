@@ -12,7 +12,7 @@ from ...context import PAD, Context
 from ..base import StepOptions
 from .decoder import DecoderSource, StepTask
 from .rejection import adaptive_rejection, inverse_cdf_draw, log_or_dead
-from .sampling import inverse_cdf_of_masses, warp
+from .sampling import inverse_cdf_of_masses, tempered, warp
 
 _FAINT = 1e-20
 """Masses relative to the most probable token below which float32 loses digits."""
@@ -136,7 +136,8 @@ class ConstrainedSampler:
             for k in range(task.options.max_tokens):
                 if last is not None:
                     decoder.advance(last, torch.ones_like(last, dtype=torch.bool))
-                draw = self._draw(decoder.logits, task.options, states, task.uniforms[sequences, k])
+                own = None if task.temperatures is None else task.temperatures[sequences]
+                draw = self._draw(tempered(decoder.logits, own), task.options, states, task.uniforms[sequences, k])
                 lives = draw.log_masses > -torch.inf
                 task.tokens[sequences, k] = torch.where(lives, draw.tokens, PAD)
                 task.log_probs[sequences] += torch.where(lives, draw.log_probs, 0.0).to(task.log_probs.dtype)

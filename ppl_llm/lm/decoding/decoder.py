@@ -29,6 +29,7 @@ class StepTask(NamedTuple):
     :ivar Tensor uniforms: ``[N, M]``, one for each token.
     :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]`` in float64, filled in at ``active``.
     :ivar tuple figures: of the tokens, whose ``values [N, M, F]`` in float64 are filled in as well; F may be 0.
+    :ivar Tensor temperatures: ``[N]``, where each sequence has its own; that of the options is 1 then.
     """
 
     context: Context
@@ -43,6 +44,7 @@ class StepTask(NamedTuple):
     log_probs: Tensor
     figures: tuple[TokenFigure, ...]
     values: Tensor
+    temperatures: Tensor | None = None
 
 
 class Decoder(Protocol):
@@ -127,6 +129,7 @@ class DecodeRequest(NamedTuple):
     :ivar tokens: ``[A]`` and ``alive [A]`` of :meth:`Decoder.advance`, ``None`` where the decoder has the logits already.
     :ivar Tensor uniforms: ``[A]``, for the draw.
     :ivar tuple figures: wanted of each token.
+    :ivar Tensor temperatures: ``[A]``, where each sequence has its own.
     """
 
     decoder: Any
@@ -135,6 +138,7 @@ class DecodeRequest(NamedTuple):
     uniforms: Tensor
     options: StepOptions
     figures: tuple[TokenFigure, ...] = ()
+    temperatures: Tensor | None = None
 
 
 class Draw(NamedTuple):

@@ -67,6 +67,7 @@ class DeviceBatch:
     :param DeviceLoop loop: whose captures and sequences nobody else uses; also an attribute.
     :param StepOptions options: of all steps, but for ``max_tokens``.
     :param tuple figures: wanted of all tokens.
+    :param bool by_sequence: whether each sequence has a temperature of its own.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class DeviceBatch:
         options: StepOptions,
         automaton: StopAutomaton,
         figures: tuple[TokenFigure, ...] = (),
+        by_sequence: bool = False,
     ) -> None:
         self._engine, self.loop, self._options, self._automaton, self._figures = engine, loop, options, automaton, figures
+        self._by_sequence = by_sequence
         self._aside = SideStream(engine.device)
         self._members: list[BatchedStep] = []
         self._number = 0  # sequences in the batch, dead ones included
@@ -184,8 +187,9 @@ class DeviceBatch:
         request.rows, request.outputs = torch.arange(first, number), free.nonzero()[:added, 0]
         request.begin, request.left = int(decoder.cache.lengths[:added].min()), width - 1
         own = decoder.sequences
-        self.loop.state.join(first, request.outputs.to(device), task.watch[own], task.uniforms[own], task.room[own])
-        self.loop.choose(decoder.logits, self._options, self._automaton, first, self._figures)
+        temperatures = None if task.temperatures is None else task.temperatures[own]
+        self.loop.state.join(first, request.outputs.to(device), task.watch[own], task.uniforms[own], task.room[own], temperatures)
+        self.loop.choose(decoder.logits, self._options, self._automaton, first, self._figures, self._by_sequence)
         self._members.append(request)
         self._number, self._longest = number, max(self._longest, decoder.longest)
 
@@ -200,7 +204,7 @@ class DeviceBatch:
         with Uncounted(), self._aside.work():
             for _ in range(passes):
                 self._longest = min(self._longest + 1, cache.max_length)
-                self.loop.advance(cache, self._longest, rows, self._options, self._automaton, self._figures)
+                self.loop.advance(cache, self._longest, rows, self._options, self._automaton, self._figures, self._by_sequence)
         seconds, total = time.perf_counter() - began, sum(member.sequences for member in self._members)
         for member in self._members:
             mine = min(passes, member.left)
@@ -258,11 +262,11 @@ class DeviceSampler:
                 batch.forget(request)
 
     def _batch(self, task: StepTask) -> DeviceBatch:
-        options = task.options
-        key = options.temperature, options.top_k, options.top_p, task.automaton, task.figures
+        options, by_sequence = task.options, task.temperatures is not None
+        key = options.temperature, options.top_k, options.top_p, task.automaton, task.figures, by_sequence
         batch = self._batches.pop(key, None)
         if batch is None:
-            batch = DeviceBatch(self._source.engine, self.loop.another(), options, task.automaton, task.figures)
+            batch = DeviceBatch(self._source.engine, self.loop.another(), options, task.automaton, task.figures, by_sequence)
         self._batches[key] = batch  # the most recently used last
         for idle in [key for key, batch in self._batches.items() if batch.idle][:-_MOST]:
             del self._batches[idle]

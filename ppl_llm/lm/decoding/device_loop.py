@@ -64,11 +64,12 @@ class DeviceLoop:
     def run(self, decoder: CachedDecoder, task: StepTask) -> None:
         """Sample a step."""
         options, automaton, figures, first = task.options, task.automaton, task.figures, decoder.sequences
-        number = len(first)
+        number, by_sequence = len(first), task.temperatures is not None
         self.make_room(number, options.max_tokens, len(figures))
         state = self.state
-        state.begin(task.watch[first], task.uniforms[first], task.room[first])
-        self.choose(decoder.logits, options, automaton, figures=figures)
+        temperatures = None if task.temperatures is None else task.temperatures[first]
+        state.begin(task.watch[first], task.uniforms[first], task.room[first], temperatures)
+        self.choose(decoder.logits, options, automaton, figures=figures, by_sequence=by_sequence)
         decoder.fill_up(padded(number))
         for k in range(1, options.max_tokens):
             if k % self.check_every == 0:
@@ -77,7 +78,7 @@ class DeviceLoop:
                     break
                 if padded(int(alive.sum())) < padded(number):
                     number = self._drop(decoder, state, alive, task.uniforms.shape[0])
-            self.advance(*decoder.grow(padded(number)), padded(number), options, automaton, figures)
+            self.advance(*decoder.grow(padded(number)), padded(number), options, automaton, figures, by_sequence)
         task.tokens[first] = state.tokens[: len(first), : options.max_tokens]
         task.log_probs[first] = state.log_probs[: len(first)]
         task.values[first] = state.values[: len(first), : options.max_tokens, : len(figures)]
@@ -90,10 +91,16 @@ class DeviceLoop:
                 self.graphs.clear()
 
     def choose(
-        self, logits: Tensor, options: StepOptions, automaton: StopAutomaton, first: int = 0, figures: tuple[TokenFigure, ...] = ()
+        self,
+        logits: Tensor,
+        options: StepOptions,
+        automaton: StopAutomaton,
+        first: int = 0,
+        figures: tuple[TokenFigure, ...] = (),
+        by_sequence: bool = False,
     ) -> None:
         """Sample the first token of sequences in the rows from ``first`` on, whose logits are at hand."""
-        self.state.choose(logits, options, automaton, self._eos_ids, first, figures)
+        self.state.choose(logits, options, automaton, self._eos_ids, first, figures, by_sequence)
 
     def _drop(self, decoder: CachedDecoder, state: DeviceState, alive: Tensor, total: int) -> int:
         """Leave only rows of sequences that are alive; returns how many."""
@@ -113,22 +120,24 @@ class DeviceLoop:
         options: StepOptions,
         automaton: StopAutomaton,
         figures: tuple[TokenFigure, ...] = (),
+        by_sequence: bool = False,
     ) -> None:
         """Append the last token of the sequences in the first rows, and sample the next one.
 
         :param int longest: bound on the tokens of any of them, with the one that is appended; the KV cache has so many columns.
         :param int number: how many rows take part, a number that :func:`padded` gives.
+        :param bool by_sequence: whether each sequence has a temperature of its own.
         """
         stop = min(-(-longest // self._kv_bucket) * self._kv_bucket, cache.capacity)
         state = self.state
 
         def body() -> None:
             logits = state.advance(self._engine, cache, number, stop)
-            state.choose(logits, options, automaton, self._eos_ids, figures=figures)
+            state.choose(logits, options, automaton, self._eos_ids, figures=figures, by_sequence=by_sequence)
 
         if self.graphs is None:
             return body()
         began = time.perf_counter()
-        distribution = (options.temperature, options.top_k, options.top_p, figures)
+        distribution = (options.temperature, options.top_k, options.top_p, figures, by_sequence)
         if self.graphs.run(cache, (number, stop, distribution, automaton), body):
             self._engine.counted(began)

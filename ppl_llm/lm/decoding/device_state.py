@@ -43,24 +43,25 @@ class DeviceState:
         self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the sequence's next token belongs to
         self._uniforms = torch.zeros(rows + 1, width + 1, dtype=torch.float64, device=device)
         self._room = torch.zeros(rows + 1, dtype=torch.long, device=device)
+        self._temperatures = torch.ones(rows + 1, dtype=torch.float64, device=device)
 
     def enlarged(self, rows: int, width: int, num_figures: int) -> DeviceState:
         """The same sequences with room for more of them, for longer steps and for more figures."""
         new = DeviceState(max(rows, self.rows), max(width, self.width), self.output.device, max(num_figures, self.num_figures))
         new.output[: self.rows] = torch.where(self.output == self.rows, new.rows, self.output)
-        for name in ("alive", "log_probs", "_token", "_state", "_column", "_room"):
+        for name in ("alive", "log_probs", "_token", "_state", "_column", "_room", "_temperatures"):
             getattr(new, name)[: self.rows] = getattr(self, name)[: self.rows]
         for name in ("tokens", "_uniforms"):
             getattr(new, name)[: self.rows, : self.width] = getattr(self, name)[: self.rows, : self.width]
         new.values[: self.rows, : self.width, : self.num_figures] = self.values[: self.rows, : self.width]
         return new
 
-    def begin(self, watch: Tensor, uniforms: Tensor, room: Tensor) -> None:
+    def begin(self, watch: Tensor, uniforms: Tensor, room: Tensor, temperatures: Tensor | None = None) -> None:
         """Start a step of sequences that lie in the first rows, also of the output, and forget all others; see :meth:`join`."""
         self.leave(0)
-        self.join(0, torch.arange(len(room), device=room.device), watch, uniforms, room)
+        self.join(0, torch.arange(len(room), device=room.device), watch, uniforms, room, temperatures)
 
-    def join(self, first: int, outputs: Tensor, watch: Tensor, uniforms: Tensor, room: Tensor) -> None:
+    def join(self, first: int, outputs: Tensor, watch: Tensor, uniforms: Tensor, room: Tensor, temperatures: Tensor | None = None) -> None:
         """Start a step of further sequences, beside those whose step is in progress.
 
         :param int first: the row of the first of them.
@@ -68,6 +69,7 @@ class DeviceState:
         :param Tensor watch: ``[A]`` state of the stop automaton in which each step begins.
         :param Tensor uniforms: ``[A, M]`` one for each token.
         :param Tensor room: ``[A]`` tokens that each sequence may take.
+        :param Tensor temperatures: ``[A]``, where each sequence has its own, see :meth:`choose`.
         """
         number, width = uniforms.shape
         rows = slice(first, first + number)
@@ -81,6 +83,8 @@ class DeviceState:
             zeroed[rows] = 0
         self._uniforms[outputs, :width] = uniforms
         self._room[outputs] = room
+        if temperatures is not None:
+            self._temperatures[outputs] = temperatures
 
     def choose(
         self,
@@ -90,15 +94,18 @@ class DeviceState:
         eos_ids: Tensor,
         first: int = 0,
         figures: tuple[TokenFigure, ...] = (),
+        by_sequence: bool = False,
     ) -> None:
         """Sample the next token of A rows from logits ``[A, V]``, which are overwritten.
 
         :param int first: the first of these rows.
         :param tuple figures: that are kept.
+        :param bool by_sequence: whether each sequence has a temperature of its own.
         """
         rows = slice(first, first + len(logits))
         output, alive, column = self.output[rows], self.alive[rows], self._column[rows]
-        token, log_prob, each = draw(logits, self._uniforms[output, column], options, figures)
+        temperatures = self._temperatures[output] if by_sequence else None
+        token, log_prob, each = draw(logits, self._uniforms[output, column], options, figures, temperatures)
         self.tokens[output, column] = torch.where(alive, token, PAD)
         self.log_probs[output] += torch.where(alive, log_prob, 0.0)
         if figures:

@@ -41,7 +41,7 @@ class JointSampler:
 
 def _distribution(request: DecodeRequest) -> tuple[Any, ...]:
     """What requests must have in common to be drawn from in one go."""
-    return request.options, request.figures
+    return request.options, request.figures, request.temperatures is None
 
 
 def _drawn(requests: Sequence[DecodeRequest], logits: Sequence[Tensor]) -> list[Draw]:
@@ -62,7 +62,8 @@ def _drawn(requests: Sequence[DecodeRequest], logits: Sequence[Tensor]) -> list[
                 end += len(request.uniforms)
             sizes = [len(request.uniforms) for request in same]
             uniforms = torch.cat([request.uniforms for request in same])
-            found = draw(batch[begin:end], uniforms, first.options, first.figures)
+            own = [request.temperatures for request in same if request.temperatures is not None]
+            found = draw(batch[begin:end], uniforms, first.options, first.figures, torch.cat(own) if own else None)
             draws += [Draw(*each) for each in zip(*(each.split(sizes) for each in found), strict=True)]
             for request, rows in zip(same, batch[begin:end].split(sizes), strict=True):
                 request.decoder.finish(rows, request.alive)

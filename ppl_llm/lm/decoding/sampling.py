@@ -35,11 +35,25 @@ def warp(logits: Tensor, options: StepOptions) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, u: Tensor, options: StepOptions, figures: tuple[TokenFigure, ...] = ()) -> Draw:
-    """Tokens by inverse CDF from logits ``[A, V]``, which are overwritten, and uniforms ``[A]`` in [0, 1)."""
+def tempered(logits: Tensor, temperatures: Tensor | None) -> Tensor:
+    """Logits ``[A, ..., V]`` divided by the temperature ``[A]`` of each sequence, where there are any."""
+    if temperatures is None:
+        return logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits / temperatures.to(logits.dtype).view(-1, *(1,) * (logits.dim() - 1))
+
+
+def draw(
+    logits: Tensor, u: Tensor, options: StepOptions, figures: tuple[TokenFigure, ...] = (), temperatures: Tensor | None = None
+) -> Draw:
+    """Tokens by inverse CDF from logits ``[A, V]``, which are overwritten, and uniforms ``[A]`` in [0, 1).
+
+    :param Tensor temperatures: ``[A]``, which divide the logits before the options do.
+    """
+    warped = warp(tempered(logits, temperatures), options)
     if not figures:
-        return Draw(*inverse_cdf(warp(logits, options), u, overwrite=True), logits.new_empty(len(u), 0, dtype=torch.float64))
-    tokens, log_probs = inverse_cdf(warp(logits, options), u)
+        return Draw(*inverse_cdf(warped, u, overwrite=True), logits.new_empty(len(u), 0, dtype=torch.float64))
+    tokens, log_probs = inverse_cdf(warped, u)
     return Draw(tokens, log_probs, torch.stack([figure(logits, tokens) for figure in figures], -1))
 
 
@@ -95,4 +109,4 @@ def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:
     for decoder, tokens, alive, *_ in requests:
         if tokens is not None:
             decoder.advance(tokens, alive)
-    return [draw(request.decoder.logits, request.uniforms, request.options, request.figures) for request in requests]
+    return [draw(r.decoder.logits, r.uniforms, r.options, r.figures, r.temperatures) for r in requests]

@@ -53,12 +53,13 @@ class StepSampler:
 
 
 def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
-    _, _, options, automaton, watch, eos_ids, room, uniforms, tokens, log_probs, figures, values = task
+    _, _, options, automaton, watch, eos_ids, room, uniforms, tokens, log_probs, figures, values, temperatures = task
     device = uniforms.device
     with decoder.reserved():
         # Everything lies in the order of the decoder's rows from one drop of sequences to the next: no indexing for each token.
         sequences = decoder.sequences
         own_uniforms, own_room = uniforms[sequences], room[sequences]
+        own_temperatures = None if temperatures is None else temperatures[sequences]
         state = watch[sequences]
         alive = torch.ones(len(sequences), dtype=torch.bool, device=device)
         total = log_probs.new_zeros(len(sequences))
@@ -68,7 +69,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
         check_every = 1 if device.type == "cpu" else 8  # reading the flags waits for the device
         last: Tensor | None = None
         for k in range(options.max_tokens):
-            token, log_prob, each = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options, figures)
+            token, log_prob, each = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options, figures, own_temperatures)
             taken.append(torch.where(alive, token, PAD))
             total += torch.where(alive, log_prob, 0.0)
             if figures:
@@ -92,6 +93,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
                     own_uniforms, own_room, state, alive, total, token = (
                         part[rows] for part in (own_uniforms, own_room, state, alive, total, token)
                     )
+                    own_temperatures = None if own_temperatures is None else own_temperatures[rows]
                     taken, found, begin = [], [], k + 1
             last = token
         tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total

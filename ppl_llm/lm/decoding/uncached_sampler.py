@@ -81,12 +81,14 @@ class UncachedSampler:
         rows = torch.arange(len(u), device=self._device)
         grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
         watch, values = task.watch[active], task.values[active]
+        temperatures = None if task.temperatures is None else task.temperatures[active]
         position = int(lengths.min())
         logits, state = self._prefill(grown[:, :position])
         while True:
             k = position - lengths[rows]
             given = k < 0
-            drawn, log_prob, figures = draw(logits, u[rows, k.clamp(min=0)], options, task.figures)
+            own = None if temperatures is None else temperatures[rows]
+            drawn, log_prob, figures = draw(logits, u[rows, k.clamp(min=0)], options, task.figures, own)
             token = torch.where(given, grown[rows, position], drawn)
             grown[rows, position] = token
             tokens[rows[~given], k[~given]] = token[~given]

@@ -121,7 +121,7 @@ def test_answers_that_count_as_the_same() -> None:
 
 
 def test_no_answers() -> None:
-    with pytest.raises(TypeError, match=r"this model returns Tensor, which has no answers\(\): give Adaptive\(..., answer=function\)"):
+    with pytest.raises(TypeError, match=r"this model returns Tensor, which has no answers\(\): give answer=function"):
         Adaptive(SelfConsistency(walk, 4), BetaMajority()).run()
     needs_no_votes = Adaptive(SelfConsistency(walk, 4), lambda p: p.num_particles >= 8).run()
     assert needs_no_votes.num_drawn == 8

@@ -44,6 +44,9 @@ ADDED: dict[str, set[str]] = {
     "DORA": {"method", "scores"},
     "BestOfN": {"method", "scores"},
     "SelfConsistency": {"method"},
+    "SoftBestOfN": {"method", "scores"},
+    "BestOfMajority": {"method", "scores"},
+    "TwoStageVote": {"method"},
     "Adaptive": {"method", "batches", "num_drawn", "stopped"},
 }
 EVERY = {"num_particles", "ess", "resampled", "complete", "dead"}
@@ -67,7 +70,7 @@ def test_every_posterior_describes_itself(name: str, plates: bool) -> None:
     assert found.keys() == EVERY | {evidence} | ADDED.get(name, set())
     assert json.loads(json.dumps(found)) == found
     assert found["num_particles"] == posterior.num_particles and found["complete"] is True
-    assert len(found["ess"]) == len(found["resampled"]) > 0 or name == "SelfConsistency"
+    assert len(found["ess"]) == len(found["resampled"]) > 0 or name in ("SelfConsistency", "TwoStageVote")
     for key, value in found.items():
         attribute: Any = getattr(posterior, key, None)
         if isinstance(attribute, torch.Tensor) and key not in ("ess", "resampled"):

@@ -205,3 +205,14 @@ def test_in_a_notebook() -> None:
     probs = solutions().answers().probs
     assert all(str(answer) in Reader(solutions()._repr_html_()).text for answer in list(probs)[:5] if answer is not None)
     assert "problem 2" in Reader(three_problems()._repr_html_()).text
+
+
+def test_why_this_answer() -> None:
+    """One explanation for each problem, in the words of ``explain()``; islands share theirs, and a model without answers has none."""
+    data = check_safe(page(three_problems()))
+    assert [data["explanations"][each["explained"]] for each in data["populations"]] == [e.lines for e in three_problems().explain()]
+    islands = check_safe(page(run(SMC(writer(), 6, islands=2), "g")))
+    assert len(islands["explanations"]) == 1 and {each["explained"] for each in islands["populations"]} == {""}
+    assert check_safe(page(run(Importance(walk(), 6))))["explanations"] == {}
+    hostile = check_safe(page(solutions(), describe=lambda name, value: HOSTILE, answer=lambda particle: HOSTILE))
+    assert any("</script>" in line for line in hostile["explanations"][""])

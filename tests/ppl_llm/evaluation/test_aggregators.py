@@ -54,6 +54,9 @@ def test_scores() -> None:
     assert math.exp(log_score(POOL[0], "mean")) == pytest.approx(0.55)
     assert log_score(Candidate("1", step_log_odds=(800.0, -800.0)), "prod") == pytest.approx(-800.0)
     assert math.exp(log_score(POOL[0], "max")) == pytest.approx(0.9)
+    three = candidate("8", 0.9, 0.2, 0.6)
+    assert [math.exp(log_score(three, f"window:{w}")) for w in (1, 2, 3, 4)] == pytest.approx([0.6, 0.4, 1.7 / 3, 1.7 / 3])
+    assert log_score(Candidate("1", step_log_odds=(-900.0, -900.0)), "mean") == pytest.approx(-900.0)
     with pytest.raises(ValueError, match="unknown aggregation 'most'"):
         log_score(POOL[0], "most")
     with pytest.raises(ValueError, match="no step scores"):

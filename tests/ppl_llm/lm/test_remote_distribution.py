@@ -79,9 +79,9 @@ def test_wrong_sequences_are_rejected_by_the_exact_distribution(wrong: type[Open
 class SeedPerRequest(OpenAILM):
     """Wrong: all sequences in one request with a seed, which servers apply to each of its prompts."""
 
-    def _write(self, prompts: Any, room: Any, seeds: Any, options: Any, fields: Any) -> list[Choice]:
+    def _write(self, prompts: Any, room: Any, seeds: Any, *rest: Any) -> list[Choice]:
         self.seeded, self.extra_body = False, {"seed": seeds[0]}
-        return super()._write(prompts, room, seeds, options, fields)
+        return super()._write(prompts, room, seeds, *rest)
 
 
 def chi_square(lm: OpenAILM, num_sequences: int = 600) -> tuple[float, int]:

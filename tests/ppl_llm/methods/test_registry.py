@@ -147,13 +147,16 @@ def test_what_a_budget_allows_is_accepted(name: str) -> None:
     rule = "pandora:0.01" if name == "best-of-n" else "share:0.75"
     for option in (*method.options, *budget.extra):
         value = {**{option.name: option.default}, **budget.defaults}[option.name]
-        text = {"resampler": "multinomial", "ess_threshold": "0.5", "until": rule, "batch": "2"}.get(option.name, str(value).lower())
+        batch = "3" if name == "multi-temperature" else "2"  # as many as temperatures
+        text = {"resampler": "multinomial", "ess_threshold": "0.5", "until": rule, "batch": batch}.get(option.name, str(value).lower())
         if option.name in BATCH_NAMES[1:]:
             assert get_method(f"{name}:until={rule}:{option.name}={text}").least >= 1
         elif option.name in budget.free or option in budget.extra:
             assert get_method(f"{name}:{option.name}={text}").least >= 1
         else:
-            with pytest.raises(ValueError, match="takes no options" if budget.shared else f"{option.name} follows from the budget"):
+            with pytest.raises(
+                ValueError, match="takes no options" if budget.shared and not budget.voting else f"{option.name} follows from the budget"
+            ):
                 get_method(f"{name}:{option.name}={text}")
 
 

@@ -330,7 +330,7 @@ def stop_states_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def room_is_unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = DeviceState.begin
     monkeypatch.setattr(
-        DeviceState, "begin", lambda self, watch, uniforms, room: begin(self, watch, uniforms, torch.full_like(room, 10**6))
+        DeviceState, "begin", lambda self, watch, uniforms, room, *rest: begin(self, watch, uniforms, torch.full_like(room, 10**6), *rest)
     )
 
 
