@@ -144,7 +144,7 @@ async def _body(request: Request, most: int) -> Any:
     """
     try:
         data = await asyncio.wait_for(_data(request, most), _BODY_SECONDS)
-    except (TimeoutError, asyncio.TimeoutError) as error:
+    except TimeoutError as error:
         raise ApiError(408, "the body took too long", code="body_timeout", headers={"Connection": "close"}) from error
     try:
         body = json.loads(data, parse_constant=_no_constant)

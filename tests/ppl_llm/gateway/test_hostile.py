@@ -159,7 +159,7 @@ def test_what_is_no_request_is_refused(server: Running, data: bytes, status: byt
 
 
 def test_a_reward_that_fails_in_one_request_leaves_the_others_alone() -> None:
-    lm, prm = models()
+    lm, _ = models()
 
     def sometimes(problem: str, solution: str) -> float:
         if "fail" in problem:
