@@ -23,7 +23,7 @@ import pyro
 from common import Spread, ratios, record, single_thread, table, timed
 from peers import Peer, environment, save
 
-from ppl_llm import SMC, LLMStep, StepProposal, TransformersLM, barrier
+from ppl_llm import SMC, LLMStep, TransformersLM, barrier
 from ppl_llm.constraints import JsonSchema
 
 NAME = "genlm-control, JSON schema"
@@ -33,7 +33,7 @@ SCHEMA = {"type": "array", "minItems": 1000, "items": {"type": "string", "minLen
 
 def particle_filter(lm: TransformersLM, prompt: str, sequences: int, tokens: int) -> Callable[[], int]:
     """The program in ppl_llm, with a barrier after every token."""
-    proposals = StepProposal(constraint=JsonSchema(SCHEMA))
+    proposals = JsonSchema(SCHEMA)
 
     def program() -> Any:
         context = lm.start(prompt)

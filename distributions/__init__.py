@@ -1,7 +1,6 @@
 """Reasoning steps and their scores as Pyro distributions."""
 
-from .constrained_step import ConstrainedStep
-from .llm_step import LLMStep
+from .llm_step import ConstrainedStep, LLMStep
 from .potentials import prefix_log_odds, prefix_log_score
 from .step_reward import RewardChoices, StepReward
 

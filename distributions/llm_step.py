@@ -1,4 +1,4 @@
-"""One reasoning step as a distribution."""
+"""One reasoning step as a distribution, and restricted by a constraint as a proposal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
 from ..inference.util.checked import checked
-from ..lm.base import StepOptions, language_model, step_limits
+from ..lm.base import StepOptions, constrainable, language_model, step_limits
 from .rounding import TOLERATED, rounding_unit
 
 _COLD = 1e-4
@@ -38,7 +38,8 @@ class LLMStep(TorchDistribution):
         only the end of the text or of the model's context. Extend the context with ``stop=()``.
     :param Constraint constraint: on what follows the prompt (:mod:`ppl_llm.constraints`), this step and the steps before it. The
         distribution is the language model's renormalised at each token over what may follow: a distribution of its own, not the language
-        model given that the text is in the language. For that, see :class:`~ppl_llm.StepProposal`. Where nothing may follow, the step ends.
+        model given that the text is in the language. For that, give the algorithm ``proposals=constraint``. Where nothing may follow, the
+        step ends.
     :raises ValueError: for options out of range.
     """
 
@@ -90,6 +91,13 @@ class LLMStep(TorchDistribution):
         skipping = replace(context, done=context.done | ~chosen.to(context.done.device).expand_as(context.done))
         return language_model(context).sample_step(skipping, self.batch_shape, self.options).tokens
 
+    def restricted_to(self, constraint: Constraint) -> ConstrainedStep:
+        """Proposes this step restricted to a language, and under the constraint of its own if it has one."""
+        o, own = self.options, self.options.constraint
+        if own is None:
+            return ConstrainedStep(self.context, o, constraint, self)
+        return ConstrainedStep(self.context, StepOptions(o.stop, o.max_tokens, o.temperature), own & constraint)
+
     @property
     def mode(self) -> Tensor:
         """The greedy step: at each place the most probable token, under a constraint of those that may follow. It knows no temperature."""
@@ -118,3 +126,58 @@ class LLMStep(TorchDistribution):
         values = lm.enumerate_steps(self.context, self.options)  # type: ignore[attr-defined]
         values = values.view(-1, *(1,) * len(self.batch_shape), self.options.max_tokens)
         return values.expand(-1, *self.batch_shape, -1) if expand else values
+
+
+class ConstrainedStep(LLMStep):
+    """Proposes the steps of a language model restricted by a constraint: what ``proposals=constraint`` makes of an :class:`LLMStep`, and
+    :class:`~ppl_llm.StepProposal` of another language model's.
+
+    With x drawn here and p the unrestricted model, ``log p(x) - log_prob(x)`` is the log of the product of the masses of what may follow,
+    so that particles weighed with p / q have the target p(x) 1[x in L]. A step after which nothing may follow has p(x) = 0.
+
+    :param Context context: where the step starts.
+    :param StepOptions options: of the unrestricted model.
+    :param LLMStep prior: the unrestricted step if it has the same context and options: it is told its log-probability of what is drawn,
+        which saves a forward pass.
+    :raises TypeError: for a language model that does not tell the mass of what a constraint allows.
+    :raises ValueError: for a context with a thinking budget.
+    """
+
+    def __init__(self, context: Context, options: StepOptions, constraint: Constraint, prior: LLMStep | None = None) -> None:
+        constrainable(language_model(context))
+        if context.thinking is not None:
+            raise ValueError(
+                f"a constraint and a thinking budget do not go together: what is written in place of {context.thinking.close!r} need not "
+                "be in its language; leave out the constraint, or waits, close and max_thinking"
+            )
+        o = options
+        super().__init__(context, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=constraint)
+        self._prior = prior
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> ConstrainedStep:
+        new = ConstrainedStep.__new__(ConstrainedStep)
+        new._init(self.context, self.options, torch.Size(batch_shape))
+        new._prior = self._prior
+        return new
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+        batch_shape = torch.Size(sample_shape) + self.batch_shape
+        lm = constrainable(language_model(self.context))
+        tokens, log_probs, log_masses = lm.sample_constrained(self.context, batch_shape, self.options)
+        self._drawn = tokens, log_probs
+        if self._prior is not None:
+            self._prior._drawn = tokens, log_probs + log_masses
+        return tokens
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """
+        :raises NotImplementedError: for another value than the one drawn, with a constraint that is asked token by token: the weights are
+            estimates then, and belong to the draw.
+        """
+        drawn = self._drawn is not None and value is self._drawn[0]
+        if not drawn and self.options.constraint is not None and self.options.constraint.asks:
+            raise NotImplementedError(
+                f"{self.options.constraint!r} gives estimated weights, which belong to a draw and not to a step: it works with SMC, not "
+                "with ParticleGibbs and others that keep a trajectory; use Choices, Regex, JsonSchema or Lark there"
+            )
+        return super().log_prob(value)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .lm.tabular_lm import TabularLM
     from .lm.transformers_lm import TransformersLM
     from .programs.aggregate import Aggregate
+    from .programs.deepconf import DeepConf
     from .programs.look_ahead import LookAhead
     from .programs.models import ReasoningModel, reasoning
     from .programs.presets import PRESETS, Preset
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .programs.step_proposal import StepProposal
     from .reward.base import RewardModel
     from .reward.combined_reward import ProductReward, SumReward
+    from .reward.confidence import Confidence
     from .reward.function_reward import FunctionReward
     from .reward.hidden_state_reward import HiddenStateReward
     from .reward.judge_reward import JudgeReward
@@ -57,13 +59,13 @@ if TYPE_CHECKING:
     from .reward.prm.remote_prm import RemotePRM
     from .reward.prm.transformers_prm import TransformersPRM
     from .reward.rollout_value import RolloutValue
-    from .reward.self_certainty import SelfCertainty
     from .reward.tabular_reward import TabularReward
     from .reward.transformers_orm import TransformersORM
     from .reward.twist import Twist
     from .stop_reason import StopReason
     from .tasks.base import Problem
     from .tasks.load import load_problems
+    from .thinking import Thinking
 
 __version__ = "0.1.0"
 
@@ -76,9 +78,11 @@ _MODULES = {
     "BestOfN": "inference",
     "BetaMajority": "inference",
     "BlockMH": "inference",
+    "Confidence": "reward.confidence",
     "Context": "context",
     "DORA": "inference",
     "DVTS": "inference",
+    "DeepConf": "programs.deepconf",
     "EntropicAnnealing": "inference",
     "Enumeration": "inference",
     "FunctionReward": "reward.function_reward",
@@ -113,7 +117,6 @@ _MODULES = {
     "SMCFailed": "inference",
     "SMCFilterAdapter": "programs.smc_filter_adapter",
     "SameAnswers": "inference",
-    "SelfCertainty": "reward.self_certainty",
     "SelfConsistency": "inference",
     "SpeculativeRejection": "inference",
     "Share": "inference",
@@ -129,6 +132,7 @@ _MODULES = {
     "TransformersLM": "lm.transformers_lm",
     "TransformersORM": "reward.transformers_orm",
     "TransformersPRM": "reward.prm.transformers_prm",
+    "Thinking": "thinking",
     "Twist": "reward.twist",
     "WasteFreeSMC": "inference",
     "argmax": "answers.voting",
@@ -159,7 +163,9 @@ __all__ = [
     "BestOfN",
     "BetaMajority",
     "BlockMH",
+    "Confidence",
     "Context",
+    "DeepConf",
     "EntropicAnnealing",
     "Enumeration",
     "FunctionReward",
@@ -187,7 +193,6 @@ __all__ = [
     "SMCFailed",
     "SMCFilterAdapter",
     "SameAnswers",
-    "SelfCertainty",
     "SelfConsistency",
     "Share",
     "SpeculativeRejection",
@@ -200,6 +205,7 @@ __all__ = [
     "TabularLM",
     "TabularReward",
     "TemperedSMC",
+    "Thinking",
     "TransformersLM",
     "TransformersORM",
     "TransformersPRM",

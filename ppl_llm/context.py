@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answers.extraction import FORMS, extract_answer
+from .answers.extraction import FORMS
 from .context_cache import CacheEntry, restored_entries, stored_entries
 from .context_lm import ContextLM, mean_hidden_state
-from .finishing import before_any, decoded, finished_by
+from .context_text import ContextText
+from .finishing import finished_by
 from .stop_reason import FINISHING, StopReason, stop_reasons
+from .thinking import Thinking, closed, thought_until
 
 PAD = -1
 """Padding of token tensors: never a token id."""
@@ -26,7 +27,7 @@ _TENSORS = ("problem_index", "tokens", "lengths", "prompt_lengths", "ends", "rea
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Context:
+class Context(ContextText):
     """Token contexts of a batch of sequences.
 
     :ivar Tensor tokens: ``[*batch_shape, L]``, right-padded with ``PAD``; prompt first.
@@ -38,6 +39,7 @@ class Context:
     :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
     :ivar tuple prefills: for each problem the answer that its prompt has begun; empty where none has.
     :ivar tuple final_stop: texts that end a sequence wherever they come, also across steps; they and what follows are no part of its text.
+    :ivar Thinking thinking: how sequences think before they answer; ``None`` where they do not.
     """
 
     lm: ContextLM
@@ -54,6 +56,7 @@ class Context:
     answer_forms: tuple[str, ...] = tuple(FORMS)
     prefills: tuple[str, ...] = ()
     final_stop: tuple[str, ...] = ()
+    thinking: Thinking | None = None
 
     @classmethod
     def root(
@@ -90,10 +93,30 @@ class Context:
         return self.lengths.shape
 
     @property
-    def limit(self) -> Tensor:
+    def longest(self) -> Tensor:
         """``[*batch_shape]``: longest length of each sequence, its prompt included."""
         longest = torch.full_like(self.prompt_lengths, self.lm.max_length)
         return longest if self.max_completion is None else torch.minimum(longest, self.prompt_lengths + self.max_completion)
+
+    @property
+    def limit(self) -> Tensor:
+        """``[*batch_shape]``: the same, of the thinking for sequences that think: the next step goes no further."""
+        return self.longest if self.thinking is None else self.thinking.limit(self)
+
+    @property
+    def inside(self) -> Tensor:
+        """``[*batch_shape]``: sequences that think, and have not closed their thinking."""
+        return torch.zeros_like(self.done) if self.thinking is None else ~closed(self.reasons).any(-1)
+
+    @property
+    def waits(self) -> Tensor:
+        """``[*batch_shape]``: how many times the closing tag of the thinking was replaced."""
+        return (self.reasons == StopReason.WAIT).sum(-1)
+
+    @property
+    def thinking_tokens(self) -> Tensor:
+        """``[*batch_shape]``: length of the thinking so far, its closing tag included; 0 where there is none."""
+        return torch.zeros_like(self.lengths) if self.thinking is None else thought_until(self) - self.prompt_lengths
 
     @property
     def num_steps(self) -> int:
@@ -124,6 +147,11 @@ class Context:
         """
         base = self.expand(torch.broadcast_shapes(step.shape[:-1], self.batch_shape))
         step = step.expand(*base.batch_shape, step.shape[-1]).to(base.tokens)
+        rule, drawn = self.lm.stop_automaton(stop), (step != PAD).sum(-1)
+        delimited, full = rule.accepts(step, rule.start(base)), base.lengths + drawn >= base.limit
+        reason = stop_reasons(step, drawn, self.lm.eos_ids, delimited=delimited, full=full, done=base.done)
+        if self.thinking is not None:
+            step, reason = self.thinking.applied(base, step, reason)
         counts = (step != PAD).sum(-1)
         ended = base.lengths + counts
         width = int(ended.max())
@@ -131,12 +159,9 @@ class Context:
         target = torch.where(column < counts[..., None], base.lengths[..., None] + column, width)
         tokens = torch.nn.functional.pad(base.tokens[..., :width], (0, max(0, width - base.tokens.shape[-1]) + 1), value=PAD)
         tokens = tokens.scatter(-1, target, torch.where(target == width, PAD, step))[..., :width]
-        rule = self.lm.stop_automaton(stop)
-        delimited = rule.accepts(step, rule.start(base))
-        reason = stop_reasons(step, counts, self.lm.eos_ids, delimited=delimited, full=ended >= base.limit, done=base.done)
         grown = replace(base, tokens=tokens, lengths=ended, ends=torch.cat([base.ends, ended[..., None]], -1))
         if finish is not None or self.final_stop:
-            matches = finished_by(self.lm, tokens, (base.prompt_lengths, base.lengths, ended), finish, self.final_stop)
+            matches = finished_by(self.lm, tokens, (base.prompt_lengths, base.lengths, ended), finish, self.final_stop, base.inside)
             reason = torch.where(matches & (reason != StopReason.FINISHED) & (reason != StopReason.END_OF_TEXT), StopReason.PATTERN, reason)
         finishing = torch.isin(reason, torch.tensor(FINISHING, device=reason.device))
         return replace(grown, reasons=torch.cat([base.reasons, reason[..., None]], -1), done=base.done | finishing)
@@ -247,51 +272,6 @@ class Context:
         entries = {key: entry.map(fn) for key, entry in self.cache_entries.items()}
         tensors: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
         return replace(self, cache_entries=entries, **tensors)
-
-    def _nested(self, fn: Callable[[Context], Any]) -> Any:
-        return [self[i]._nested(fn) for i in range(len(self))] if self.batch_shape else fn(self)
-
-    @property
-    def problem(self) -> Any:
-        """The problem's text; nested lists over the batch shape."""
-        return self._nested(lambda sequence: self.problems[int(sequence.problem_index)])
-
-    @property
-    def text(self) -> Any:
-        """What was generated after the prompt, up to a final stop; nested lists over the batch shape."""
-        return self._nested(lambda s: before_any(decoded(s.lm, s.tokens, s.prompt_lengths, s.lengths), s.final_stop))
-
-    @property
-    def steps(self) -> Any:
-        """The steps really taken, each a string; nested lists over the batch shape."""
-
-        def split(sequence: Context) -> list[str]:
-            bounds = [int(sequence.prompt_lengths), *sequence.ends.tolist()]
-            tokens = sequence.tokens.tolist()
-            return [self.lm.decode(tokens[a:b]) for a, b in itertools.pairwise(bounds) if b > a]
-
-        return self._nested(split)
-
-    def describe(self, value: Tensor) -> str | None:
-        """The text of one value ``[max_tokens]`` of an :class:`LLMStep`; ``None`` for what cannot be one."""
-        if value.dim() != 1 or value.is_floating_point() or bool((value >= self.lm.vocab_size).any()):
-            return None
-        return self.lm.decode(value[value != PAD].tolist())
-
-    def answers(self) -> Any:
-        """The answer extracted from each sequence's text, an answer that the prompt has begun included; ``None`` where there is none.
-
-        Nested lists over the batch shape.
-        """
-        return self._nested(lambda sequence: extract_answer(sequence._prefill + sequence.text, self.answer_forms))
-
-    def prefill_of(self, problem: int) -> str:
-        """The answer that the prompt of problem number ``problem`` has begun."""
-        return self.prefills[problem] if self.prefills else ""
-
-    @property
-    def _prefill(self) -> str:
-        return self.prefill_of(int(self.problem_index))
 
     def __repr__(self) -> str:
         shape = "single sequence" if not self.batch_shape else f"sequences {tuple(self.batch_shape)}"

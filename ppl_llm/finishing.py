@@ -22,17 +22,24 @@ def decoded(lm: ContextLM, tokens: Tensor, begin: Tensor, end: Tensor) -> str:
 
 
 def finished_by(
-    lm: ContextLM, tokens: Tensor, bounds: tuple[Tensor, Tensor, Tensor], finish: str | None, final_stop: tuple[str, ...]
+    lm: ContextLM,
+    tokens: Tensor,
+    bounds: tuple[Tensor, Tensor, Tensor],
+    finish: str | None,
+    final_stop: tuple[str, ...],
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Sequences ``[*batch_shape]`` whose last step matches a regular expression, or whose text has a final stop.
 
     :param Tensor tokens: ``[*batch_shape, L]``.
     :param bounds: lengths ``[*batch_shape]`` of the prompts, before the last step and after it.
+    :param Tensor inside: ``[*batch_shape]``, sequences whose last step was of thinking, in which the expression is not looked for.
     """
     begins, starts, ends = bounds
     found = torch.zeros_like(ends, dtype=torch.bool)
     for sequence in map(tuple, torch.ones(ends.shape).nonzero().tolist()):
-        matched = finish is not None and bool(re.search(finish, decoded(lm, tokens[sequence], starts[sequence], ends[sequence])))
+        looked_for = finish is not None and (inside is None or not bool(inside[sequence]))
+        matched = looked_for and bool(re.search(str(finish), decoded(lm, tokens[sequence], starts[sequence], ends[sequence])))
         text = decoded(lm, tokens[sequence], begins[sequence], ends[sequence]) if final_stop else ""
         found[sequence] = matched or any(stop in text for stop in final_stop)
     return found

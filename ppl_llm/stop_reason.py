@@ -21,6 +21,12 @@ class StopReason(IntEnum):
     """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
     PATTERN = 5
     """The step's text matched ``finish``; the sequence is finished."""
+    WAIT = 6
+    """Thinking was closed early: other words were written in place of the closing tag, and the sequence thinks on."""
+    CLOSE = 7
+    """The sequence closed its thinking; its answer follows."""
+    BUDGET = 8
+    """Thinking was as long as it may be and was closed; the answer follows."""
 
 
 FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN)
@@ -28,7 +34,7 @@ FINISHING = (StopReason.END_OF_TEXT, StopReason.CONTEXT_FULL, StopReason.PATTERN
 
 
 def stop_reasons(step: Tensor, counts: Tensor, eos_ids: Tensor, *, delimited: Tensor, full: Tensor, done: Tensor) -> Tensor:
-    """A :class:`StopReason` for each sequence, ``[*batch_shape]``, told by the tokens of its step.
+    """A :class:`StopReason` for each sequence, ``[*batch_shape]``, told by the tokens of its step as it was drawn.
 
     :param Tensor step: ``[*batch_shape, max_tokens]``, padded at the right.
     :param Tensor counts: ``[*batch_shape]``, tokens of each step.

@@ -25,7 +25,7 @@ def check_proposals(proposals: Any) -> None:
     if not isinstance(proposals, Mapping):
         if not callable(proposals):
             raise ValueError(
-                "proposals must be a mapping from sites to distributions, or a function of a site, as StepProposal(constraint=...) is, "
+                "proposals must be a mapping from sites to distributions, or a function of a site, as a StepProposal or a constraint is, "
                 f"got {proposals!r}"
             )
         return

@@ -61,8 +61,9 @@ class WorkerProcess:
                 raise
             if reply is None:
                 self.timeouts += 1
+                ended = self._process.poll() is not None
                 self._end()
-                raise TimeoutError(f"no reply within {self.timeout} seconds")
+                raise TimeoutError("the process ended without a reply" if ended else f"no reply within {self.timeout} seconds")
             return json.loads(reply)
 
     def _start(self) -> None:

@@ -29,16 +29,19 @@ from .model_options import (
     CALIBRATION,
     CHOSEN_REWARD,
     EQUIVALENCE,
+    EVERY,
     FALLBACK,
     FINISH,
     LM,
     LM_MODEL,
+    MAX_STEPS,
     POWER,
     PRM,
     PRM_FAMILY,
     PRM_MODEL,
     STOP,
     TOKENIZER,
+    most_steps,
     prompt_options,
     tell,
     unescaped,
@@ -46,6 +49,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
+from .thinking_options import taken, with_thinking_options
 
 _PROBLEM = example(1).text
 
@@ -108,6 +112,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 def solve(
     problem: Annotated[str, typer.Argument(help="The problem's text; - reads it from standard input.", show_default=False)],
@@ -135,7 +140,7 @@ def solve(
     ] = None,
     power: Annotated[float | None, typer.Option(help=POWER, show_default="1; 4 for power-smc and power-mh")] = None,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_steps: MAX_STEPS = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most; by default the library's 256.")] = None,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
@@ -148,6 +153,7 @@ def solve(
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    every: EVERY = None,
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
@@ -173,12 +179,13 @@ def solve(
     with reported(verbose, log):
         chosen_reward = RewardChoice.of(lm, prm, reward)
         constrained = (json_schema, regex, choices) != (None, None, None)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
             method=method if method is not None else "smc" if constrained else default_method(lm, chosen_reward),
             preset=preset,
-            max_steps=max_steps,
+            max_steps=most_steps(max_steps, every, max_tokens_completion),
             max_tokens=max_tokens,
             max_tokens_completion=max_tokens_completion,
             temperature=temperature,
@@ -189,6 +196,7 @@ def solve(
             equivalence=equivalence,
             answer_fallback=answer_fallback,
             seed=seed,
+            **thinking,
             options=given(options),
             dtype=dtype,
             json_schema=json_schema,
@@ -196,13 +204,14 @@ def solve(
             choices=choices,
             power=power,
             bridge=bridge,
+            every=every,
         )
         prm_name = chosen_reward.name if chosen_reward.kind == "prm" else None
         served = (
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         text = (sys.stdin.read() if problem == "-" else problem).strip()
         if not text:
             raise ValueError("the problem is empty; give its text, or - to read it from standard input")
@@ -230,7 +239,7 @@ def solve(
                     language_model,
                     lambda name: remote.load_lm(remote.Served("lm", name), device, dtype),
                     lambda name: remote.load_prm(served[1], device, scale, dtype),
-                    settings.steps_end,
+                    every,
                 )
             threads.choose_threads([language_model, reward_model])
             for note in notes(settings, reward_model, reward is not None or prm is not None):

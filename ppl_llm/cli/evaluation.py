@@ -26,12 +26,15 @@ from .model_options import (
     BRIDGE,
     CHOSEN_REWARD,
     EQUIVALENCE,
+    EVERY,
     FALLBACK,
     FINISH,
+    MAX_STEPS,
     POWER,
     PRM_FAMILY,
     STOP,
     finish_of,
+    most_steps,
     prompt_options,
     read_option,
     tell,
@@ -39,6 +42,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..evaluation.run import Progress
@@ -91,6 +95,7 @@ def parse_options(option: str, texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+@with_thinking_options(after="top_k")
 def evaluate(
     data: Annotated[
         str,
@@ -123,13 +128,14 @@ def evaluate(
     aggregation: Annotated[str | None, typer.Option(help="Score of a solution from its steps': last, prod, min, max or mean.")] = None,
     power: Annotated[float, typer.Option(help=POWER)] = 1.0,
     bridge: Annotated[int | None, typer.Option(help=BRIDGE)] = None,
-    max_steps: Annotated[int, typer.Option(help="Steps of a solution at most.")] = 40,
+    max_steps: MAX_STEPS = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a step at most.")] = 256,
     max_tokens_completion: Annotated[int, typer.Option(help="Tokens of a solution at most.")] = 1024,
     temperature: Annotated[float, typer.Option(help="Of the language model.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling: the likeliest tokens of so much probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many of the likeliest tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help=STOP)] = None,
+    every: EVERY = None,
     finish: Annotated[str | None, typer.Option(help=FINISH)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System turn before the problem.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="A file with a Jinja chat template, in place of the tokenizer's.")] = None,
@@ -143,6 +149,10 @@ def evaluate(
     keep_texts: Annotated[
         bool, typer.Option("--keep-texts", help="Record the text of each solution, for report --failures and fit-reward.")
     ] = False,
+    confidence: Annotated[
+        str | None,
+        typer.Option(help="Record how sure the language model is of each solution, for votes: KIND:WINDOW:OVER, e.g. top-k:2048:bottom."),
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Problems that share a batch.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes, or actors with --ray; 0 works in this process.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, auto or local (needs ray).")] = None,
@@ -155,6 +165,7 @@ def evaluate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Warnings and tracebacks.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help=LOG_JSON)] = False,
+    **options: Any,
 ) -> None:
     """Accuracy against budget on a set of problems, recorded so that nothing is lost or done twice.
 
@@ -178,7 +189,7 @@ def evaluate(
             prm,
             preset,
             aggregation,
-            max_steps,
+            most_steps(max_steps, every, max_tokens_completion),
             max_tokens,
             temperature,
             device,
@@ -200,6 +211,9 @@ def evaluate(
             choices=None if choices is None else tuple(choices.split(",")),
             power=power,
             bridge=bridge,
+            every=every,
+            confidence=confidence,
+            **taken(options),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

@@ -41,15 +41,17 @@ def with_method_options(after: str) -> Callable[[Command], Command]:
     :param str after: a parameter of the command, whose last is ``**options``.
     """
 
-    def extend(command: Command) -> Command:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        place = 1 + next(i for i, parameter in enumerate(own) if parameter.name == after)
-        parameters = [*own[:place], *map(_parameter, method_options().values()), *own[place:]]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+    return lambda command: insert_after(command, after, list(map(_parameter, method_options().values())))
 
-    return extend
+
+def insert_after(command: Command, after: str, more: list[inspect.Parameter]) -> Command:
+    """The command with more options behind its parameter of a name, for typer to see; it gets them as keywords."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    place = 1 + next(i for i, parameter in enumerate(own) if parameter.name == after)
+    parameters = [*own[:place], *more, *own[place:]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -61,7 +61,28 @@ PRM_FAMILY = Annotated[
 CALIBRATION = Annotated[
     Path | None, typer.Option(help="A file that ppl-llm calibrate wrote, applied to the reward model.", show_default=False)
 ]
+EVERY = Annotated[
+    str | None,
+    typer.Option(
+        help="A factor at every token, word or line of a solution, or where a match of a regular expression ends: steps end there, in "
+        "place of --stop, and a verifier or judge is asked about the text so far.",
+        metavar="POSITION",
+        autocompletion=completion.among(("token", "word", "line")),
+    ),
+]
+MAX_STEPS = Annotated[
+    int | None,
+    typer.Option(help="Steps of a solution at most.", show_default="40; with --every as many as --max-tokens-completion"),
+]
 """Options that several commands declare."""
+
+STEPS = 40
+"""Default of ``--max-steps``."""
+
+
+def most_steps(given: int | None, every: str | None, max_tokens_completion: int) -> int:
+    """``--max-steps``. Positions of a text may be as close as its tokens, so they are bounded by default by what bounds those."""
+    return given if given is not None else STEPS if every is None else max_tokens_completion
 
 
 def unescaped(stop: Sequence[str] | None) -> tuple[str, ...]:
@@ -99,14 +120,19 @@ def read_option(option: str, path: Path) -> str:
         raise OSError(f"{option} {path}: {error.strerror}; give a file that exists and can be read") from error
 
 
-def prompt_options(system_prompt: str | None, chat_template: Path | None) -> dict[str, Any]:
+def prompt_options(system_prompt: str | None, chat_template: Path | None, thinking: str | None = None) -> dict[str, Any]:
     """Keywords of a language model.
 
+    :param str thinking: ``on`` or ``off``.
     :raises OSError: if there is no such template.
     """
     options: dict[str, Any] = {} if system_prompt is None else {"system_prompt": system_prompt}
     if chat_template is not None:
         options["chat_template"] = read_option("--chat-template", chat_template)
+    if thinking is not None:
+        from ..programs.thinking import thinking_switch
+
+        options |= thinking_switch(thinking)
     return options
 
 

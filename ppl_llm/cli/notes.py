@@ -28,6 +28,11 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
             f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward judge, confidence, "
             "self-certainty or verifier"
         )
+    if reward is not None and settings.every is not None and settings.reward.kind == "prm":
+        yield (
+            f"--every {settings.every} puts pieces of a line to {settings.reward.name} as steps, which reads whole steps best; "
+            "--reward verifier:FILE.py:function judges any text"
+        )
     longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
     if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
         yield (
@@ -37,7 +42,13 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
 
 
 def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | None:
-    """What a user should know after a run under a constraint whose texts have hardly come to their ends."""
+    """What a user should know after a run whose texts have hardly come to the ends of a constraint, or of their thinking."""
+    thinking = posterior.value.thinking
+    if thinking is not None and (share := float(posterior.weights[posterior.value.inside].sum())) >= 0.5:
+        return (
+            f"{share:.0%} of the weight lies on solutions that never closed their thinking with {thinking.close!r}, and so have no answer. "
+            "Close it for them (--max-thinking), give the model's own tag (--close), or leave these options out if it does not think first"
+        )
     if settings.constraint is None:
         return None
     open_share = float(posterior.weights[~posterior.value.done].sum())

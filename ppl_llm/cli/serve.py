@@ -39,6 +39,7 @@ from .model_options import (
     unescaped,
 )
 from .settings import Settings
+from .thinking_options import taken, with_thinking_options
 
 if TYPE_CHECKING:
     from ..gateway.catalogue import Choice
@@ -51,6 +52,7 @@ _EXAMPLES = (
 )
 
 
+@with_thinking_options(after="top_k")
 @with_method_options(after="preset")
 def serve(
     lm: LM = "demo",
@@ -139,6 +141,7 @@ def serve(
             run_seconds=run_seconds,
         )
         chosen_reward = RewardChoice.of(lm, prm, reward)
+        thinking = taken(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,
@@ -154,6 +157,7 @@ def serve(
             finish=finish,
             equivalence=equivalence,
             answer_fallback=answer_fallback,
+            **thinking,
             options=given(options),
             dtype=dtype,
         )
@@ -162,7 +166,7 @@ def serve(
             remote.Served("lm", lm, lm_model, lm_tokenizer),
             remote.Served("prm", prm_name or "", prm_model, prm_tokenizer, prm_family),
         )
-        lm_options = prompt_options(system_prompt, chat_template)
+        lm_options = prompt_options(system_prompt, chat_template, settings.thinking)
         settings.check()
         for each in served:
             each.check()
@@ -182,7 +186,6 @@ def serve(
             language_model,
             lambda each: remote.load_lm(remote.Served("lm", each), device, dtype),
             lambda each: remote.load_prm(served[1], device, scale, dtype),
-            settings.steps_end,
         )
         choose_threads([language_model, reward_model])
         equivalent = None if equivalence == "exact" else settings.equivalent()

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ..programs.models import ReasoningModel
     from ..programs.step_proposal import StepProposal
 
-LIMITS = ("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k", "answer_fallback", "power", "bridge")
+LIMITS = (
+    *("max_steps", "max_tokens", "max_tokens_completion", "temperature", "top_p", "top_k"),
+    *("answer_fallback", "power", "bridge", "every", "waits", "wait", "close", "max_thinking"),
+)
 """Options of the model that :func:`ppl_llm.reasoning` has under the same names."""
 
 COMPLETION_TOKENS = 1024
@@ -44,6 +47,7 @@ class Settings:
 
     :ivar str method: a name with options perhaps, ``smc:islands=4``.
     :ivar dict options: of the method, given apart from its name.
+    :ivar str every: see :func:`ppl_llm.reasoning`.
     :ivar Path json_schema: a file with the schema that the solution is a value of; and ``regex``, which it matches as a whole; and
         ``choices``, separated by commas.
     """
@@ -70,6 +74,12 @@ class Settings:
     choices: str | None = None
     power: float | None = None
     bridge: int | None = None
+    every: str | None = None
+    waits: int | None = None
+    wait: str | None = None
+    close: str | None = None
+    max_thinking: int | None = None
+    thinking: str | None = None
 
     @cached_property
     def constraint(self) -> Constraint | None:
@@ -117,6 +127,14 @@ class Settings:
     @property
     def steps_end(self) -> str | tuple[str, ...]:
         """The delimiter(s) of steps; a single one as a string."""
+        if self.every is not None:
+            from ..lm.base import stop_at
+
+            return stop_at(self.every)
+        return self._stop
+
+    @property
+    def _stop(self) -> str | tuple[str, ...]:
         return self.stop[0] if len(self.stop) == 1 else self.stop or "\n\n"
 
     def equivalent(self) -> Callable[[Hashable, Hashable], bool]:
@@ -173,13 +191,16 @@ class Settings:
             raise ValueError(f"--preset and --method {self.method} both set the preset; give it once")
         if self.power is not None and "power" in self.named.model_options:
             raise ValueError(f"--power and --method {self.method} both set the power; give it once")
+        for name in ("waits", "max_thinking"):
+            if getattr(self, name) is not None and name in self.named.model_options:
+                raise ValueError(f"--{name.replace('_', '-')} and --method {self.method} both set {name}; give it once")
         return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
 
     def model_keywords(self) -> dict[str, Any]:
         """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""
         chosen = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         if self.stop:
-            chosen["stop"] = self.steps_end
+            chosen["stop"] = self._stop
         if self.constraint is not None:  # what was asked for is the answer
             chosen.setdefault("answer_fallback", "text")
         return {**chosen, "preset": self.preset or "exact", "finish": finish_of(self.lm, self.finish)}
@@ -190,6 +211,7 @@ class Settings:
         :raises ValueError: for options out of range, naming the flag.
         """
         from ..lm.loading import parse_dtype
+        from ..programs.thinking import check_switch
 
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"--seed must lie in 0 .. {MAX_SEED}, got {self.seed}")
@@ -202,17 +224,20 @@ class Settings:
             for name, value in self.given().items():
                 method_options()[name].check(value)
             model, _ = self.build(None, None)
+            check_switch(self.thinking, model.thinking)
             if self.bridge is not None and model.power == 1:
                 raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:
             parameter = re.match(r"\w+", str(error))
             own = {name: option.flag for option in self.named.method.options for name in (option.parameter, option.name) if name}
-            flags = {name: f"--{name.replace('_', '-')}" for name in LIMITS} | own
+            flags = {name: f"--{name.replace('_', '-')}" for name in (*LIMITS, "thinking")} | own
             flag = flags.get(parameter[0]) if parameter else None
             raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
 
     def describe(self) -> dict[str, Any]:
         """All settings as they take effect, the preset's included; ``None`` where the method takes no such option."""
+        from ..programs.thinking import thinking_options
+
         model = self._model(None, None)
         method = self.named.method
         return {
@@ -231,10 +256,12 @@ class Settings:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "stop": self.steps_end,
+            **({"stop": self.steps_end} if self.every is None else {"every": self.every}),
             "finish": model.finish,
             "equivalence": self.equivalence,
             **({} if self.answer_fallback is None else {"answer_fallback": self.answer_fallback}),
+            **thinking_options(model.thinking),
+            **({} if self.thinking is None else {"thinking": self.thinking}),
             "seed": self.seed,
             **({} if self.dtype is None else {"dtype": self.dtype}),
             **({} if self.constraint is None else {"constraint": repr(self.constraint)}),

@@ -83,7 +83,7 @@ class TokenSet(Constraint):
 
     Example::
 
-        StepProposal(constraint=TokenSet(banned=[lm.tokenizer.convert_tokens_to_ids("<tool_call>")]))
+        SMC(model, 16, proposals=TokenSet(banned=[lm.tokenizer.convert_tokens_to_ids("<tool_call>")]))
     """
 
     @checked

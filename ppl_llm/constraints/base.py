@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,14 +104,24 @@ class ConstraintStates(ABC):
 
 
 class Constraint(ABC):
-    """A language: which texts may be written, token by token. ``a & b`` is the language of texts that are in both.
+    """A language L: which texts may be written, token by token. ``a & b`` is the language of texts that are in both.
+
+    A constraint is a proposal for every step of a program: of all algorithms that weigh proposals, ::
+
+        SMC(model, 16, proposals=JsonSchema(schema)).run(problem)
+
+    Each token is drawn from the step's own language model restricted to what may follow. The target is p(x) 1[x in L] times the program's
+    other factors, and the evidence estimates the probability of L times theirs. A particle after which nothing may follow has weight
+    zero. A text that has not ended counts as long as it begins a text of L. The model's temperature, ``top_p`` and ``top_k`` stay.
 
     Constraints are values that never change; sequences' states are read from their tokens.
 
     :ivar bool asks: see :class:`ConstraintStates`.
+    :ivar bool restricted: whether it cannot draw every step of the model, so that it is a part of the target.
     """
 
     asks = False
+    restricted = True
 
     @abstractmethod
     def states(self, vocabulary: Vocabulary, tokens: Tensor) -> ConstraintStates:
@@ -123,6 +134,21 @@ class Constraint(ABC):
 
     def __and__(self, other: Constraint) -> Product:
         return Product(self, other)
+
+    def __call__(self, site: Any) -> Any:
+        """The proposal for a site: its step restricted to the language; ``None`` where the site is no step."""
+        restricted_to = getattr(site["fn"], "restricted_to", None)
+        return None if restricted_to is None else restricted_to(self)
+
+    @property
+    def __name__(self) -> str:
+        """By which a run that is resumed is told from another."""
+        return repr(self)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the density of a step that it proposes is an estimate, which belongs to its draw."""
+        return self.asks
 
 
 class Product(Constraint):

@@ -63,7 +63,7 @@ class Grammar(Constraint):
     def __init__(self, grammar: str) -> None:
         encoded(grammar)
         self._grammar = grammar + _EVERY_SPELLING
-        wrong, messages = _llguidance(type(self).__name__).LLMatcher.validate_grammar_with_warnings(self._grammar)
+        wrong, messages = _llguidance(type(self).__qualname__).LLMatcher.validate_grammar_with_warnings(self._grammar)
         if wrong:
             # The lines of the grammar follow, numbered.
             reason = re.split(r"\n *\d+ \|", messages[0])[0]

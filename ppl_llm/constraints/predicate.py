@@ -32,7 +32,7 @@ class Predicate(Constraint):
 
     Example::
 
-        StepProposal(constraint=Predicate(lambda text: "e" not in text))
+        SMC(model, 16, proposals=Predicate(lambda text: "e" not in text))
     """
 
     asks = True

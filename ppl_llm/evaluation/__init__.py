@@ -7,6 +7,7 @@ from ..lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from .aggregators import Candidate, best_of_majority_at_k, log_score, majority, weighted_majority
     from .budget_ratio import BudgetRatio
+    from .confidence_votes import borda_vote, deepconf
     from .fitted_twist import fit_twist
     from .harness import PPLHarnessLM
     from .intervals import Interval, bootstrap, proportion
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from .records import Key, RecordStore, read_records
     from .results import Results
     from .run import evaluate
-    from .self_certainty import borda_vote
     from .source import Models
     from .tables import accuracy_rows, as_text, difference_rows
     from .trained_reward import fit_reward
@@ -32,7 +32,8 @@ _MODULES = {
     "as_text": "tables",
     "best_of_majority_at_k": "aggregators",
     "bootstrap": "intervals",
-    "borda_vote": "self_certainty",
+    "borda_vote": "confidence_votes",
+    "deepconf": "confidence_votes",
     "difference_rows": "tables",
     "evaluate": "run",
     "fit_reward": "trained_reward",
@@ -59,6 +60,7 @@ __all__ = [
     "best_of_majority_at_k",
     "bootstrap",
     "borda_vote",
+    "deepconf",
     "difference_rows",
     "evaluate",
     "fit_reward",

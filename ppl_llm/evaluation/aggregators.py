@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..answers.voting import Answer
 
@@ -17,6 +18,19 @@ AGGREGATIONS = ("last", "prod", "min", "max", "mean")
 
 MODEL = "model"
 """The model-based score: the reward model's own, of the whole solution written as one step."""
+
+
+class Thought(NamedTuple):
+    """How a solution thought.
+
+    :ivar int tokens: of its thinking, the closing tag included.
+    :ivar int waits: how many times the tag was replaced.
+    :ivar str closed: by the ``model`` or at the ``bound``; ``None`` where it never was.
+    """
+
+    tokens: int
+    waits: int
+    closed: str | None
 
 
 @dataclass(frozen=True)
@@ -32,10 +46,11 @@ class Candidate:
     :ivar float temperature: at which it was sampled.
     :ivar str path: identifies the text, so that repeated paths are known.
     :ivar float whole_log_odds: the reward model's log-odds of the whole solution written as one step, where they were recorded.
-    :ivar float self_certainty: mean over the tokens, where it was recorded, see :func:`~ppl_llm.evaluation.self_certainty.self_certainty`.
+    :ivar float confidence: how sure the language model was of it, where it was recorded, see :class:`~ppl_llm.Confidence`.
     :ivar str text: where it was recorded.
     :ivar tuple step_tokens: length of each step, where they were recorded.
     :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
+    :ivar Thought thinking: ``None`` where solutions do not think before they answer.
     """
 
     answer: Answer
@@ -47,10 +62,11 @@ class Candidate:
     temperature: float = 1.0
     path: str | None = None
     whole_log_odds: float | None = None
-    self_certainty: float | None = None
+    confidence: float | None = None
     text: str | None = None
     step_tokens: tuple[int, ...] | None = None
     cut_steps: int = 0
+    thinking: Thought | None = None
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:

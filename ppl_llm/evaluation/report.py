@@ -23,6 +23,7 @@ from .tables import (
     step_rows,
     stopped_rows,
 )
+from .thinking import thinking_sections, thinking_tables
 from .work import SHARED
 
 INTERVALS = "95 % Wilson intervals at the effective number of problems"
@@ -50,6 +51,7 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
     found.append(("Cost", cost_rows(results)))
     if len(steps := step_rows(results)) > 1:
         found.append((STEPS, steps))
+    found += thinking_tables(results)
     if len(stopped := stopped_rows(results)) > 1:
         found.append((f"Budgets really used, {STOPPED}", stopped))
     return found
@@ -119,6 +121,7 @@ def accuracy_sections(results: Results) -> list[Section]:
     found.append(Section("Cost", "", costs))
     if len(steps := step_rows(results)) > 1:
         found.append(Section("Steps", "", [Table(f"{STEPS}.", steps)]))
+    found += thinking_sections(results)
     if len(set(results.levels.values())) > 1:
         plot = Plot(
             "accuracy-by-level",

@@ -23,12 +23,12 @@ from .aggregators import (
     posterior_majority,
     weighted_majority,
 )
+from .confidence_votes import borda_vote, deepconf
 from .figures import scaling
 from .intervals import Interval, mean_over_problems, proportion
 from .metrics import Accuracies, Table, out_of, pass_at_k
 from .records import CONFIGURATION, read_records
 from .rpc import rpc
-from .self_certainty import borda_vote
 from .votes import from_record
 from .work import SHARED
 
@@ -44,7 +44,9 @@ OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
     "first-finish": first_finish,
     "rpc, sum": rpc,
     "rpc, mean": lambda pool: rpc(pool, "mean"),
-    "borda, self-certainty": borda_vote,
+    "borda, confidence": borda_vote,
+    "deepconf, 10 %": deepconf,
+    "deepconf, 90 %": lambda pool: deepconf(pool, 0.9),
     **{f"best-of-majority, {a}": lambda pool, a=a: best_of_majority(pool, aggregation=a) for a in SCORES},  # type: ignore[misc]
     **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in SCORES},  # type: ignore[misc]
     **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in SCORES},  # type: ignore[misc]
@@ -180,8 +182,8 @@ def _lacks(vote: str, pool: Sequence[Candidate]) -> bool:
     """Whether the records lack what a vote needs."""
     if vote.startswith("rpc, "):
         return pool[0].log_prob is None
-    if vote == "borda, self-certainty":
-        return pool[0].self_certainty is None
+    if vote.startswith(("borda, ", "deepconf, ")):
+        return pool[0].confidence is None
     if vote.endswith(f", {MODEL}"):
         return pool[0].whole_log_odds is None
     return vote.endswith(tuple(f", {a}" for a in AGGREGATIONS)) and not pool[0].step_log_odds

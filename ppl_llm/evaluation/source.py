@@ -14,10 +14,12 @@ from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
-from ..programs.step_proposal import StepProposal
+from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thinking_switch
 from ..remote.address import is_address
 from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
+from ..reward.confidence import Confidence
+from ..thinking import WAIT
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Models:
     :param str answer_fallback: see :func:`ppl_llm.reasoning`.
     :param float power: of the target; see :func:`ppl_llm.reasoning`. Votes over samples are as without it, but for ``importance``.
     :param int bridge: steps along which it grows.
+    :param str every: a factor at every position of this kind, see :func:`ppl_llm.reasoning`.
+    :param int waits: see :func:`ppl_llm.reasoning`, as for ``wait``, ``close`` and ``max_thinking``.
+    :param str thinking: ``on`` or ``off``, the switch ``enable_thinking`` of the chat template.
+    :param str confidence: record how sure the language model is of each solution, ``KIND:WINDOW:OVER`` as ``top-k:2048:bottom``, for votes
+        recomputed from the records; see :class:`~ppl_llm.Confidence`.
     :param bool keep_texts: record the text of each candidate.
     :param str json_schema: a schema, as text: solutions are values of it. ``regex``: they match it as a whole. ``choices``: each is one of
         these. All of what is given at once, as a global constraint (:mod:`ppl_llm.constraints`); for methods that weigh proposals.
@@ -85,6 +92,13 @@ class Models:
     json_schema: str | None = None
     regex: str | None = None
     choices: tuple[str, ...] | None = None
+    every: str | None = None
+    waits: int = 0
+    wait: str = WAIT
+    close: str | None = None
+    max_thinking: int | None = None
+    thinking: str | None = None
+    confidence: str | None = None
 
     @property
     def constraint(self) -> Constraint | None:
@@ -125,9 +139,8 @@ class Models:
 
     def vote_options(self) -> dict[str, Any]:
         """What :func:`~ppl_llm.evaluation.work.execute` needs to turn samples into answers."""
-        constraint = self.constraint
         return {
-            "proposals": None if constraint is None else StepProposal(constraint=constraint),
+            "proposals": self.constraint,
             "aggregation": self.vote_aggregation,
             "equivalent": self.equivalent(),
             "answer_scores": self.answer_scores,
@@ -147,9 +160,11 @@ class Models:
         :raises ValueError: if it cannot be used, or an option is out of range.
         """
         self.check()
-        lm = self._load_lm(self.lm, system_prompt=self.system_prompt, chat_template=self.chat_template)
-        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self._steps_end)
-        return reasoning(lm, reward, self.preset, **self._options())
+        prompts = {"system_prompt": self.system_prompt, "chat_template": self.chat_template, **thinking_switch(self.thinking)}
+        lm = self._load_lm(self.lm, **prompts)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self.every)
+        sure = None if self.confidence is None else Confidence.parse(self.confidence)
+        return reasoning(lm, reward, self.preset, confidence=sure, **self._options())
 
     def _load_lm(self, name: str, **prompts: Any) -> LanguageModel:
         if is_address(name):
@@ -184,6 +199,9 @@ class Models:
         if constraint is not None and is_address(self.lm):
             raise ValueError("json_schema, regex and choices need the logits of a local language model; a server does not tell them")
         parse_dtype(self.dtype)
+        if self.confidence is not None:
+            Confidence.parse(self.confidence)
+        check_switch(self.thinking, thinking_of(self.waits, self.wait, self.close, self.max_thinking))
         self.chosen_reward.check()
         prm = self.named_prm
         if self.answer_scores and (prm is None or is_address(prm)):
@@ -194,11 +212,11 @@ class Models:
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")
-        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge")}
+        given = {name: getattr(self, name) for name in (*names, "answer_fallback", "power", "bridge", "every", *THINKING_OPTIONS)}
         if given["answer_fallback"] is None and (self.json_schema, self.regex, self.choices) != (None, None, None):
             given["answer_fallback"] = "text"  # what was asked for is the answer
-        return given | ({"stop": self._steps_end} if self.stop else {})
+        return given | ({"stop": self._stop} if self.stop else {})
 
     @property
-    def _steps_end(self) -> str | tuple[str, ...]:
+    def _stop(self) -> str | tuple[str, ...]:
         return self.stop[0] if len(self.stop) == 1 else tuple(self.stop) or DEFAULT_STOP

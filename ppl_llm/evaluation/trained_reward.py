@@ -228,7 +228,7 @@ def written(
     while bool((tokens != PAD).any()):
         length, _ = step_lengths(tokens, automaton, automaton.start(context).flatten(), lm.eos_ids, room)
         step = torch.where(column < length[:, None], tokens, PAD)[:, : int(length.max())]
-        context = context.extend(step.view(most, len(group), -1), stop=stop)
+        context = context.extend(step.view(most, len(group), -1), stop=stop, finish=finish)
         later = length[:, None] + column
         tokens = torch.where(later < width, tokens.gather(1, later.clamp(max=width - 1)), PAD)
     return context

@@ -17,7 +17,8 @@ from ..inference import ParticlePosterior
 from ..programs.models import ReasoningModel
 from ..reward.base import scored_steps, step_scores
 from ..stop_reason import StopReason
-from .aggregators import Candidate, best_of_n, majority, posterior_majority, weighted_majority
+from .aggregators import Candidate, Thought, best_of_n, majority, posterior_majority, weighted_majority
+from .confidence_votes import deepconf
 
 _CERTAIN = 1e9
 """Log-odds of what is certain, in records, which hold finite numbers only."""
@@ -27,6 +28,7 @@ VOTES: dict[str, Callable[[Sequence[Candidate], str], Answer]] = {
     "posterior": lambda candidates, aggregation: posterior_majority(candidates),
     "best-of-n": best_of_n,
     "weighted": weighted_majority,
+    "deepconf": lambda candidates, aggregation: deepconf(candidates),
 }
 
 
@@ -54,7 +56,8 @@ def candidates(
     tokens = (context.lengths - context.prompt_lengths).tolist()
     step_tokens, taken = (context.ends - context.step_starts).tolist(), (context.reasons != StopReason.FINISHED).tolist()
     cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
-    done = context.done.tolist()
+    sure = [None] * len(weights) if model.confidence is None else model.confidence.of(found.value)[here].tolist()
+    done, thoughts = context.done.tolist(), _thoughts(context)
     known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
     log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
     return [
@@ -70,9 +73,20 @@ def candidates(
             whole_log_odds=whole[n],
             step_tokens=tuple(itertools.compress(step_tokens[n], taken[n])),
             cut_steps=cut[n],
+            confidence=sure[n],
+            thinking=thoughts[n],
         )
         for n, (answer, text) in enumerate(zip(context.answers(), context.text, strict=True))
     ]
+
+
+def _thoughts(context: Context) -> list[Thought | None]:
+    """How each solution thought."""
+    if context.thinking is None:
+        return [None] * len(context)
+    by = [[StopReason(reason) for reason in row] for row in context.reasons.tolist()]
+    closed = ["model" if StopReason.CLOSE in row else "bound" if StopReason.BUDGET in row else None for row in by]
+    return list(map(Thought, context.thinking_tokens.tolist(), context.waits.tolist(), closed))
 
 
 def _scores(log_odds: Tensor) -> tuple[float, ...]:
@@ -88,7 +102,7 @@ def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
     known = {
         "log_prob": (candidate.log_prob, ".6g"),
         "whole_log_odds": (candidate.whole_log_odds, ".9g"),
-        "self_certainty": (candidate.self_certainty, ".9g"),
+        "confidence": (candidate.confidence, ".9g"),
     }
     return {
         "answer": candidate.answer,
@@ -98,6 +112,7 @@ def as_record(candidate: Candidate, keep_text: bool = False) -> dict[str, Any]:
         "finished": candidate.finished,
         "path": candidate.path,
         **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
+        **({} if candidate.thinking is None else {"thinking": candidate.thinking._asdict()}),
         **({"text": candidate.text} if keep_text else {}),
         **{name: _finite(value, digits) for name, (value, digits) in known.items() if value is not None},
     }
@@ -122,10 +137,11 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         temperature=temperature,
         path=record["path"],
         whole_log_odds=record.get("whole_log_odds"),
-        self_certainty=record.get("self_certainty"),
+        confidence=record.get("confidence"),
         text=record.get("text"),
         step_tokens=tuple(record["steps"]) if "steps" in record else None,
         cut_steps=record.get("cut_steps", 0),
+        thinking=Thought(**record["thinking"]) if "thinking" in record else None,
     )
 
 

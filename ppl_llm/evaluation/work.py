@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import operator
@@ -15,7 +16,9 @@ import pyro
 from ..inference import ParticlePosterior
 from ..inference.posterior.equivalence_classes import representatives
 from ..methods import BudgetedMethod, get_method
+from ..methods.options import CONFIDENCE
 from ..programs.models import ReasoningModel
+from ..reward.confidence import Confidence
 from ..tasks.base import Problem
 from .aggregators import Candidate, tally
 from .records import Key
@@ -105,6 +108,9 @@ def execute(
     began = time.perf_counter()
     methods = [get_method(name) for name in unit.methods]
     model = methods[0].adapted(model)
+    if model.confidence is None and any(method.vote_under("") == "deepconf" for method in methods):
+        model = copy.copy(model)  # what is kept of the samples does not change them
+        model.confidence = Confidence.parse(CONFIDENCE.default)
     aggregation = methods[0].aggregation(model, aggregation)
     posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
     seconds = time.perf_counter() - began
@@ -124,6 +130,8 @@ def execute(
             for method in methods:
                 record = _record(unit, problem, method, budget, part, model.preset.vote, aggregation)
                 record["cost"] = {name: round(value * share, 4) for name, value in cost.items() if not name.endswith("seconds")}
+                if thoughts := [c.thinking for c in part if c.thinking is not None]:
+                    record["cost"]["thinking_tokens"] = sum(thought.tokens for thought in thoughts)
                 record["seconds"] = round(seconds * time_share, 4)
                 if isinstance(posterior, list):
                     record |= {name: posterior[i].diagnostics()[of] for name, of in (("drawn", "num_drawn"), ("stopped", "stopped"))}

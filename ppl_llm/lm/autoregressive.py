@@ -19,7 +19,7 @@ from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, gener
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
 from .decoding.sampling import warp
 from .stopping import StopAutomaton
-from .token_figures import TokenFigure, entropies_of, keep, log_probs_of, wanted
+from .token_figures import TokenFigure, keep, log_probs_of, wanted
 
 
 class AutoregressiveLM(ABC):
@@ -111,7 +111,7 @@ class AutoregressiveLM(ABC):
         uniforms: Tensor | None = None,
         figures: tuple[TokenFigure, ...] = (),
     ) -> StepTask:
-        """A task that ``sample`` has filled in, in batches that fit into memory. The context keeps the sums of figures."""
+        """A task that ``sample`` has filled in, in batches that fit into memory. The context keeps the figures."""
         original, context = context, context.expand(torch.broadcast_shapes(batch_shape, context.batch_shape))
         total, width, device = context.lengths.numel(), options.max_tokens, self.device
         active = (~context.done).flatten().nonzero()[:, 0]
@@ -129,56 +129,29 @@ class AutoregressiveLM(ABC):
             tokens=torch.full((total, width), PAD, device=device),
             log_probs=torch.zeros(total, dtype=torch.float64, device=device),
             figures=figures,
-            sums=torch.zeros(total, len(figures), dtype=torch.float64, device=device),
+            values=torch.zeros(total, width, len(figures), dtype=torch.float64, device=device),
         )
         for attempt in self._at_once.in_batches(len(active), self._source.release):
             with attempt as batch:
                 some = active[batch]
-                task.tokens[some], task.log_probs[some], task.sums[some] = PAD, 0.0, 0.0
+                task.tokens[some], task.log_probs[some], task.values[some] = PAD, 0.0, 0.0
                 sample(task._replace(active=some))
-        keep(context, self, figures, task.tokens.view(*batch_shape, -1), task.sums.view(*batch_shape, -1))
+        keep(context, self, figures, task.tokens.view(*batch_shape, -1), task.values.view(*batch_shape, width, len(figures)))
         original.cache_entries.update(context.cache_entries)
         count(tokens_sampled=int((task.tokens != PAD).sum()))
         return task
 
+    @torch.no_grad()
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
         if options.constraint is not None:
             return self._restricted_log_prob(context, tokens, options)
-
-        def chosen(logits: Tensor, given: Tensor) -> Tensor:
-            return log_probs_of(logits, given.clamp(min=0))
-
-        return self._over_step(context, tokens, options, chosen, -torch.inf)
-
-    def step_entropy(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
-        """Sum of the entropies ``[*batch_shape]`` of the distributions of each token of a step; nan for what is no step.
-
-        :raises ValueError: with a constraint.
-        """
-        if options.constraint is not None:
-            raise ValueError("step_entropy knows no constraint; take the entropy of the unrestricted model, constraint=None")
-
-        def entropy(logits: Tensor, given: Tensor) -> Tensor:
-            return entropies_of(logits)
-
-        return self._over_step(context, tokens, options, entropy, torch.nan)
-
-    @torch.no_grad()
-    def _over_step(
-        self, context: Context, tokens: Tensor, options: StepOptions, figure: Callable[[Tensor, Tensor], Tensor], impossible: float
-    ) -> Tensor:
-        """Sums ``[*batch_shape]`` of a figure of each token of a step: 0 on finished sequences, ``impossible`` where sampling gives no
-        such step.
-
-        :param figure: ``[a, M]`` in float64, from warped logits ``[a, M, V]`` and the tokens ``[a, M]``.
-        """
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         original, context = context, context.expand(batch_shape)
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
         allowed = torch.where(done, empty, self._is_step(steps, context, options))
-        totals = torch.where(allowed, 0.0, impossible).to(self.device)
+        totals = torch.where(allowed, 0.0, -torch.inf).to(self.device)
         active = (allowed & ~done).nonzero()[:, 0]
         if len(active) == 0:
             return totals.view(batch_shape)
@@ -188,10 +161,29 @@ class AutoregressiveLM(ABC):
             with attempt as batch:
                 for rows, logits in self._source.step_logits(context, active[batch], chosen[batch]):
                     given = chosen[batch][rows]
-                    each = figure(warp(logits, options), given)
+                    each = log_probs_of(warp(logits, options), given.clamp(min=0))
                     totals[active[batch][rows]] = torch.where(given == PAD, 0.0, each).sum(-1).to(totals.dtype)
         original.cache_entries.update(context.cache_entries)
         return totals.view(batch_shape)
+
+    @torch.no_grad()
+    def token_values(self, context: Context, tokens: Tensor, figure: TokenFigure) -> Tensor:
+        """A figure ``[*batch_shape, M]`` in float64 of each of given tokens ``[*batch_shape, M]``, whether they are a step or not; 0 on
+        padding and on finished sequences. A pass over the tokens."""
+        batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
+        original, context = context, context.expand(batch_shape)
+        given = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
+        values = torch.zeros(given.shape, dtype=torch.float64, device=self.device)
+        active = (~context.done.flatten() & (given != PAD).any(-1)).nonzero()[:, 0]
+        for attempt in self._at_once.in_batches(len(active), self._source.release):
+            with attempt as batch:
+                own = given[active[batch]]
+                own = own[:, : int((own != PAD).sum(-1).max())]
+                for rows, logits in self._source.step_logits(context, active[batch], own):
+                    each = torch.where(own[rows] == PAD, 0.0, figure(logits, own[rows].clamp(min=0)))
+                    values[active[batch][rows], : own.shape[1]] = each
+        original.cache_entries.update(context.cache_entries)
+        return values.view(*batch_shape, -1)
 
     @torch.no_grad()
     def _restricted_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -48,6 +49,9 @@ class StepOptions:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stops, tuple) or not all(isinstance(stop, str) and stop for stop in stops):
             raise ValueError(f"stop must be a non-empty string or a tuple of them, got {self.stop!r}")
+        for stop in stops:
+            if stop != MARKDOWN and get_close_matches(stop.lower(), [MARKDOWN], cutoff=0.8):
+                raise ValueError(f"stop {stop!r} is a delimiter that no text has; did you mean {MARKDOWN!r}?")
         check_count("max_tokens", self.max_tokens)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}; for nearly greedy steps use a small one, e.g. 0.01")
@@ -71,6 +75,20 @@ class StepOptions:
         return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k is None and self.constraint is None
 
 
+def stop_at(every: str) -> str | tuple[str, ...]:
+    """The ``stop`` of steps from position to position of a text; for ``token`` there is none, and steps have one token.
+
+    :param str every: ``token``, ``word``, ``line`` or a regular expression.
+    :raises ValueError: if it is no pattern.
+    """
+    if every == "token":
+        return ()
+    try:
+        return StopPattern(position_pattern(every))
+    except ValueError as error:
+        raise ValueError(f"every={every!r}: {error}") from error
+
+
 def step_limits(
     stop: str | tuple[str, ...], max_tokens: int, tokens_per_step: int | None, every: str | None = None
 ) -> tuple[str | tuple[str, ...], int]:
@@ -83,9 +101,7 @@ def step_limits(
     if every is not None:
         if tokens_per_step is not None or stop != DEFAULT_STOP:
             raise ValueError(f"every={every!r} says where steps end; leave out stop and tokens_per_step")
-        if every != "token":
-            return StopPattern(position_pattern(every)), max_tokens
-        tokens_per_step = 1
+        return stop_at(every), 1 if every == "token" else max_tokens
     if tokens_per_step is None:
         return stop, max_tokens
     check_count("tokens_per_step", tokens_per_step)

@@ -21,10 +21,10 @@ from ..remote.served_tokenizer import ServedTokenizer
 from ..remote.text_mode import TextMode
 from ..remote.token_mode import TokenMode
 from .base import StepOptions, StepSample
-from .prompt_scores import PROMPTS_PER_REQUEST, score_steps, sum_known
+from .prompt_scores import PROMPTS_PER_REQUEST, first_known, padded, score_steps, sequences
 from .prompts import PromptBuilder
 from .stopping import StopAutomaton, step_lengths, token_bytes
-from .structured_outputs import SERVERS, structured_fields
+from .structured_outputs import SERVERS, refuse_constraint, structured_fields
 from .token_figures import TokenFigure, keep, wanted
 
 _SEEDS = 2**31
@@ -59,6 +59,7 @@ class OpenAILM:
     :param str log_probs: ``raw``, ``processed`` or ``none``.
     :param str system_prompt: system turn before a problem given as a string.
     :param str chat_template: Jinja template to use in place of the tokenizer's.
+    :param dict template_options: further variables of the chat template, e.g. ``{"enable_thinking": False}`` for Qwen3.
     :param int max_length: longest context in tokens; by default, and at most, what the server or the configuration tells.
     :param eos_ids: tokens that end the text, beside those of the tokenizer and its model's configuration.
     :param bool server_stop: ``False`` does not send stop strings to a server in text mode.
@@ -86,6 +87,7 @@ class OpenAILM:
         log_probs: str = "raw",
         system_prompt: str | None = None,
         chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         eos_ids: Sequence[int] = (),
         server_stop: bool = True,
@@ -109,7 +111,7 @@ class OpenAILM:
             raise ValueError("the tokenizer names no token that ends the text; pass eos_ids=(...)")
         self.eos_ids = torch.tensor(sorted(ends), device=device)
         self.seeded, self.log_probs = seeded, log_probs if mode == "token_ids" else "none"
-        self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template)
+        self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template, template_options)
         self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
         self.extra_body, self.structured_outputs = dict(extra_body or {}), structured_outputs
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):
@@ -139,6 +141,13 @@ class OpenAILM:
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
         return Context.root(self, texts, list(prompts), batched, prefills)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands.
+
+        :raises ValueError: for a text that the tokenizer cannot write.
+        """
+        return self.prompts.encode(text)
+
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
@@ -161,9 +170,9 @@ class OpenAILM:
         room = (context.limit - context.lengths).flatten().clamp(max=width)
         active = (~context.done).flatten().nonzero()[:, 0]
         tokens = torch.full((total, width), PAD, device=self.device)
-        log_probs: Tensor | None = torch.zeros(total, device=self.device)
+        log_probs: Tensor | None = torch.zeros(total, width, dtype=torch.float64, device=self.device)
         if len(active):
-            prompts = [self.mode.prompt(ids) for ids in _sequences(context, active)]
+            prompts = [self.mode.prompt(ids) for ids in sequences(context, active)]
             fields = {} if options.constraint is None else structured_fields(self.structured_outputs, options.constraint, context, active)
             choices = self._write(prompts, room[active].tolist(), [seeds[index] for index in active.tolist()], options, fields)
             watch = self.stop_automaton(options.stop).start(context).flatten()[active]
@@ -175,9 +184,9 @@ class OpenAILM:
         if log_probs is None:
             return StepSample(step, None)
         figures = tuple(figure for figure in wanted(context, self) if options.plain and figure == TokenFigure("log_prob"))
-        keep(context, self, figures, step, log_probs.double().view(*shape, 1).expand(*shape, len(figures)))
+        keep(context, self, figures, step, log_probs.view(*shape, width, 1).expand(*shape, width, len(figures)))
         original.cache_entries.update(context.cache_entries)
-        return StepSample(step, log_probs.view(shape))
+        return StepSample(step, log_probs.sum(-1).to(torch.get_default_dtype()).view(shape))
 
     def _seeds(self, total: int) -> list[int]:
         return [int(seed) for seed in torch.randint(_SEEDS, (total,))]
@@ -217,7 +226,7 @@ class OpenAILM:
     def _steps(
         self, choices: list[Choice], watch: Tensor, room: Tensor, active: Tensor, options: StepOptions
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``[A, M]`` and log-probabilities ``[A]`` of steps, cut where they end."""
+        """Tokens of steps and their log-probabilities, ``[A, M]`` each, cut where they end."""
         written = [self.mode.tokens(choice, options.stop_strings)[: options.max_tokens] for choice in choices]
         tokens = torch.tensor([ids + [PAD] * (options.max_tokens - len(ids)) for ids in written], device=self.device)
         if bool((tokens >= self.vocab_size).any()):
@@ -233,8 +242,9 @@ class OpenAILM:
         tokens = torch.where(torch.arange(options.max_tokens, device=self.device) < lengths[:, None], tokens, PAD)
         if self.log_probs == "none" or options.constraint is not None or (self.log_probs == "raw" and not options.plain):
             return tokens, None
-        sums = [sum_known(choice.log_probs, n) for choice, n in zip(choices, lengths.tolist(), strict=True)]
-        return tokens, None if None in sums else torch.tensor(sums, device=self.device)
+        each = [first_known(choice.log_probs, n) for choice, n in zip(choices, lengths.tolist(), strict=True)]
+        rows = [row for row in each if row is not None]
+        return tokens, None if len(rows) < len(each) else padded(rows, options.max_tokens).to(self.device)
 
     @torch.no_grad()
     def step_log_prob(self, context: Context, tokens: Tensor, options: StepOptions) -> Tensor:
@@ -242,7 +252,7 @@ class OpenAILM:
 
         :raises ValueError: at another temperature than 1, with ``top_p`` or ``top_k``, in text mode, or if the server cannot do it.
         """
-        _refuse_constraint(options)
+        refuse_constraint(options.constraint)
         batch_shape = torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape)
         context = context.expand(batch_shape)
         if tokens.shape[-1] != options.max_tokens:
@@ -263,25 +273,25 @@ class OpenAILM:
                     "a server scores given steps under the model itself: in mode token_ids, at temperature 1, without top_p and top_k; "
                     "else use a local TransformersLM, or an algorithm that needs no log-probabilities of steps (SMC without audit)"
                 )
-            given = (tuple(steps[index, : int(counts[index])].tolist()) for index in active.tolist())
-            pairs = list(zip(map(tuple, _sequences(context, active)), given, strict=True))
-            log_probs[active] = score_steps(self._service, self.model, pairs).to(log_probs)
+            log_probs[active] = score_steps(self._service, self.model, context, active, steps).sum(-1).to(log_probs)
         return log_probs.view(batch_shape)
+
+    @torch.no_grad()
+    def token_values(self, context: Context, tokens: Tensor, figure: TokenFigure) -> Tensor:
+        """Log-probabilities ``[*batch_shape, M]`` of given tokens, which the server scores as parts of prompts; 0 on padding.
+
+        :raises ValueError: for another figure than these, or in text mode.
+        """
+        if figure != TokenFigure("log_prob") or not isinstance(self.mode, TokenMode):
+            raise ValueError(f"a server gives log-probabilities of tokens at temperature 1, in mode token_ids, and no {figure}")
+        context = context.expand(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape))
+        steps = tokens.expand(*context.batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
+        counts = (steps != PAD).sum(-1)
+        active = (~context.done.flatten() & (counts > 0)).nonzero()[:, 0]
+        values = torch.zeros(steps.shape, dtype=torch.float64, device=self.device)
+        if len(active):
+            values[active] = score_steps(self._service, self.model, context, active, steps)
+        return values.view(*context.batch_shape, -1)
 
     def __repr__(self) -> str:
         return f"OpenAILM({self.client.address.api!r}, {self.model!r})"
-
-
-def _sequences(context: Context, active: Tensor) -> list[list[int]]:
-    """Token ids of flat sequences."""
-    rows = context.tokens.reshape(-1, context.tokens.shape[-1])[active].tolist()
-    return [row[:length] for row, length in zip(rows, context.lengths.flatten()[active].tolist(), strict=True)]
-
-
-def _refuse_constraint(options: StepOptions) -> None:
-    """:raises ValueError: if there is one."""
-    if options.constraint is not None:
-        raise ValueError(
-            f"a server does not tell which part of its mass a constraint allows, so steps under constraint={options.constraint!r} have no "
-            "log-probability here; load the model as a TransformersLM"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ class PromptBuilder:
     :param str chat_template: Jinja template to use in place of the tokenizer's. With a tokenizer that has none, the model continues the
         problem's plain text.
     :param dict template_options: further variables of the template, e.g. ``{"enable_thinking": False}``.
+    :raises ValueError: for a variable that the template does not mention.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.template_options = dict(template_options or {})
+        self._check_options()
 
     def __call__(self, problem: str | list[Message]) -> Prompt:
         """The prompt of a problem.
@@ -72,6 +75,23 @@ class PromptBuilder:
             raise ValueError("the tokenizer has no chat template; give the problem as a string, or pass chat_template=...")
         plain = problem if self.system_prompt is None else f"{self.system_prompt}\n\n{problem}"
         return Prompt(text, self._open_ended(plain))
+
+    def _check_options(self) -> None:
+        template = self.tokenizer.chat_template
+        unknown = [name for name in self.template_options if not re.search(rf"\b{re.escape(name)}\b", str(template or ""))]
+        if unknown:
+            has = "there is no chat template" if template is None else "the chat template has no such switch"
+            raise ValueError(f"template option {unknown[0]!r} has no effect: {has}; leave it out, or give a chat_template that has it")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands.
+
+        :raises ValueError: for a text that the tokenizer cannot write.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids or self.tokenizer.unk_token_id in ids:
+            raise ValueError(f"{type(self.tokenizer).__name__} has no tokens for it")
+        return ids
 
     @property
     def appends_end(self) -> bool:

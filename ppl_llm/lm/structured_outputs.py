@@ -52,3 +52,12 @@ def structured_fields(server: str | None, constraint: Constraint, context: Conte
         f"requests have no words for {constraint!r}: a server takes JsonSchema (with whitespace=True), Regex and Choices; load the model "
         "as a TransformersLM for others"
     )
+
+
+def refuse_constraint(constraint: Constraint | None) -> None:
+    """:raises ValueError: if there is one."""
+    if constraint is not None:
+        raise ValueError(
+            f"a server does not tell which part of its mass a constraint allows, so steps under constraint={constraint!r} have no "
+            "log-probability here; load the model as a TransformersLM"
+        )

@@ -57,6 +57,21 @@ class TabularLM(AutoregressiveLM):
     def decode(self, ids: list[int]) -> str:
         return "".join(self.symbols[i] for i in ids if i != int(self.eos_ids))
 
+    def encode(self, text: str) -> list[int]:
+        """The symbols of a text, the longest first.
+
+        :raises ValueError: for a text that is not written with them.
+        """
+        known = sorted((symbol for symbol in self.symbols if symbol and symbol != self.symbols[int(self.eos_ids)]), key=len, reverse=True)
+        ids: list[int] = []
+        while text:
+            symbol = next((symbol for symbol in known if text.startswith(symbol)), None)
+            if symbol is None:
+                raise ValueError(f"{type(self).__name__} has only the symbols {list(self.symbols)}")
+            ids.append(self.symbols.index(symbol))
+            text = text[len(symbol) :]
+        return ids
+
     def _token_bytes(self) -> list[bytes]:
         return [b"" if i == int(self.eos_ids) else symbol.encode() for i, symbol in enumerate(self.symbols)]
 

@@ -1,7 +1,8 @@
-"""Figures of sampled tokens that somebody has asked for, such as a reward: summed where the tokens are drawn, for want of a second pass."""
+"""Figures of tokens that somebody has asked for, such as a reward: taken where the tokens are drawn, for want of a second pass."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,18 +12,23 @@ from torch import Tensor
 from ..context import PAD, Context
 from ..context_cache import CacheEntry
 
-MEASURES = ("log_prob", "entropy")
+MEASURES = ("log_prob", "entropy", "top_k", "kl", "margin")
 
 
 @dataclass(frozen=True)
 class TokenFigure:
-    """A number for each token of a step, of the distribution that the token was drawn from but at a temperature of its own.
+    """A number for each token of a step, of the distribution p that the token was drawn from but at a temperature of its own. Each is the
+    larger the surer the model is.
 
-    :param str measure: ``log_prob`` of the token, or ``entropy`` of the distribution.
+    :param str measure: ``log_prob`` of the token; minus the ``entropy`` of p; ``top_k``, minus the mean log-probability of the k most
+        probable tokens; ``kl``, the divergence of p from the uniform distribution, ``-mean_j log(V p_j)``; ``margin``, the probability of
+        the most probable token minus that of the next.
+    :param int k: of ``top_k``.
     """
 
     measure: str
     temperature: float = 1.0
+    k: int = 0
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """``[...]`` in float64.
@@ -32,7 +38,17 @@ class TokenFigure:
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits if self.temperature == 1.0 else logits / self.temperature
-        return log_probs_of(logits, tokens) if self.measure == "log_prob" else entropies_of(logits)
+        if self.measure == "log_prob":
+            return log_probs_of(logits, tokens)
+        if self.measure == "entropy":
+            return -entropies_of(logits)
+        total = logits.logsumexp(-1).double()
+        if self.measure == "kl":
+            return total - logits.mean(-1, dtype=torch.float64) - math.log(logits.shape[-1])
+        best = logits.topk(min(self.k or 2, logits.shape[-1]), -1).values.double()
+        if self.measure == "top_k":
+            return total - best.mean(-1)
+        return (best - total[..., None]).exp().diff(dim=-1).neg()[..., 0]
 
 
 def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -65,28 +81,30 @@ def wanted(context: Context, lm: Any) -> tuple[TokenFigure, ...]:
     return tuple(key.figure for key in context.cache_entries if isinstance(key, _Wanted) and key.lm is lm)
 
 
-def keep(context: Context, lm: Any, figures: tuple[TokenFigure, ...], tokens: Tensor, sums: Tensor) -> None:
-    """Keep the sums of figures over a step that was sampled from here.
+def keep(context: Context, lm: Any, figures: tuple[TokenFigure, ...], tokens: Tensor, values: Tensor) -> None:
+    """Keep the figures of a step that was sampled from here.
 
     :param Tensor tokens: ``[*batch, M]``, the step.
-    :param Tensor sums: ``[*batch, F]``.
+    :param Tensor values: ``[*batch, M, F]``.
     """
-    for figure, sum_ in zip(figures, sums.unbind(-1), strict=True):
-        tensors = {"tokens": tokens, "lengths": context.lengths, "sum": sum_}
+    for figure, own in zip(figures, values.unbind(-1), strict=True):
+        tensors = {"tokens": tokens, "lengths": context.lengths, "values": own}
         context.cache_entries[_Wanted(lm, figure)] = CacheEntry(None, tensors)
 
 
 def kept(context: Context, figure: TokenFigure, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The sums of a figure over a step, as far as it is the one that was sampled last.
+    """A figure of the tokens of a step, as far as it is the one that was sampled last.
 
     :param Tensor lengths: ``[*batch]``, of the sequences before the step.
     :param Tensor tokens: ``[*batch, M]``, the step.
-    :returns: ``[*batch]`` each: the sums in float64, and for which sequences they are known; ``None`` where none is.
+    :returns: the values ``[*batch, M]`` in float64, and ``[*batch]`` for which sequences they are known; ``None`` where none is.
     """
     entry = context.cache_entries.get(_Wanted(context.lm, figure))
     if entry is None or not entry.tensors or entry.tensors["lengths"].shape != lengths.shape:
         return None
     sampled, width = entry.tensors["tokens"], tokens.shape[-1]
-    sampled = torch.nn.functional.pad(sampled, (0, max(0, width - sampled.shape[-1])), value=PAD)
+    missing = max(0, width - sampled.shape[-1])
+    sampled = torch.nn.functional.pad(sampled, (0, missing), value=PAD)
+    values = torch.nn.functional.pad(entry.tensors["values"], (0, missing))
     same = (sampled[..., :width] == tokens).all(-1) & (sampled[..., width:] == PAD).all(-1)
-    return entry.tensors["sum"], same & (entry.tensors["lengths"] == lengths)
+    return values[..., :width], same & (entry.tensors["lengths"] == lengths)

@@ -197,6 +197,13 @@ class TransformersLM(AutoregressiveLM):
             raise ValueError(f"the prompt has {longest} tokens, which leaves no room in the model's context of {self.max_length} tokens")
         return Context.root(self, texts, list(prompts), batched, prefills)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands.
+
+        :raises ValueError: for a text that the tokenizer cannot write.
+        """
+        return self.prompts.encode(text)
+
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

@@ -169,8 +169,9 @@ def at_power(model: ReasoningModel) -> Any:
 
 
 def library(name: str) -> Any:
-    """A name of ``ppl_llm.inference``, imported on first use: the command line must not wait for torch to show its help."""
-    return getattr(importlib.import_module("ppl_llm.inference"), name)
+    """A name of ``ppl_llm.inference`` or ``ppl_llm``, imported on first use: the command line must not wait for torch to show its help."""
+    inference = importlib.import_module("ppl_llm.inference")
+    return getattr(inference, name) if hasattr(inference, name) else getattr(importlib.import_module("ppl_llm"), name)
 
 
 def moves(name: str) -> Any:

@@ -153,6 +153,15 @@ SCORE_POSTERIOR = Option(
     "score_posterior", str, "What is known of mean scores: normal, or beta for scores in [0, 1].", "normal", choices=("normal", "beta"),
     parameter="posterior",
 )  # fmt: skip
+ETA = Option("eta", float, "Share of the solutions that votes: those that the language model was surest of.", 0.1, least=0.001, most=1.0)
+INITIAL = Option("initial", int, "Solutions written first, whose confidence sets where the others are cut; 0 cuts none.", 0, least=0)
+CONFIDENCE = Option(
+    "confidence",
+    str,
+    "KIND:WINDOW:OVER: top-k, kl, margin, log-prob or entropy, in windows of so many tokens, over least, bottom or tail of them, or mean.",
+    "top-k:2048:bottom",
+    colons=True,
+)
 EXPAND = Option("expand", int, "Continuations of each kept solution.", 4, least=1, side_by_side=True)
 
 # What a name may change in the model, see ppl_llm.reasoning
@@ -162,7 +171,11 @@ AGGREGATION = Option("aggregation", str, "Score of a solution from those of its 
 SCORE_TEMPERATURE = Option("score_temperature", float, "Divides the reward model's log-odds.")
 POWER = Option("power", float, "Target p(solution)^power.", least=0.01, most=1000.0)
 BRIDGE = Option("bridge", int, "Steps along which the power grows from 1.", least=1)
-MODEL_OPTIONS: dict[str, Option] = {o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE)}
+WAITS = Option("waits", int, "Times that an early end of the thinking is replaced by more of it.", least=0)
+MAX_THINKING = Option("max_thinking", int, "Tokens of thinking at most; it is closed there.", least=1)
+MODEL_OPTIONS: dict[str, Option] = {
+    o.name: o for o in (PRESET, POTENTIAL, AGGREGATION, SCORE_TEMPERATURE, POWER, BRIDGE, WAITS, MAX_THINKING)
+}
 
 
 def parse_marks(text: str) -> list[int] | None:

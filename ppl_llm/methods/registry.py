@@ -56,20 +56,24 @@ class ChosenMethod:
         :raises ValueError: for options that do not go together.
         """
         from ..programs.models import build_reasoning
+        from ..programs.thinking import thinking_options
 
         changes = dict(self.model_options)
         if self.method.power != 1 and model.power == 1:
             changes.setdefault("power", self.method.power)
         if not changes:
             return model
-        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge")
+        same = ("max_tokens_completion", "answer_fallback", "final_stop", "power", "bridge", "confidence")
         kept: dict[str, Any] = {name: getattr(model, name) for name in same}
+        kept |= thinking_options(model.thinking)
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:
             kept["score_temperature"] = model.score_temperature
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
+        if model.every is not None:  # which says where steps end
+            options = {name: value for name, value in options.items() if name != "stop"} | {"every": model.every}
         adapted = build_reasoning(model.lm, model.prm, preset, **options)
         if "bridge" in self.model_options and adapted.power == 1:
             raise ValueError(f"bridge={adapted.bridge} has no effect without a power: give power as well, such as power=4")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyro
@@ -13,23 +13,24 @@ import torch
 from torch import Tensor
 
 from ..answers.extraction import FALLBACKS, FORMS
-from ..answers.voting import Answer, argmax, weighted_majority
 from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, Context
 from ..context_cache import label_of
-from ..distributions import LLMStep, RewardChoices, StepReward, prefix_log_odds
-from ..inference import Equivalent, barrier
+from ..distributions import LLMStep, RewardChoices, StepReward
+from ..inference import barrier
 from ..inference.handlers.power_messenger import PowerMessenger, bridge_powers
-from ..inference.posterior.particle_posterior import ParticlePosterior
 from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import RewardModel, prepare, scored_steps, step_scores
+from ..reward.base import Certainty, RewardModel, prepare
+from ..thinking import WAIT, Thinking
+from .chosen_answer import ChoosesAnswer
 from .presets import Preset, get_preset
+from .thinking import thinking_of, with_thinking
 
 
-class ReasoningModel:
+class ReasoningModel(ChoosesAnswer):
     """The Pyro model of a problem solved step by step; call it, or pass it to any inference algorithm. :func:`reasoning` makes it."""
 
     def __init__(
@@ -50,7 +51,10 @@ class ReasoningModel:
         bridge: int | tuple[float, ...] | None = None,
         every: str | None = None,
         final_stop: tuple[str, ...] = (),
+        thinking: Thinking | None = None,
+        confidence: Certainty | None = None,
     ) -> None:
+        self.thinking, self.confidence = thinking, confidence
         self.power, self.bridge, self.every = power, bridge, every
         self.max_tokens_completion, self.answer_fallback, self.final_stop = max_tokens_completion, answer_fallback, final_stop
         self.lm, self.prm, self.preset, self.max_steps, self.options = lm, prm, preset, max_steps, options
@@ -61,7 +65,8 @@ class ReasoningModel:
     def settings(self) -> dict[str, Any]:
         """What the distribution of the model depends on, as plain values; a run that is resumed must have the same."""
         kind = {name: getattr(self.preset, name) for name in ("potential", "finished", "last_factor")}
-        given = {**kind, **vars(self.options), **vars(self), "lm": label_of(self.lm), "prm": label_of(self.prm)}
+        thinking = {} if self.thinking is None else asdict(self.thinking)
+        given = {**kind, **vars(self.options), **vars(self), **thinking, "lm": label_of(self.lm), "prm": label_of(self.prm)}
         return {name: value for name, value in given.items() if is_plain(value)}
 
     def __call__(self, problem: Any) -> Context:
@@ -69,10 +74,12 @@ class ReasoningModel:
         :param problem: what ``lm.start`` takes. A list of problems is a plate ``problems``: run it with ``max_plate_nesting=1``.
         """
         forms = (*FORMS, self.answer_fallback) if self.answer_fallback is not None else tuple(FORMS)
-        limits: dict[str, Any] = {"max_completion": self.max_tokens_completion, "final_stop": self.final_stop}
+        limits: dict[str, Any] = {"max_completion": self.max_tokens_completion, "final_stop": self.final_stop, "thinking": self.thinking}
         context = replace(self.lm.start(problem), answer_forms=forms, **limits)
         if self.prm is not None:
             prepare(self.prm, context)
+        if self.confidence is not None:
+            self.confidence.prepare(context)
         powers = bridge_powers(self.power, self.bridge)
         powered = PowerMessenger(self.power, powers) if self.power != 1 or any(each != 1 for each in powers) else nullcontext()
         with powered, pyro.plate("problems", len(context), dim=-1) if context.batch_shape else nullcontext():
@@ -97,13 +104,10 @@ class ReasoningModel:
         """The context with the step of site ``name``."""
         o = self.options
         step = pyro.sample(name, LLMStep(ctx, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k, constraint=o.constraint))
-        return ctx.extend(step, stop=o.stop, finish=self.finish)
-
-    @property
-    def _reward(self) -> RewardModel:
-        if self.prm is None:
-            raise ValueError("this model has no reward: its solutions have no scores; give reasoning(...) a reward model")
-        return self.prm
+        after = ctx.extend(step, stop=o.stop, finish=self.finish)
+        if self.confidence is not None:
+            self.confidence.note(after)
+        return after
 
     def _factor(self, ctx: Context, last_step: bool) -> Any:
         preset = self.preset
@@ -125,59 +129,6 @@ class ReasoningModel:
         else:
             in_play = _population(ctx, (~ctx.done).any) & torch.tensor(not last_step, device=ctx.done.device)
         return reward.mask(in_play.expand(ctx.batch_shape))
-
-    def prefix_scores(self, context: Context) -> Tensor:
-        """``[*batch]``: log-odds of the aggregated score of each particle, by which ``argmax`` chooses."""
-        real = scored_steps(self._reward, context)
-        scores = step_scores(self._reward, context, last_step=context.num_steps >= self.max_steps)
-        return prefix_log_odds(scores, real, self.aggregation)
-
-    def choose(self, posterior: ParticlePosterior, equivalent: Equivalent | None = None) -> Any:
-        """The answer that the preset gives; for a list of problems, one per problem.
-
-        :param ParticlePosterior posterior: of this model, for a single problem or a list of them.
-        :param equivalent: pools votes for answers that count as the same, e.g. :class:`~ppl_llm.MathEquivalence`; of no effect where the
-            particle with the highest score decides.
-        """
-        context: Context = posterior.value
-        answers, weights = context.answers(), posterior.weights.cpu()
-        # Best-of-N and self-consistency are votes themselves, and the latter never asks the reward model.
-        by_score = self.preset.vote == "argmax" and not getattr(posterior, "decisive", False) and self.prm is not None
-        scores = self.prefix_scores(context).cpu() if by_score else weights
-
-        def one(given: list[Answer], score: Tensor, weight: Tensor) -> Answer:
-            if not by_score:
-                return weighted_majority(given, weight.tolist(), equivalent)
-            return argmax([answer if w > 0 else None for answer, w in zip(given, weight.tolist(), strict=True)], score.tolist())
-
-        if len(context.batch_shape) == 1:
-            return one(answers, scores, weights)
-        return [one([row[p] for row in answers], scores[:, p], weights[:, p]) for p in range(context.batch_shape[1])]
-
-    def choose_particle(self, context: Context, weights: list[float], answer: Any, equivalent: Equivalent | None = None) -> int:
-        """The number of the solution that stands for an answer: of those that have it the one of the highest weight, or of the highest
-        score where the preset chooses by score.
-
-        Resampling leaves equal weights; among those the steps decide, by the probability that all are right.
-
-        :param Context context: the solutions to one problem, ``[N]``.
-        :param list weights: of each.
-        :param answer: that was chosen; ``None`` where no solution has one, or every solution has weight zero.
-        :param equivalent: when two answers are the same.
-        """
-
-        def chosen(given: Any) -> bool:
-            return given == answer or (equivalent is not None and None not in (given, answer) and equivalent(given, answer))
-
-        candidates = [n for n, given in enumerate(context.answers()) if chosen(given)] or list(range(len(weights)))
-        if self.prm is None:
-            return max(candidates, key=lambda n: weights[n])
-        with torch.no_grad():
-            log_odds, real = self.prm.step_log_odds(context).cpu(), scored_steps(self.prm, context).cpu()
-            scores = self.prefix_scores(context).tolist()
-        all_right = torch.where(real, torch.nn.functional.logsigmoid(log_odds), 0.0).sum(-1).tolist()
-        by_score = self.preset.vote == "argmax"
-        return max(candidates, key=lambda n: (scores[n], weights[n]) if by_score else (weights[n], all_right[n]))
 
 
 def _population(ctx: Context, any_particle: Callable[..., Tensor]) -> Tensor:
@@ -211,6 +162,11 @@ def reasoning(
     answer_fallback: str | None = None,
     every: str | None = None,
     final_stop: tuple[str, ...] = (),
+    waits: int = 0,
+    wait: str = WAIT,
+    close: str | None = None,
+    max_thinking: int | None = None,
+    confidence: Certainty | None = None,
 ) -> ReasoningModel:
     """Reasoning step by step: each step a latent site ``step_t``, each score an observed factor ``accept_t``, then a barrier.
 
@@ -241,7 +197,7 @@ def reasoning(
         algorithms that need the same sites in every execution (Pyro's ``Predictive`` and ``MCMC``).
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :param Constraint constraint: on the solution; p is the language model renormalised at each token over what may follow. For the language
-        model given that the solution is in a language, run the model with ``proposals=StepProposal(constraint=...)`` instead.
+        model given that the solution is in a language, run the model with ``proposals=constraint`` instead.
     :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
         model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
@@ -249,8 +205,16 @@ def reasoning(
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps
         end there, in place of ``stop``, so that a critic steers within a line (:doc:`/constraints`); ``max_steps`` of them at most.
     :param tuple final_stop: texts that end a solution wherever they come, also across steps, and are no part of it, nor is what follows.
+    :param int waits: with it, ``close`` or ``max_thinking`` solutions think before they answer (:doc:`/thinking`): a closing tag that
+        comes early is replaced so many times, and answers are looked for after the thinking only.
+    :param str wait: what the tag is replaced by.
+    :param str close: the tag, ``</think>`` by default; it ends a step wherever it comes.
+    :param int max_thinking: tokens of thinking at most; it is closed there.
+    :param Confidence confidence: how sure the language model is of a solution, taken while it is written for ``confidence.of(context)``,
+        for records and for votes such as :class:`~ppl_llm.DeepConf`; of no effect on the distribution.
     :raises ValueError: for an unknown preset or options out of range.
     """
+    thinking = thinking_of(waits, wait, close, max_thinking)
     check_optional_count("max_tokens_completion", max_tokens_completion)
     if not isinstance(final_stop, tuple | list) or not all(isinstance(text, str) and text for text in final_stop):
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")
@@ -270,12 +234,15 @@ def reasoning(
         choices.check(prm)
     if chosen.selection is not None:
         chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
+    options = StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint)
+    if thinking is not None:
+        options = with_thinking(options, thinking, lm, max_tokens_completion)
     return ReasoningModel(
         lm,
         prm,
         chosen,
         max_steps,
-        StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint),
+        options,
         aggregation,
         score_temperature,
         finish if finish is not None else chosen.finish,
@@ -287,6 +254,8 @@ def reasoning(
         bridge if bridge is None or isinstance(bridge, int) else tuple(bridge),
         every,
         final_stop,
+        thinking,
+        confidence,
     )
 
 

@@ -1,4 +1,4 @@
-"""Steps proposed by another language model, at another temperature, after another prompt or under a constraint."""
+"""Steps proposed by another language model, at another temperature or after another prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StepProposal:
         SMC(model, 16, proposals=StepProposal(temperature=1.3)).run(problem)
         SMC(model, 16, proposals=StepProposal(lm=draft)).run(problem)
         SMC(model, 16, proposals=StepProposal(prompt=lambda problem: problem + " Check every step.")).run(problem)
-        SMC(model, 16, proposals=StepProposal(constraint=Regex("[0-9]+"))).run(problem)
+        SMC(model, 16, proposals=StepProposal(temperature=1.3, constraint=Regex("[0-9]+"))).run(problem)
 
     A proposal is never truncated (``top_p``, ``top_k``), whatever the model's steps are: it must be able to write all that they can. The
     weights p / q correct for the difference exactly, at a price: steps that are rare under q and common under p get large weights, so q
@@ -35,10 +35,8 @@ class StepProposal:
     :param LanguageModel lm: another language model with the same tokens.
     :param float temperature: of the proposed steps; the model's own by default.
     :param prompt: from a problem to what the proposing model is given in its place. Caches are not kept from step to step then.
-    :param Constraint constraint: a language L of what follows the prompt (:mod:`ppl_llm.constraints`). Every token is drawn from the
-        proposing model restricted to what may follow. The target is p(x) 1[x in L] times the program's other factors, and the evidence
-        estimates the probability of L times theirs. A particle after which nothing may follow has weight zero. A text that has not ended
-        counts as long as it begins a text of L. By itself it leaves the model's ``top_p`` and ``top_k`` as they are.
+    :param Constraint constraint: every token is drawn from the proposing model restricted to what may follow, with the target of
+        ``proposals=constraint``, which is all that is needed where nothing else is different (:class:`~ppl_llm.constraints.Constraint`).
     :raises ValueError: if nothing is different; when run, for a language model with other tokens, or one whose context is full earlier or
         later than the model's.
     """
@@ -82,8 +80,8 @@ class StepProposal:
         if not isinstance(prior, LLMStep):
             return None
         o = prior.options
-        if self._same and self.constraint is not None and o.constraint is None:
-            return ConstrainedStep(prior.context, o, self.constraint, prior)
+        if self._same and self.constraint is not None:
+            return prior.restricted_to(self.constraint)
         temperature = o.temperature if self.temperature is None else self.temperature
         context = self.context(prior.context)
         self._check_support(site["name"], prior, context)

@@ -33,6 +33,8 @@ def restarted(written: Context, prompts: list[Any]) -> Context:
         prefills=tuple(begun) * len(written.problems) if any(begun) else (),
         max_completion=written.max_completion,
         answer_forms=written.answer_forms,
+        final_stop=written.final_stop,
+        thinking=written.thinking,
     )
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .base import RewardModel
     from .calibration import CalibratedReward, Calibration, SavedCalibration, find_calibration, identity_of, load_calibration
     from .combined_reward import CombinedReward, ProductReward, SumReward
+    from .confidence import Confidence
     from .function_reward import FunctionReward
     from .hidden_state_reward import HiddenStateReward
     from .judge_reward import JudgeReward
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .prm.transformers_prm import TransformersPRM
     from .registry import REWARDS
     from .rollout_value import RolloutValue
-    from .self_certainty import SelfCertainty
     from .state_head import StateHead
     from .tabular_reward import TabularReward
     from .transformers_orm import TransformersORM
@@ -32,6 +32,7 @@ _MODULES = {
     "CalibratedReward": "calibration",
     "Calibration": "calibration",
     "CombinedReward": "combined_reward",
+    "Confidence": "confidence",
     "FunctionReward": "function_reward",
     "HiddenStateReward": "hidden_state_reward",
     "JudgeReward": "judge_reward",
@@ -43,7 +44,6 @@ _MODULES = {
     "RewardModel": "base",
     "RolloutValue": "rollout_value",
     "SavedCalibration": "calibration",
-    "SelfCertainty": "self_certainty",
     "StateHead": "state_head",
     "SumReward": "combined_reward",
     "TabularReward": "tabular_reward",
@@ -62,6 +62,7 @@ __all__ = [
     "CalibratedReward",
     "Calibration",
     "CombinedReward",
+    "Confidence",
     "FunctionReward",
     "HiddenStateReward",
     "JudgeReward",
@@ -73,7 +74,6 @@ __all__ = [
     "RewardModel",
     "RolloutValue",
     "SavedCalibration",
-    "SelfCertainty",
     "StateHead",
     "SumReward",
     "TabularReward",

@@ -27,6 +27,26 @@ class RewardModel(Protocol):
 describe("RewardModel", "a reward model, e.g. TransformersPRM.from_pretrained('demo'), or any object with step_log_odds(context)")
 
 
+class Certainty(Protocol):
+    """What tells how sure the language model is of whole solutions, as :class:`~ppl_llm.Confidence` does."""
+
+    def prepare(self, context: Context) -> None:
+        """Have what is needed of the tokens taken while steps are sampled from here on."""
+        ...
+
+    def note(self, context: Context) -> None:
+        """Take it of the last step, while it is at hand."""
+        ...
+
+    def of(self, context: Context) -> Tensor:
+        """``[*batch]`` in float64, at least 0, larger the surer."""
+        ...
+
+    def cutting(self, threshold: Any) -> RewardModel:
+        """The reward that is certain of a solution, or certain of the contrary where it falls below a threshold."""
+        ...
+
+
 def prepare(reward: RewardModel, context: Context) -> None:
     """Tell a reward which context the steps begin from, before the first one: it may ask for what sampling knows of their tokens."""
     own: Any = getattr(reward, "prepare", None)

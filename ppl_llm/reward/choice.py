@@ -15,15 +15,15 @@ if TYPE_CHECKING:  # the command line must not wait for torch to show its help
 REWARD_KINDS: dict[str, str] = {
     "prm": "prm:DIR, a process reward model: demo, demo-weak, a directory, a hub name or an address",
     "judge": "judge or judge:DIR, the language model itself or another one is asked whether the answer is right",
-    "confidence": "confidence, the mean probability of the tokens of a step under the language model",
-    "self-certainty": "self-certainty, how little entropy the language model's next-token distributions have",
+    "confidence": "confidence, the mean probability of the tokens of a step under the language model, or confidence:KIND:WINDOW:OVER, "
+    "such as top-k:64 (kinds log-prob, entropy, top-k, kl and margin; over least, bottom or tail of the windows, mean or answer)",
+    "self-certainty": "self-certainty, the mean divergence of its next-token distributions from the uniform one",
     "verifier": "verifier:FILE.py:function, a Python function of the problem and the solution",
     "hidden": "hidden:FILE, a head on the language model's own hidden states that fit-reward trained",
     "none": "none, no reward, for methods that need no scores",
 }
 """What ``--reward`` takes."""
 
-_MEASURES = {"confidence": "log_prob", "self-certainty": "entropy"}
 _OWN = ("demo",)
 """Language models that the reward models of this package were trained for."""
 
@@ -84,7 +84,7 @@ class RewardChoice:
             raise unknown_name("reward", kind, REWARD_KINDS)
         if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == "") or (kind == "hidden" and not name):
             raise ValueError(f"reward {text!r} lacks a name: {REWARD_KINDS[kind]}")
-        if colon and kind in ("confidence", "self-certainty", "none"):
+        if colon and kind in ("self-certainty", "none"):
             raise ValueError(f"reward {kind!r} takes no name, got {text!r}")
         return cls(kind, name if colon else None)
 
@@ -103,20 +103,24 @@ class RewardChoice:
             from .hidden_state_reward import saved_head
 
             saved_head(self.name or "")
+        if self.kind == "confidence":
+            from .confidence import Confidence
+
+            Confidence.parse(self.name or "log-prob")
 
     def load(
         self,
         lm: LanguageModel,
         load_lm: Callable[[str], LanguageModel],
         load_prm: Callable[[str], RewardModel],
-        stop: str | tuple[str, ...],
+        every: str | None = None,
     ) -> RewardModel | None:
         """The reward, ``None`` for none.
 
         :param LanguageModel lm: that reasons.
         :param load_lm: gives a language model by name, for a judge.
         :param load_prm: gives a process reward model by name.
-        :param stop: the delimiter(s) of the steps.
+        :param str every: the positions of a text at which there is a score: of the text so far then, by a judge or a verifier.
         """
         if self.kind == "none":
             return None
@@ -126,18 +130,18 @@ class RewardChoice:
         if self.kind == "judge":
             from .judge_reward import JudgeReward
 
-            return JudgeReward(lm if self.name is None else load_lm(self.name))
+            return JudgeReward(lm if self.name is None else load_lm(self.name), partial=every or False)
         if self.kind == "verifier":
             from .function_reward import FunctionReward
 
-            return FunctionReward(self._verifier())
+            return FunctionReward(self._verifier(), partial=every or False)
         if self.kind == "hidden":
             from .hidden_state_reward import HiddenStateReward
 
             return HiddenStateReward.load(self.name or "", lm)
-        from .self_certainty import SelfCertainty
+        from .confidence import Confidence
 
-        return SelfCertainty(_MEASURES[self.kind], stop=stop)
+        return Confidence.parse("kl" if self.kind == "self-certainty" else self.name or "log-prob")
 
     def _verifier(self) -> Callable[[str, str], Any]:
         file, _, function = (self.name or "").rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import RewardModel
 from .calibration import CalibratedReward
 from .combined_reward import ProductReward, SumReward
+from .confidence import Confidence
 from .function_reward import FunctionReward
 from .hidden_state_reward import HiddenStateReward
 from .judge_reward import JudgeReward
@@ -12,13 +13,13 @@ from .prefix_value import PrefixValue
 from .prm.remote_prm import RemotePRM
 from .prm.transformers_prm import TransformersPRM
 from .rollout_value import RolloutValue
-from .self_certainty import SelfCertainty
 from .tabular_reward import TabularReward
 from .transformers_orm import TransformersORM
 from .twist import Twist
 
 REWARDS: dict[str, type[RewardModel]] = {
     "calibrated": CalibratedReward,
+    "confidence": Confidence,
     "function": FunctionReward,
     "hidden-state": HiddenStateReward,
     "judge": JudgeReward,
@@ -26,7 +27,6 @@ REWARDS: dict[str, type[RewardModel]] = {
     "product": ProductReward,
     "remote-prm": RemotePRM,
     "rollout-value": RolloutValue,
-    "self-certainty": SelfCertainty,
     "sum": SumReward,
     "tabular": TabularReward,
     "transformers-orm": TransformersORM,

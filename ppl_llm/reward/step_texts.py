@@ -86,10 +86,12 @@ def step_texts(context: Context, start: int, before: Tensor) -> list[list[StepTe
 
 
 def answer_text(context: Context, sequence: int, tokens: list[int]) -> str:
-    """Everything that a flat sequence has answered, what the prompt has begun included.
+    """Everything that a flat sequence has answered, what the prompt has begun included; of a solution that thinks, what follows that.
 
     :param list tokens: that were sampled.
     """
+    if context.thinking is not None:
+        tokens = tokens[int(context.thinking_tokens.flatten()[sequence]) :]
     text = context.lm.decode(tokens)
     prefill = context.prefill_of(int(context.problem_index.flatten()[sequence]))
     return prefill + (text if bool(context.done.flatten()[sequence]) else text.rstrip(_CUT))

@@ -53,13 +53,17 @@ def describe(name: str, options: str) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def entry(name: str, options: str, index: int) -> Any:
     """A problem as reasoning-gym has it."""
-    return data_set(name, options)[index]
+    try:
+        return data_set(name, options)[index]
+    except Exception as error:  # configurations that its validation passes and its generator cannot serve
+        raise Refused({"refused": f"problem {index}: {type(error).__name__}: {error}"}) from error
 
 
 def problem(name: str, options: str, index: int, level: str | None) -> dict[str, Any]:
     """Its text, answer and level."""
     made = entry(name, options, index)
-    found = {**made["metadata"].get("difficulty", {}), **made["metadata"]}
+    difficulty = made["metadata"].get("difficulty")  # of most tasks a dictionary of their settings, of some a number
+    found = {**(difficulty if isinstance(difficulty, dict) else {}), **made["metadata"]}
     if level is not None and level not in found:
         raise Refused({"unknown": f"level of reasoning-gym:{name}", "name": level, "known": sorted(map(str, found))})
     return {"question": made["question"], "answer": made["answer"], "level": None if level is None else found[level]}

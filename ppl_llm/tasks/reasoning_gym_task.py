@@ -121,8 +121,8 @@ class ReasoningGymTask:
 
     def problems(self, limit: int | None = None) -> Iterator[Problem]:
         known = self.description()
-        # The whole configuration, not what was given: a default that changes is another task.
-        options = json.dumps(known["config"], sort_keys=True)
+        # What was given, not the whole configuration, which may hold what JSON does not, such as dates. Defaults are those of the version.
+        options = self.options
         for index in range(known["size"] if limit is None else min(limit, known["size"])):
             made = _ask("problem", self.name, options, index, self.level)
             text = f"{made['question']}\n\n{self.instruction}" if self.instruction else made["question"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ppl_llm import PAD, SMC, LLMStep, TabularLM
 from ppl_llm.constraints import Choices
 from ppl_llm.lm.base import StepSample
+from ppl_llm.lm.token_figures import TokenFigure
 from ppl_llm.lm.transformers_lm import TransformersLM
 from tests.helpers import reasoning
 from tests.helpers.population_mutants import WRONG_STEPS
@@ -226,7 +227,7 @@ def test_log_probabilities_with_float64_as_the_default(backend: str) -> None:
     drawn, scored = step.log_prob(value), step.log_prob(value.clone())
     assert drawn.dtype == scored.dtype == torch.float64
     torch.testing.assert_close(drawn, scored, atol=1e-5, rtol=1e-5)
-    assert torch.isfinite(lm.step_entropy(lm.start("a"), value, step.options)).all()
+    assert torch.isfinite(lm.token_values(lm.start("a"), value, TokenFigure("entropy"))).all()
 
 
 @pytest.mark.parametrize("name", WRONG_STEPS)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm import SMC, Context, LLMStep, StepProposal, TabularLM, barrier
+from ppl_llm import SMC, Context, LLMStep, TabularLM, barrier
 from ppl_llm.constraints import Automaton, Constraint
 from ppl_llm.inference import RESAMPLERS
 from ppl_llm.inference.handlers.particle_messenger import ParticleMessenger
@@ -144,7 +144,7 @@ class EnumeratedDraws:
 
 
 class ListedSMC:
-    """``SMC(program, N, proposals=StepProposal(constraint=...))`` with every outcome of its draws and of its resampler in a column."""
+    """``SMC(program, N, proposals=constraint)`` with every outcome of its draws and of its resampler in a column."""
 
     def __init__(self, program: Program, num_particles: int, scheme: str, ess_threshold: float, resampler: Any = None) -> None:
         self.program, self.n, self.scheme, self.ess_threshold = program, num_particles, scheme, ess_threshold
@@ -191,7 +191,7 @@ class ListedSMC:
             resampler=forced,
             ess_threshold=self.ess_threshold,
             max_plate_nesting=1,
-            proposals=StepProposal(constraint=constraint),
+            proposals=constraint,
         )
         posterior = smc.run(columns)
         log_prob, unused, calls = draws.log_prob.sum(0), -uniforms * math.log(n), iter(forced.log_prob)

@@ -11,7 +11,7 @@ import pytest
 from ppl_llm.tasks import reasoning_gym_task
 
 _FACTORY = """
-import dataclasses, time
+import dataclasses, datetime, time
 
 PROBLEMS = {problems!r}
 
@@ -46,7 +46,18 @@ class Orders(Sums):
         entry = super().__getitem__(index)
         return {{**entry, "question": "".join(entry["metadata"]["order"])}}
 
-DATASETS = {{"sums": (Sums, Config), "orders": (Orders, Config)}}
+@dataclasses.dataclass
+class Dated(Config):
+    since: datetime.date = datetime.date(2000, 1, 1)
+
+class Days(Sums):
+    def __getitem__(self, index):
+        if index > 0:
+            raise RuntimeError("no more days")
+        day = self.config.since + datetime.timedelta(1)
+        return {{"question": f"the day after {{day}}", "answer": "0x2", "metadata": {{"difficulty": 1.5}}}}
+
+DATASETS = {{"sums": (Sums, Config), "orders": (Orders, Config), "days": (Days, Dated)}}
 """
 
 
@@ -54,8 +65,9 @@ DATASETS = {{"sums": (Sums, Config), "orders": (Orders, Config)}}
 def fake_gym(
     monkeypatch: pytest.MonkeyPatch, folder: Path, problems: Sequence[tuple[str, str, int]], version: str = "9.9"
 ) -> Iterator[None]:
-    """``reasoning_gym`` with two tasks: ``sums``, whose right answers are written in base 16 and recognised in every base, half right with
-    the wrong sign; and ``orders``, whose problems follow the order of a set.
+    """``reasoning_gym`` with three tasks: ``sums``, whose right answers are written in base 16 and recognised in every base, half right
+    with the wrong sign; ``orders``, whose problems follow the order of a set; and ``days``, with a date in its configuration, a difficulty
+    that is a number, and a generator that fails at its second problem.
 
     :param problems: text, answer and number of steps.
     """

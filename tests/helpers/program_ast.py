@@ -180,7 +180,56 @@ class GaussianProgram:
         return self.problems > 0 and not (self.theta and self.theta_shared)
 
 
-AnyProgram = Program | GaussianProgram
+NONE, LOCAL, GLOBAL = "", "local", "global"
+"""Where the constraint of a program of tokens is: nowhere, in its steps, or in its proposals, as a part of the target."""
+
+
+@dataclass(frozen=True)
+class TokenProgram:
+    """Steps of a language model that is a table of the next token by the last one, under a constraint that is a table, too.
+
+    A step has ``tokens`` tokens, or ends with token 1 if ``delimiter``, or with the end of the text, the last token of all. After each
+    comes a factor of the last token written; ``factors[-1]`` where a step wrote none.
+
+    :ivar tuple odds: ``[V][V]`` unnormalised probabilities.
+    :ivar tuple arcs: ``[S][V]`` the constraint's next state, -1 for none; state 0 is the first.
+    :ivar tuple accepting: ``[S]`` whether the text may end.
+    :ivar tuple factors: ``[V + 1]``.
+    :ivar tuple prompts: the token that each problem begins with; one where there is no plate.
+    :ivar str constrained: ``NONE``, ``LOCAL`` or ``GLOBAL``.
+    :ivar float temperature: of the language model.
+    :ivar float proposed: temperature that steps are proposed at, with all of the constraint; 0 for the model's own.
+    """
+
+    odds: tuple[tuple[int, ...], ...]
+    arcs: tuple[tuple[int, ...], ...]
+    accepting: tuple[bool, ...]
+    factors: tuple[float, ...]
+    steps: int = 1
+    tokens: int = 1
+    delimiter: bool = False
+    prompts: tuple[int, ...] = (0,)
+    problems: int = 0
+    constrained: str = NONE
+    temperature: float = 1.0
+    proposed: float = 0.0
+    features: frozenset[str] = frozenset()
+
+    @property
+    def nesting(self) -> int:
+        return int(self.problems > 0)
+
+    @property
+    def independent(self) -> bool:
+        return self.problems > 0
+
+    @property
+    def proposals(self) -> bool:
+        """Whether there are proposals to run with."""
+        return self.constrained == GLOBAL or self.proposed > 0
+
+
+AnyProgram = Program | GaussianProgram | TokenProgram
 
 
 def lookup(table: Any, *index: int) -> Any:

@@ -32,7 +32,22 @@ from ppl_llm.inference import (
     power,
 )
 from tests.helpers.algorithms import ALGORITHMS, LISTED, SEARCHES
-from tests.helpers.program_ast import LIST, NESTED, NO_MASK, PAD, AnyProgram, Barrier, Draw, End, GaussianProgram, Note, Program, Score
+from tests.helpers.program_ast import (
+    GLOBAL,
+    LIST,
+    NESTED,
+    NO_MASK,
+    PAD,
+    AnyProgram,
+    Barrier,
+    Draw,
+    End,
+    GaussianProgram,
+    Note,
+    Program,
+    Score,
+    TokenProgram,
+)
 from tests.helpers.program_enumerated import fits
 
 WEIGHTED, CHAIN, EXACT, SEARCH, ENUMERATED = "weighted", "chain", "exact", "search", "enumerated"
@@ -140,6 +155,7 @@ def options() -> dict[str, Cell]:
         "SMC, annealed at .6": smc(4, ess_threshold=0.6, selection=EntropicAnnealing("entropy", num_steps=3)),
         "SMC with proposals": smc(4, proposes=True, ess_threshold=0.6),
         "SMC with proposals, 2 particles at every barrier": smc(2, proposes=True, ess_threshold=1.0, resampler="multinomial"),
+        "SMC with proposals, two islands, audited": smc(3, proposes=True, ess_threshold=0.6, islands=2, audit=True),
         "Importance with proposals": Cell(lambda m, n, q: Importance(m, 4, proposals=q, max_plate_nesting=n), proposes=True),
         "ParticleGibbs with proposals": gibbs(3, proposes=True, ess_threshold=1.0),
         "ParticleGibbs, ancestor sampling with proposals": gibbs(3, proposes=True, ess_threshold=1.0, ancestor_sampling=True),
@@ -218,6 +234,12 @@ def expected(program: AnyProgram, name: str, cell: Cell) -> Expected | None:
     words = refusals(program, cell)
     if name == "PMMH":  # of the parameter of another model
         return Expected(False, ("'factor'", *words))
+    if isinstance(program, TokenProgram):
+        if cell.parameter or cell.kind == ENUMERATED or (program.constrained == GLOBAL and not cell.proposes):
+            return None
+        if name == "PrefixWalk" and program.steps > 1 and not words:  # steps after the end of a text may have a factor
+            return Expected(True, ("complete where an execution is done",))
+        return Expected(False, words) if words else AGREES
     if isinstance(program, GaussianProgram):
         if cell.parameter and not program.theta:
             return None
@@ -244,6 +266,10 @@ def runs_once(cell: Cell) -> bool:
 
 def refusals(program: AnyProgram, cell: Cell) -> tuple[str, ...]:
     """Words of the errors with one of which a program must be refused."""
+    if isinstance(program, TokenProgram):
+        words = [cell.listed] if cell.listed and program.problems else []
+        words += ["plate"] if cell.kind == EXACT and program.problems else []
+        return (*words, *(["ancestor_sampling"] if cell.ancestors and program.constrained == GLOBAL else []))
     if isinstance(program, GaussianProgram):
         return (cell.listed,) if cell.listed and program.problems and program.independent else ()
     words = []
@@ -285,6 +311,8 @@ def may_kill(program: AnyProgram) -> bool:
     """Whether a particle's weight may be zero."""
     if isinstance(program, GaussianProgram):
         return False
+    if isinstance(program, TokenProgram):
+        return program.constrained == GLOBAL
     return any(isinstance(s, Score) and not s.observed and holds_zero(s.table) for s in program.statements)
 
 

@@ -25,7 +25,9 @@ from tests.helpers.program_ast import (
     Program,
     Score,
     Statement,
+    TokenProgram,
 )
+from tests.helpers.program_token_code import token_code
 
 HEADER = """import pyro
 import pyro.distributions as dist
@@ -100,10 +102,12 @@ def literal(table: Any) -> str:
 
 def code_of(program: AnyProgram) -> str:
     """The program as the text of a module with a function ``model``, and ``proposals`` where there are some."""
+    if isinstance(program, TokenProgram):
+        return token_code(program)
     return gaussian_code(program) if isinstance(program, GaussianProgram) else discrete_code(program)
 
 
-def build(program: AnyProgram) -> tuple[Callable[[], Any], dict[str, Any] | None]:
+def build(program: AnyProgram) -> tuple[Callable[[], Any], Any]:
     """The model and its proposals."""
     names: dict[str, Any] = {}
     exec(compile(code_of(program), "<random program>", "exec"), names)

@@ -41,5 +41,10 @@ FEATURES = frozenset(
         "gaussian parameter",
         "gaussian shared parameter",
         "gaussian positive parameter",
+        "tokens",
+        "local constraint",
+        "global constraint",
+        "tokens at a temperature",
+        "tokens that end steps",
     }
 )

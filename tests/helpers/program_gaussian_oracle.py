@@ -6,11 +6,14 @@ import math
 import random
 from typing import Any
 
-from tests.helpers.program_ast import AnyProgram, GaussianProgram
+from tests.helpers.program_ast import AnyProgram, GaussianProgram, TokenProgram
 from tests.helpers.program_oracle import Answer, Oracle, Statistic
+from tests.helpers.program_token_oracle import TokenOracle
 
 
 def oracle_of(program: AnyProgram, power: float = 1.0) -> Any:
+    if isinstance(program, TokenProgram):
+        return TokenOracle(program, power)
     return GaussianOracle(program, power) if isinstance(program, GaussianProgram) else Oracle(program, power)
 
 
@@ -18,6 +21,8 @@ def expected_power(program: AnyProgram, moment: float, proposed: bool = False) -
     """``E[w^moment]`` of the importance weights of each population."""
     if isinstance(program, GaussianProgram):  # of the prior also where the weights are of proposals, which are wide
         return GaussianOracle(program, moment).answer().evidence
+    if isinstance(program, TokenProgram):
+        return TokenOracle(program).moments(moment, proposed)
     return Oracle(program, moment=moment, proposed=proposed).answer().evidence
 
 

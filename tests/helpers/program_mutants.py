@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs, SuffixMH, power
 from ppl_llm.inference.mcmc.rejuvenation import Rejuvenation
+from ppl_llm.lm import autoregressive
 from tests.helpers import (  # noqa: F401 - they enter their mutants
     adaptive_mutants,
     constraint_mutants,
@@ -23,7 +24,7 @@ from tests.helpers import (  # noqa: F401 - they enter their mutants
     twist_mutants,
 )
 from tests.helpers.mutants import MUTANTS, with_messenger
-from tests.helpers.program_ast import NO_MASK, AnyProgram, Barrier, Draw, Program, Score
+from tests.helpers.program_ast import GLOBAL, NO_MASK, AnyProgram, Barrier, Draw, Program, Score, TokenProgram
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell
 
 NOT_OF_DISTRIBUTIONS = {
@@ -72,10 +73,7 @@ NOT_OF_DISTRIBUTIONS = {
     **dict.fromkeys(
         (
             "proposals of another support",
-            "no mass of what may follow",
-            "masses of the unwarped model",
             "states of before the resampling",
-            "the end of a text wherever it comes",
             "one over the draws until the first that is accepted",
             "one over the draws but one until the second that is accepted",
             "one, as with a mask",
@@ -213,6 +211,25 @@ def meaning(key: str, cell: str) -> Case:
     return Case(CELLS[cell], partial(patch, target, wrong))
 
 
+def sampler(wrong: Any) -> Case:
+    """Steps under a constraint with another sampler."""
+    return Case(CELLS["SMC with proposals"], partial(patch.object, autoregressive, "ConstrainedSampler", wrong))
+
+
+def in_another_language(wrong: Any) -> Case:
+    """The constraint of the proposals, changed."""
+
+    def build(model: Callable[..., Any], nesting: int, proposals: Any) -> SMC:
+        return SMC(model, 4, ess_threshold=0.6, proposals=wrong(proposals), max_plate_nesting=nesting)
+
+    return Case(Cell(build, proposes=True), change=lambda program: program if is_global(program) else None)
+
+
+def is_global(program: AnyProgram) -> bool:
+    """Whether the proposals are a constraint."""
+    return isinstance(program, TokenProgram) and program.constrained == GLOBAL and not program.proposed
+
+
 def last_variable_only(program: AnyProgram) -> AnyProgram | None:
     """A program that passes one variable through its barriers and uses others as they were."""
     if not isinstance(program, Program) or program.ends:
@@ -293,6 +310,10 @@ def cases() -> dict[str, Case]:
         found[name] = kernel(wrong[name], 3)
     for name in ("PMMH without the Jacobian", "PMMH without the prior", "PMMH keeps no evidence estimate"):
         found[name] = kernel(wrong[name], 3, ["theta"], parameter="theta", step_size=1.0)
+    for name in ("no mass of what may follow", "masses of the unwarped model"):
+        found[name] = sampler(wrong[name])
+    name = "the end of a text wherever it comes"
+    found[name] = in_another_language(wrong[name])
     for name, key, cell in (
         ("sites met twice", "names", "SuffixMH"),
         ("splices without the prior of masked values", "splices", "ParticleGibbs, multinomial at 1.0, ancestor sampling"),

@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from tests.helpers.program_ast import ELEMENT, SHARED, AnyProgram, Barrier, Draw, End, GaussianProgram, Note, Program, Score, Statement
+from tests.helpers.program_ast import (
+    ELEMENT,
+    SHARED,
+    AnyProgram,
+    Barrier,
+    Draw,
+    End,
+    GaussianProgram,
+    Note,
+    Program,
+    Score,
+    Statement,
+    TokenProgram,
+)
 from tests.helpers.program_strategies import Choices, generate
 
 Fails = Callable[[AnyProgram], bool]
@@ -88,6 +101,14 @@ def simpler(program: AnyProgram) -> Iterator[AnyProgram]:
             yield replace(program, steps=kept, proposals={k: q for k, q in program.proposals.items() if k != f"z_{len(kept)}"})
         if program.proposals:
             yield replace(program, proposals={})
+        return
+    if isinstance(program, TokenProgram):
+        if program.problems:
+            for prompt in program.prompts:
+                yield replace(program, prompts=(prompt,), problems=0)
+        for name in ("steps", "tokens"):
+            if getattr(program, name) > 1:
+                yield replace(program, **{name: getattr(program, name) - 1})
         return
     if program.problems:
         for k in range(program.problems):

@@ -37,6 +37,7 @@ from tests.helpers.program_ast import (
 )
 from tests.helpers.program_features import FEATURES
 from tests.helpers.program_gaussian_strategy import Choose, generate_gaussian
+from tests.helpers.program_token_strategy import generate_tokens
 
 T = TypeVar("T")
 
@@ -83,8 +84,11 @@ def programs(features: frozenset[str] = FEATURES) -> st.SearchStrategy[AnyProgra
 
 
 def generate(choose: Choose, features: frozenset[str] = FEATURES) -> AnyProgram:
-    if "gaussian" in features and choose(6) == 5:
+    kind = choose(6) if features & {"gaussian", "tokens"} else 0
+    if kind == 5 and "gaussian" in features:
         return generate_gaussian(choose, features)
+    if kind == 4 and "tokens" in features:
+        return generate_tokens(choose, features)
     return Builder(choose, features).build()
 
 

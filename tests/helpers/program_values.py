@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.helpers.program_ast import ELEMENT, FN_MASK, POUTINE_MASK, AnyProgram, Draw, End, GaussianProgram, Note
+from tests.helpers.program_ast import ELEMENT, FN_MASK, POUTINE_MASK, AnyProgram, Draw, End, GaussianProgram, Note, TokenProgram
 
 
 def stacked(program: AnyProgram, site: str, draws: list[dict[str, list[Any]]]) -> Tensor:
     """``[R, *plates]``, a plate of size 1 where the site is outside of it."""
     value = torch.tensor([draw[site] for draw in draws])
-    if isinstance(program, GaussianProgram):
+    if isinstance(program, GaussianProgram | TokenProgram):
         return value if program.problems else value[:, 0]
     if not program.problems:
         value = value[:, 0]
@@ -25,6 +25,8 @@ def variables(program: AnyProgram, sites: Mapping[str, Tensor]) -> dict[str, Ten
     """Variables of the program: sites, with 0 for those masked out."""
     if isinstance(program, GaussianProgram):
         return dict(sites)
+    if isinstance(program, TokenProgram):
+        return token_variables(program, sites)
     found: dict[str, Tensor] = {}
     done = torch.zeros((), dtype=torch.bool)
     parity: list[Tensor] = []
@@ -41,4 +43,15 @@ def variables(program: AnyProgram, sites: Mapping[str, Tensor]) -> dict[str, Ten
             found[s.variable] = sites[s.site]
     if parity:
         found["parity"] = sum(parity, torch.zeros(())) % 2
+    return found
+
+
+def token_variables(program: TokenProgram, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each step as a number, its tokens plus one as digits; and whether the text has an odd number of tokens."""
+    base = len(program.odds) + 1
+    steps = [sites[f"step_{t}"] for t in range(program.steps) if f"step_{t}" in sites]
+    place = base ** torch.arange(program.tokens)
+    found = {f"step_{t}": ((step + 1) * place).sum(-1) for t, step in enumerate(steps)}
+    if len(steps) == program.steps:
+        found["parity"] = sum((step >= 0).sum(-1) for step in steps) % 2
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppl_llm import SMC, LLMStep, SelfCertainty, TransformersLM, reasoning
+from ppl_llm import SMC, Confidence, LLMStep, TransformersLM, reasoning
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm.base import StepOptions
@@ -166,15 +166,15 @@ def test_prompts_are_those_of_the_chat_template(name: str) -> None:
         assert row(spelled.start([given]), 0) == lm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_self_certainty_of_sampled_steps_is_that_of_a_second_pass() -> None:
+def test_confidence_of_sampled_steps_is_that_of_a_second_pass() -> None:
     """And costs no pass."""
-    lm, rewards = loaded("smollm2"), [SelfCertainty(), SelfCertainty("entropy", temperature=0.7)]
+    lm, rewards = loaded("smollm2"), [Confidence(), Confidence("entropy", temperature=0.7)]
     for reward in rewards:
         pyro.set_rng_seed(0)
         model = reasoning(lm, reward, max_steps=3, max_tokens=24)
         posterior = SMC(model, 4, ess_threshold=1.0).run(QUESTION)
         context: Context = posterior.value
-        again = SelfCertainty(reward.measure, temperature=reward.options.temperature)
+        again = Confidence(reward.kind, temperature=reward.temperature)
         bare = copy.copy(context)
         object.__setattr__(bare, "cache_entries", {})
         torch.testing.assert_close(reward.step_log_odds(context), again.step_log_odds(bare), atol=1e-3, rtol=1e-4)
@@ -204,7 +204,7 @@ def test_a_gguf_file_is_the_directory_that_was_made_from_it() -> None:
 def test_memory_is_flat_over_twenty_problems() -> None:
     """Resident memory after twenty problems is that after five, within 32 MiB; the keys and values of one problem take 12 MiB."""
     lm = loaded("smollm2")
-    model = reasoning(lm, SelfCertainty(), max_steps=4, max_tokens=24)
+    model = reasoning(lm, Confidence(), max_steps=4, max_tokens=24)
     sizes = []
     for n in range(20):
         pyro.set_rng_seed(n)

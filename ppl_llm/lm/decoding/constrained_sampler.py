@@ -112,6 +112,9 @@ def generated(context: Context, sequences: Tensor) -> Tensor:
 class ConstrainedSampler:
     """Samples steps token by token under a constraint, on any device: the host reads every token, as grammars live there.
 
+    There is no such loop without the host, and none that is captured: the mask of the next token follows from the token before on the
+    host, so that a device waits once a token, however few of its operations are launched one by one.
+
     :param DecoderSource source: gives a decoder for each step.
     :param Vocabulary vocabulary: of the language model.
     """
@@ -142,10 +145,11 @@ class ConstrainedSampler:
                 watch = task.automaton.step(watch, token)
                 text_ends = torch.isin(token, task.eos_ids)
                 alive = lives & ~text_ends & (watch != task.automaton.accept) & (task.room[sequences] > k + 1)
-                if k + 1 == task.options.max_tokens or not bool(alive.any()):
+                num_alive = int(alive.sum())
+                if k + 1 == task.options.max_tokens or not num_alive:
                     break
                 states.advance(token, alive)
-                if bool(alive.all()):
+                if num_alive == len(alive):
                     last = token
                     continue
                 row_of = torch.zeros(task.uniforms.shape[0], dtype=torch.long, device=sequences.device)

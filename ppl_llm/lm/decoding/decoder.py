@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...context import PAD, Context
-from ...kv_cache.hidden import HiddenForward
 from ..base import StepOptions
 from ..stopping import StopAutomaton
 from ..token_figures import TokenFigure
+
+if TYPE_CHECKING:  # a table of tokens must not wait for transformers
+    from ...kv_cache.hidden import HiddenForward
 
 
 class StepTask(NamedTuple):
@@ -26,7 +28,7 @@ class StepTask(NamedTuple):
     :ivar Tensor room: ``[N]`` tokens that each sequence may take.
     :ivar Tensor uniforms: ``[N, M]``, one for each token.
     :ivar Tensor tokens: ``[N, M]`` and ``log_probs [N]`` in float64, filled in at ``active``.
-    :ivar tuple figures: of the tokens, whose ``sums [N, F]`` in float64 are filled in as well; F may be 0.
+    :ivar tuple figures: of the tokens, whose ``values [N, M, F]`` in float64 are filled in as well; F may be 0.
     """
 
     context: Context
@@ -40,7 +42,7 @@ class StepTask(NamedTuple):
     tokens: Tensor
     log_probs: Tensor
     figures: tuple[TokenFigure, ...]
-    sums: Tensor
+    values: Tensor
 
 
 class Decoder(Protocol):

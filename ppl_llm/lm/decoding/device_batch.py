@@ -52,7 +52,7 @@ class BatchedStep(CountedRequest):
         """Fill in what some sequences, by their number in the decoder and output rows, have sampled."""
         flat, task = self.decoder.sequences[members], self.task
         task.tokens[flat], task.log_probs[flat] = state.tokens[outputs, : task.tokens.shape[1]], state.log_probs[outputs]
-        task.sums[flat] = state.sums[outputs, : len(task.figures)]
+        task.values[flat] = state.values[outputs, : task.tokens.shape[1], : len(task.figures)]
 
 
 class DeviceBatch:

@@ -80,7 +80,7 @@ class DeviceLoop:
             self.advance(*decoder.grow(padded(number)), padded(number), options, automaton, figures)
         task.tokens[first] = state.tokens[: len(first), : options.max_tokens]
         task.log_probs[first] = state.log_probs[: len(first)]
-        task.sums[first] = state.sums[: len(first), : len(figures)]
+        task.values[first] = state.values[: len(first), : options.max_tokens, : len(figures)]
 
     def make_room(self, number: int, width: int, num_figures: int = 0) -> None:
         """Let there be so many sequences, with steps of so many tokens and so many figures; graphs for fewer are void."""

@@ -28,7 +28,7 @@ class DeviceState:
     :ivar Tensor alive: ``[rows]`` whether the sequence continues.
     :ivar Tensor tokens: ``[rows + 1, width + 1]`` by output row, padded with ``PAD``; nothing is kept in the last column.
     :ivar Tensor log_probs: ``[rows + 1]`` by output row.
-    :ivar Tensor sums: ``[rows + 1, F]`` of figures of the tokens, by output row.
+    :ivar Tensor values: ``[rows + 1, width + 1, F]`` of figures of the tokens, by output row; the last column as that of the tokens.
     """
 
     def __init__(self, rows: int, width: int, device: torch.device, num_figures: int = 0) -> None:
@@ -37,7 +37,7 @@ class DeviceState:
         self.alive = torch.zeros(rows, dtype=torch.bool, device=device)
         self.tokens = torch.full((rows + 1, width + 1), PAD, device=device)
         self.log_probs = torch.zeros(rows + 1, dtype=torch.float64, device=device)
-        self.sums = torch.zeros(rows + 1, num_figures, dtype=torch.float64, device=device)
+        self.values = torch.zeros(rows + 1, width + 1, num_figures, dtype=torch.float64, device=device)
         self._token = torch.zeros(rows, dtype=torch.long, device=device)
         self._state = torch.zeros(rows, dtype=torch.int32, device=device)
         self._column = torch.zeros(rows, dtype=torch.long, device=device)  # that the sequence's next token belongs to
@@ -52,7 +52,7 @@ class DeviceState:
             getattr(new, name)[: self.rows] = getattr(self, name)[: self.rows]
         for name in ("tokens", "_uniforms"):
             getattr(new, name)[: self.rows, : self.width] = getattr(self, name)[: self.rows, : self.width]
-        new.sums[: self.rows, : self.num_figures] = self.sums[: self.rows]
+        new.values[: self.rows, : self.width, : self.num_figures] = self.values[: self.rows, : self.width]
         return new
 
     def begin(self, watch: Tensor, uniforms: Tensor, room: Tensor) -> None:
@@ -75,7 +75,7 @@ class DeviceState:
         self.alive[rows] = True
         self.tokens[outputs] = PAD
         self.log_probs[outputs] = 0.0
-        self.sums[outputs] = 0.0
+        self.values[outputs] = 0.0
         self._state[rows] = watch
         for zeroed in (self._token, self._column):
             zeroed[rows] = 0
@@ -94,7 +94,7 @@ class DeviceState:
         """Sample the next token of A rows from logits ``[A, V]``, which are overwritten.
 
         :param int first: the first of these rows.
-        :param tuple figures: that are summed.
+        :param tuple figures: that are kept.
         """
         rows = slice(first, first + len(logits))
         output, alive, column = self.output[rows], self.alive[rows], self._column[rows]
@@ -102,7 +102,7 @@ class DeviceState:
         self.tokens[output, column] = torch.where(alive, token, PAD)
         self.log_probs[output] += torch.where(alive, log_prob, 0.0)
         if figures:
-            self.sums[output, : len(figures)] += torch.where(alive[:, None], each, 0.0)
+            self.values[output, column, : len(figures)] = torch.where(alive[:, None], each, 0.0)
         state = automaton.step(self._state[rows], token)
         column.add_(1).clamp_(max=self.width)  # what becomes of a sequence that has ended is of no interest
         # Not isin, which sorts, and so waits for the device, where there are many ids.

@@ -56,7 +56,7 @@ class StepSampler:
 
 
 def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
-    _, _, options, automaton, watch, eos_ids, room, uniforms, tokens, log_probs, figures, all_sums = task
+    _, _, options, automaton, watch, eos_ids, room, uniforms, tokens, log_probs, figures, values = task
     device = uniforms.device
     with decoder.reserved():
         # Everything lies in the order of the decoder's rows from one drop of sequences to the next: no indexing for each token.
@@ -64,8 +64,9 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
         own_uniforms, own_room = uniforms[sequences], room[sequences]
         state = watch[sequences]
         alive = torch.ones(len(sequences), dtype=torch.bool, device=device)
-        total, sums = log_probs.new_zeros(len(sequences)), all_sums.new_zeros(len(sequences), len(figures))
+        total = log_probs.new_zeros(len(sequences))
         taken: list[Tensor] = []
+        found: list[Tensor] = []  # figures of the same tokens
         begin = 0  # the token place that the first of those taken belongs to
         check_every = 1 if device.type == "cpu" else 8  # reading the flags waits for the device
         last = decoder.pending
@@ -74,7 +75,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
             taken.append(torch.where(alive, token, PAD))
             total += torch.where(alive, log_prob, 0.0)
             if figures:
-                sums += torch.where(alive[:, None], each, 0.0)
+                found.append(torch.where(alive[:, None], each, 0.0))
             state = automaton.step(state, token)
             alive = alive & (state != automaton.accept) & torch.isin(token, eos_ids, invert=True) & (own_room > k + 1)
             if k % check_every == 0:
@@ -83,15 +84,19 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
                 if num_alive == 0:
                     break
                 if num_alive <= _KEEP_OCCUPANCY * len(alive) and k + 1 < options.max_tokens:
-                    tokens[sequences, begin : k + 1], log_probs[sequences], all_sums[sequences] = torch.stack(taken, 1), total, sums
+                    tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total
+                    if figures:
+                        values[sequences, begin : k + 1] = torch.stack(found, 1)
                     row_of = torch.zeros(uniforms.shape[0], dtype=torch.long, device=device)
                     row_of[sequences] = torch.arange(len(sequences), device=device)
                     decoder.keep(alive)
                     sequences = decoder.sequences
                     rows = row_of[sequences]
-                    own_uniforms, own_room, state, alive, total, sums, token = (
-                        part[rows] for part in (own_uniforms, own_room, state, alive, total, sums, token)
+                    own_uniforms, own_room, state, alive, total, token = (
+                        part[rows] for part in (own_uniforms, own_room, state, alive, total, token)
                     )
-                    taken, begin = [], k + 1
+                    taken, found, begin = [], [], k + 1
             last = token
-        tokens[sequences, begin : k + 1], log_probs[sequences], all_sums[sequences] = torch.stack(taken, 1), total, sums
+        tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total
+        if figures:
+            values[sequences, begin : k + 1] = torch.stack(found, 1)

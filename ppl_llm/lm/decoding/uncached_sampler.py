@@ -80,7 +80,7 @@ class UncachedSampler:
         tokens, log_probs = torch.full(u.shape, PAD, device=self._device), torch.zeros(len(u), dtype=torch.float64, device=self._device)
         rows = torch.arange(len(u), device=self._device)
         grown = torch.nn.functional.pad(texts, (0, u.shape[1]), value=PAD)
-        watch, sums = task.watch[active], task.sums[active]
+        watch, values = task.watch[active], task.values[active]
         position = int(lengths.min())
         logits, state = self._prefill(grown[:, :position])
         while True:
@@ -91,7 +91,7 @@ class UncachedSampler:
             grown[rows, position] = token
             tokens[rows[~given], k[~given]] = token[~given]
             log_probs[rows[~given]] += log_prob[~given]
-            sums[rows[~given]] += figures[~given]
+            values[rows[~given], k[~given]] = figures[~given]
             watch = torch.where(given, watch, automaton.step(watch, token))
             ended = (watch == automaton.accept) | torch.isin(token, eos_ids) | (k + 1 >= room[rows])
             keep = (given | ~ended).nonzero()[:, 0]
@@ -107,7 +107,7 @@ class UncachedSampler:
                 logits, state = self._advance(token[:, None], state)
             else:
                 logits = self._last(grown[rows, :position])
-        task.tokens[active], task.log_probs[active], task.sums[active] = tokens, log_probs, sums
+        task.tokens[active], task.log_probs[active], task.values[active] = tokens, log_probs, values
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Teacher-forced logits; padding on the right does not reach back to the tokens before it."""

@@ -1,4 +1,4 @@
-"""StepProposal(constraint=...): E[Z-hat] and E[Z-hat f] with all randomness enumerated; wrong weights are rejected."""
+"""``proposals=constraint``: E[Z-hat] and E[Z-hat f] with all randomness enumerated; wrong weights are rejected."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def deviation(kernel: Callable[..., Any], program: Program) -> float:
     """In standard errors over 3000 populations, the largest of Z-hat, Z-hat times the weight of ended texts, and times their lengths."""
     columns, exact = 3000, program.texts()
     pyro.set_rng_seed(0)
-    smc = SMC(program, 4, max_plate_nesting=1, ess_threshold=1.0, rejuvenate=kernel, proposals=StepProposal(constraint=program.constraint))
+    smc = SMC(program, 4, max_plate_nesting=1, ess_threshold=1.0, rejuvenate=kernel, proposals=program.constraint)
     posterior = smc.run(columns)
     mass = posterior.log_evidence.exp() * posterior.weights.nan_to_num(0.0)  # [N, columns]
     context = posterior.value
@@ -121,13 +121,13 @@ def test_moves_stay_in_the_language(kernel: Callable[..., Any]) -> None:
 FREE_MOVES = {
     "no proposals": PrefixWalk,
     "others": partial(SuffixMH, proposals=StepProposal(temperature=2.0)),
-    "another constraint": partial(SuffixMH, proposals=StepProposal(constraint=example().constraint)),
+    "another constraint": partial(SuffixMH, proposals=example().constraint),
 }
 
 
 @pytest.mark.parametrize("name", FREE_MOVES)
 def test_moves_out_of_the_language_are_refused(name: str) -> None:
-    guide = StepProposal(constraint=example().constraint)
+    guide = example().constraint
     for proposals in (guide, {"step_0": guide}):
         with pytest.raises(ValueError, match="proposals under a constraint are a part of the target, and this kernel has others"):
             SMC(example(), 4, proposals=proposals, rejuvenate=FREE_MOVES[name])

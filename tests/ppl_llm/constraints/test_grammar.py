@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from ppl_llm import SMC, Context, LLMStep, StepProposal, TabularLM, barrier
+from ppl_llm import SMC, Context, LLMStep, TabularLM, barrier
 from ppl_llm.constraints import Choices, Constraint, JsonSchema, Lark, Regex, Vocabulary, grammar
 from tests.helpers.constraint_properties import TOKENS, ConstraintProperties, allowed
 from tests.helpers.tiny_models import language_model
@@ -251,7 +251,7 @@ def test_steps_may_end_within_a_string(vocabulary: Vocabulary) -> None:
                 ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, tokens_per_step=width)), stop=()))
             return ctx
 
-        posterior = SMC(program, 6, ess_threshold=1.0, proposals=StepProposal(constraint=JsonSchema(schema, whitespace=False))).run()
+        posterior = SMC(program, 6, ess_threshold=1.0, proposals=JsonSchema(schema, whitespace=False)).run()
         alive = (posterior.log_weights > -torch.inf).tolist()
         tokens, ends, begin = posterior.value.tokens, posterior.value.ends, int(posterior.value.prompt_lengths[0])
         cut = set()
@@ -276,7 +276,7 @@ def weighed(constraint: Constraint) -> tuple[torch.Tensor, torch.Tensor]:
             ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, max_tokens=6, stop=(), temperature=1.5)), stop=()))
         return ctx
 
-    posterior = SMC(program, 8, ess_threshold=0.9, proposals=StepProposal(constraint=constraint)).run()
+    posterior = SMC(program, 8, ess_threshold=0.9, proposals=constraint).run()
     return posterior.value.tokens, posterior.log_weights
 
 
@@ -324,7 +324,7 @@ def test_evidence_with_dead_ends_is_that_of_what_can_be_written() -> None:
         return ctx
 
     pyro.set_rng_seed(0)
-    posterior = SMC(model, 64, ess_threshold=0.0, proposals=StepProposal(constraint=Regex("ac|b"))).run("a")
+    posterior = SMC(model, 64, ess_threshold=0.0, proposals=Regex("ac|b")).run("a")
     alive = posterior.log_weights > -torch.inf
     assert 0 < int(alive.sum()) < 64 and posterior.value.tokens[alive].unique(dim=0).tolist() == [[0, 1, 2]]
     torch.testing.assert_close(posterior.log_weights[alive].exp(), torch.full((int(alive.sum()),), 2 / 9, dtype=torch.float64))

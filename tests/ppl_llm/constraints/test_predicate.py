@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from ppl_llm import PIMH, SMC, Context, LLMStep, ParticleGibbs, StepProposal, SuffixMH, TabularLM, TemperedSMC, barrier
+from ppl_llm import PIMH, SMC, Context, LLMStep, ParticleGibbs, SuffixMH, TabularLM, TemperedSMC, barrier
 from ppl_llm.constraints import Choices, Constraint, Predicate, TokenSet
 from tests.helpers.constraint_properties import TOKENS, ConstraintProperties
 from tests.helpers.tiny_models import language_model
@@ -91,7 +91,7 @@ def test_the_local_distribution_is_exact() -> None:
 def test_trajectories_that_are_kept_are_refused() -> None:
     """When the kernel is made; a proposal that does not tell is refused in the second iteration."""
     pyro.set_rng_seed(0)
-    guide = StepProposal(constraint=RARE)
+    guide = RARE
     gibbs, suffix = (partial(each, proposals=guide) for each in (partial(ParticleGibbs, num_particles=4), SuffixMH))
     for make in (gibbs, suffix, partial(TemperedSMC, num_particles=4, kernel=suffix)):
         with pytest.raises(ValueError, match="are estimates, which belong to a draw and not to a value: they are for SMC, PIMH and PMMH"):
@@ -103,7 +103,7 @@ def test_trajectories_that_are_kept_are_refused() -> None:
 def test_chains_that_keep_whole_filters_take_estimated_weights() -> None:
     """PIMH keeps the weights of the filter that it accepted, and never asks for the density of a trajectory again."""
     pyro.set_rng_seed(0)
-    found = PIMH(program, 4, proposals=StepProposal(constraint=RARE)).run(5)
+    found = PIMH(program, 4, proposals=RARE).run(5)
     assert found.weights.isfinite().all() and not found.dead
 
 
@@ -117,7 +117,7 @@ def test_texts_of_a_transformers_model() -> None:
             ctx = barrier(ctx.extend(pyro.sample(f"step_{t}", LLMStep(ctx, stop=(), max_tokens=5)), stop=()))
         return ctx
 
-    posterior = SMC(solve, 6, proposals=StepProposal(constraint=Predicate(lambda text: "e" not in text and "\n" not in text))).run()
+    posterior = SMC(solve, 6, proposals=Predicate(lambda text: "e" not in text and "\n" not in text)).run()
     assert all("e" not in text and "\n" not in text for text in posterior.value.text) and float(posterior.log_evidence) < 0
 
 

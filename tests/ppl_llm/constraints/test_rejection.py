@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm import PAD, SMC, Context, LLMStep, StepProposal, TabularLM, barrier
+from ppl_llm import PAD, SMC, Context, LLMStep, TabularLM, barrier
 from ppl_llm.constraints import Predicate
 from ppl_llm.inference import RESAMPLERS
 from ppl_llm.inference.handlers.particle_messenger import ParticleMessenger
@@ -166,7 +166,7 @@ def error(asked: Asked, num_particles: int, scheme: str, threshold: float, weigh
         num_particles,
         resampler=cells,
         ess_threshold=threshold,
-        proposals=StepProposal(constraint=asked.constraint),
+        proposals=asked.constraint,
     )
     found: dict[str, float] = defaultdict(float)
     whole = 0.0

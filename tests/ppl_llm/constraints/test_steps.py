@@ -186,7 +186,7 @@ def in_language(tokens: list[int], prompt: int = 1) -> bool:
 
 
 def test_a_run_in_slices_is_a_run() -> None:
-    smc = SMC(program, 16, ess_threshold=1.0, proposals=StepProposal(constraint=LANGUAGE), audit=True)
+    smc = SMC(program, 16, ess_threshold=1.0, proposals=LANGUAGE, audit=True)
     pyro.set_rng_seed(1)
     whole = smc.run("a")
     pyro.set_rng_seed(1)
@@ -196,7 +196,27 @@ def test_a_run_in_slices_is_a_run() -> None:
     assert all(in_language(tokens) for tokens in whole.value.tokens[alive].tolist())
 
 
+def test_a_constraint_is_the_proposal_of_the_same_model_under_it() -> None:
+    """Also of the steps of a model that has a constraint of its own, and of single sites."""
+    for own in (None, TokenSet(banned=[2])):
+        runs = []
+        for proposals in (LANGUAGE, StepProposal(constraint=LANGUAGE), {f"step_{t}": LANGUAGE for t in range(3)}):
+            pyro.set_rng_seed(3)
+            runs.append(SMC(lambda problem, own=own: program(problem, constraint=own), 16, ess_threshold=0.7, proposals=proposals).run("a"))
+        for other in runs[1:]:
+            assert torch.equal(other.log_weights, runs[0].log_weights) and torch.equal(other.value.tokens, runs[0].value.tokens)
+
+
+def test_a_constraint_leaves_other_sites_alone() -> None:
+    def model() -> torch.Tensor:
+        return pyro.sample("z", pyro.distributions.Bernoulli(0.5))
+
+    assert SMC(model, 4, proposals=LANGUAGE).run().log_evidence == 0
+
+
 def test_another_constraint_is_another_run() -> None:
+    settings = [SMC(program, 4, proposals=constraint).settings["proposals"] for constraint in (LANGUAGE, GRAMMAR, TokenSet(banned=[1]))]
+    assert len(set(settings)) == 3
     names = [
         StepProposal(constraint=constraint, temperature=temperature).__name__
         for constraint, temperature in [(LANGUAGE, None), (GRAMMAR, None), (TokenSet(banned=[1]), None), (GRAMMAR, 2.0)]
@@ -271,8 +291,6 @@ def test_mistakes_are_named() -> None:
         LLMStep(LM.start("a"), constraint="[0-9]+")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got \{"):
         StepProposal(constraint={"type": "object"})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="step_entropy knows no constraint"):
-        LM.step_entropy(LM.start("a"), torch.tensor([0]), StepOptions(";", 1, constraint=LANGUAGE))
 
 
 # servers -------------------------------------------------------------------------------------------------------------------------------

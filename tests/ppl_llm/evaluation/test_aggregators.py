@@ -25,8 +25,8 @@ from ppl_llm.evaluation.aggregators import (
     posterior_majority,
     weighted_majority,
 )
+from ppl_llm.evaluation.confidence_votes import borda_vote, self_certainty
 from ppl_llm.evaluation.rpc import fit_two_weibulls, keep, rpc
-from ppl_llm.evaluation.self_certainty import borda_vote, self_certainty
 from tests.helpers.wrong_statistics import frequency_multiplied, mean_log_prob
 
 
@@ -184,14 +184,14 @@ def test_self_certainty_by_hand() -> None:
 
 def test_borda_votes_by_hand() -> None:
     """Ranks 1 to 4: a, b, b, a. Votes 4 + 1 against 3 + 2; by the square 17 against 13, by the square root 3 against 3.15."""
-    pool = [Candidate(a, self_certainty=c) for a, c in (("b", 2.0), ("a", 3.0), ("b", 1.0), ("a", 0.5))]
+    pool = [Candidate(a, confidence=c) for a, c in (("b", 2.0), ("a", 3.0), ("b", 1.0), ("a", 0.5))]
     assert borda_vote(pool, 2.0) == "a" and borda_vote(pool, 0.5) == "b" and borda_vote(pool) == "b"  # a tie goes to the first
-    assert borda_vote([*pool, Candidate(None, self_certainty=9.0)], 2.0) == "a" and borda_vote([]) is None
+    assert borda_vote([*pool, Candidate(None, confidence=9.0)], 2.0) == "a" and borda_vote([]) is None
     # Equally sure ones share their votes, 1 + 2 + 3: the order does not decide.
-    even = [Candidate(a, self_certainty=1.0) for a in ("b", "a", "a")]
+    even = [Candidate(a, confidence=1.0) for a in ("b", "a", "a")]
     assert borda_vote(even) == borda_vote(even[::-1]) == "a"
-    assert borda_vote([Candidate("b", self_certainty=2.0), *[Candidate("a", self_certainty=1.0)] * 2], 3.0) == "b"
-    with pytest.raises(ValueError, match="self_certainty; record it"):
+    assert borda_vote([Candidate("b", confidence=2.0), *[Candidate("a", confidence=1.0)] * 2], 3.0) == "b"
+    with pytest.raises(ValueError, match="confidence; record it"):
         borda_vote([Candidate("1")])
     with pytest.raises(ValueError, match="power must not be negative, got -1"):
         borda_vote(pool, -1)

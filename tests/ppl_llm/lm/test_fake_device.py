@@ -22,6 +22,7 @@ from ppl_llm import (
     PAD,
     PRESETS,
     SMC,
+    Confidence,
     FunctionReward,
     HiddenStateReward,
     JudgeReward,
@@ -29,7 +30,6 @@ from ppl_llm import (
     ProductReward,
     ReasoningModel,
     RolloutValue,
-    SelfCertainty,
     StepProposal,
     TransformersLM,
     TransformersORM,
@@ -217,7 +217,7 @@ def test_other_rewards(kind: str):
         orm = TransformersORM(place.put(model), tokens, partial=True)
         context = SMC(place.model(), 4).run(PROBLEM).value
         calibrated = CalibratedReward(place.prm(), Calibration(2.0, 0.3))
-        rewards = [orm, SelfCertainty(), SelfCertainty("entropy"), calibrated, ProductReward([place.prm(), calibrated])]
+        rewards = [orm, Confidence(), Confidence("entropy"), calibrated, ProductReward([place.prm(), calibrated])]
         rewards.append(JudgeReward(place.lm(), yes=5, no=9, partial=True))
         return [reward.step_log_odds(context) for reward in rewards]
 
@@ -274,7 +274,7 @@ def test_constraints(name: str, place: Place):
         lm = place.lm()
         pyro.set_rng_seed(0)
         model = reasoning(lm, None, max_steps=3, max_tokens=6, stop=())
-        posterior = SMC(model, 5, ess_threshold=1.0, proposals=StepProposal(constraint=constraint)).run(PROBLEM)
+        posterior = SMC(model, 5, ess_threshold=1.0, proposals=constraint).run(PROBLEM)
         context, options = lm.start(PROBLEM).expand((4,)), StepOptions((), 6, 1.2, constraint=constraint)
         torch.manual_seed(0)
         tokens, _ = lm.sample_step(context, torch.Size((4,)), options)
@@ -347,21 +347,35 @@ def test_other_architectures(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     compare(scenario, THERE)
 
 
-def waits(place: Place, tokens: int) -> int:
-    """How often the host waits in a step of so many tokens, the prompt being there."""
+def waits(place: Place, tokens: int, constraint: Constraint | None = None) -> tuple[int, int]:
+    """How often the host waits in a step of so many tokens, the prompt being there, and operations on the device."""
     with FakeDevice() as device:
         lm = place.lm()
         lm.eos_ids.fill_(PAD)
         context = lm.start(PROBLEM)
         for _ in range(2):
             device.waits.clear()
-            lm.sample_step(context, torch.Size((12,)), StepOptions(stop=(), max_tokens=tokens))
-        return len(device.waits)
+            before = device.operations
+            lm.sample_step(context, torch.Size((12,)), StepOptions(stop=(), max_tokens=tokens, constraint=constraint))
+        return len(device.waits), device.operations - before
 
 
 def test_the_host_waits_once_in_eight_tokens():
-    assert waits(LOOP, 33) - waits(LOOP, 1) == 4
-    assert waits(THERE, 33) - waits(THERE, 1) == 4  # after the first of each eight, none of which is the last
+    assert waits(LOOP, 33)[0] - waits(LOOP, 1)[0] == 4
+    assert waits(THERE, 33)[0] - waits(THERE, 1)[0] == 4  # after the first of each eight, none of which is the last
+
+
+def test_the_host_waits_at_every_token_under_a_constraint():
+    """Twice where states are on the device: for the sequences that live, and the draws from what is left of a distribution's tail; twice
+    more for those of texts, which are read. The figures of docs/constraints.md.
+    """
+
+    def each(constraint: Constraint | None) -> list[float]:
+        return [(many - one) / 32 for many, one in zip(waits(LOOP, 33, constraint), waits(LOOP, 1, constraint), strict=True)]
+
+    assert each(TokenSet(banned=[5]))[0] == 2
+    texts, operations = each(Choices(["a" * 400, "b" * 400]))
+    assert texts == 4 and operations < 1.25 * each(None)[1]
 
 
 def test_the_host_waits_seldom_for_a_whole_step():

@@ -67,6 +67,8 @@ def test_options_out_of_range():
     for options, message in (
         ({"stop": ""}, "stop must be a non-empty string"),
         ({"stop": ("a", "")}, "stop must be a non-empty string"),
+        ({"stop": "markdwn"}, "did you mean 'markdown'"),
+        ({"stop": ("\n\n", "Markdown")}, "did you mean 'markdown'"),
         ({"max_tokens": 0}, "max_tokens must be an integer of at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"top_p": 1.5}, r"top_p must lie in \(0, 1\], got 1.5"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import ppl_llm
 from ppl_llm import inference
 from ppl_llm.inference import RESAMPLERS
 from ppl_llm.methods import BUDGETED, IN_PYTHON_ONLY, METHODS, SOLVING, Option, get_method, markdown_table, parse_method
@@ -119,7 +120,7 @@ def test_names_and_options_are_spelled_once() -> None:
     """An option of several methods is the same one but for its default, so that a flag of ``solve`` means one thing."""
     seen: dict[str, Option] = {}
     for name, method in METHODS.items():
-        assert name == method.name and hasattr(inference, method.algorithm)
+        assert name == method.name and (hasattr(inference, method.algorithm) or hasattr(ppl_llm, method.algorithm))
         extra = () if method.budget is None else method.budget.extra
         for option in (*method.options, *extra):
             assert option.by_default(None) == seen.setdefault(option.name, option.by_default(None))

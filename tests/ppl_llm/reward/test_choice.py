@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppl_llm import FunctionReward, JudgeReward, SelfCertainty
+from ppl_llm import Confidence, FunctionReward, JudgeReward
 from ppl_llm.reward.choice import RewardChoice
 from tests.helpers.tiny_models import language_model
 
@@ -40,7 +40,7 @@ def test_what_was_asked_for(given: tuple[str, ...], chosen: str) -> None:
         (("demo", None, "verifier:a.py"), "lacks a name"),
         (("demo", None, "prm"), "needs a model"),
         (("demo", None, "hidden"), "lacks a name"),
-        (("demo", None, "confidence:x"), "takes no name"),
+        (("demo", None, "self-certainty:x"), "takes no name"),
         (("demo", "dir", "judge"), "are two rewards"),
     ],
 )
@@ -57,12 +57,15 @@ def test_each_kind_loads_what_it_says(tmp_path: Path) -> None:
     def load(name: str) -> object:
         choice = RewardChoice.of("lm", None, name)
         choice.check()
-        return choice.load(lm, lambda name: (_ for _ in ()).throw(OSError(name)), lambda name: torch.tensor(1), "\n\n")  # type: ignore[arg-type, return-value]
+        return choice.load(lm, lambda name: (_ for _ in ()).throw(OSError(name)), lambda name: torch.tensor(1))  # type: ignore[arg-type, return-value]
 
     assert load("none") is None and isinstance(load("prm:dir"), torch.Tensor)
     confidence, certainty = load("confidence"), load("self-certainty")
-    assert isinstance(confidence, SelfCertainty) and confidence.measure == "log_prob"
-    assert isinstance(certainty, SelfCertainty) and certainty.measure == "entropy"
+    assert isinstance(confidence, Confidence) and str(confidence) == "log-prob"
+    assert isinstance(certainty, Confidence) and str(certainty) == "kl"
+    assert str(load("confidence:top-k:64:tail")) == "top-k:64:tail"
+    with pytest.raises(ValueError, match="unknown kind 'top_k'; did you mean 'top-k'"):
+        load("confidence:top_k")
     verifier = load(f"verifier:{file}:right")
     assert isinstance(verifier, FunctionReward) and verifier.fn("p", "so 42") is True
     for name, message in [(f"{file}:wrong", "has no function 'wrong'"), (f"{file}:number", "has no function 'number'")]:

@@ -34,9 +34,9 @@ from ppl_llm.inference import ParticlePosterior
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.reward.base import RewardModel, step_scores
 from ppl_llm.reward.combined_reward import ProductReward, SumReward
+from ppl_llm.reward.confidence import Confidence, split_step
 from ppl_llm.reward.function_reward import FunctionReward
 from ppl_llm.reward.judge_reward import JudgeReward
-from ppl_llm.reward.self_certainty import SelfCertainty, split_step
 from ppl_llm.stop_reason import StopReason
 from tests.helpers.tiny_models import language_model, plain_logits
 
@@ -98,8 +98,10 @@ def rewards() -> dict[str, RewardModel]:
         "sum": SumReward([worth, graded], [0.5, 2.0]),
         "product": ProductReward([worth, verifier, graded], [1.0, 1.0, 0.5]),
         "judge": JudgeReward(tabular(), prompt=lambda problem, answer: answer.strip(";") or "b", yes="a", no="b", partial=True),
-        "self-certainty": SelfCertainty(stop=";"),
-        "entropy": SelfCertainty("entropy", stop=";"),
+        "confidence": Confidence(),
+        "entropy": Confidence("entropy"),
+        "self-certainty": Confidence("kl"),
+        "windows": Confidence("top-k", k=2, window=2),
     }
 
 
@@ -339,10 +341,10 @@ def test_words_that_a_judge_cannot_say():
         JudgeReward(tabular(), yes=0, no=4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- self-certainty
+# -------------------------------------------------------------------------------------------------------------------- confidence
 
 
-def test_self_certainty_of_a_table():
+def test_confidence_of_a_table():
     lm = tabular()
     context = lm.start("a").expand((3,)).extend(torch.tensor([[0, 2], [1, 1], [3, PAD]]), stop=";")
     context = context.extend(torch.tensor([[1, 3], [2, PAD], [PAD, PAD]]), stop=";")
@@ -353,22 +355,22 @@ def test_self_certainty_of_a_table():
         return sum(float(logp[a, b]) for a, b in zip(path, tokens, strict=False)) / len(tokens)
 
     c = torch.tensor([[mean(0, 0, 2), mean(2, 1, 3)], [mean(0, 1, 1), mean(1, 2)], [mean(0, 3), mean(0, 3)]])
-    z = SelfCertainty(stop=";").step_log_odds(context)
+    z = Confidence().step_log_odds(context)
     torch.testing.assert_close(torch.nn.functional.logsigmoid(z), c, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(z, torch.logit(c.double().exp()).float(), atol=1e-5, rtol=1e-5)
     entropy = torch.distributions.Categorical(logits=lm.logits).entropy()
     minus = -torch.stack([entropy[[0, 0]].mean(), entropy[[0, 1]].mean(), entropy[0]])
-    z = SelfCertainty("entropy", stop=";").step_log_odds(context)
+    z = Confidence("entropy").step_log_odds(context)
     torch.testing.assert_close(torch.nn.functional.logsigmoid(z[:, 0]), minus, atol=1e-5, rtol=1e-5)
     assert float(torch.nn.functional.logsigmoid(z)[1, 1]) == pytest.approx(-float(entropy[1]), abs=1e-5)
-    with pytest.raises(ValueError, match="unknown measure 'entrop'; did you mean 'entropy'"):
-        SelfCertainty("entrop")
-    tempered = SelfCertainty(stop=";", temperature=0.5).step_log_odds(context)
+    with pytest.raises(ValueError, match="unknown kind 'entrop'; did you mean 'entropy'"):
+        Confidence("entrop")
+    tempered = Confidence(temperature=0.5).step_log_odds(context)
     assert float(torch.nn.functional.logsigmoid(tempered)[2, 0]) == pytest.approx(float((lm.logits * 2).log_softmax(-1)[0, 3]), abs=1e-5)
 
 
-def test_self_certainty_of_a_transformer():
-    lm, reward = language_model(), SelfCertainty()
+def test_confidence_of_a_transformer():
+    lm, reward = language_model(), Confidence()
     torch.manual_seed(0)
     context = lm.start("What is 12 + 30?")
     for _ in range(3):
@@ -380,14 +382,6 @@ def test_self_certainty_of_a_transformer():
             if end > start:
                 each = [float(log_probs[at - 1, int(sequence.tokens[at])]) for at in range(start, end)]
                 assert float(z[i, t]) == pytest.approx(sum(each) / len(each), abs=1e-4)
-
-
-def test_self_certainty_needs_the_stop_of_the_steps():
-    context = tabular().start("a").expand((2,)).extend(torch.tensor([[2, PAD], [0, 0]]), stop=";")
-    SelfCertainty(stop=";").step_log_odds(context)
-    for measure in ("log_prob", "entropy"):
-        with pytest.raises(ValueError, match=r"step 0 of sequence \(0,\) has probability zero .*needs the stop"):
-            SelfCertainty(measure, stop="b").step_log_odds(context)
 
 
 def test_splitting_a_step_off():
@@ -430,7 +424,7 @@ def test_smc_with_the_demo_model():
     wanted = found[-1]
     verifier = FunctionReward(lambda _, text: extract_answer(text) == wanted)
     pyro.set_rng_seed(0)
-    posterior = SMC(solve(ProductReward([SelfCertainty(), verifier])), num_particles=16, ess_threshold=0.5).run(problem)
+    posterior = SMC(solve(ProductReward([Confidence(), verifier])), num_particles=16, ess_threshold=0.5).run(problem)
     assert bool(torch.isfinite(posterior.log_evidence))
     kept = [sequence for sequence, weight in zip(posterior.value, posterior.weights.tolist(), strict=True) if weight > 0]
     assert kept and all(extract_answer(sequence.text) == wanted for sequence in kept if bool(sequence.done))

@@ -53,7 +53,7 @@ def test_problems_and_verdicts(gym: None) -> None:
     assert problems[1].answer != "26"  # a comparison as text would call it wrong
     assert verifier.description == {
         "task": "reasoning-gym:sums",
-        "options": {"base": 16, "seed": 4, "size": 500},  # the defaults too
+        "options": {"seed": 4, "size": 500},  # the others are the defaults of this version
         "version": "9.9",
     }
     assert len(list(task.problems(2))) == 2 and [p.text for p in load_problems("reasoning-gym:sums", limit=1)] == [
@@ -85,6 +85,14 @@ def test_problems_travel_as_names(gym: None) -> None:
         check=True,
     )
     assert json.loads(done.stdout) == [True, True, False]
+
+
+def test_configurations_that_json_does_not_hold_and_problems_that_cannot_be_made(gym: None) -> None:
+    task = open_task("reasoning-gym:days", {"level": "difficulty"})
+    (problem,) = task.problems(1)
+    assert "after 2000-01-02" in problem.text and problem.metadata == {"level": 1.5} and problem.is_right("2") and not problem.is_right("3")
+    with pytest.raises(ValueError, match="problem 1: RuntimeError: no more days"):
+        list(task.problems(2))
 
 
 def test_a_verifier_that_does_not_end(gym: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +162,7 @@ def test_all_kinds_are_tasks(gym: None) -> None:
     assert all(isinstance(task, Task) for task in (DemoTask(), RowTask([]), ReasoningGymTask("sums")))
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "countdown", "graph_color", "word_ladder"])
+@pytest.mark.parametrize("name", ["chain_sum", "countdown", "graph_color", "gsm_symbolic", "time_intervals", "word_ladder"])
 def test_the_library_itself(name: str) -> None:
     """Where it is installed: with one right answer, several, no known one, and problems that follow the order of a set."""
     pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (extra: reasoning-gym)")

@@ -1,4 +1,4 @@
-"""SelfCertainty takes what sampling had: the numbers of a second pass without the pass."""
+"""Confidence takes what sampling had: the numbers of a second pass without the pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import PAD, SMC, BestOfN, LLMStep, SelfCertainty, StepProposal, SumReward, TransformersLM, reasoning
+from ppl_llm import PAD, SMC, BestOfN, Confidence, LLMStep, StepProposal, SumReward, TransformersLM, reasoning
 from ppl_llm.context import Context
 from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.cost import CostMeter
@@ -19,6 +19,7 @@ from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.decoding.device_loop import DeviceLoop
 from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
+from ppl_llm.reward.confidence import MEASURES
 from tests.helpers.tape import tape
 from tests.helpers.tiny_models import causal_lm, tokenizer
 
@@ -43,9 +44,9 @@ def uncached() -> TransformersLM:
     return lm
 
 
-def second_pass(reward: SelfCertainty, context: Context) -> Tensor:
+def second_pass(reward: Confidence, context: Context) -> Tensor:
     """The same reward of the same steps, of which nothing is known."""
-    again = SelfCertainty(reward.measure, stop=reward.options.stop, temperature=reward.options.temperature)
+    again = Confidence(reward.kind, window=reward.window, over=reward.over, temperature=reward.temperature)
     return again.step_log_odds(replace(context, cache_entries={}))
 
 
@@ -64,19 +65,19 @@ def sampled(lm: TransformersLM, reward: Any, options: StepOptions, steps: int = 
 
 
 @pytest.mark.parametrize("make", [plain, looping, uncached])
-@pytest.mark.parametrize("measure", ["log_prob", "entropy"])
+@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("own", [1.0, 0.6])
 @pytest.mark.parametrize("warp", [{}, {"temperature": 0.8, "top_p": 0.9, "top_k": 30}], ids=["plain", "warped"])
 def test_scores_are_those_of_a_second_pass(make: Any, measure: str, own: float, warp: dict[str, Any]) -> None:
     """At any temperature of the reward and of the steps; log-odds agree to 1e-4, and no pass is made."""
-    lm, reward = make(), SelfCertainty(measure, stop=STOP, temperature=own)
+    lm, reward = make(), Confidence(measure, temperature=own)
     context = sampled(lm, reward, StepOptions(stop=STOP, max_tokens=12, **warp))
     assert (context.reasons[:, :3] != 0).any() and len({int(n) for n in context.lengths}) > 2
     torch.testing.assert_close(reward.step_log_odds(context), second_pass(reward, context), atol=1e-4, rtol=1e-4)
 
 
 def test_parts_of_combined_and_calibrated_rewards() -> None:
-    parts = [SelfCertainty(stop=STOP), SelfCertainty("entropy", stop=STOP, temperature=0.5)]
+    parts = [Confidence(), Confidence("entropy", temperature=0.5)]
     reward = CalibratedReward(SumReward(parts), Calibration(2.0, 0.1))
     context = sampled(plain(), reward, StepOptions(stop=STOP, max_tokens=12))
     expected = reward.calibration(second_pass(parts[0], context) + second_pass(parts[1], context))
@@ -85,7 +86,7 @@ def test_parts_of_combined_and_calibrated_rewards() -> None:
 
 def test_steps_that_were_given_cost_a_pass_and_are_right() -> None:
     """A step of two of four sequences is another one than was sampled, and a step is given whose tokens are those of the one before."""
-    lm, reward, options = plain(), SelfCertainty(stop=STOP), StepOptions(stop=STOP, max_tokens=12)
+    lm, reward, options = plain(), Confidence(), StepOptions(stop=STOP, max_tokens=12)
     torch.manual_seed(0)
     context = lm.start(PROBLEM)
     reward.prepare(context)
@@ -103,10 +104,10 @@ def test_rejects_sums_that_are_taken_by_their_tokens_alone(monkeypatch: pytest.M
     kept = token_figures.kept
 
     def careless(context: Context, figure: Any, lengths: Tensor, tokens: Tensor) -> Any:
-        entry = next((entry for entry in context.cache_entries.values() if "sum" in entry.tensors), None)
+        entry = next((entry for entry in context.cache_entries.values() if "tokens" in entry.tensors), None)
         return kept(context, figure, lengths if entry is None else entry.tensors["lengths"], tokens)
 
-    monkeypatch.setattr("ppl_llm.reward.self_certainty.kept", careless)
+    monkeypatch.setattr("ppl_llm.reward.confidence.kept", careless)
     with pytest.raises(AssertionError):
         test_steps_that_were_given_cost_a_pass_and_are_right()
 
@@ -114,7 +115,7 @@ def test_rejects_sums_that_are_taken_by_their_tokens_alone(monkeypatch: pytest.M
 def test_another_model_that_proposes_does_not_answer_for_the_target() -> None:
     """Tokens drawn by a proposal of another language model have the figures of neither; the scores are the target's."""
     lm, other = plain(), TransformersLM(causal_lm(max_position_embeddings=200, seed=1), tokenizer(), device_loop=False)
-    reward = SelfCertainty(stop=STOP)
+    reward = Confidence()
     model = reasoning(lm, reward, max_steps=3, stop=STOP, max_tokens=8)
     pyro.set_rng_seed(0)
     posterior = SMC(model, 6, ess_threshold=1.0, proposals=StepProposal(lm=other)).run(PROBLEM)
@@ -128,10 +129,10 @@ def totals(prm: Any, algorithm: Any) -> dict[str, float]:
     return dict(algorithm(reasoning(lm, prm, max_steps=4, stop=STOP, max_tokens=10)).run(PROBLEM).cost)
 
 
-@pytest.mark.parametrize("measure", ["log_prob", "entropy"])
+@pytest.mark.parametrize("measure", ["log-prob", "entropy", "top-k:16", "kl:16:bottom", "margin:16:tail", "log-prob:mean"])
 def test_a_run_with_the_reward_makes_the_passes_of_one_without(measure: str) -> None:
     """Issue of the published models: 1,299 tokens were prefilled for 1,217 sampled; here as many as without a reward."""
-    bare, rewarded = totals(None, lambda m: BestOfN(m, 8)), totals(SelfCertainty(measure, stop=STOP), lambda m: BestOfN(m, 8))
+    bare, rewarded = totals(None, lambda m: BestOfN(m, 8)), totals(Confidence.parse(measure), lambda m: BestOfN(m, 8))
     assert bare["tokens_sampled"] == rewarded["tokens_sampled"] > 100
     assert {name: bare[name] for name in PASSES} == {name: rewarded[name] for name in PASSES}
 
@@ -139,7 +140,7 @@ def test_a_run_with_the_reward_makes_the_passes_of_one_without(measure: str) -> 
 def test_programs_that_share_batches() -> None:
     """Two programs with other rewards, one without any, in the same forward passes: as alone."""
     lm = plain()
-    rewards = [SelfCertainty(stop=STOP), None, SelfCertainty("entropy", stop=STOP, temperature=0.7)]
+    rewards = [Confidence(), None, Confidence("entropy", temperature=0.7)]
     models = [reasoning(lm, reward, max_steps=3, stop=STOP, max_tokens=8) for reward in rewards]
 
     def program(model: Any, seed: int) -> Any:
@@ -157,7 +158,7 @@ def test_programs_that_share_batches() -> None:
 
 
 def test_a_program_written_by_hand_pays_for_its_first_step_only() -> None:
-    lm, reward = plain(), SelfCertainty(stop=STOP)
+    lm, reward = plain(), Confidence()
     pyro.set_rng_seed(0)
     context, passes = lm.start(PROBLEM), []
     for _ in range(3):
