@@ -79,7 +79,7 @@ class JointAppend:
             except KeysChanged:
                 self.possible = False
             except Exception as error:  # of one of them: alone, each has its own
-                _log.debug("a shared pass failed, its programs go on by themselves: %s", type(error).__name__)
+                _log.debug("a shared pass failed, its programs are run by themselves: %s", type(error).__name__)
         for request in requests:
             try:
                 request.done(request.call(self._engine.append_alone, *request.arguments))

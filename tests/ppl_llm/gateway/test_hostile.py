@@ -200,7 +200,7 @@ def test_keys_take_as_long_whatever_is_wrong_with_them(monkeypatch: pytest.Monke
 
 
 def test_the_clock_of_a_full_queue_is_told() -> None:
-    """429 says when to come again, and whoever comes then is answered."""
+    """429 says when to come again, and a client that does is answered."""
     with running(concurrent=1, queue=0) as up, ThreadPoolExecutor(4) as pool:
         replies = list(pool.map(lambda seed: up.chat(model="demo:smc-8", seed=seed), range(4)))
         refused = [reply for reply in replies if reply.status_code == 429]
