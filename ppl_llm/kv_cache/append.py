@@ -32,9 +32,7 @@ class Append:
     :ivar Tensor outputs: ``[u, K, V]``, once there are any.
     """
 
-    def __init__(
-        self, owner: int, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor
-    ) -> None:
+    def __init__(self, owner: int, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> None:
         self.cache, self._rows, self._tokens, self._lengths, self._wanted = cache, rows, tokens, lengths, wanted
         self._places, starts, stops = torch.stack([rows, held, lengths]).tolist()
         self.size, self.longest = sum(stops) - sum(starts), max(stops)
