@@ -27,8 +27,8 @@ def load(server: Running) -> None:
     assert server.chat(temperature="hot").status_code == 400
     assert server.chat(model="demo:smc-64", ppl={"deadline": 0.001}).status_code == 504
     assert server.http.get("/runs/nothing").status_code == 404
-    with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream:
-        assert next(stream.iter_lines())
+    with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as opened:
+        assert next(opened.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
         server.http.post("/v1/chat/completions", json=body(), timeout=0.3)
     until(server.idle)
