@@ -64,6 +64,11 @@ class Program:
         self._thread = threading.Thread(target=variables.run, args=(self._main,), name="ppl_llm program", daemon=True)
 
     @property
+    def runs_here(self) -> bool:
+        """Whether this is its thread, where it can wait; parts of it may run in that of a service."""
+        return threading.current_thread() is self._thread
+
+    @property
     def finished(self) -> bool:
         return self._thread.ident is not None and not self._thread.is_alive()
 

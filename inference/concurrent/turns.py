@@ -66,6 +66,8 @@ class Turns:
         program.proceed()
         if program.finished:
             yield program
+        elif _request(program).sequences == 0:  # needs no place in a batch
+            self._served.append(program)
         else:
             self._queued.append(program)
 

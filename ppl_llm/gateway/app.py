@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -25,6 +26,8 @@ from .hang_up import ClientGone, EventStream, HangUp
 _log = logging.getLogger(__name__)
 
 _STARTED = int(time.time())
+_BODY_SECONDS = 30.0
+"""In which a request's body must have come."""
 _GONE = 499
 """Status in the log of a request whose client has hung up."""
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
@@ -137,17 +140,28 @@ async def _after(first: bytes, source: AsyncIterator[bytes]) -> AsyncIterator[by
 async def _body(request: Request, most: int) -> Any:
     """Decoded JSON.
 
-    :raises ApiError: for a body that is too long, or no JSON.
+    :raises ApiError: for a body that is too long, takes too long, or is no JSON.
     """
+    try:
+        data = await asyncio.wait_for(_data(request, most), _BODY_SECONDS)
+    except TimeoutError as error:
+        raise ApiError(408, "the body took too long", code="body_timeout", headers={"Connection": "close"}) from error
+    try:
+        body = json.loads(data, parse_constant=_no_constant)
+        if b"\\u" in data:  # half a character, which JSON can write and no text can hold
+            json.dumps(body, ensure_ascii=False).encode()
+        return body
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the body is no JSON that can be read", code="invalid_json") from error
+
+
+async def _data(request: Request, most: int) -> bytes:
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > most:
             raise too_long(most)
-    try:
-        return json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "the body is no JSON that can be read", code="invalid_json") from error
+    return bytes(data)
 
 
 def _no_constant(name: str) -> Any:
@@ -190,6 +204,9 @@ class _Counted:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception as error:  # answered and logged before; the server would log what it says, too
+            if status == _GONE:
+                log_failure(error)
         finally:
             route, seconds = _route(scope["path"]), time.perf_counter() - began
             self._gateway.metrics.requests.labels(route, str(status)).inc()

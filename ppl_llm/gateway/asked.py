@@ -43,6 +43,13 @@ _WHY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
 
+_LEAST = 1e-6
+"""Temperatures and ``top_p`` below are as good as 0: logits divided by them leave the range of float32."""
+
+_LONGEST_REGEX, _MOST_CHOICES, _LONGEST_SCHEMA = 1000, 1000, 20_000
+"""Bounds on constraints, which are compiled while other requests wait: a schema of 5000 properties takes seconds."""
+_LONGEST_REASON = 500
+
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_SAYS_NOTHING = ("name", "type", "refusal")
 
@@ -87,7 +94,8 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
         raise ApiError(400, "you must provide a model, see /v1/models", param="model", code="missing_parameter")
     own = Fields(fields.raw("ppl", {}), "ppl.")
     choice = catalogue.choose(model, own)
-    catalogue.check(choice)
+    constraint = _constraint(fields, own, choice, chat)
+    catalogue.check(choice, constrained=constraint is not None)
     options = _options(fields, own, limits)
     streams = fields.flag("stream")
     stream_options = Fields(fields.raw("stream_options", {}), "stream_options.")
@@ -107,7 +115,7 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
         usage=usage,
         details=own.flag("progress"),
         deadline=own.number("deadline", 0.001, limits.deadline) or limits.deadline,
-        constraint=_constraint(fields, choice) if chat else None,
+        constraint=constraint,
         options=options,
     )
     fields.ignore(_SAY_NOTHING)
@@ -147,7 +155,7 @@ def _options(fields: Fields, own: Fields, limits: Limits) -> dict[str, Any]:
             found["max_tokens_completion"] = fields.integer(name, 1, limits.tokens)
     options = {name: value for name, value in found.items() if value is not None}
     for name in ("temperature", "top_p"):
-        if options.get(name) == 0:  # the likeliest token every time
+        if options.get(name, 1) < _LEAST:  # the likeliest token every time
             options |= {"top_k": 1, name: 1.0}
     return options
 
@@ -217,8 +225,36 @@ def _prompts(fields: Fields, limits: Limits) -> tuple[Any, ...]:
     return tuple(PlainText(each) for each in prompts)
 
 
-def _constraint(fields: Fields, choice: Choice) -> Constraint | None:
-    """Of ``response_format``."""
+def _constraint(fields: Fields, own: Fields, choice: Choice, chat: bool) -> Constraint | None:
+    """Of ``response_format`` and ``ppl.constraint``, all of what is given at once."""
+    from ..constraints.choice import constraint_of
+
+    schema = _response_format(fields) if chat else None
+    given = Fields(own.raw("constraint", {}), own.name("constraint."))
+    regex, choices = given.text("regex"), given.raw("choices")
+    given.finish()
+    if regex is not None and not 0 < len(regex) <= _LONGEST_REGEX:
+        raise bad_value(given.name("regex"), f"{given.name('regex')} must have 1 to {_LONGEST_REGEX} characters")
+    if choices is not None and not (
+        isinstance(choices, list) and 0 < len(choices) <= _MOST_CHOICES and all(isinstance(each, str) and each for each in choices)
+    ):
+        raise bad_value(given.name("choices"), f"{given.name('choices')} must be a list of 1 to {_MOST_CHOICES} texts")
+    if schema is None and regex is None and choices is None:
+        return None
+    blamed = "response_format" if schema is not None else own.name("constraint")
+    if not choice.method.proposes:
+        raise unsupported(blamed, f"method {choice.method.name} weighs no proposals; choose smc or importance")
+    text = None if schema is None else json.dumps(schema)
+    if text is not None and len(text) > _LONGEST_SCHEMA:
+        raise bad_value(blamed, f"{blamed} must hold a schema of at most {_LONGEST_SCHEMA} characters here, got {len(text)}")
+    try:
+        return constraint_of(text, regex, choices)
+    except ValueError as error:
+        raise bad_value(blamed, str(error)[-_LONGEST_REASON:]) from error
+
+
+def _response_format(fields: Fields) -> Any:
+    """A JSON schema, ``None`` for any text."""
     form = Fields(fields.raw("response_format", {"type": "text"}), "response_format.")
     kind = form.text("type")
     readers: dict[str, Callable[[], Any]] = {
@@ -230,18 +266,7 @@ def _constraint(fields: Fields, choice: Choice) -> Constraint | None:
         raise bad_value("response_format.type", f"response_format.type must be one of {', '.join(readers)}")
     schema = readers[kind]()
     form.finish()
-    if schema is None:
-        return None
-    if not choice.method.proposes:
-        raise unsupported("response_format", f"method {choice.method.name} weighs no proposals; choose smc or importance")
-    from ..constraints import JsonSchema
-
-    try:
-        return JsonSchema(json.dumps(schema))
-    except ImportError as error:
-        raise unsupported("response_format", str(error)) from error
-    except ValueError as error:
-        raise bad_value("response_format", str(error)) from error
+    return schema
 
 
 def _schema(fields: Fields) -> Any:

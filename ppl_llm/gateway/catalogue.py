@@ -125,11 +125,12 @@ class Catalogue:
         except ApiError as error:
             raise ValueError(error.message) from error
 
-    def check(self, choice: Choice) -> None:
+    def check(self, choice: Choice, constrained: bool = False) -> None:
         """
+        :param bool constrained: whether a constraint weighs the solutions, where no reward does.
         :raises ApiError: for a method that needs a reward where there is none, or for too many solutions side by side.
         """
-        if choice.method.needs_reward(choice.model_options.get("power")) and not self._scored:
+        if choice.method.needs_reward(choice.model_options.get("power")) and not self._scored and not constrained:
             raise ApiError(400, f"method {choice.method.name} needs a reward model, and this server has none", param="model")
         sizes = {o.name: choice.options.get(o.name, o.default) for o in choice.method.options if o.side_by_side}
         total = 1

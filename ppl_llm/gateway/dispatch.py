@@ -168,6 +168,7 @@ class Dispatcher:
 
     def close(self) -> None:
         self.draining = True
+        self.stop_all()
         self._programs.close()
 
     def _count(self, timed: _Timed, future: Future[Outcome]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -88,7 +88,7 @@ class Fields:
         if not isinstance(value, wanted) or (isinstance(value, bool) and option.kind is not bool):
             raise bad_value(name, f"{name} must be {words}, got {_kind(value)}")
         if option.kind is float:
-            if not math.isfinite(value):
+            if not abs(value) <= sys.float_info.max:
                 raise bad_value(name, f"{name} must be finite")
             value = float(value)
         if option.kind is int and value > _MOST:

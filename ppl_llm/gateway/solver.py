@@ -188,19 +188,19 @@ class Solver:
         return [_solution(context[n], float(weights[n])) for n in chosen]
 
     def _reasons(self, asked: Asked, model: ReasoningModel, posterior: ParticlePosterior, seed: int, stopped: str | None) -> dict[str, Any]:
-        found = posterior.diagnostics()
         answers = list(posterior.answers(self.served.equivalent).probs.items())[:_ANSWERS]
         settings = asked.choice.method.settled(model, asked.choice.options)
         told = {
+            **posterior.diagnostics(),
             "method": asked.choice.method.name,
             "preset": model.preset.name,
+            "power": model.power,
             "options": settings,
             "seed": seed,
             "answer": model.choose(posterior, self.served.equivalent),
             "answers": [{"answer": answer, "probability": probability} for answer, probability in answers],
             "estimates_posterior": posterior.estimates_posterior,
             "unit": posterior.unit,
-            **found,
             "cost": dict(posterior.cost),
             "stopped": stopped,
         }

@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .joint_append import PackedParts
 from .joint_pass import Parts
 from .packing import Segments
 
@@ -33,7 +34,7 @@ def packed_sdpa(
     s_aux: Tensor | None = None,
     segments: Segments | None = None,
     shared: int = 0,
-    parts: Parts | None = None,
+    parts: Parts | PackedParts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention in which the query heads of one key head are folded into the query length.
@@ -56,9 +57,9 @@ def packed_sdpa(
         raise ValueError(f"the attention of {type(module).__name__} uses 'position_bias', which is not supported")
     if parts is not None and attention_mask is not None:
 
-        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, common: int) -> Tensor:
-            common = common if shared else 0
-            return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux, shared=common)[0]
+        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **own: Any) -> Tensor:
+            own = own if shared or "shared" not in own else {}
+            return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux, **own)[0]
 
         return parts.attend(attention, query, key, attention_mask), None
     if segments is not None and attention_mask is not None and softcap is None and s_aux is None and worth_padding(query):

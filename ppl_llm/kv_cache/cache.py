@@ -33,6 +33,7 @@ class KVCache:
     def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:
         self.max_length = max_length
         self.version = 0
+        self._weighed, self._num_bytes = (-1, False), 0
         self._writes = Writes()
         self._layers = [KVCacheLayer(self._writes) for _ in range(num_layers)]
         self.hf_cache = Cache(layers=self._layers)
@@ -52,8 +53,12 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        stores = [store for layer in self._layers if layer.is_initialized for store in (layer.keys, layer.values)]
-        return sum(store.numel() * store.element_size() for store in [*stores, self.tokens, self.lengths])
+        now = self.version, self._layers[-1].is_initialized
+        if now != self._weighed:  # asked of every KV cache after every step, and hardly ever another one
+            stores = [store for layer in self._layers if layer.is_initialized for store in (layer.keys, layer.values)]
+            self._num_bytes = sum(store.numel() * store.element_size() for store in [*stores, self.tokens, self.lengths])
+            self._weighed = now
+        return self._num_bytes
 
     def reserve(self, num_rows: int, columns: int, spare: bool = True) -> None:
         """Make room for at least so many rows and columns.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..inference.cost import count
 from ..threads import SpinWatch
+from .append import Append
 from .cache import KVCache
 from .memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments, take
@@ -52,8 +53,7 @@ class CacheEngine:
         device: torch.device,
     ) -> None:
         self.forward = forward
-        self._tokens_counter = tokens_counter
-        self._counters = (f"{name}_forwards", f"{name}_seconds")
+        self.tokens_counter, self.counters = tokens_counter, (f"{name}_forwards", f"{name}_seconds")
         self.device = device
         self.pool = KVCachePool(lambda: KVCache(num_layers, max_length, device), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
@@ -110,7 +110,7 @@ class CacheEngine:
         """Count a forward pass whose call began at a ``time.perf_counter()``, and give its seconds."""
         # Wall time of the call: on an accelerator the work may still be queued, waiting for it here would cost more than it tells.
         seconds = time.perf_counter() - began
-        count(**{self._counters[0]: 1, self._counters[1]: seconds})
+        count(**{self.counters[0]: 1, self.counters[1]: seconds})
         return seconds
 
     def _in_parts(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, size: int) -> Tensor:
@@ -151,45 +151,33 @@ class CacheEngine:
         :param Tensor wanted: ``[u, K]`` positions of the tokens whose outputs are wanted.
         :returns: outputs ``[u, K, V]``.
         """
-        places, starts, stops = torch.stack([rows, held, lengths]).tolist()
-        count(**{self._tokens_counter: sum(stops) - sum(starts)})
-        one_each = all(stop == start + 1 for start, stop in zip(starts, stops, strict=True))
-        fits = len(places) <= min(_FORWARD_TOKENS, _MASK_ELEMENTS // max(stops))
-        outputs: Tensor | None = None
-        waiting: list[Segment] = []
-        if one_each and fits and places == list(range(len(places))):
+        append = Append(0, cache, rows, tokens, lengths, held, wanted)
+        count(**{self.tokens_counter: append.size})
+        fits = len(rows) <= min(_FORWARD_TOKENS, _MASK_ELEMENTS // append.longest)
+        if append.one_each and fits and append.in_first_rows:
             positions = held[:, None]
-            mask = cache.place(None, positions, max(stops))
+            mask = cache.place(None, positions, append.longest)
             outputs = self.run(cache, tokens.gather(1, positions), positions, mask, 1).expand(-1, wanted.shape[1], -1)
-        else:
-            waiting = [Segment(place, start, stop) for place, start, stop in zip(places, starts, stops, strict=True)]
-            waiting.sort(key=lambda segment: segment.start)
-            by_row = torch.zeros(cache.num_rows, dtype=torch.long, device=self.device)
-            by_row[rows] = torch.arange(len(rows), device=self.device)
-        while waiting:
-            segments, left = self._packed(waiting)
-            member = by_row[segments.rows]
-            ids = tokens[member, segments.positions]
-            token, column = (wanted[member] == segments.positions[:, None]).nonzero(as_tuple=True)
+            append.finish()
+            return outputs
+        while append.waiting:
+            taken, left = self.packed(append.waiting)
+            segments = Segments(taken, self.device)
+            ids, place = append.ids(segments), append.wanted_of(segments)
             cache.place_packed(segments)
             try:
-                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, token.tolist(), segments=segments)[0]
+                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), segments=segments)[0]
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise
                 if not self.pool.release_others(cache):
                     self.at_once.halve(len(ids), error)
                 continue
-            if outputs is None:
-                outputs = found.new_zeros(*wanted.shape, found.shape[-1])
-            outputs[member[token], column] = found
-            waiting = left
-        assert outputs is not None
-        cache.tokens[rows, : tokens.shape[1]] = tokens
-        cache.lengths[rows] = lengths
-        return outputs
+            append.put(place, found)
+            append.waiting = left
+        append.finish()
+        return append.outputs
 
-    def _packed(self, waiting: list[Segment]) -> tuple[Segments, list[Segment]]:
+    def packed(self, waiting: list[Segment]) -> tuple[list[Segment], list[Segment]]:
         """What the next forward pass may run, and what is left."""
-        taken, left = take(waiting, self.at_once.allowed(_FORWARD_TOKENS), _MASK_ELEMENTS)
-        return Segments(taken, self.device), left
+        return take(waiting, self.at_once.allowed(_FORWARD_TOKENS), _MASK_ELEMENTS)

@@ -35,40 +35,64 @@ class Part(NamedTuple):
     shared: int = 0
 
 
-class Parts:
-    """What a forward pass and its attention function need to know of them.
+class JointWrites:
+    """Where several KV caches keep the keys of one forward pass.
 
+    :param caches: in the order in which their tokens lie in the pass.
     :ivar int stop: columns of the mask, and ``capacity``, as there are no others.
+    """
+
+    def __init__(self, caches: Sequence[KVCache], stop: int) -> None:
+        self._caches, self.stop, self.capacity = caches, stop, stop
+        self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
+
+    @property
+    def hf_cache(self) -> Cache:
+        """What the model's forward is given."""
+        return Cache(layers=[_JointLayer(self, index) for index in range(len(self._caches[0].hf_cache.layers))])
+
+    def split(self, states: Tensor) -> Sequence[Tensor]:
+        """Queries, keys or values of a pass, cache by cache."""
+        raise NotImplementedError
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values of a layer where they belong; they stand for all keys until :meth:`views`."""
+        each = zip(self._caches, self.split(key), self.split(value), strict=True)
+        views = [cache.hf_cache.layers[layer].update(keys, values) for cache, keys, values in each]
+        self._views[id(key)] = key, views  # with the key, so that no other gets its id
+        return key, value
+
+    def views(self, key: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each KV cache.
+
+        :raises KeysChanged: for keys that :meth:`store` did not return.
+        """
+        if id(key) not in self._views:
+            raise KeysChanged("the model's attention function got other keys than its cache gave")
+        return self._views[id(key)][1]
+
+
+class Parts(JointWrites):
+    """What a forward pass over a token of each sequence and its attention function need to know.
+
     :ivar list shared: ``shared`` of each part.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self._caches = [part.cache for part in parts]
-        ends = torch.tensor([len(part.ids) for part in parts]).cumsum(0).tolist()
-        self._rows = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-        self.stop = self.capacity = max(part.mask.shape[-1] for part in parts)
+        super().__init__([part.cache for part in parts], max(part.mask.shape[-1] for part in parts))
+        self._sizes = [len(part.ids) for part in parts]
         self.shared = [part.shared for part in parts]
-        self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
 
-    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values ``[A, kv_heads, 1, D]`` of a layer where they belong; they stand for all keys until :meth:`attend`."""
-        views = [cache.hf_cache.layers[layer].update(key[rows], value[rows]) for cache, rows in zip(self._caches, self._rows, strict=True)]
-        self._views[id(key)] = key, views  # with the key, so that no other gets its id
-        return key, value
+    def split(self, states: Tensor) -> Sequence[Tensor]:
+        return states.split(self._sizes)
 
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Attention of each KV cache's sequences over its own keys: ``[A, 1, heads, D]``.
 
         :param attention: called with queries, keys, values, mask and ``shared`` of one cache.
-        :raises KeysChanged: for keys that :meth:`store` did not return.
         """
-        if id(key) not in self._views:
-            raise KeysChanged("the model's attention function got other keys than its cache gave")
-        _, views = self._views[id(key)]
-        found = [
-            attention(query[rows], keys, values, mask[rows, ..., : keys.shape[2]], shared)
-            for rows, (keys, values), shared in zip(self._rows, views, self.shared, strict=True)
-        ]
+        each = zip(self.split(query), self.views(key), self.split(mask), self.shared, strict=True)
+        found = [attention(query, keys, values, mask[..., : keys.shape[2]], shared=shared) for query, (keys, values), mask, shared in each]
         return torch.cat(found)
 
 
@@ -77,19 +101,19 @@ class _JointLayer(RaggedLayer):
 
     is_initialized = True
 
-    def __init__(self, parts: Parts, index: int) -> None:
+    def __init__(self, writes: JointWrites, index: int) -> None:
         super().__init__()
-        self._parts, self._index = parts, index
+        self._writes, self._index = writes, index
 
     @property
-    def columns(self) -> Parts:
-        return self._parts
+    def columns(self) -> JointWrites:
+        return self._writes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """KV caches have been made before."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        return self._parts.store(self._index, key_states, value_states)
+        return self._writes.store(self._index, key_states, value_states)
 
 
 class JointPass:
@@ -139,7 +163,7 @@ class JointPass:
             input_ids=torch.cat([part.ids for part in group]),
             attention_mask=(torch.arange(parts.stop, device=positions.device) <= positions[..., None])[:, None],
             position_ids=positions,
-            cache=Cache(layers=[_JointLayer(parts, index) for index in range(len(group[0].cache.hf_cache.layers))]),
+            cache=parts.hf_cache,
             use_cache=True,
             logits_to_keep=1,
             parts=parts,

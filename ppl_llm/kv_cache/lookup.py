@@ -23,7 +23,7 @@ class CacheLookup:
 
     :ivar Tensor tokens: ``[U, L]``, row ``u`` of the cache is for sequence ``u``; padded with ``PAD``.
     :ivar Tensor lengths: ``[U]``.
-    :ivar Tensor reused: ``[U]`` leading tokens that the row held already.
+    :ivar Tensor reused: ``[U]`` leading tokens that the row holds.
     :ivar Tensor row_of: ``[A]`` the row of each requested sequence.
     :ivar Tensor repeated: ``[A]`` whether an earlier one is identical.
     """
@@ -49,6 +49,7 @@ class CacheLookup:
         """
         rows = torch.arange(self.num_rows, device=self.engine.device)
         outputs = self.engine.append(self.cache, rows, self.tokens, self.lengths, self.reused, wanted)
+        self.reused = self.lengths
         self.engine.pool.trim()
         return outputs
 
@@ -68,7 +69,7 @@ class CacheLookup:
         row_of = torch.where(self.repeated, self.num_rows - 1 + self.repeated.cumsum(0), self.row_of)
         copies = self.repeated.nonzero()[:, 0]
         source = self.row_of[copies]
-        self.cache.copy(source, row_of[copies], self.lengths[source])
+        self.cache.copy(source, row_of[copies], self.reused[source])
         return row_of
 
 

@@ -20,11 +20,13 @@ class Segment(NamedTuple):
     :ivar int row: the cache row of the sequence.
     :ivar int start: first position.
     :ivar int stop: one more than the last position.
+    :ivar int owner: the number of the KV cache, in a pass over several.
     """
 
     row: int
     start: int
     stop: int
+    owner: int = 0
 
     @property
     def size(self) -> int:
@@ -57,6 +59,7 @@ class Segments:
     """What a forward pass over packed tokens needs to know of them.
 
     :param segments: in the order of the tokens.
+    :param lowest: the first position that the attention mask has a row for; by default the first of them.
     :ivar list bounds: for each of them its row, where its tokens begin and end in the pass, and how many tokens its sequence then holds.
     :ivar Tensor rows: ``[T]`` the row of each token.
     :ivar Tensor positions: ``[T]`` its position.
@@ -64,11 +67,12 @@ class Segments:
     :ivar Tensor mask: ``[1, 1, R, S]``, true where a position may be seen.
     """
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device, lowest: int | None = None) -> None:
         sizes = [segment.size for segment in segments]
         ends = torch.tensor(sizes).cumsum(0).tolist()
         self.bounds = [(each.row, end - each.size, end, each.stop) for each, end in zip(segments, ends, strict=True)]
-        self._lowest, highest = min(each.start for each in segments), max(each.stop for each in segments)
+        self._lowest = min(each.start for each in segments) if lowest is None else lowest
+        highest = max(each.stop for each in segments)
         rows, shifts = torch.tensor([(each.row, each.stop - end) for each, end in zip(segments, ends, strict=True)], device=device).T
         repeats = torch.tensor(sizes, device=device)
         self.rows = rows.repeat_interleave(repeats, output_size=ends[-1])

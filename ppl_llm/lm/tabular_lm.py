@@ -113,7 +113,7 @@ class TabularLogits:
         """Logits ``[..., V]`` after the last tokens ``[..., order]``."""
         return self._table[tuple(last.unbind(-1))]
 
-    def decoder(self, context: Context, active: Tensor) -> TabularDecoder:
+    def decoder(self, context: Context, active: Tensor, wait: bool = False) -> TabularDecoder:
         last = self._last_tokens(context, active)
         return TabularDecoder(self, active, last, self.next_logits(last))
 
@@ -132,6 +132,8 @@ class TabularLogits:
 
 class TabularDecoder:
     """A :class:`~ppl_llm.lm.decoding.decoder.Decoder` that knows the last tokens ``[A, order]`` of its sequences."""
+
+    pending = None
 
     def __init__(self, source: TabularLogits, sequences: Tensor, last: Tensor, logits: Tensor) -> None:
         self.sequences, self.logits = sequences, logits

@@ -35,7 +35,9 @@ class CheckedDecoder:
         tokens, lengths = context.tokens.reshape(-1, context.tokens.shape[-1]), context.lengths.flatten().tolist()
         self.texts = {index: tokens[index, : lengths[index]].tolist() for index in active.tolist()}
         assert sorted(inner.sequences.tolist()) == active.tolist()
-        self.check(torch.ones(len(active), dtype=torch.bool))
+        self.pending = inner.pending
+        if self.pending is None:
+            self.check(torch.ones(len(active), dtype=torch.bool))
 
     @property
     def sequences(self) -> Tensor:
@@ -55,8 +57,10 @@ class CheckedDecoder:
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
         for index, token, lives in zip(self.sequences.tolist(), tokens.tolist(), alive.tolist(), strict=True):
-            if lives:
+            if lives and self.pending is None:
                 self.texts[index].append(token)
+            assert self.pending is None or self.texts[index][-1] == token
+        self.pending = None
         self.inner.advance(tokens, alive)
         self.check(alive)
 
@@ -87,8 +91,8 @@ class CheckedLM(TransformersLM):
             assert isinstance(self._source, CachedLogits)
             decoder = self._source.decoder
 
-            def checking(context: Context, active: Tensor) -> Any:
-                return CheckedDecoder(decoder(context, active), self.reference or tiny_reference(), context, active)
+            def checking(context: Context, active: Tensor, wait: bool = False) -> Any:
+                return CheckedDecoder(decoder(context, active, wait), self.reference or tiny_reference(), context, active)
 
             self._source.decoder = checking  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...context import PAD, Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
+from ...inference.cost import count
 from ...kv_cache.attention import pays
 from ...kv_cache.cache import KVCache
 from ...kv_cache.engine import CacheEngine
@@ -35,7 +36,7 @@ class CachedLogits:
         self.engine, self._key, self._vocab_size = engine, key, vocab_size
         self.hidden, self._hidden_engine, self._states_key = hidden, engine.giving(hidden), CacheKey(f"{key.label} states")
 
-    def decoder(self, context: Context, active: Tensor) -> CachedDecoder:
+    def decoder(self, context: Context, active: Tensor, wait: bool = False) -> CachedDecoder:
         tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[active]
         lengths = context.lengths.flatten()[active]
         states = self._states_at_end(context, active, lengths)
@@ -43,18 +44,22 @@ class CachedLogits:
         lookup, rows = self._look_up(self.engine, context, active, tokens, lengths, known, len(active))
         if states is not None and bool((lookup.reused < lookup.lengths).any()):
             states, lookup.reused = None, torch.minimum(lookup.reused, lookup.lengths - 1)
-        logits = lookup.complete(lookup.lengths[:, None] - 1)[:, 0] if states is None else None
+        wait = wait and states is None and bool((lookup.reused == lookup.lengths - 1).all())
+        logits = lookup.complete(lookup.lengths[:, None] - 1)[:, 0] if states is None and not wait else None
         row_of = lookup.spread()
         rows[active] = row_of
         by_row = row_of.argsort()
-        if logits is None:
-            assert states is not None
+        if states is not None:
             logits = self.hidden.logits(states[by_row])
-        elif lookup.num_rows < len(active):
+        elif logits is not None and lookup.num_rows < len(active):
             logits = logits[lookup.row_of[by_row]]
         longest = int(lookup.lengths.max())
         shared = _common_tokens(lookup.cache, len(active), longest)
-        return CachedDecoder(self.engine, lookup.cache, active[by_row], rows, logits, longest, shared)
+        decoder = CachedDecoder(self.engine, lookup.cache, active[by_row], rows, logits, longest - wait, shared)
+        if wait:
+            count(**{self.engine.tokens_counter: lookup.num_rows})
+            decoder.pending = tokens[by_row].gather(1, lengths[by_row, None] - 1)[:, 0]
+        return decoder
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         whole, before, ends = with_steps(context, active, tokens)
@@ -139,17 +144,23 @@ class CachedDecoder:
     :param KVCache cache: also an attribute.
     :param Tensor sequences: ``[A]`` the flat index of each row's sequence.
     :param Tensor rows: ``[total]`` a table of the row of each flat index, kept up to date in place.
-    :param Tensor logits: ``[A, V]``.
+    :param logits: ``[A, V]``, or ``None`` where ``pending`` is to be run first.
     :param int longest: bound on the tokens of any sequence; also an attribute.
     :param int shared: leading tokens that all rows have in common and that are worth reading once.
+    :ivar pending: tokens ``[A]`` for the first :meth:`advance`, if the logits have to wait for it.
     """
 
+    logits: Tensor
+
     def __init__(
-        self, engine: CacheEngine, cache: KVCache, sequences: Tensor, rows: Tensor, logits: Tensor, longest: int, shared: int = 0
+        self, engine: CacheEngine, cache: KVCache, sequences: Tensor, rows: Tensor, logits: Tensor | None, longest: int, shared: int = 0
     ) -> None:
         self._engine, self.cache, self._rows = engine, cache, rows
         self._order = self.sequences = sequences
-        self.logits, self.longest, self._shared = logits, longest, shared
+        self.longest, self._shared = longest, shared
+        self.pending: Tensor | None = None
+        if logits is not None:
+            self.logits = logits
 
     def reserved(self) -> AbstractContextManager[None]:
         return self._engine.pool.reserved(self.cache)

@@ -51,10 +51,12 @@ class Decoder(Protocol):
     """Next-token logits of a shrinking set of sequences.
 
     :ivar Tensor sequences: ``[A]`` flat index of each row's sequence.
+    :ivar pending: tokens ``[A]`` that the first :meth:`advance` is to append before there are logits, ``None`` where there are.
     :ivar Tensor logits: ``[A, V]`` logits of each row's next token; sampling overwrites them.
     """
 
     sequences: Tensor
+    pending: Tensor | None
     logits: Tensor
 
     def advance(self, tokens: Tensor, alive: Tensor) -> None:
@@ -105,8 +107,11 @@ class StatesSource(Protocol):
 class DecoderSource(LogitsSource, Protocol):
     """One whose sequences are continued token by token."""
 
-    def decoder(self, context: Context, active: Tensor) -> Decoder:
-        """A decoder for the sequences ``active [A]``, flat indices of ``context``, which is expanded to all sequences."""
+    def decoder(self, context: Context, active: Tensor, wait: bool = False) -> Decoder:
+        """A decoder for the sequences ``active [A]``, flat indices of ``context``, which is expanded to all sequences.
+
+        :param bool wait: where nothing but the last token of each sequence has to be run, leave that to the first ``advance``.
+        """
         ...
 
 

@@ -30,7 +30,7 @@ def warp(logits: Tensor, options: StepOptions) -> Tensor:
         ordered, order = logits.sort(-1, descending=True)
         probs = ordered.softmax(-1)
         # A token stays if the mass before it is below top_p: the smallest set that reaches top_p, never empty.
-        removed = probs.cumsum(-1) - probs >= options.top_p
+        removed = probs.cumsum(-1) - probs >= max(options.top_p, torch.finfo(probs.dtype).tiny)  # it must not be rounded to 0
         logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
     return logits
 

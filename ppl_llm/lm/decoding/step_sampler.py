@@ -48,8 +48,11 @@ class StepSampler:
                 request = requests.send(draw)
 
     def _started_later(self, task: StepTask) -> DecodeRequests:
-        """Prompts are run when the first request is due: a program that waits for its turn holds no memory."""
-        yield from _token_loop(self._source.decoder(task.context, task.active), task)
+        """Prompts are run when the first request is due: a program that waits for its turn holds no memory.
+
+        The last tokens of the step before are run with the first token of this one, in the pass that all programs share.
+        """
+        yield from _token_loop(self._source.decoder(task.context, task.active, wait=True), task)
 
 
 def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
@@ -67,7 +70,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
         found: list[Tensor] = []  # figures of the same tokens
         begin = 0  # the token place that the first of those taken belongs to
         check_every = 1 if device.type == "cpu" else 8  # reading the flags waits for the device
-        last: Tensor | None = None
+        last = decoder.pending
         for k in range(options.max_tokens):
             token, log_prob, each = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options, figures, own_temperatures)
             taken.append(torch.where(alive, token, PAD))

@@ -12,7 +12,7 @@ from transformers import Cache
 from ...context import PAD
 from ...context_cache import CacheEntry
 from ...kv_cache.attention import PACKED
-from ...kv_cache.engine import CacheEngine
+from ...kv_cache.joint_append import JointEngine
 from ...kv_cache.lookup import look_up
 from ...kv_cache.masks import LayerMasks
 from ...kv_cache.pool import Lease
@@ -35,7 +35,7 @@ class PrefixScorer:
     """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
 
     :param model: the transformers model inside; its attention function is replaced by one of this package.
-    :param log_odds: called as a model by :class:`~ppl_llm.kv_cache.engine.CacheEngine`; gives log-odds ``[A, k, 1]``.
+    :param log_odds: called as a model by :class:`~ppl_llm.kv_cache.joint_append.JointEngine`; gives log-odds ``[A, k, 1]``.
     :param int cache_bytes: bound on the memory of keys and values.
     :ivar int max_length: longest sequence.
     :raises ValueError: if the model needs another cache than keys and values of every token.
@@ -59,7 +59,7 @@ class PrefixScorer:
             return log_odds(**masks.narrowed(inputs), **{keyword: cache})
 
         self.device: torch.device = model.get_input_embeddings().weight.device
-        self.engine = CacheEngine(
+        self.engine = JointEngine(
             forward,
             name="prm",
             tokens_counter="prm_tokens",

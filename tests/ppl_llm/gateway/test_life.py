@@ -203,6 +203,26 @@ def test_sigterm_lets_requests_under_way_finish() -> None:
             served.http.get("/health")
 
 
+def test_a_second_sigterm_ends_it_at_once() -> None:
+    """Of a run that would take hours, with a grace period of minutes."""
+    with Process("--grace", "600") as served, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.http.post, "/v1/chat/completions", json=body(model=ENDLESS))
+        until(served.busy)
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(served))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.end() == 0
+        error = waiting.exception(PATIENCE)
+        assert isinstance(error, httpx.TransportError) or waiting.result().status_code >= 500
+
+
+def refuses(served: Process) -> bool:
+    try:
+        return served.http.get("/health").status_code == 503
+    except httpx.TransportError:
+        return True
+
+
 def test_a_killed_server_can_be_started_again_and_its_grace_period_ends() -> None:
     with Process() as served, ThreadPoolExecutor(1) as pool:
         lost = pool.submit(served.http.post, "/v1/chat/completions", json=body(model=ENDLESS))
