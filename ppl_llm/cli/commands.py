@@ -1,4 +1,4 @@
-"""The application, and its commands ``solve`` and ``methods``."""
+"""The application, and its command ``solve``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from .. import threads
 from ..demo import example, looks_like_demo
-from ..methods import IN_PYTHON_ONLY, METHODS, SOLVING
+from ..methods import SOLVING
 from ..reward.choice import RewardChoice
-from . import completion, demo, evaluation, evaluation_results, loading, page_file, remote, serve, startup
+from . import completion, demo, evaluation, evaluation_results, loading, methods, page_file, remote, serve, startup
 from .console import output_console
 from .errors import ABSTAINED, FAILED, INTERRUPTED, reported
 from .json_log import LOG_JSON, JsonLog
@@ -106,7 +104,7 @@ def _version(wanted: bool) -> None:
 
 def _list(method: str | None) -> str | None:
     if method == "list":
-        methods()
+        methods.methods()
         raise typer.Exit()
     return method
 
@@ -279,18 +277,6 @@ def solve(
         raise typer.Exit(INTERRUPTED if outcome.partial else ABSTAINED)
 
 
-@app.command()
-def methods() -> None:
-    """List the inference methods of solve and evaluate with a line each."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, method in METHODS.items():
-        table.add_row(Text(name, style="bold"), Text(method.line))
-    console = output_console()
-    console.print(table)
-    python = ", ".join(f"{algorithm} ({why})" for algorithm, why in IN_PYTHON_ONLY.items())
-    console.print(Text(f"In Python only: {python}.", style="dim"))
-
-
 def _require_demo_problem(text: str) -> None:
     if not looks_like_demo(text):
         raise ValueError(
@@ -302,4 +288,5 @@ def _require_demo_problem(text: str) -> None:
 demo.register(app)
 evaluation.register(app)
 evaluation_results.register(app)
+methods.register(app)
 serve.register(app)
