@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,9 +34,11 @@ class Limits:
     capability. It can read what the user can read. That keeps mistakes of a program from doing harm; it is no defence against somebody who
     attacks the kernel.
 
-    Under ``limits`` a program has the network and the files of the user, and only the bounds below hold; the number of processes is
-    watched, which a program of root that does nothing but fork may outrun. That is for machines that are closed off as a whole, such as a
-    container without network.
+    Under ``limits`` a program has the network and the files of the user, and only the bounds below hold. That is for machines that are
+    closed off as a whole, such as a container without network.
+
+    The kernel bounds the number of processes of every user but root. Those of root are watched, by a process that comes before them where
+    it may (``chrt``); where it may not, in some containers, a program that does nothing but fork may outrun it: run as another user there.
 
     :param str isolation: ``namespaces`` or ``limits``.
     :param float seconds: for each test.
@@ -89,7 +92,7 @@ class Limits:
     def _ask(self, program: str, tests: Sequence[Any]) -> dict[str, Any]:
         enclosed = self.isolation == "namespaces"
         request = {**asdict(self), "enclosed": enclosed, "program": program, "tests": list(tests)}
-        prefix = [shutil.which("unshare") or "unshare", *_UNSHARE] if enclosed else []
+        prefix = [*_ahead(), *([shutil.which("unshare") or "unshare", *_UNSHARE] if enclosed else [])]
         # -I: nothing of the environment or the present folder changes what is imported.
         command = [*prefix, sys.executable, "-I", "-W", "ignore", str(_RUNNER)]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -125,6 +128,16 @@ def _end(process: subprocess.Popen[bytes], enclosed: bool) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             stream.close()
+
+
+@lru_cache(maxsize=1)
+def _ahead() -> list[str]:
+    """What lets the process that watches come before those it watches: the kernel bounds the processes of every user but root."""
+    command = [shutil.which("chrt") or "", "--fifo", "1"]
+    if not command[0] or os.geteuid() != 0:
+        return []
+    allowed = subprocess.run([*command, sys.executable, "-I", "-S", "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return command if allowed.returncode == 0 else []
 
 
 @lru_cache(maxsize=16)

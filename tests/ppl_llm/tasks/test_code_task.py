@@ -84,11 +84,12 @@ def test_verdicts(kind: str, program: str, tests: list[Any], score: float, messa
     assert found.score == score and message in found.message, found
 
 
-@pytest.mark.skipif(not closed_off(), reason="no user namespaces here")
-def test_a_fork_bomb() -> None:
-    """Where the kernel ends all of its processes at once."""
-    found = verdict("import os\nwhile True:\n    os.fork()", ADD[:1], "namespaces")
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_that_start_processes(kind: str) -> None:
+    """Twice as many in each turn; the watcher comes before them, and ends all of them at once."""
+    found = verdict("import os, time\nfor _ in range(9):\n    os.fork()\ntime.sleep(300)", ADD[:1], kind)
     assert found.score == 0.0 and ("more than 6 processes" in found.message or "BlockingIOError" in found.message)
+    assert left_behind() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
