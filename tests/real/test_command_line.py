@@ -40,9 +40,9 @@ def test_check_passes(name: str, dtype: str) -> None:
 SOLVE = ("solve", SHORT, "--particles", "2", "--max-tokens-completion", "96")
 
 
-def test_a_language_model_alone_takes_a_vote() -> None:
+def test_a_language_model_alone_takes_the_power_target() -> None:
     report = run(*SOLVE, "--lm", path("qwen05"))
-    assert (report["settings"]["method"], report["settings"]["reward"]) == ("self-consistency", "none")
+    assert (report["settings"]["method"], report["settings"]["reward"]) == ("power-smc", "none")
     assert report["answer"] == "4" and report["cost"].get("prm_calls", 0) == 0
 
 
