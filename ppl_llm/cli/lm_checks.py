@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .findings import Findings
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..context import Context
     from ..lm.base import StepOptions, StepSample
 
@@ -114,8 +116,18 @@ class LMChecks:
             "seeds", same, "the same seed gives the same tokens" if same else "the same seed gives other tokens", "" if same else remedy
         )
 
+    def _ends(self, tokens: Tensor, last: Tensor) -> Tensor:
+        """Steps ``[N]`` whose last token ends the text."""
+        import torch
+
+        ends: Any = getattr(self.lm, "eos_ids", ())
+        return (torch.isin(tokens, torch.tensor([int(i) for i in ends], device=tokens.device)) & last).any(-1)
+
     def _stop(self, context: Context, sample: StepSample) -> None:
-        """A delimiter that occurs in a step: with the same seed, steps must be the same up to it."""
+        """A delimiter that occurs in a step: with it, steps must end where their text first holds it.
+
+        They need not be those sampled without it: sequences that end leave the batch, and in bfloat16 the others round otherwise then.
+        """
         import torch
 
         from ..context import PAD
@@ -128,9 +140,10 @@ class LMChecks:
         cut, cost = self._sample(context, self._options(stop=delimiter))
         shorter = cut.tokens != PAD
         lengths = shorter.sum(-1)
-        right = torch.where(shorter, sample.tokens, PAD).eq(cut.tokens).all() and bool(
-            self.lm.stop_automaton(delimiter).accepts(cut.tokens)[0]
-        )
+        rule = self.lm.stop_automaton(delimiter)
+        last = torch.arange(shorter.shape[-1], device=shorter.device) == lengths[:, None] - 1
+        delimited, early = rule.accepts(cut.tokens), rule.accepts(torch.where(last, PAD, cut.tokens))
+        right = bool(delimited.any() and not early.any() and (delimited | (lengths == lengths.max()) | self._ends(cut.tokens, last)).all())
         past = int(cost.get("lm_tokens_past_the_end", 0))
         detail = f"steps end at {delimiter!r}, after {int(lengths.min())} to {int(lengths.max())} tokens"
         if not right:
