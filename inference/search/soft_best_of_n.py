@@ -65,5 +65,5 @@ class SoftMessenger(CandidateMessenger):
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         scores = found.particles.weights.log_weights
         weights = Weights(torch.where(scores == -torch.inf, scores, self.beta * scores.exp()))
-        reason = "its weights are a softmax of the rewards, whose mean does not estimate the evidence"
+        reason = "it weighs solutions by a softmax of the rewards, whose mean does not estimate the evidence"
         return SearchPosterior.of(found, weights, scores=scores, method="soft best-of-N", reason=reason, decisive=True)

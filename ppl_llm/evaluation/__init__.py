@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .records import Key, RecordStore, read_records
     from .results import Results
     from .run import evaluate
+    from .solve_or_verify import allocations, frontier
     from .source import Models
     from .tables import accuracy_rows, as_text, difference_rows
     from .trained_reward import fit_reward
@@ -29,6 +30,7 @@ _MODULES = {
     "RecordStore": "records",
     "Results": "results",
     "accuracy_rows": "tables",
+    "allocations": "solve_or_verify",
     "as_text": "tables",
     "best_of_majority_at_k": "aggregators",
     "bootstrap": "intervals",
@@ -38,6 +40,7 @@ _MODULES = {
     "evaluate": "run",
     "fit_reward": "trained_reward",
     "fit_twist": "fitted_twist",
+    "frontier": "solve_or_verify",
     "log_score": "aggregators",
     "majority": "aggregators",
     "pass_at_k": "metrics",
@@ -56,6 +59,7 @@ __all__ = [
     "RecordStore",
     "Results",
     "accuracy_rows",
+    "allocations",
     "as_text",
     "best_of_majority_at_k",
     "bootstrap",
@@ -65,6 +69,7 @@ __all__ = [
     "evaluate",
     "fit_reward",
     "fit_twist",
+    "frontier",
     "log_score",
     "majority",
     "pass_at_k",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
@@ -64,8 +65,15 @@ class JointAppend:
     """
 
     def __init__(self, engine: JointEngine) -> None:
-        self._engine = engine
+        self._engine = weakref.ref(engine)  # which holds this: a model is freed when it goes out of use, not when rubbish is collected
         self.possible = True
+
+    @property
+    def engine(self) -> JointEngine:
+        """Which waits for what it asked."""
+        engine = self._engine()
+        assert engine is not None
+        return engine
 
     @torch.no_grad()
     def advance(self, requests: Sequence[AppendRequest]) -> None:
@@ -82,7 +90,7 @@ class JointAppend:
                 _log.debug("a shared pass failed, its programs are run by themselves: %s", type(error).__name__)
         for request in requests:
             try:
-                request.done(request.call(self._engine.append_alone, *request.arguments))
+                request.done(request.call(self.engine.append_alone, *request.arguments))
             except Exception as error:  # whatever it is, it is for the program that asked
                 request.fail(error)
 
@@ -91,7 +99,7 @@ class JointAppend:
         :raises KeysChanged: before anything was run.
         :raises MemoryError: if memory does not even allow a pass over one token.
         """
-        engine = self._engine
+        engine = self.engine
         appends = [Append(number, *request.arguments) for number, request in enumerate(requests)]
         waiting = sorted((segment for append in appends for segment in append.waiting), key=lambda segment: segment.start)
         while waiting:
@@ -121,7 +129,8 @@ class JointAppend:
         places = [append.wanted_of(segments) for append, segments in zip(own, parts.segments, strict=True)]
         for append, segments in zip(own, parts.segments, strict=True):
             append.cache.place_packed(segments)
-        found = self._engine.forward(
+        engine = self.engine
+        found = engine.forward(
             input_ids=torch.cat([append.ids(segments) for append, segments in zip(own, parts.segments, strict=True)])[None],
             attention_mask=parts.mask,
             position_ids=parts.positions[None],
@@ -130,7 +139,7 @@ class JointAppend:
             logits_to_keep=torch.cat([place.token + begin for place, begin in zip(places, parts.begins, strict=True)]).tolist(),
             segments=parts,
             parts=parts,
-        ).to(self._engine.device)[0]
+        ).to(engine.device)[0]
         for append, place, outputs in zip(own, places, found.split([len(place.token) for place in places]), strict=True):
             append.put(place, outputs)
         return dict(zip(owners, parts.sizes, strict=True))

@@ -105,15 +105,17 @@ class DeepConf:
 
     @torch.no_grad()
     def run(self, problem: Any) -> SearchPosterior:
-        """Write and vote. An exception in the middle, Ctrl-C included, carries the votes of the initial solutions, where they were
-        complete, as ``partial_posterior``."""
+        """Write and vote. An exception in the middle, Ctrl-C included, carries the votes of the initial solutions, as far as they were
+        written, as ``partial_posterior``."""
         began, found = time.perf_counter(), None
         with CostMeter() as meter:
             try:
                 found = self._vote(problem, self.model, self.initial or self.num_particles)
                 result = self._concluded(*found) if not self.initial else self._online(problem, *found)
             except BaseException as error:
-                attach_partial(error, lambda: None if found is None else self._concluded(*found))
+                begun: ParticlePosterior | None = getattr(error, "partial_posterior", None) if found is None else None
+                known = found if begun is None else (begun, self._confidence(begun))
+                attach_partial(error, lambda: None if known is None else self._concluded(*known))
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - began}
         return result
@@ -121,9 +123,12 @@ class DeepConf:
     def _vote(self, problem: Any, model: ReasoningModel, number: int) -> tuple[ParticlePosterior, Tensor]:
         """Solutions, and the confidence ``[N, *plates]`` of each."""
         found = SelfConsistency(model, number, **self.options).run(problem)
+        return found, self._confidence(found)
+
+    def _confidence(self, found: ParticlePosterior) -> Tensor:
         assert self.model.confidence is not None
         weights: Tensor = found.particles.weights.log_weights
-        return found, self.model.confidence.of(found.value).cpu().expand_as(weights)
+        return self.model.confidence.of(found.value).cpu().expand_as(weights)
 
     def threshold(self, confidence: Tensor) -> Tensor:
         """The least confidence of the surest, ``[*plates]``, less what rounding may take from one that is the same in another batch.

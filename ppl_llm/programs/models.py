@@ -215,6 +215,8 @@ def reasoning(
     :raises ValueError: for an unknown preset or options out of range.
     """
     thinking = thinking_of(waits, wait, close, max_thinking)
+    if confidence is not None and not isinstance(confidence, Certainty):
+        raise ValueError(f"confidence must be a Confidence, such as Confidence('top-k', window=64), got {confidence!r}")
     check_optional_count("max_tokens_completion", max_tokens_completion)
     if not isinstance(final_stop, tuple | list) or not all(isinstance(text, str) and text for text in final_stop):
         raise ValueError(f"final_stop must be a tuple of non-empty strings, got {final_stop!r}")

@@ -27,6 +27,7 @@ class RewardModel(Protocol):
 describe("RewardModel", "a reward model, e.g. TransformersPRM.from_pretrained('demo'), or any object with step_log_odds(context)")
 
 
+@runtime_checkable
 class Certainty(Protocol):
     """What tells how sure the language model is of whole solutions, as :class:`~ppl_llm.Confidence` does."""
 

@@ -56,8 +56,19 @@ NOT_OF_DISTRIBUTIONS = {
             "more for those who go the same way",
             "finished particles take a direction",
             "directions by length",
+            "one vote for each candidate, whatever its group",
+            "a softmax of log-rewards",
+            "the best candidates, however rare their answers",
         ),
         "searches have no target",
+    ),
+    **dict.fromkeys(
+        (
+            "standard errors of particles that share ancestors",
+            "a tie counts as a turn",
+            "the difference of probabilities as a log-factor",
+        ),
+        "of explanations, which change no weight",
     ),
     **dict.fromkeys(
         (
@@ -85,6 +96,13 @@ NOT_OF_DISTRIBUTIONS = {
             "rollouts of the first particle for all",
             "the head of the step before",
             "hidden states that stay where they were when particles are resampled",
+            "chains without a score count as wrong",
+            "a repeated question is a judgement again",
+            "the best verdicts count instead of the soundest",
+            "the meta judgement upside down",
+            "the mean of all temperatures",
+            "the temperature of another sequence",
+            "multiplied by the temperature",
         ),
         "of language models and their rewards",
     ),

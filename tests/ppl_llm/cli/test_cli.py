@@ -81,7 +81,7 @@ def solve(*arguments: str, problem: str = "ab", stdin: str | None = None):
 def solved(*arguments: str, **kwargs) -> dict:
     result = solve("--json", *arguments, **kwargs)
     assert result.exit_code == 0, result.output
-    assert result.stderr.removeprefix("--method self-consistency asks no reward: prm:table is not loaded\n") == ""
+    assert re.sub(rf"^--method ({'|'.join(WITHOUT_REWARD)}) asks no reward: prm:table is not loaded\n", "", result.stderr) == ""
     return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
@@ -100,6 +100,8 @@ FAST = {
     "parallel-tempering": ["--iterations", "4", "--warmup", "1"],
 }
 """Numbers that keep the tests short."""
+
+WITHOUT_REWARD = ("self-consistency", "multi-temperature", "deepconf")
 
 WITH_EVIDENCE = ("smc", "power-smc", "importance", "tempered-smc", "waste-free-smc")
 
@@ -122,7 +124,7 @@ def test_json_is_a_posterior(tables, method, preset):
     assert not report["partial"] and report["finished"] == report["particles"] > 0
     assert len(report["ess"]) == len(report["resampled"]) > 0
     best = report["best"]
-    assert len(best["step_scores"]) == (0 if method == "self-consistency" else len(best["steps"]))
+    assert len(best["step_scores"]) == (0 if method in WITHOUT_REWARD else len(best["steps"]))
     assert all(score is None or 0 <= score <= 1 for score in best["step_scores"])
     assert f"\\boxed{{{report['answer']}}}" in best["steps"][-1]
     assert report["cost"]["tokens_sampled"] > 0 and report["cost"]["seconds"] > 0
@@ -147,7 +149,9 @@ def test_tables_and_progress_of_every_method(tables, method):
         "ab-mcts",
         "speculative-rejection",
         "best-of-n",
-        "self-consistency",
+        "soft-best-of-n",
+        "best-of-majority",
+        *WITHOUT_REWARD,
     )
     for part in (
         "Vote over answers" if search else "Posterior over answers",
@@ -370,10 +374,10 @@ LONG = {
 
 @pytest.mark.parametrize("method", SOLVING)
 def test_every_method_shows_what_it_has(tables, method):
-    """Interrupted at a call of the reward model (self-consistency: of the language model, since it asks no other)."""
+    """Interrupted at a call of the reward model (of the language model where a method asks no other)."""
     fail_at = {"tempered-smc": 15, "waste-free-smc": 40}.get(method, 40 if method in LONG else 2)
-    lm, prm = tabular_lm(), Prm(fail_at=None if method == "self-consistency" else fail_at)
-    if method == "self-consistency":
+    lm, prm = tabular_lm(), Prm(fail_at=None if method in WITHOUT_REWARD else fail_at)
+    if method in WITHOUT_REWARD:
         draw, calls = lm.sample_step, []
 
         def interrupted(*arguments):
@@ -487,7 +491,11 @@ SMALL = {
     "dora": ["--particles", "4", "--diversity-temperature", "0.1"],
     "rebase": ["--particles", "4", "--allocation-temperature", "0.5"],
     "best-of-n": ["--particles", "4"],
+    "soft-best-of-n": ["--particles", "4"],
+    "best-of-majority": ["--particles", "4"],
     "self-consistency": ["--particles", "4"],
+    "multi-temperature": ["--particles", "6"],
+    "deepconf": ["--particles", "4"],
 }
 
 
@@ -501,7 +509,7 @@ def test_every_method_on_the_demo_models(method):
     assert report["finished"] > 0 and report["best"]["steps"]
     assert (report["audit"] or {"error": 0.0})["error"] == 0.0
     assert (report["audit"] is not None) == ("--audit" in SMALL[method])
-    assert (report["cost"].get("prm_forwards", 0) == 0) == (method == "self-consistency")
+    assert (report["cost"].get("prm_forwards", 0) == 0) == (method in WITHOUT_REWARD)
 
 
 def test_audit_passes_on_the_demo_models():

@@ -159,7 +159,8 @@ def test_methods_that_settle_keep_their_word(name: str, stop: tuple[str, ...]) -
 
 def test_methods_that_do_not_settle_say_so() -> None:
     """Searches that set finished candidates aside, chains and ladders: a later solution need not continue what their callbacks see."""
-    assert {name for name, method in SOLVING.items() if method.settles} == {"smc", "importance", "best-of-n", "self-consistency"}
+    votes = {"best-of-n", "soft-best-of-n", "best-of-majority", "self-consistency", "multi-temperature"}
+    assert {name for name, method in SOLVING.items() if method.settles} == {"smc", "importance", *votes}
     for method in SOLVING.values():
         assert method.settles_under({}) == method.settles and not method.settles_under({"until": "same:2"})
         assert not method.settles_under({"moves": 1})
