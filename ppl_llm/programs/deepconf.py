@@ -146,7 +146,9 @@ class DeepConf:
 
     def _concluded(self, found: ParticlePosterior, sure: Tensor) -> SearchPosterior:
         weights = Weights(_votes(sure, surest(sure, self.eta)))
-        return SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
+        result = SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
+        result.additive = False  # one more solution changes which are the surest
+        return result
 
 
 def _votes(confidence: Tensor, kept: Tensor) -> Tensor:
