@@ -52,6 +52,8 @@ def _competing(told: Explanation) -> str:
     if not others and not told.no_answer:
         which = "All solutions" if first.particles == told.num_particles else "All solutions with a weight"
         return f"{which} answer {named(first.answer)}."
+    if others and math.isclose(first.probability, others[0].probability, rel_tol=1e-9):
+        text = f"A tie: {named(first.answer)} has {what} {first.probability:.3f}"
     if others:
         text += f"; {', '.join(f'{named(each.answer)} has {each.probability:.3f}' for each in others[: _NAMED - 1])}"
     if rest := others[_NAMED - 1 :]:

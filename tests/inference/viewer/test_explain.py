@@ -322,6 +322,13 @@ def test_where_more_than_the_best_score_decides(log_weights: list[float], additi
     assert found.kind == "votes" and found.lines[0] == first and "score of" not in str(found)
 
 
+def test_a_tie_has_no_leader() -> None:
+    """Particles 0 and 3 have 7, 1 has 8, 2 no answer."""
+    log_weights = [math.log(each) for each in (0.25, 0.5, 0.125, 0.25)]
+    assert explained(search(log_weights)).lines[0].startswith("A tie: ")
+    assert " leads with " in explained(search([0.3, 0.4, 0.1, 0.2])).lines[0]
+
+
 def test_votes_are_no_probabilities() -> None:
     found = explained(search([0.3, 0.4, 0.1, 0.2]))
     assert found.kind == "votes" and found.log_evidence is None and found.error is None and found.reward_margin is None
