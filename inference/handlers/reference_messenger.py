@@ -40,7 +40,7 @@ class ReferenceMessenger(ParticleMessenger):
         """``x ~ q`` on the free particles, the reference's value on the others.
 
         A distribution that draws particles jointly, each from the right marginal, is asked for the one that draws them ``independently()``:
-        the target of the extended space has a product of marginals, and given the reference the other particles of a joint draw have others.
+        given the reference, the other particles of a joint draw have other marginals, and the extended target has the product of these.
         """
         infer = msg["infer"]
         if hasattr(msg["fn"], "independently"):

@@ -152,8 +152,8 @@ class Method:
             )
         if not self.scored and model.power != 1:
             raise ValueError(
-                f"--power {model.power:g} has no effect with --method {self.name}, which draws solutions as the language model writes them and "
-                "weighs none; choose --method power-smc or power-mh, or a lower --temperature"
+                f"--power {model.power:g} has no effect with --method {self.name}, which draws solutions as the language model writes "
+                "them and weighs none; choose --method power-smc or power-mh, or a lower --temperature"
             )
         call = call or Call()
         if self.tempers and call.proposals is None:

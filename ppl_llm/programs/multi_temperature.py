@@ -74,8 +74,8 @@ def multi_temperature(model: ReasoningModel, temperatures: Sequence[float] = (0.
 
     :param ReasoningModel model: from :func:`~ppl_llm.reasoning`; its own temperature has no effect.
     :param temperatures: each positive.
-    :raises ValueError: without temperatures, for one that is not positive or is given twice, or for a model with a power, or that is not one of
-        :func:`~ppl_llm.reasoning` itself.
+    :raises ValueError: without temperatures, for one that is not positive or is given twice, or for a model with a
+        power, or that is not one of :func:`~ppl_llm.reasoning` itself.
 
     References
 

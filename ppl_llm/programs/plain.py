@@ -13,6 +13,6 @@ def check_plain(model: ReasoningModel, taker: str) -> None:
     """
     if type(model) is not ReasoningModel:
         raise ValueError(
-            f"{taker} takes a model of reasoning(...) itself, and this is a {type(model).__name__}: its turns, its temperatures or whatever "
-            "else it does besides would be left out in silence. Take one of the two"
+            f"{taker} takes a model of reasoning(...) itself, and this is a {type(model).__name__}: its turns, its temperatures or "
+            "whatever else it does besides would be left out in silence. Take one of the two"
         )

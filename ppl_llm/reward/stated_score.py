@@ -33,7 +33,9 @@ class StatedScore:
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ValueError(f"lowest and highest must be finite, got {lowest:g} and {highest:g}")
         self.lowest, self.highest = lowest, highest
-        self._scale = re.compile(rf"(?<![\d.]){re.escape(f'{lowest:g}')}\s*(?:-|\u2013|\u2014|to)\s*{re.escape(f'{highest:g}')}(?![\d.]*\d)")
+        self._scale = re.compile(
+            rf"(?<![\d.]){re.escape(f'{lowest:g}')}\s*(?:-|\u2013|\u2014|to)\s*{re.escape(f'{highest:g}')}(?![\d.]*\d)"
+        )
 
     @property
     def request(self) -> str:

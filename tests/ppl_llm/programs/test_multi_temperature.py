@@ -10,7 +10,18 @@ import pyro
 import pytest
 import torch
 
-from ppl_llm import SMC, Adaptive, Enumeration, GroupAgreement, Importance, ParticleGibbs, TwoStageVote, barrier, multi_temperature, reasoning
+from ppl_llm import (
+    SMC,
+    Adaptive,
+    Enumeration,
+    GroupAgreement,
+    Importance,
+    ParticleGibbs,
+    TwoStageVote,
+    barrier,
+    multi_temperature,
+    reasoning,
+)
 from ppl_llm.evaluation.work import Unit, execute
 from ppl_llm.methods import get_method, parse_method
 from ppl_llm.programs.multi_temperature import EvenChoice

@@ -220,11 +220,11 @@ def test_a_single_execution_is_one_of_the_enumerated_ones():
 def test_arguments_that_make_no_sense():
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1, got 0"):
         revise(MODEL, 0, prompt)
-    with pytest.raises(ValueError, match="revise takes a model of reasoning.* itself, and this is a MultiTemperatureModel"):
+    with pytest.raises(ValueError, match=r"revise takes a model of reasoning.* itself, and this is a MultiTemperatureModel"):
         revise(multi_temperature(MODEL, [0.5, 1.0]))
-    with pytest.raises(ValueError, match="revise takes a model of reasoning.* itself, and this is a RevisionModel"):
+    with pytest.raises(ValueError, match=r"revise takes a model of reasoning.* itself, and this is a RevisionModel"):
         revise(revise(MODEL))
-    with pytest.raises(ValueError, match="multi_temperature takes a model of reasoning.* itself, and this is a RevisionModel"):
+    with pytest.raises(ValueError, match=r"multi_temperature takes a model of reasoning.* itself, and this is a RevisionModel"):
         multi_temperature(revise(MODEL), [0.5, 1.0])
     with pytest.raises(ValueError, match="prompt must be a function"):
         revise(MODEL, 2, "again")  # type: ignore[arg-type]
