@@ -64,9 +64,10 @@ class Program:
         self._thread = threading.Thread(target=variables.run, args=(self._main,), name="ppl_llm program", daemon=True)
 
     @property
-    def runs_here(self) -> bool:
-        """Whether this is its thread, where it can wait; parts of it may run in that of a service."""
-        return threading.current_thread() is self._thread
+    def shares(self) -> bool:
+        """Whether it can wait for work that is done together with that of others: this is its thread, and not that of a service, in which
+        parts of it may run; and nobody ends it. One that ends does alone what it needs to tell what it has found."""
+        return threading.current_thread() is self._thread and self.stop is None
 
     @property
     def finished(self) -> bool:

@@ -182,7 +182,7 @@ class JointEngine(CacheEngine):
 
     def append(self, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
         program = current_program()
-        if program is None or not program.runs_here:
+        if program is None or not program.shares:
             return self.append_alone(cache, rows, tokens, lengths, held, wanted)
         request = AppendRequest(self._joint, cache, rows, tokens, lengths, held, wanted)
         with self.pool.reserved(cache):  # others run meanwhile
