@@ -27,6 +27,7 @@ class RewardModel(Protocol):
 describe("RewardModel", "a reward model, e.g. TransformersPRM.from_pretrained('demo'), or any object with step_log_odds(context)")
 
 
+@runtime_checkable
 class Certainty(Protocol):
     """What tells how sure the language model is of whole solutions, as :class:`~ppl_llm.Confidence` does."""
 
@@ -45,6 +46,9 @@ class Certainty(Protocol):
     def cutting(self, threshold: Any) -> RewardModel:
         """The reward that is certain of a solution, or certain of the contrary where it falls below a threshold."""
         ...
+
+
+describe("Certainty", "a confidence, e.g. Confidence('top-k', window=64, over='bottom')")
 
 
 def prepare(reward: RewardModel, context: Context) -> None:
