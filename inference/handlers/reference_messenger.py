@@ -37,7 +37,16 @@ class ReferenceMessenger(ParticleMessenger):
         return self
 
     def propose(self, msg: Any) -> None:
-        """``x ~ q`` on the free particles, the reference's value on the others."""
+        """``x ~ q`` on the free particles, the reference's value on the others.
+
+        A distribution that draws particles jointly, each from the right marginal, is asked for the one that draws them ``independently()``:
+        given the reference, the other particles of a joint draw have other marginals, and the extended target has the product of these.
+        """
+        infer = msg["infer"]
+        if hasattr(msg["fn"], "independently"):
+            msg["fn"] = msg["fn"].independently()
+        if hasattr(infer.get("proposal"), "independently"):
+            msg["infer"] = {**infer, "proposal": infer["proposal"].independently()}
         if msg["name"] not in self.reference:
             super().propose(msg)
             return

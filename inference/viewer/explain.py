@@ -45,7 +45,7 @@ def explain(
     weights = found.weights
     scores = _own_scores(posterior, whole)
     masses = _masses(given, weights)
-    by_score = scores is not None and len([a for a in masses if a is not None]) < 2 and len({a for a in given if a is not None}) > 1
+    by_score = scores is not None and _best_alone(posterior, given, weights, scores)
     order = _order(given, scores) if by_score and scores is not None else [a for a in masses if a is not None]
     competitors = [_competitor(a, masses.get(a, 0.0), given, weights, found, scores if by_score else None) for a in order]
     first, second = [*competitors, None, None][:2]
@@ -95,6 +95,15 @@ def _own_scores(posterior: Any, whole: Population) -> list[float] | None:
         return None
     own: list[float] = scores[(slice(None), *whole.plate)].tolist()
     return own
+
+
+def _best_alone(posterior: Any, given: Sequence[Hashable], weights: Sequence[float], scores: Sequence[float]) -> bool:
+    """Whether the best score alone has made the choice, between several answers: not so where a rule counts answers as well, nor where the
+    one that was chosen is not the best."""
+    chosen = [n for n, w in enumerate(weights) if w > 0]
+    if len(chosen) != 1 or not getattr(posterior, "additive", True) or len({a for a in given if a is not None}) < 2:
+        return False
+    return given[chosen[0]] is not None and scores[chosen[0]] == max(s for s, a in zip(scores, given, strict=True) if a is not None)
 
 
 def _order(given: Sequence[Hashable], scores: Sequence[float]) -> list[Hashable]:

@@ -16,7 +16,7 @@ _SURE = 2.0
 def lines(told: Explanation) -> list[str]:
     """A line on each question: what competes, where it parts, what was disliked, how sure it is, what would change it, what is unknown."""
     if not told.competitors:
-        nothing = "no solution gives an answer" if told.no_answer > 0 else "every particle has weight zero"
+        nothing = "no solution with a weight gives an answer" if told.no_answer > 0 else "every particle has weight zero"
         return [f"There is no answer: {nothing}."]
     found = [_competing(told)]
     if told.parting is not None:
@@ -50,7 +50,10 @@ def _competing(told: Explanation) -> str:
     what = {"exact": "probability", "posterior": "posterior probability", "votes": "share of the votes"}[told.kind]
     text = f"{named(first.answer)} leads with {what} {first.probability:.3f}"
     if not others and not told.no_answer:
-        return f"All solutions answer {named(first.answer)}."
+        which = "All solutions" if first.particles == told.num_particles else "All solutions with a weight"
+        return f"{which} answer {named(first.answer)}."
+    if others and math.isclose(first.probability, others[0].probability, rel_tol=1e-9):
+        text = f"A tie: {named(first.answer)} has {what} {first.probability:.3f}"
     if others:
         text += f"; {', '.join(f'{named(each.answer)} has {each.probability:.3f}' for each in others[: _NAMED - 1])}"
     if rest := others[_NAMED - 1 :]:
@@ -128,12 +131,13 @@ def _change(told: Explanation) -> str | None:
     rival = named(told.competitors[1].answer) if len(told.competitors) > 1 else None
     parts = []
     if told.more_particles is not None:
-        unit = "vote" if told.kind == "votes" else "particle of average weight"
+        equal = told.kind == "votes" and math.isclose(told.ess, told.num_particles)
+        unit = "vote" if equal else "vote of average weight" if told.kind == "votes" else "particle of average weight"
         several = unit.replace("vote", "votes").replace("particle", "particles") if told.more_particles != 1 else unit
         parts.append(f"{told.more_particles} more {several} with {rival or 'one other answer'}")
     if told.reward_margin is not None:
         if told.kind == "scores":
-            parts.append(f"a log-score of {rival} that is higher by more than {told.reward_margin:.3f}")
+            parts.append(f"a score of {rival} that is higher by more than {told.reward_margin:.3f}")
         else:
             steps = len(told.competitors[0].steps)
             each = f", {told.reward_margin / steps:.2f} for each of {steps} steps" if steps > 1 else ""

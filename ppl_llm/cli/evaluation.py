@@ -242,11 +242,11 @@ def evaluate(
             raise typer.Exit(INTERRUPTED) from None
         finally:
             live.close()
-        print_tables(out)
-        for unit, error in progress.quarantined.items():
+        for unit, error in progress.quarantined.items():  # before the tables, which there are none of where all units failed
             typer.secho(
                 f"given up after three tries: {', '.join(unit.methods)}, group {unit.group}, seed {unit.seed}: {error}", fg="red", err=True
             )
+        print_tables(out)
         if progress.quarantined:
             raise typer.Exit(1)
 

@@ -190,7 +190,10 @@ class Settings:
         for name in ("waits", "max_thinking"):
             if getattr(self, name) is not None and name in self.named.model_options:
                 raise ValueError(f"--{name.replace('_', '-')} and --method {self.method} both set {name}; give it once")
-        return self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
+        model = self.named.adapted(build_reasoning(lm, prm, **self.model_keywords()))
+        if self.wait is not None and not (model.thinking and model.thinking.waits):
+            raise ValueError("--wait has no effect without --waits, the number of times that the closing tag is replaced")
+        return model
 
     def model_keywords(self) -> dict[str, Any]:
         """Keywords of :func:`ppl_llm.reasoning`, without those that the method's name sets."""

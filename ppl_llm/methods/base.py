@@ -140,7 +140,7 @@ class Method:
 
         :param dict given: options in place of the defaults.
         :raises ValueError: for options out of range, in the library's words; for a preset that is no model of a single solution under an
-            algorithm that needs one.
+            algorithm that needs one; for a power under a method that weighs nothing.
         """
         assert self.build is not None, self.name
         in_batches = self.unit_under(given) == "batch" and self.scored
@@ -149,6 +149,11 @@ class Method:
                 f"--preset {model.preset.name} weighs a solution by when the last of its population finishes, and "
                 f"{'--until' if in_batches else self.algorithm} needs weights of its own for each; choose --preset exact or twisted, or "
                 f"--method {'self-consistency' if in_batches else 'smc'}"
+            )
+        if not self.scored and model.power != 1:
+            raise ValueError(
+                f"--power {model.power:g} has no effect with --method {self.name}, which draws solutions as the language model writes "
+                "them and weighs none; choose --method power-smc or power-mh, or a lower --temperature"
             )
         call = call or Call()
         if self.tempers and call.proposals is None:

@@ -21,6 +21,7 @@ from ..inference.posterior.chain_posterior import pooled_particles
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
+from .plain import check_plain
 
 _ROUNDING = 1e-5
 """Relative error of a confidence from logits in float32. Solutions often begin alike, and have their least sure window there."""
@@ -74,7 +75,8 @@ class DeepConf:
     :param int initial: solutions that set the threshold; 0 cuts none.
     :param int max_plate_nesting: 1 for a list of problems, each of which has a threshold of its own.
     :param callback: called with the solutions so far after each step.
-    :raises ValueError: for numbers out of range, or a model without a confidence.
+    :raises ValueError: for numbers out of range, a model without a confidence or with a power, or, with ``initial``, one that is not of
+        :func:`~ppl_llm.reasoning` itself.
     """
 
     @checked
@@ -99,6 +101,10 @@ class DeepConf:
             raise ValueError(
                 'the model keeps no confidence: give reasoning(..., confidence=Confidence("top-k", window=2048, over="bottom"))'
             )
+        if model.power != 1:
+            raise ValueError(f"DeepConf votes with solutions as the language model writes them, and the model has the power {model.power}")
+        if initial:
+            check_plain(model, "DeepConf with initial solutions")
         self.model, self.num_particles, self.eta, self.initial = copy.copy(model), num_particles, eta, initial
         self.model.prm = None
         self.options: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "callback": callback}
@@ -151,7 +157,9 @@ class DeepConf:
 
     def _concluded(self, found: ParticlePosterior, sure: Tensor) -> SearchPosterior:
         weights = Weights(_votes(sure, surest(sure, self.eta)))
-        return SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
+        result = SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
+        result.additive = False  # one more solution changes which are the surest
+        return result
 
 
 def _votes(confidence: Tensor, kept: Tensor) -> Tensor:

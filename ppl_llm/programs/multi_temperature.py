@@ -18,6 +18,7 @@ from ..context import Context
 from ..inference import barrier
 from ..inference.util.checked import checked
 from .models import ReasoningModel
+from .plain import check_plain
 
 SITE = "temperature"
 
@@ -73,7 +74,8 @@ def multi_temperature(model: ReasoningModel, temperatures: Sequence[float] = (0.
 
     :param ReasoningModel model: from :func:`~ppl_llm.reasoning`; its own temperature has no effect.
     :param temperatures: each positive.
-    :raises ValueError: without temperatures, for one that is not positive or is given twice, or for a model with a power.
+    :raises ValueError: without temperatures, for one that is not positive or is given twice, or for a model with a
+        power, or that is not one of :func:`~ppl_llm.reasoning` itself.
 
     References
 
@@ -84,6 +86,7 @@ def multi_temperature(model: ReasoningModel, temperatures: Sequence[float] = (0.
         raise ValueError(f"temperatures must be positive numbers, at least one, got {list(values)}")
     if len(set(values)) < len(values):
         raise ValueError(f"temperatures must differ from one another, got {list(values)}")
+    check_plain(model, "multi_temperature")
     if model.power != 1:
         raise ValueError(f"temperatures are of a model without a power, this one has {model.power}; a power target is at one temperature")
     made = MultiTemperatureModel.__new__(MultiTemperatureModel)
@@ -97,21 +100,29 @@ class EvenChoice(TorchDistribution):
     Each particle's is uniform, and of N each number has N / K up to rounding: a stratified draw.
 
     :param Tensor values: ``[K]``.
+    :param bool even: ``False`` for particles that are drawn independently of one another.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
     has_enumerate_support = True
 
-    def __init__(self, values: Tensor, batch_shape: torch.Size = torch.Size()) -> None:
-        self.values = values
+    def __init__(self, values: Tensor, batch_shape: torch.Size = torch.Size(), even: bool = True) -> None:
+        self.values, self.even = values, even
         super().__init__(batch_shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> EvenChoice:
-        return EvenChoice(self.values, torch.Size(batch_shape))
+        return EvenChoice(self.values, torch.Size(batch_shape), self.even)
+
+    def independently(self) -> EvenChoice:
+        """The same distribution of each particle, for algorithms that keep some of the particles and draw the others: given those that are
+        kept, taking turns would not be uniform."""
+        return EvenChoice(self.values, self.batch_shape, even=False)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         shape, number = torch.Size(sample_shape) + self.batch_shape, len(self.values)
+        if not self.even:
+            return self.values[torch.randint(number, shape, device=self.values.device)]
         first = torch.randint(number, shape[1:], device=self.values.device)
         turn = torch.arange(shape[0] if shape else 1, device=self.values.device).view(-1, *(1,) * len(shape[1:]))
         return self.values[(turn + first) % number].reshape(shape)

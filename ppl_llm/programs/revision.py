@@ -10,6 +10,7 @@ from ..inference import barrier
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
+from .plain import check_plain
 from .turns import flat, restarted
 
 Prompt = Callable[[str, str], Any]
@@ -30,6 +31,7 @@ class RevisionModel(ReasoningModel):
     """A reasoning model that writes drafts before its solution; :func:`revise` makes it."""
 
     def __init__(self, model: ReasoningModel, rounds: int, prompt: Prompt) -> None:
+        check_plain(model, "revise")
         vars(self).update(vars(model))
         self.rounds, self.prompt = rounds, prompt
 
@@ -80,7 +82,7 @@ def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -
     :param ReasoningModel model: of one round, from :func:`reasoning`.
     :param int rounds: solutions written, the last included; 1 is the model itself.
     :param prompt: ``prompt(problem, draft)``, by default :func:`ask_again`. It gives a text or chat messages.
-    :raises ValueError: for ``rounds`` below 1, a ``prompt`` that is no function, or a model that is not one of :func:`reasoning`.
+    :raises ValueError: for ``rounds`` below 1, a ``prompt`` that is no function, or a model that is not one of :func:`reasoning` itself.
     """
     check_count("rounds", rounds)
     return RevisionModel(model, rounds, prompt)

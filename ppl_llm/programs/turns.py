@@ -24,7 +24,7 @@ def restarted(written: Context, prompts: list[Any]) -> Context:
         raise ValueError(f"all prompts of a round must begin the same answer, or none; these begin {sorted(begun)[:3]}")
 
     def shaped(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*written.batch_shape, *tensor.shape[1:])
+        return tensor.reshape((*written.batch_shape, *tensor.shape[1:]))
 
     return replace(
         started._map(shaped),

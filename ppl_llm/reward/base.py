@@ -48,6 +48,9 @@ class Certainty(Protocol):
         ...
 
 
+describe("Certainty", "a confidence, e.g. Confidence('top-k', window=64, over='bottom')")
+
+
 def prepare(reward: RewardModel, context: Context) -> None:
     """Tell a reward which context the steps begin from, before the first one: it may ask for what sampling knows of their tokens."""
     own: Any = getattr(reward, "prepare", None)

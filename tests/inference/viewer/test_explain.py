@@ -300,7 +300,33 @@ def test_where_the_best_score_decides() -> None:
     assert found.kind == "scores" and [c.answer for c in found.competitors] == ["8", "7"]
     assert found.reward_margin == pytest.approx(0.5) and found.more_particles is None and found.error is None
     assert found.lines[0] == "The candidate with the best score answers 8; the best with another answer has 7."
-    assert "a log-score of 7 that is higher by more than 0.500" in str(found) and "posterior probability 0" not in str(found)
+    assert "a score of 7 that is higher by more than 0.500" in str(found) and "posterior probability 0" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "additive", "first"),
+    [
+        ([-torch.inf, 0.0, -torch.inf, -torch.inf], False, "All solutions with a weight answer 8."),  # a rule that counts answers as well
+        ([-2.0, -torch.inf, -torch.inf, -torch.inf], True, "All solutions with a weight answer 7."),  # 8 has a better score
+        ([-2.0, -torch.inf, -torch.inf, -2.0], True, "All solutions with a weight answer 7."),  # two votes
+        ([-torch.inf, -torch.inf, 0.0, -torch.inf], True, "There is no answer: no solution with a weight gives an answer."),
+    ],
+)
+def test_where_more_than_the_best_score_decides(log_weights: list[float], additive: bool, first: str) -> None:
+    """The leader is the answer of the weights, whatever scores better: as of best-of-majority, and of votes that all agree."""
+    scores = torch.tensor([-2.0, -1.5, -1.0, -2.5], dtype=torch.float64)
+    weights = Weights(torch.tensor(log_weights, dtype=torch.float64))
+    posterior = SearchPosterior(constructed().particles._replace(weights=weights), scores=scores, method="a vote")
+    posterior.additive = additive
+    found = explained(posterior)
+    assert found.kind == "votes" and found.lines[0] == first and "score of" not in str(found)
+
+
+def test_a_tie_has_no_leader() -> None:
+    """Particles 0 and 3 have 7, 1 has 8, 2 no answer."""
+    log_weights = [math.log(each) for each in (0.25, 0.5, 0.125, 0.25)]
+    assert explained(search(log_weights)).lines[0].startswith("A tie: ")
+    assert " leads with " in explained(search([0.3, 0.4, 0.1, 0.2])).lines[0]
 
 
 def test_votes_are_no_probabilities() -> None:
@@ -308,6 +334,8 @@ def test_votes_are_no_probabilities() -> None:
     assert found.kind == "votes" and found.log_evidence is None and found.error is None and found.reward_margin is None
     assert "share of the votes" in found.lines[0]
     assert "the weights of a search are votes, and there is no evidence" in found.lines[-1]
+    assert "more vote of average weight with" in str(found) or "more votes of average weight with" in str(found)
+    assert "average" not in str(explained(search([0.0, 0.0, 0.0, 0.0])))
 
 
 def test_without_a_reward_there_is_nothing_to_dislike() -> None:
@@ -359,7 +387,7 @@ def test_a_problem_without_a_weight(name: str) -> None:
     if name == "SMC":
         assert lost.lines == ["There is no answer: every particle has weight zero."]
     nothing = constructed().explain(describe=said, answer=lambda value: None)
-    assert nothing.lines == ["There is no answer: no solution gives an answer."]
+    assert nothing.lines == ["There is no answer: no solution with a weight gives an answer."]
 
 
 def test_texts_of_a_model_cannot_drive_a_terminal() -> None:

@@ -52,6 +52,8 @@ def test_a_model_that_does_not_think_is_one_line_and_nothing_is_lost() -> None:
         (["--waits", "1", "--wait", "a</think>"], "has the closing tag '</think>' in it"),
         (["--waits", "1", "--method", "smc:waits=2"], "--waits and --method smc:waits=2 both set waits; give it once"),
         (["--max-thinking", "1020"], "max_thinking must leave room for the closing tag"),
+        (["--wait", "x"], "--wait has no effect without --waits"),
+        (["--wait", "x", "--close", "y"], "--wait has no effect without --waits"),
         (["--waits", "1", "--regex", "a*"], "a constraint and a thinking budget do not go together"),
     ],
 )

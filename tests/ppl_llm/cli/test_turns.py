@@ -145,3 +145,14 @@ def test_a_task_refuses_a_machine_without_isolation(tmp_path: Path, monkeypatch:
     data.write_text(json.dumps(PROGRAMS[0]) + "\n")
     result = CliRunner().invoke(app, ["evaluate", f"code:{data}", "--out", str(tmp_path / "run")])
     assert result.exit_code == 2 and "cannot be run without network" in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_turns_and_temperatures_are_refused_together(tmp_path: Path) -> None:
+    """Also where every unit of an evaluation fails: the reason is told, not only that there is nothing to show."""
+    runner = CliRunner()
+    found = runner.invoke(app, ["solve", "--method", "multi-temperature", "--rounds", "2", TEXT])
+    message = "multi_temperature takes a model of reasoning(...) itself, and this is a RevisionModel"
+    assert found.exit_code == 2 and message in found.stderr
+    arguments = ["--methods", "multi-temperature", "--rounds", "2", "--limit", "1", "--budgets", "3", "--out", str(tmp_path / "run")]
+    found = runner.invoke(app, ["evaluate", "demo", *arguments])
+    assert found.exit_code != 0 and f"given up after three tries: multi-temperature, group 0, seed 0: ValueError: {message}" in found.stderr

@@ -10,7 +10,7 @@ from ppl_llm.evaluation.aggregators import best_of_n
 from ppl_llm.evaluation.votes import from_record
 from ppl_llm.evaluation.work import Unit, execute, plan
 from ppl_llm.inference.posterior.island_posterior import IslandPosterior
-from ppl_llm.methods import BUDGETED, get_method, independent
+from ppl_llm.methods import BUDGETED, get_method, independent, parse_method
 from ppl_llm.programs.models import ReasoningModel
 from ppl_llm.tasks.load import load_problems
 
@@ -36,6 +36,13 @@ def test_options_of_the_model(model: ReasoningModel) -> None:
     back = get_method("smc:preset=exact")
     assert back.aggregation(back.adapted(changed), "last") == "prod"
     assert get_method("smc:potential=odds:score_temperature=2").adapted(model).score_temperature == 2.0
+
+
+@pytest.mark.parametrize("name", ["self-consistency", "deepconf"])
+def test_a_power_without_an_effect_is_refused(model: ReasoningModel, name: str) -> None:
+    powered = parse_method(f"{name}:power=2")
+    with pytest.raises(ValueError, match=f"power 2 has no effect with --method {name}"):
+        powered.method.start(powered.adapted(model), powered.options)
 
 
 def test_options_of_methods(model: ReasoningModel) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import Confidence, DeepConf, Importance, TabularLM, reasoning
+from ppl_llm import Confidence, DeepConf, Importance, TabularLM, multi_temperature, reasoning, revise
 from ppl_llm.evaluation import Candidate, deepconf
 from ppl_llm.evaluation.votes import as_record, candidates, from_record
 from ppl_llm.programs import deepconf as program
@@ -197,6 +197,9 @@ def test_the_vote_of_candidates_by_hand() -> None:
         ({"eta": 0.0}, r"eta must lie in \(0, 1\], got 0.0"),
         ({"initial": 4}, "initial must be less than num_particles = 4, got 4"),
         ({"initial": -1}, "initial must be an integer of at least 0, got -1"),
+        ({"model": reasoning(LM, None, power=2.0, confidence=Confidence("margin"))}, "the model has the power 2.0"),
+        ({"model": revise(model()), "initial": 2}, "DeepConf with initial solutions takes a model of reasoning.* a RevisionModel"),
+        ({"model": multi_temperature(model()), "initial": 2}, "DeepConf with initial solutions takes .* a MultiTemperatureModel"),
         ({"model": reasoning(LM, None)}, "the model keeps no confidence: give reasoning"),
     ],
 )

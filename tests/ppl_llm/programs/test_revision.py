@@ -11,7 +11,19 @@ import pyro
 import pytest
 import torch
 
-from ppl_llm import SMC, Context, Enumeration, Importance, SuffixMH, TabularLM, TabularReward, TransformersLM, TransformersPRM, reasoning
+from ppl_llm import (
+    SMC,
+    Context,
+    Enumeration,
+    Importance,
+    SuffixMH,
+    TabularLM,
+    TabularReward,
+    TransformersLM,
+    TransformersPRM,
+    multi_temperature,
+    reasoning,
+)
 from ppl_llm.programs.revision import RevisionModel, ask_again, revise
 
 SYMBOLS = ["a", "b", ";", "$"]
@@ -187,9 +199,33 @@ def test_the_default_prompt_is_a_conversation():
     assert messages[1]["content"] == "3"
 
 
+def test_a_single_execution_is_one_of_the_enumerated_ones():
+    """Without particles, as under Pyro's own handlers: the joint density is p of both rounds times the factors of the last."""
+    pyro.set_rng_seed(0)
+    trace = pyro.poutine.trace(revise(MODEL, 2, prompt)).get_trace("a")
+    final, draft = trace.nodes["_RETURN"]["value"], trace.nodes["draft_0_step_0"]["value"]
+    assert final.batch_shape == () and isinstance(final.text, str) and draft.dim() == 1
+    first = "".join(
+        SYMBOLS[v]
+        for t in range(STEPS)
+        if f"draft_0_step_{t}" in trace.nodes
+        for v in trace.nodes[f"draft_0_step_{t}"]["value"].tolist()
+        if 0 <= v < 3
+    )
+    p = next(p for text, p, _ in written("a") if text == first)
+    q, g = next((p, g) for text, p, g in written("a" + first) if text == final.text)
+    assert float(trace.log_prob_sum().exp()) == pytest.approx(p * q * g, rel=1e-5)
+
+
 def test_arguments_that_make_no_sense():
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1, got 0"):
         revise(MODEL, 0, prompt)
+    with pytest.raises(ValueError, match=r"revise takes a model of reasoning.* itself, and this is a MultiTemperatureModel"):
+        revise(multi_temperature(MODEL, [0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"revise takes a model of reasoning.* itself, and this is a RevisionModel"):
+        revise(revise(MODEL))
+    with pytest.raises(ValueError, match=r"multi_temperature takes a model of reasoning.* itself, and this is a RevisionModel"):
+        multi_temperature(revise(MODEL), [0.5, 1.0])
     with pytest.raises(ValueError, match="prompt must be a function"):
         revise(MODEL, 2, "again")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="model must be made by reasoning"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from typing import Any
 
@@ -255,6 +256,18 @@ def test_no_critique_without_a_thought(caplog: pytest.LogCaptureFixture) -> None
         (r"\boxed{11}", None),
         ("a score of the 1950s film: good", None),
         ("nothing", None),
+        ("Score (1-10): 3", 2 / 9),  # the scale itself is no score
+        ("Score from 1 to 10: 9", 8 / 9),
+        ("Score: 1 - 10", None),
+        ("Final score: 7.25.", 6.25 / 9),
+        ("score 9, since it is right", 8 / 9),
+        (r"\boxed{5/5}", None),  # of another scale
+        ("score: 3 out of 5", None),
+        (r"\boxed{7} out of 10", 6 / 9),
+        (r"\boxed{10\%}", None),
+        ("Score: 80%", None),
+        (r"\boxed{1,5}", None),
+        (r"\boxed{1e1}", None),
     ],
 )
 def test_stated_scores(text: str, score: float | None) -> None:
@@ -266,6 +279,8 @@ def test_a_stated_score_is_asked_for() -> None:
     assert "from 0 (certainly wrong) to 5 (certainly right) in \\boxed{}" in reward._default_prompt("p", "x")
     with pytest.raises(ValueError, match="lowest must be below highest = 1, got 1"):
         StatedScore(1, 1)
+    with pytest.raises(ValueError, match="lowest and highest must be finite, got 1 and inf"):
+        StatedScore(1, math.inf)
 
 
 def test_a_critic_of_steps_is_asked_about_each_step_apart() -> None:
