@@ -121,7 +121,8 @@ class DeepConf:
             except BaseException as error:
                 begun: ParticlePosterior | None = getattr(error, "partial_posterior", None) if found is None else None
                 known = found if begun is None else (begun, self._confidence(begun))
-                attach_partial(error, lambda: None if known is None else self._concluded(*known))
+                cost = {**meter.totals, "seconds": time.perf_counter() - began}
+                attach_partial(error, lambda: None if known is None else self._concluded(*known, cost))
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - began}
         return result
@@ -155,10 +156,11 @@ class DeepConf:
         particles = pooled_particles([first, rest], log_weights)
         return SearchPosterior(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
 
-    def _concluded(self, found: ParticlePosterior, sure: Tensor) -> SearchPosterior:
+    def _concluded(self, found: ParticlePosterior, sure: Tensor, cost: dict[str, float] | None = None) -> SearchPosterior:
         weights = Weights(_votes(sure, surest(sure, self.eta)))
         result = SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
         result.additive = False  # one more solution changes which are the surest
+        result.cost = cost or {}
         return result
 
 

@@ -86,7 +86,8 @@ def test_log_probabilities_are_as_exact_as_those_of_plain_forward_passes(name: s
     """Steps, sampled and given, plain and warped, against passes without a cache in float64.
 
     Rounding in float32 costs a plain pass some error, and the engine may make five times that (it normalises a warped distribution twice,
-    before tokens are left out and after), and half a unit in the last place of the sum that it returns. The root mean square over twelve steps is compared, since the error of a single step may be near zero by luck.
+    before tokens are left out and after), and half a unit in the last place of the sum that it returns. The root mean square over twelve
+    steps is compared, since the error of a single step may be near zero by luck.
     A wrong key, position or token makes a tenth and more in one step, hundreds of times the bound.
     """
     with plain_models(name) as (single, double):
