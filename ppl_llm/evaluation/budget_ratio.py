@@ -63,6 +63,7 @@ def bootstrap_ratio(
     split = len(xs)
 
     def ratio(means: Array) -> Array:
+        means = np.round(means, 12)  # equal accuracies are equal, whatever the order in which this machine adds
         return budget_ratios(xs, means[..., :split], ys, means[..., split:])
 
     values = ratio(resampled_means(paired, draws, seed))

@@ -18,6 +18,8 @@ from ppl_llm.lm import autoregressive
 from tests.helpers import (  # noqa: F401 - they enter their mutants
     adaptive_mutants,
     constraint_mutants,
+    decision_mutants,
+    judge_mutants,
     mutants,
     population_mutants,
     power_mutants,

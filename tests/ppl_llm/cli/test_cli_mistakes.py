@@ -106,7 +106,7 @@ def test_no_arguments_show_the_help():
         ("ppl-llm solve --met", ["--method"]),
         ("ppl-llm solve --method te", ["tempered-smc"]),
         ("ppl-llm solve --preset i", ["its_hub"]),
-        ("ppl-llm evaluate demo --methods smc,be", ["smc,beam-search", "smc,best-first", "smc,best-of-majority", "smc,best-of-n"]),
+        ("ppl-llm evaluate demo --methods smc,be", ["smc,beam-search", "smc,best-first", "smc,best-of-n", "smc,best-of-majority"]),
         ("ppl-llm solve --prm demo", ["demo", "demo-weak"]),
     ],
 )
