@@ -7,7 +7,7 @@ from ..lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from .aggregators import Candidate, best_of_majority_at_k, log_score, majority, weighted_majority
     from .budget_ratio import BudgetRatio
-    from .confidence_votes import borda_vote, deepconf
+    from .confidence_votes import borda_vote, deepconf_vote
     from .fitted_twist import fit_twist
     from .harness import PPLHarnessLM
     from .intervals import Interval, bootstrap, proportion
@@ -35,7 +35,7 @@ _MODULES = {
     "best_of_majority_at_k": "aggregators",
     "bootstrap": "intervals",
     "borda_vote": "confidence_votes",
-    "deepconf": "confidence_votes",
+    "deepconf_vote": "confidence_votes",
     "difference_rows": "tables",
     "evaluate": "run",
     "fit_reward": "trained_reward",
@@ -64,7 +64,7 @@ __all__ = [
     "best_of_majority_at_k",
     "bootstrap",
     "borda_vote",
-    "deepconf",
+    "deepconf_vote",
     "difference_rows",
     "evaluate",
     "fit_reward",

@@ -53,7 +53,7 @@ def borda_vote(candidates: Sequence[Candidate], power: float = 1.0) -> Answer:
     return best(tally(candidates, lambda candidate: float(worth[id(candidate)])))
 
 
-def deepconf(candidates: Sequence[Candidate], eta: float = 0.1) -> Answer:
+def deepconf_vote(candidates: Sequence[Candidate], eta: float = 0.1) -> Answer:
     """The answer with the most votes among the share ``eta`` of the candidates of the highest confidence, each of which has its confidence
     as vote (DeepConf, Fu et al., 2025, arXiv:2508.15260).
 
@@ -63,7 +63,7 @@ def deepconf(candidates: Sequence[Candidate], eta: float = 0.1) -> Answer:
     """
     if not 0 < eta <= 1:
         raise ValueError(f"eta must lie in (0, 1], got {eta!r}")
-    sure = _confidences(candidates, "deepconf")
+    sure = _confidences(candidates, "deepconf_vote")
     if not candidates:
         return None
     kept = surest(torch.from_numpy(sure), eta).tolist()

@@ -23,7 +23,7 @@ from .aggregators import (
     posterior_majority,
     weighted_majority,
 )
-from .confidence_votes import borda_vote, deepconf
+from .confidence_votes import borda_vote, deepconf_vote
 from .figures import scaling
 from .intervals import Interval, mean_over_problems, proportion
 from .metrics import Accuracies, Table, out_of, pass_at_k
@@ -45,8 +45,8 @@ OFFLINE: dict[str, Callable[[Sequence[Candidate]], Any]] = {
     "rpc, sum": rpc,
     "rpc, mean": lambda pool: rpc(pool, "mean"),
     "borda, confidence": borda_vote,
-    "deepconf, 10 %": deepconf,
-    "deepconf, 90 %": lambda pool: deepconf(pool, 0.9),
+    "deepconf, 10 %": deepconf_vote,
+    "deepconf, 90 %": lambda pool: deepconf_vote(pool, 0.9),
     **{f"best-of-majority, {a}": lambda pool, a=a: best_of_majority(pool, aggregation=a) for a in SCORES},  # type: ignore[misc]
     **{f"best-of-n, {a}": lambda pool, a=a: best_of_n(pool, a) for a in SCORES},  # type: ignore[misc]
     **{f"weighted, {a}": lambda pool, a=a: weighted_majority(pool, a) for a in SCORES},  # type: ignore[misc]

@@ -29,7 +29,7 @@ from .aggregators import (
     soft_best_of_n,
     weighted_majority,
 )
-from .confidence_votes import deepconf
+from .confidence_votes import deepconf_vote
 
 _CERTAIN = 1e9
 """Log-odds of what is certain, in records, which hold finite numbers only."""
@@ -47,7 +47,7 @@ VOTES: dict[str, Callable[..., Answer]] = {
     "weighted": weighted_majority,
     "soft-best-of-n": lambda candidates, aggregation, beta=10.0: soft_best_of_n(candidates, beta, aggregation),
     "best-of-majority": _first,
-    "deepconf": lambda candidates, aggregation: deepconf(candidates),
+    "deepconf": lambda candidates, aggregation: deepconf_vote(candidates),
 }
 """From candidates, an aggregation and the options of the vote to an answer."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_llm import Confidence, DeepConf, Importance, TabularLM, multi_temperature, reasoning, revise
-from ppl_llm.evaluation import Candidate, deepconf
+from ppl_llm.evaluation import Candidate, deepconf_vote
 from ppl_llm.evaluation.votes import as_record, candidates, from_record
 from ppl_llm.programs import deepconf as program
 from ppl_llm.programs.deepconf import surest
@@ -182,13 +182,18 @@ def test_candidates_have_their_confidence() -> None:
 
 def test_the_vote_of_candidates_by_hand() -> None:
     pool = [Candidate(a, confidence=c) for a, c in (("x", 1.0), ("y", 3.0), ("x", 2.5), (None, 9.0), ("y", 0.5), ("x", 1.5))]
-    assert deepconf(pool, 0.1) is None  # the surest has no answer
-    assert deepconf(pool, 0.3) == "y" and deepconf(pool, 0.5) == "y" and deepconf(pool, 0.6) == "x" and deepconf(pool, 1.0) == "x"
-    assert deepconf([]) is None
-    with pytest.raises(ValueError, match="deepconf needs each candidate's confidence; record it"):
-        deepconf([Candidate("x")])
+    assert deepconf_vote(pool, 0.1) is None  # the surest has no answer
+    assert (
+        deepconf_vote(pool, 0.3) == "y"
+        and deepconf_vote(pool, 0.5) == "y"
+        and deepconf_vote(pool, 0.6) == "x"
+        and deepconf_vote(pool, 1.0) == "x"
+    )
+    assert deepconf_vote([]) is None
+    with pytest.raises(ValueError, match="deepconf_vote needs each candidate's confidence; record it"):
+        deepconf_vote([Candidate("x")])
     with pytest.raises(ValueError, match=r"eta must lie in \(0, 1\], got 0"):
-        deepconf(pool, 0.0)
+        deepconf_vote(pool, 0.0)
 
 
 @pytest.mark.parametrize(
