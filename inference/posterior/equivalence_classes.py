@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 Equivalent = Callable[[Hashable, Hashable], bool]
 """Whether two values count as the same."""
@@ -26,3 +26,11 @@ def representatives(values: Iterable[Hashable], equivalent: Equivalent) -> dict[
             founders.append(value)
         chosen[value] = value if founder is None else founder
     return chosen | {None: None}
+
+
+def alike(values: Sequence[Hashable], equivalent: Equivalent | None) -> list[Hashable]:
+    """The values, each as its representative; as they are where nothing says which count as the same."""
+    if equivalent is None:
+        return list(values)
+    chosen = representatives(values, equivalent)
+    return [chosen[value] for value in values]

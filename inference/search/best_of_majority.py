@@ -13,9 +13,9 @@ from ..posterior.equivalence_classes import Equivalent
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.checked import checked
-from ..util.validation import check_count, check_function
+from ..util.validation import check_count
 from .base import Search
-from .by_answer import only, own_answer, with_weights_of_answers
+from .by_answer import answer_function, only, with_weights_of_answers
 
 _REASON = "it keeps the best candidates of frequent answers, whose weights do not estimate the evidence"
 
@@ -59,9 +59,7 @@ class BestOfMajority(Search):
         check_count("k", k)
         if not 0 <= frequency <= 1:
             raise ValueError(f"frequency must lie in [0, 1], got {frequency!r}")
-        for name, function in (("answer", answer), ("equivalent", equivalent)):
-            check_function(name, function)
-        self.k, self.frequency, self.answer, self.equivalent = k, float(frequency), answer or own_answer, equivalent
+        self.k, self.frequency, self.answer, self.equivalent = k, float(frequency), answer_function(answer, equivalent), equivalent
 
     def messenger(self) -> CandidateMessenger:
         return WeightedMessenger(self.options)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..particles.weights import Weights
-from ..posterior.equivalence_classes import Equivalent, representatives
+from ..posterior.equivalence_classes import Equivalent, alike
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
+from ..util.validation import check_function
 
 Rule = Callable[[Sequence[Hashable], tuple[int, ...]], Tensor]
 """From the answers of a population, and its index at every level of ``max_plate_nesting``, to log-weights ``[N]``."""
@@ -31,15 +32,21 @@ def own_answer(value: Any) -> Hashable:
     return given
 
 
+def answer_function(answer: Callable[[Any], Hashable] | None, equivalent: Equivalent | None) -> Callable[[Any], Hashable]:
+    """What makes an answer of a particle's value, by default :func:`own_answer`.
+
+    :raises ValueError: if one of the two is given and no function.
+    """
+    check_function("answer", answer)
+    check_function("equivalent", equivalent)
+    return answer or own_answer
+
+
 def answers_at(
     found: ParticlePosterior, index: tuple[int, ...], answer: Callable[[Any], Hashable], equivalent: Equivalent | None
 ) -> list[Hashable]:
     """``[N]`` of a population, those that count as the same under their representative."""
-    given = [answer(found.particle((n, *index))) for n in range(found.num_particles)]
-    if equivalent is None:
-        return given
-    chosen = representatives(given, equivalent)
-    return [chosen[each] for each in given]
+    return alike([answer(found.particle((n, *index))) for n in range(found.num_particles)], equivalent)
 
 
 def with_weights_of_answers(

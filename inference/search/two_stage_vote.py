@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..posterior.equivalence_classes import Equivalent, representatives
+from ..posterior.equivalence_classes import Equivalent, alike
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..util.checked import checked
-from ..util.validation import check_function
-from .by_answer import answers_at, own_answer, with_weights_of_answers
+from .by_answer import answer_function, answers_at, with_weights_of_answers
 from .votes import SelfConsistency
 
 _REASON = "it does not evaluate what the model observes"
@@ -55,9 +54,7 @@ class TwoStageVote(SelfConsistency):
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
-        for name, function in (("answer", answer), ("equivalent", equivalent)):
-            check_function(name, function)
-        self.site, self.answer, self.equivalent = site, answer or own_answer, equivalent
+        self.site, self.answer, self.equivalent = site, answer_function(answer, equivalent), equivalent
 
     def conclude(self, messenger: Any, ended: ParticlePosterior, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SearchPosterior:
         groups = self.groups(ended)
@@ -103,9 +100,6 @@ class TwoStageVote(SelfConsistency):
         """The log-weights of several runs on one problem as if they were one."""
         given = [each for found in batches for each in answers_at(found, (0,) * found.particles.nesting, self.answer, None)]
         groups = [group for found in batches for group in self.groups(found).flatten().tolist()]
-        if self.equivalent is not None:
-            chosen = representatives(given, self.equivalent)
-            given = [chosen[each] for each in given]
         like = [found.particles.weights.log_weights for found in batches]
-        parts = self.log_weights(given, groups).split([len(each) for each in like])
+        parts = self.log_weights(alike(given, self.equivalent), groups).split([len(each) for each in like])
         return [part.to(each).reshape(each.shape) for part, each in zip(parts, like, strict=True)]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..posterior.equivalence_classes import Equivalent, representatives
+from ..posterior.discrete_marginal import DiscreteMarginal
+from ..posterior.equivalence_classes import Equivalent, alike
 from .explanation import Competitor, Disliked, Explanation, Parting
 from .genealogy import Answer, Describe
 from .populations import Population
@@ -38,13 +39,10 @@ def explain(
     """Of the problem at an index of the independent plates; see :meth:`~ppl_llm.inference.ParticlePosterior.explain`."""
     whole = Population({}, posterior, plate)
     found = solutions_of(posterior, plate, describe, answer)
-    given: list[Hashable] = found.answers
-    if equivalent is not None:
-        chosen = representatives(given, equivalent)
-        given = [chosen[each] for each in given]
+    given = alike(found.answers, equivalent)
     weights = found.weights
     scores = _own_scores(posterior, whole)
-    masses = _masses(given, weights)
+    masses = DiscreteMarginal(zip(given, weights, strict=True)).probs
     by_score = scores is not None and _best_alone(posterior, given, weights, scores)
     order = _order(given, scores) if by_score and scores is not None else [a for a in masses if a is not None]
     competitors = [_competitor(a, masses.get(a, 0.0), given, weights, found, scores if by_score else None) for a in order]
@@ -76,16 +74,6 @@ def explain(
         unknown=_unknown(posterior, found, kind),
     )
     return replace(told, lines=lines(told))
-
-
-def _masses(given: Sequence[Hashable], weights: Sequence[float]) -> dict[Hashable, float]:
-    """Of the answers with a weight, the heaviest first, as :class:`DiscreteMarginal` orders them."""
-    mass: dict[Hashable, float] = {}
-    for each, weight in zip(given, weights, strict=True):
-        if weight > 0:
-            mass[each] = mass.get(each, 0.0) + weight
-    total = sum(mass.values())
-    return {each: m / total for each, m in sorted(mass.items(), key=lambda item: -item[1])}
 
 
 def _own_scores(posterior: Any, whole: Population) -> list[float] | None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..posterior.discrete_marginal import DiscreteMarginal
-from ..posterior.equivalence_classes import Equivalent, representatives
+from ..posterior.equivalence_classes import Equivalent, alike
 from .explain import explain
 from .genealogy import Answer, Describe, Genealogy
 from .populations import Population, populations
@@ -154,9 +154,7 @@ def _answers(given: list[Hashable] | None, weights: list[float], equivalent: Equ
     """The distinct answers with their probabilities, and the number of each particle's."""
     if given is None:
         return [], []
-    if equivalent is not None:
-        chosen = representatives(given, equivalent)
-        given = [chosen[each] for each in given]
+    given = alike(given, equivalent)
     mass = dict.fromkeys(given, 0.0) | DiscreteMarginal(zip(given, weights, strict=True)).probs
     ordered = sorted(mass, key=lambda each: -mass[each])
     number = {each: i for i, each in enumerate(ordered)}
