@@ -7,13 +7,13 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..inference.concurrent.program import current_program
+from ..inference.concurrent.shared_request import SharedRequest
 from ..inference.cost import count
 from .append import Append
 from .cache import KVCache
@@ -28,32 +28,21 @@ _PATIENCE = 3
 """Turns that a program waits for others, so that passes are shared by more of them; a turn is a token of the programs that write."""
 
 
-class AppendRequest:
-    """What one program wants run (a ``Request``). It takes no place in the batch of those that write.
+class AppendRequest(SharedRequest):
+    """What one program wants run. It takes no place in the batch of those that write.
 
     :param JointAppend service: runs it together with others.
     :param arguments: of :meth:`CacheEngine.append`.
     """
 
-    sequences = 0
-
     def __init__(self, service: JointAppend, *arguments: Any) -> None:
-        self.service, self.arguments = service, arguments
-        self.finished = False
-        self.error: BaseException | None = None
+        super().__init__(service)
+        self.arguments = arguments
         self.outputs = torch.empty(0)
         self.turns = 0
-        self._variables = copy_context()  # the program's
 
     def done(self, outputs: Tensor) -> None:
         self.outputs, self.finished = outputs, True
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.finished = error, True
-
-    def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        """Costs are counted where the program counts."""
-        return self._variables.run(function, *arguments, **keywords)
 
 
 class JointAppend:

@@ -116,23 +116,22 @@ class DeepConf:
         began, found = time.perf_counter(), None
         with CostMeter() as meter:
             try:
-                found = self._vote(problem, self.model, self.initial or self.num_particles)
-                result = self._concluded(*found) if not self.initial else self._online(problem, *found)
+                found = self._written(problem, self.model, self.initial or self.num_particles)
+                result = self._concluded(found) if not self.initial else self._online(problem, found)
             except BaseException as error:
-                begun: ParticlePosterior | None = getattr(error, "partial_posterior", None) if found is None else None
-                known = found if begun is None else (begun, self._confidence(begun))
-                cost = {**meter.totals, "seconds": time.perf_counter() - began}
-                attach_partial(error, lambda: None if known is None else self._concluded(*known, cost))
+                begun: ParticlePosterior | None = getattr(error, "partial_posterior", None) if found is None else found
+                attach_partial(error, lambda: None if begun is None else self._concluded(begun))
+                if error.partial_posterior is not None:  # type: ignore[attr-defined]
+                    error.partial_posterior.cost = {**meter.totals, "seconds": time.perf_counter() - began}  # type: ignore[attr-defined]
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - began}
         return result
 
-    def _vote(self, problem: Any, model: ReasoningModel, number: int) -> tuple[ParticlePosterior, Tensor]:
-        """Solutions, and the confidence ``[N, *plates]`` of each."""
-        found = SelfConsistency(model, number, **self.options).run(problem)
-        return found, self._confidence(found)
+    def _written(self, problem: Any, model: ReasoningModel, number: int) -> ParticlePosterior:
+        return SelfConsistency(model, number, **self.options).run(problem)
 
     def _confidence(self, found: ParticlePosterior) -> Tensor:
+        """Of each solution, ``[N, *plates]``."""
         assert self.model.confidence is not None
         weights: Tensor = found.particles.weights.log_weights
         return self.model.confidence.of(found.value).cpu().expand_as(weights)
@@ -144,10 +143,12 @@ class DeepConf:
         """
         return torch.where(surest(confidence, self.eta), confidence, torch.inf).amin(0) * (1 - _ROUNDING)
 
-    def _online(self, problem: Any, first: ParticlePosterior, sure: Tensor) -> SearchPosterior:
+    def _online(self, problem: Any, first: ParticlePosterior) -> SearchPosterior:
+        sure = self._confidence(first)
         threshold = self.threshold(sure)
         model = CutModel(self.model, self.model.confidence.cutting(threshold))  # type: ignore[union-attr]
-        rest, others = self._vote(problem, model, self.num_particles - self.initial)
+        rest = self._written(problem, model, self.num_particles - self.initial)
+        others = self._confidence(rest)
         log_weights = [
             _votes(sure, sure >= threshold),
             _votes(others, ~model.cut(rest.value).cpu().expand_as(others)),
@@ -156,11 +157,11 @@ class DeepConf:
         particles = pooled_particles([first, rest], log_weights)
         return SearchPosterior(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
 
-    def _concluded(self, found: ParticlePosterior, sure: Tensor, cost: dict[str, float] | None = None) -> SearchPosterior:
+    def _concluded(self, found: ParticlePosterior) -> SearchPosterior:
+        sure = self._confidence(found)
         weights = Weights(_votes(sure, surest(sure, self.eta)))
         result = SearchPosterior.of(found, weights, scores=sure, method="DeepConf", reason=_REASON, decisive=True)
         result.additive = False  # one more solution changes which are the surest
-        result.cost = cost or {}
         return result
 
 

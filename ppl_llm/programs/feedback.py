@@ -7,6 +7,7 @@ from typing import Any
 
 from ..answers.extraction import answer_forms, extract_answer
 from ..inference.util.checked import checked
+from .turns import next_turn
 
 Tell = Callable[[str, str, str], Any]
 """``tell(problem, draft, message)``: what ``lm.start`` takes for the next turn, a text or chat messages."""
@@ -17,11 +18,7 @@ _NO_ANSWER = "The solution gives no complete answer."
 
 def tell_message(problem: str, draft: str, message: str) -> list[dict[str, str]]:
     """The problem, the draft as the assistant's answer, and the message with a request for a better one."""
-    return [
-        {"role": "user", "content": problem},
-        {"role": "assistant", "content": draft},
-        {"role": "user", "content": f"{message}\n\n{_REQUEST}"},
-    ]
+    return next_turn(problem, draft, f"{message}\n\n{_REQUEST}")
 
 
 class Feedback:
@@ -78,8 +75,7 @@ class Feedback:
 
     def _said(self, problem: str, draft: str) -> str:
         if hasattr(self.critic, "verdict"):
-            answer = extract_answer(draft, self.forms)
-            return _NO_ANSWER if answer is None else str(self.critic.verdict(answer).message)
+            return _verdict(self.critic, draft, self.forms)
         found = self.critic(problem, draft)
         if isinstance(found, str):
             return found
@@ -112,5 +108,10 @@ class ProblemCritics:
         critic = self._critics.get(problem)
         if critic is None:
             raise ValueError(f"feedback from tests needs problems that have them, and {problem[:60]!r} has none; give verifier or judge")
-        answer = extract_answer(draft, self.forms)
-        return _NO_ANSWER if answer is None else str(critic.verdict(answer).message)
+        return _verdict(critic, draft, self.forms)
+
+
+def _verdict(critic: Any, draft: str, forms: Sequence[str]) -> str:
+    """What a critic of answers says about the one in a draft."""
+    answer = extract_answer(draft, forms)
+    return _NO_ANSWER if answer is None else str(critic.verdict(answer).message)

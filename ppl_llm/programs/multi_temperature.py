@@ -15,7 +15,6 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..context import Context
-from ..inference import barrier
 from ..inference.util.checked import checked
 from .models import ReasoningModel
 from .plain import check_plain
@@ -51,14 +50,12 @@ class MultiTemperatureModel(ReasoningModel):
     def _solve(self, ctx: Context) -> Context:
         temperature = pyro.sample(SITE, EvenChoice(torch.tensor(self.temperatures, dtype=torch.float64, device=ctx.tokens.device)))
         spread = ctx.expand(torch.broadcast_shapes(ctx.batch_shape, temperature.shape))
-        state = TemperedContext(**vars(spread), temperature=temperature.expand(spread.batch_shape))
+        return super()._solve(TemperedContext(**vars(spread), temperature=temperature.expand(spread.batch_shape)))
+
+    def written(self, ctx: Context, name: str) -> Context:
         own = copy.copy(self)
-        for t in range(self.max_steps):
-            own.options = replace(self.options, temperature=state.temperature)
-            state = barrier(own.step(state, t))
-            if self.early_exit and state.done.all():
-                break
-        return state
+        own.options = replace(self.options, temperature=ctx.temperature)  # type: ignore[attr-defined]
+        return ReasoningModel.written(own, ctx, name)
 
 
 @checked

@@ -11,7 +11,7 @@ from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
 from .plain import check_plain
-from .turns import flat, restarted
+from .turns import flat, next_turn, restarted
 
 Prompt = Callable[[str, str], Any]
 """``prompt(problem, draft)``: what ``lm.start`` takes for the next round, a text or chat messages."""
@@ -20,11 +20,7 @@ Prompt = Callable[[str, str], Any]
 def ask_again(problem: str, draft: str) -> list[dict[str, str]]:
     """The problem, the draft as the assistant's answer, and a request for a better one."""
     request = "Check this solution step by step. If it is wrong, correct it; then give the whole solution again with its final answer."
-    return [
-        {"role": "user", "content": problem},
-        {"role": "assistant", "content": draft},
-        {"role": "user", "content": request},
-    ]
+    return next_turn(problem, draft, request)
 
 
 class RevisionModel(ReasoningModel):

@@ -11,6 +11,11 @@ from ..context import Context
 from ..lm.base import language_model
 
 
+def next_turn(problem: str, draft: str, request: str) -> list[dict[str, str]]:
+    """The problem, the draft as the assistant's answer, and a request."""
+    return [{"role": "user", "content": problem}, {"role": "assistant", "content": draft}, {"role": "user", "content": request}]
+
+
 def restarted(written: Context, prompts: list[Any]) -> Context:
     """Contexts of new prompts in the places of sequences that were written; their problems stay those of these.
 

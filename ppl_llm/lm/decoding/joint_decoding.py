@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
-from typing import Any
 
 import torch
 
+from ...inference.concurrent.shared_request import SharedRequest
 from ...inference.cost import Uncounted, count
 from .decoder import DecodeRequest, DecodeRequests, Draw
 
 
-class CountedRequest:
-    """A step of the sequences of one program, whose share of the cost is counted where the program counts (a ``Request``).
-
-    :param service: samples it together with others.
-    :param int sequences: how many take the step.
-    """
-
-    def __init__(self, service: Any, sequences: int) -> None:
-        self.service, self.sequences = service, sequences
-        self.finished = False
-        self.error: BaseException | None = None
-        self._variables = copy_context()  # the program's
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.finished = error, True
+class CountedRequest(SharedRequest):
+    """A step of the sequences of one program, whose share of the cost is counted where the program counts."""
 
     def charge(self, seconds: float, passes: int = 1) -> None:
         """Count forward passes of which these seconds are the program's share."""
-        self._variables.run(count, lm_forwards=passes, lm_seconds=seconds)
+        self.call(count, lm_forwards=passes, lm_seconds=seconds)
 
 
 class StepRequest(CountedRequest):
@@ -51,7 +37,7 @@ class StepRequest(CountedRequest):
     def proceed(self, draw: Draw | None = None) -> None:
         """Up to the next decode request; ``draw`` answers this one."""
         try:
-            self.due = self._variables.run(self._requests.send, draw)  # type: ignore[arg-type]
+            self.due = self.call(self._requests.send, draw)
             self.sequences = len(self.due.uniforms)
         except StopIteration:
             self.finished = True
