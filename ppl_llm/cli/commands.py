@@ -53,8 +53,7 @@ from .model_options import (
 from .notes import notes, unfinished_note
 from .one_line_errors import OneLineErrors
 from .settings import Settings, default_method
-from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
-from .thinking_options import taken, with_thinking_options
+from .shared_options import JUDGE, THINKING, TURNS, flagged, judge_options, thinking_options, turn_options, with_options
 
 _PROBLEM = example(1).text
 
@@ -117,7 +116,7 @@ def _options(
 
 
 @app.command(epilog=_SOLVE_EXAMPLES)
-@with_thinking_options(after="top_k")
+@with_options("top_k", THINKING)
 @with_method_options(after="preset")
 @with_options("reward", JUDGE)
 @with_options("preset", TURNS)
@@ -186,7 +185,7 @@ def solve(
         turns = turn_options(options, judge_options(options))
         chosen_reward = RewardChoice.of(lm, prm, reward, turns.judge_of_reward(reward))
         constrained = (json_schema, regex, choices) != (None, None, None)
-        thinking = taken(options)
+        thinking = thinking_options(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,

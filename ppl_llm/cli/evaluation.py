@@ -44,8 +44,7 @@ from .model_options import (
 )
 from .remote import importing
 from .settings import default_method
-from .shared_options import JUDGE, TURNS, flagged, judge_options, turn_options, with_options
-from .thinking_options import taken, with_thinking_options
+from .shared_options import JUDGE, THINKING, TURNS, flagged, judge_options, thinking_options, turn_options, with_options
 
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
@@ -79,7 +78,7 @@ _TASK_OPTION = (
 )
 
 
-@with_thinking_options(after="top_k")
+@with_options("top_k", THINKING)
 @with_options("reward", JUDGE)
 @with_options("preset", TURNS)
 def evaluate(
@@ -200,7 +199,7 @@ def evaluate(
             turns=turns,
             every=every,
             confidence=confidence,
-            **taken(options),
+            **thinking_options(options),
             **prompt_options(system_prompt, chat_template),
         )
         models.check()

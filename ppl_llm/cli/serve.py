@@ -39,8 +39,7 @@ from .model_options import (
     unescaped,
 )
 from .settings import Settings
-from .shared_options import JUDGE, flagged, judge_options, with_options
-from .thinking_options import taken, with_thinking_options
+from .shared_options import JUDGE, THINKING, flagged, judge_options, thinking_options, with_options
 
 if TYPE_CHECKING:
     from ..gateway.catalogue import Choice
@@ -53,7 +52,7 @@ _EXAMPLES = (
 )
 
 
-@with_thinking_options(after="top_k")
+@with_options("top_k", THINKING)
 @with_method_options(after="preset")
 @with_options("reward", JUDGE)
 def serve(
@@ -144,7 +143,7 @@ def serve(
             run_seconds=run_seconds,
         )
         chosen_reward = RewardChoice.of(lm, prm, reward, judge)
-        thinking = taken(options)
+        thinking = thinking_options(options)
         settings = Settings(
             lm=lm,
             reward=chosen_reward,

@@ -1,4 +1,4 @@
-"""Options of judges and of turns, declared once for the commands that take them."""
+"""Options of judges, of turns and of thinking budgets, declared once for the commands that take them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 
 from ..programs.turn_options import TurnOptions
 from ..reward.judge_options import JudgeOptions
+from . import completion
 from .method_options import Command, insert_after
+from .model_options import unescaped
 
-_JUDGE_PANEL, _TURN_PANEL = "Options of judges", "Turns"
+_JUDGE_PANEL, _TURN_PANEL, _THINKING_PANEL = "Options of judges", "Turns", "Thinking"
 
 
 def _judge(
@@ -56,8 +58,41 @@ def _turns(
 ) -> None: ...
 
 
+def _thinking(
+    waits: Annotated[
+        int | None,
+        typer.Option(help="Times that an early end of the thinking is replaced by --wait; by default 0.", rich_help_panel=_THINKING_PANEL),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            help="What is written in place of the closing tag; by default Wait; \\n for a line break.", rich_help_panel=_THINKING_PANEL
+        ),
+    ] = None,
+    close: Annotated[
+        str | None,
+        typer.Option(
+            help="The tag that closes the thinking; by default </think>. Answers are looked for behind it only.",
+            rich_help_panel=_THINKING_PANEL,
+        ),
+    ] = None,
+    max_thinking: Annotated[
+        int | None, typer.Option(help="Tokens of thinking at most; it is closed there.", rich_help_panel=_THINKING_PANEL)
+    ] = None,
+    thinking: Annotated[
+        str | None,
+        typer.Option(
+            help="on or off: the switch enable_thinking of the chat template.",
+            autocompletion=completion.among(("on", "off")),
+            rich_help_panel=_THINKING_PANEL,
+        ),
+    ] = None,
+) -> None: ...
+
+
 JUDGE = list(inspect.signature(_judge, eval_str=True).parameters.values())
 TURNS = list(inspect.signature(_turns, eval_str=True).parameters.values())
+THINKING = list(inspect.signature(_thinking, eval_str=True).parameters.values())
 
 
 def with_options(after: str, added: list[inspect.Parameter]) -> Callable[[Command], Command]:
@@ -76,6 +111,13 @@ def judge_options(options: dict[str, Any]) -> JudgeOptions:
 def turn_options(options: dict[str, Any], judge: JudgeOptions) -> TurnOptions:
     """Those of turns, taken out of a command's."""
     return TurnOptions(**{parameter.name: options.pop(parameter.name) for parameter in TURNS}, judge=judge)
+
+
+def thinking_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of thinking that were given, taken out of a command's."""
+    found = {parameter.name: options.pop(parameter.name) for parameter in THINKING}
+    given = {name: value for name, value in found.items() if value is not None}
+    return given | {name: unescaped([given[name]])[0] for name in ("wait", "close") if name in given}
 
 
 @contextmanager

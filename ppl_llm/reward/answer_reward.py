@@ -14,7 +14,7 @@ from ..context import Context
 from ..inference.cost import count
 from ..inference.util.checked import checked
 from ..lm.stop_pattern import StopPattern, position_pattern
-from .score_cache import ScoreCache, finished_at, repeat_last
+from .score_cache import ScoreCache, finished_at, repeat_last, without_end
 from .step_texts import answer_text
 
 
@@ -78,10 +78,7 @@ class AnswerReward(ABC):
     def concluded_log_odds(self, context: Context) -> Tensor:
         """:meth:`step_log_odds` where no step will follow: an answer without an end that is not judged is certainly wrong."""
         scores = self.step_log_odds(context)
-        if self.partial:
-            return scores
-        cut = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
-        return torch.cat([scores[..., :-1], cut[..., None]], -1)
+        return scores if self.partial else without_end(scores, context)
 
     def _extended(self, context: Context, known: Tensor) -> tuple[Tensor, str, Tensor]:
         """The scores of all steps, those after ``known [*batch, S]`` judged, and which of them have one of their own."""

@@ -162,7 +162,7 @@ class RewardChoice:
         :raises OSError: if there is no such file.
         :raises ValueError: if it does not hold the function.
         """
-        from .python_file import PythonFunction, or_wrong
+        from .python_file import or_wrong, python_function
 
-        found: Callable[[str, str], Any] = or_wrong(PythonFunction(self.name or "", "verifier"))
+        found: Callable[[str, str], Any] = or_wrong(python_function(self.name or "", "verifier"))
         return found

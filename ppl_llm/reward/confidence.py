@@ -16,7 +16,7 @@ from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import language_model
 from ..lm.token_figures import TokenFigure, kept, want
 from .confidence_windows import OVER, WINDOWED, answer_places, reduced
-from .score_cache import finished_at, repeat_last
+from .score_cache import finished_at, repeat_last, without_end
 
 MEASURES = {"log-prob": "log_prob", "entropy": "entropy", "top-k": "top_k", "kl": "kl", "margin": "margin"}
 """Kinds of confidence, and what the tokens' figures are called."""
@@ -139,10 +139,7 @@ class Confidence:
     def concluded_log_odds(self, context: Context) -> Tensor:
         """:meth:`step_log_odds` where no step will follow: with ``over="answer"``, a solution without an end is certainly wrong."""
         scores = self.step_log_odds(context)
-        if self.over != "answer":
-            return scores
-        cut = torch.where(context.done, scores[..., -1], -torch.inf)
-        return torch.cat([scores[..., :-1], cut[..., None]], -1)
+        return scores if self.over != "answer" else without_end(scores, context)
 
     def of(self, context: Context) -> Tensor:
         """The confidence of each solution as a whole, ``[*batch]`` in float64, at least 0: exp C for ``log-prob`` and ``entropy``, else C.

@@ -77,6 +77,6 @@ class JudgeOptions:
             return StatedScore(float(scale[1]), float(scale[2]))
         if ":" not in self.score:
             raise ValueError(f"score must be a scale such as 1-10, or FILE.py:function, got {self.score!r}")
-        from .python_file import PythonFunction
+        from .python_file import python_function
 
-        return PythonFunction(self.score, "score function")
+        return python_function(self.score, "score function")

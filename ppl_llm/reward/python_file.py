@@ -60,6 +60,22 @@ class PythonFunction:
         return math.nan if reply.get("nan") else reply["value"]
 
 
+def python_function(name: str, what: str) -> PythonFunction:
+    """A function of a file, in one process for all who ask for it while the file is as it is: the check of a name before a run asks, and
+    so does the run, and what the file imports may take long.
+
+    :param str name: ``FILE.py:function``.
+    :param str what: it is, for messages.
+    """
+    path = Path(name.rpartition(":")[0]).expanduser()
+    return _started(name, what, path.resolve(), path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _started(name: str, what: str, path: Path, changed: int) -> PythonFunction:
+    return PythonFunction(name, what)
+
+
 def or_wrong(function: PythonFunction) -> Any:
     """A verifier: an answer about which the function says nothing in time, or over which its process ends, is wrong, with a warning."""
 

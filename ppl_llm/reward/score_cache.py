@@ -64,3 +64,9 @@ def repeat_last(known: Tensor, new: Tensor, taken: Tensor) -> Tensor:
 def finished_at(context: Context) -> Tensor:
     """``[*batch, T]``: whether a sequence had finished by the end of each step."""
     return torch.isin(context.reasons, torch.tensor(FINISHING, device=context.reasons.device)).cumsum(-1) > 0
+
+
+def without_end(scores: Tensor, context: Context) -> Tensor:
+    """Scores ``[*batch, T]`` where no step will follow: a solution that has not come to its end is certainly wrong."""
+    last = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
+    return torch.cat([scores[..., :-1], last[..., None]], -1)

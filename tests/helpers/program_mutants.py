@@ -15,16 +15,7 @@ from torch import Tensor
 from ppl_llm.inference import RESAMPLERS, SMC, ParticleGibbs, SuffixMH, power
 from ppl_llm.inference.mcmc.rejuvenation import Rejuvenation
 from ppl_llm.lm import autoregressive
-from tests.helpers import (  # noqa: F401 - they enter their mutants
-    adaptive_mutants,
-    constraint_mutants,
-    decision_mutants,
-    judge_mutants,
-    mutants,
-    population_mutants,
-    power_mutants,
-    twist_mutants,
-)
+from tests.helpers import mutant_modules, mutants  # noqa: F401 - the former enters all mutants
 from tests.helpers.mutants import MUTANTS, with_messenger
 from tests.helpers.program_ast import GLOBAL, NO_MASK, AnyProgram, Barrier, Draw, Program, Score, TokenProgram
 from tests.helpers.program_cells import CELLS, CHAIN, MANY, Cell

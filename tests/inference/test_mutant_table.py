@@ -11,20 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import (
-    adaptive_mutants,
-    constraint_mutants,
-    decision_mutants,
-    judge_mutants,
-    mutants,
-    population_mutants,
-    power_mutants,
-    twist_mutants,
-)
+from tests.helpers.mutant_modules import MODULES
 from tests.helpers.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
-MODULES = (mutants, population_mutants, adaptive_mutants, power_mutants, twist_mutants, constraint_mutants, judge_mutants, decision_mutants)
 NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 """Of all files of mutants."""
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ppl_llm.inference import SMC, CostMeter, ParticlePosterior, barrier, count, run_concurrently
 from ppl_llm.inference.util.process_state import ProcessState
+from tests.helpers.side_by_side import alone
 from tests.helpers.waiting import Counting, wait
 
 
@@ -37,14 +38,6 @@ def walk(service: Counting, steps: int, number: int) -> Callable[[], ParticlePos
         return z
 
     return lambda: SMC(model, 8, max_plate_nesting=1).run()
-
-
-def alone(programs: Sequence[Callable[[], Any]], seeds: Sequence[int]) -> list[Any]:
-    results = []
-    for program, seed in zip(programs, seeds, strict=True):
-        pyro.set_rng_seed(seed)
-        results.append(program())
-    return results
 
 
 def assert_equal(found: Sequence[ParticlePosterior], expected: Sequence[ParticlePosterior]) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ppl_llm.cli import app
 from ppl_llm.demo import example
-from ppl_llm.evaluation import Results, deepconf
+from ppl_llm.evaluation import Results, deepconf_vote
 
 PROBLEM = example(1).text
 
@@ -70,4 +70,4 @@ def test_evaluate_records_it(tmp_path: Path) -> None:
         assert all(candidate.confidence is not None and candidate.confidence > 0 for pool in pools for candidate in pool)
         if n == 0:
             chosen = [record["answer"] for record in results.by_key["deepconf", 4].values()]
-            assert chosen == [deepconf(pool) for pool in pools]
+            assert chosen == [deepconf_vote(pool) for pool in pools]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ppl_llm.kv_cache.joint_pass import KeysChanged
 from ppl_llm.kv_cache.pool import KVCachePool
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
+from tests.helpers.side_by_side import alone, together
 from tests.helpers.tiny_models import language_model, reward_net, tokenizer
 from tests.helpers.tiny_prms import WRITE
 
@@ -46,18 +47,6 @@ def scored(prm: TransformersPRM, problem: str, sequences: int, number: int = 3) 
 
 def programs(prm: TransformersPRM) -> list[Callable[[], list[Tensor]]]:
     return [scored(prm, *each) for each in PROBLEMS]
-
-
-def alone(several: Sequence[Callable[[], Any]]) -> list[Any]:
-    results = []
-    for seed, program in enumerate(several):
-        pyro.set_rng_seed(seed)
-        results.append(program())
-    return results
-
-
-def together(several: Sequence[Callable[[], Any]], **options: Any) -> list[Any]:
-    return run_concurrently(several, seeds=range(len(several)), **options)
 
 
 def error(found: list[list[Tensor]], expected: list[list[Tensor]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.side_by_side import alone, together
 from tests.helpers.tape import tape
 from tests.helpers.tiny_models import language_model, reward_net, tokenizer
 from tests.ppl_llm.lm.decoding.test_device_loop import looping
@@ -65,18 +66,6 @@ def steps(lm: TransformersLM, problem: Any, sequences: int, options: StepOptions
 
 def programs(lm: TransformersLM, number: int = 2) -> list[Callable[[], list[Step]]]:
     return [steps(lm, *each, number=number) for each in PROBLEMS]
-
-
-def alone(several: Sequence[Callable[[], Any]]) -> list[Any]:
-    results = []
-    for seed, program in enumerate(several):
-        pyro.set_rng_seed(seed)
-        results.append(program())
-    return results
-
-
-def together(several: Sequence[Callable[[], Any]], **options: Any) -> list[Any]:
-    return run_concurrently(several, seeds=range(len(several)), **options)
 
 
 def assert_same(found: list[list[Step]], expected: list[list[Step]], tolerance: float = 1e-5) -> None:
