@@ -21,7 +21,7 @@ from ..posterior.island_posterior import IslandPosterior
 from ..posterior.particle_posterior import ParticlePosterior
 from ..posterior.search_posterior import SearchPosterior
 from ..posterior.votes import Votes
-from ..search.by_answer import own_answer
+from ..search.by_answer import answers_at, own_answer
 from ..search.two_stage_vote import TwoStageVote
 from ..search.votes import BestOfN, SelfConsistency, only_the_best
 from ..smc import SMC, TOKENS
@@ -189,8 +189,7 @@ class AdaptiveRun:
 
     def votes_of(self, found: ParticlePosterior) -> Votes:
         """Of a batch: one of each particle, or a single one of a filter."""
-        answer, origin = self.options.answer or own_answer, (0,) * found.particles.nesting
-        answers = [answer(found.particle((n, *origin))) for n in range(found.num_particles)]
+        answers = answers_at(found, (0,) * found.particles.nesting, self.options.answer or own_answer, None)
         if not self.options.filters:
             staged = isinstance(self.options.algorithm, TwoStageVote)  # each of its draws is a vote, also where it lost within its group
             log_weights = [0.0] * len(answers) if staged else found.log_weights.tolist()
