@@ -55,15 +55,16 @@ class WorkerProcess:
             try:
                 self._process.stdin.write(json.dumps([kind, self.timeout, values]) + "\n")
                 self._process.stdin.flush()
-                reply = self._replies.get(timeout=self.timeout)
-            except (queue.Empty, BrokenPipeError):
-                reply = None
+                reply, ended = self._replies.get(timeout=self.timeout), True  # the last line is None, and comes before poll() knows of the end
+            except queue.Empty:
+                reply, ended = None, False
+            except BrokenPipeError:
+                reply, ended = None, True
             except BaseException:  # Ctrl-C: the reply to this request must not answer the next one
                 self._end()
                 raise
             if reply is None:
                 self.timeouts += 1
-                ended = self._process.poll() is not None
                 self._end()
                 raise TimeoutError("the process ended without a reply" if ended else f"no reply within {self.timeout} seconds")
             return json.loads(reply)

@@ -85,7 +85,9 @@ def causal_lm(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
 
 
 def reward_net(seed: int = 1, **changes: Any) -> Qwen2PRM:
-    return _randomise(Qwen2PRM(config(**changes)), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the biases of the head keep the values that torch draws
+        return _randomise(Qwen2PRM(config(**changes)), seed)
 
 
 def language_model(seed: int = 0, **options: Any) -> TransformersLM:
