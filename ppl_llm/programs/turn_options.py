@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ..reward.judge_options import JudgeOptions
 
 if TYPE_CHECKING:
     from ..lm.base import LanguageModel
+    from ..tasks.base import Problem
     from .models import ReasoningModel
 
 FEEDBACK = ("verifier", "judge", "tests")
@@ -39,7 +40,7 @@ class TurnOptions:
 
     @property
     def _chosen(self) -> RewardChoice:
-        return RewardChoice.parse(str(self.feedback))
+        return RewardChoice.parse(str(self.feedback), "feedback")
 
     def check(self, tests: bool = False) -> None:
         """
@@ -62,6 +63,14 @@ class TurnOptions:
                 raise ValueError("feedback from tests is for problems that have them: evaluate code:FILE")
             return
         self._chosen.check()
+
+    def check_problems(self, problems: Iterable[Problem]) -> None:
+        """
+        :raises ValueError: for feedback from tests about a problem that has none.
+        """
+        bare = next((p for p in problems if p.critic is None), None) if self.feedback == "tests" else None
+        if bare is not None:
+            raise ValueError(f"feedback from tests needs problems that have them, and {bare.text[:60]!r} has none; give verifier or judge")
 
     def around(self, model: ReasoningModel, prompt: Any = None) -> ReasoningModel:
         """The model with its turns.
