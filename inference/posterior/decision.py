@@ -46,7 +46,8 @@ def decide(
         where there is one.
     :param actions: to choose from; by default the answers themselves.
     :raises TypeError: if ``utility`` cannot be called.
-    :raises ValueError: for an ``abstain`` that is not finite, or no probability where there is no utility, or a utility that is none, naming the pair.
+    :raises ValueError: for an ``abstain`` that is not finite, or no probability where there is no utility; for a utility that is no finite
+        number, naming the pair.
     """
     if utility is not None and not callable(utility):
         raise TypeError(f"utility must be a function of an action and a true answer, got {utility!r}")

@@ -12,7 +12,6 @@ from ..reward.judge_options import JudgeOptions
 
 if TYPE_CHECKING:
     from ..lm.base import LanguageModel
-    from ..tasks.base import Problem
     from .models import ReasoningModel
 
 FEEDBACK = ("verifier", "judge", "tests")
@@ -64,8 +63,9 @@ class TurnOptions:
             return
         self._chosen.check()
 
-    def check_problems(self, problems: Iterable[Problem]) -> None:
+    def check_problems(self, problems: Iterable[Any]) -> None:
         """
+        :param problems: with a ``text`` and a ``critic``, ``None`` where there are no tests.
         :raises ValueError: for feedback from tests about a problem that has none.
         """
         bare = next((p for p in problems if p.critic is None), None) if self.feedback == "tests" else None

@@ -92,5 +92,5 @@ def test_a_distribution_of_another_size_is_an_error() -> None:
     message = rf"distribution of site 'x' has batch shape \({N + 1},\), and there are {N} particles: .* \(Shape mismatch inside plate"
     with pytest.raises(ValueError, match=message), particle_plate(N, 0):
         pyro.sample("x", dist.Normal(torch.zeros(N + 1), 1.0))
-    with pytest.raises(ValueError, match="^Shape mismatch inside plate"), particle_plate(N, 1), pyro.plate("problems", 3, dim=-1):
+    with pytest.raises(ValueError, match=r"^Shape mismatch inside plate"), particle_plate(N, 1), pyro.plate("problems", 3, dim=-1):
         pyro.sample("x", dist.Normal(torch.zeros(4), 1.0))

@@ -91,7 +91,7 @@ def test_turns_with_feedback(talker: str, file: str) -> None:
         (["--thoughts", "3"], "--thoughts is for a judge, and the reward is prm:demo"),
         (["--reward", "judge", "--agree", ".8"], "--agree is for a judge that thinks: give --thoughts K as well"),
         (["--reward", "judge", "--thoughts", "2", "--k-meta", "3"], "--k-meta must be at most --thoughts 2, got 3"),
-        (["--reward", "judge", "--thoughts", "1", "--score", "9-1"], "--score must be a scale with its lower end first, such as 1-10, got '9-1'"),
+        (["--reward", "judge", "--thoughts", "1", "--score", "9-1"], "--score must be a scale with its lower end first"),
         (["--reward", "judge"], "'Yes', a word of the judge, is 3 tokens"),
         (["--yes", "1"], "--yes is for a judge, and the reward is prm:demo"),
         (["--rounds", "2", "--feedback", "verifier:mine.py"], "--feedback 'verifier:mine.py' lacks a name: verifier:FILE.py:function"),
