@@ -104,6 +104,17 @@ def test_what_was_disliked() -> None:
     assert found.dropped.score == pytest.approx(0.05)
 
 
+def test_a_step_that_waits_for_the_answer_is_not_disliked() -> None:
+    """A reward of whole answers gives the steps before the end the score 1."""
+    sites = [
+        site if site.score is None or site.name == "accept_2" else site._replace(score=torch.ones(4))
+        for site in constructed().particles.sites
+    ]
+    found = explained(ParticlePosterior(constructed().particles._replace(sites=tuple(sites))))
+    assert [(d.step, d.text) for d in found.disliked] == [(3, "so 8"), (3, "so 7")] and found.dropped is None
+    assert "(1.000" not in str(found)
+
+
 def test_how_sure_it_is() -> None:
     """Particles 0, 1 and 3 descend from one, 2 from another: sums of w (f - mean) over each, squared."""
     found = explained()
