@@ -69,7 +69,9 @@ class ChosenMethod:
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:
-            kept["score_temperature"] = model.score_temperature
+            kept |= {"score_temperature": model.score_temperature, "score": model.score}
+            if model.aggregation != model.preset.aggregation_for(model.prm):  # it was asked for
+                kept["aggregation"] = model.aggregation
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
         if model.every is not None:  # which says where steps end
@@ -104,6 +106,12 @@ class BudgetedMethod(ChosenMethod):
         """Whether it votes over the samples that all such methods share."""
         assert self.method.budget is not None
         return self.method.budget.shared and not self.in_batches
+
+    @property
+    def weighs_power(self) -> bool:
+        """Whether a power target changes its answers: that of votes over shared samples does not."""
+        assert self.method.budget is not None
+        return not self.shared or self.method.budget.vote in ("posterior", "preset")
 
     @property
     def in_batches(self) -> bool:

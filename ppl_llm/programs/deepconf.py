@@ -26,6 +26,9 @@ from .plain import check_plain
 _ROUNDING = 1e-5
 """Relative error of a confidence from logits in float32. Solutions often begin alike, and have their least sure window there."""
 
+LEAST = 1e-300
+"""The vote of a confidence of 0: of no difference but where nobody is sure at all."""
+
 _REASON = "its votes are the confidences of the surest solutions, which do not estimate the model's posterior"
 
 
@@ -166,6 +169,5 @@ class DeepConf:
 
 
 def _votes(confidence: Tensor, kept: Tensor) -> Tensor:
-    """Log-weights: the confidence of those that are kept, and none of the others. Of no difference where nobody is sure at all."""
-    logs = torch.where(confidence > 0, confidence.clamp(max=1e300), 1e-300).log()
-    return torch.where(kept, logs, -torch.inf)
+    """Log-weights: the confidence of those that are kept, and none of the others."""
+    return torch.where(kept, confidence.clamp(LEAST, 1e300).log(), -torch.inf)

@@ -106,10 +106,11 @@ class Confidence:
         :raises ValueError: for anything else.
         """
         kind, *rest = text.split(":")
-        if len(rest) > 2 or (rest and not rest[0].isdigit() and len(rest) > 1):
+        numbers = [each.isdecimal() and each.isascii() for each in rest]
+        if len(rest) > 2 or not all(rest) or (len(rest) == 2 and numbers != [True, False]) or (len(rest) == 1 and not rest[0].isascii()):
             raise ValueError(f"confidence must be KIND, KIND:WINDOW or KIND:WINDOW:OVER, such as top-k:64:tail, got {text!r}")
-        window = int(rest[0]) if rest and rest[0].isdigit() else None
-        over = rest[-1] if rest and not rest[-1].isdigit() else None
+        window = int(rest[0]) if rest and numbers[0] else None
+        over = rest[-1] if rest and not numbers[-1] else None
         return cls(kind, window=window, over=over)
 
     def __str__(self) -> str:
