@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,12 @@ def surest(confidence: Tensor, eta: float) -> Tensor:
     """
     number = max(1, math.ceil(eta * len(confidence) - 1e-9))
     return confidence >= confidence.sort(0, descending=True).values[number - 1]
+
+
+class TwoBatches(SearchPosterior):
+    """The initial solutions and the others, each with steps of their own."""
+
+    part_name: ClassVar[str] = "batch"
 
 
 class CutModel(ReasoningModel):
@@ -158,7 +164,9 @@ class DeepConf:
         ]
         scores = torch.cat([sure, others])
         particles = pooled_particles([first, rest], log_weights)
-        return SearchPosterior(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
+        result = TwoBatches(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
+        result.parts = [first, rest]  # which may have taken another number of steps
+        return result
 
     def _concluded(self, found: ParticlePosterior) -> SearchPosterior:
         sure = self._confidence(found)

@@ -121,9 +121,8 @@ class JudgeReward(AnswerReward):
     @property
     def label(self) -> str:
         names = ("each_step", "thoughts", "agree", "k_meta", "yes_id", "no_id", "system_prompt", "verdict")
-        functions = [name_of(each) for each in (self._prompt, self._meta_prompt, self.score)]
-        own = {name: getattr(self, name) for name in names}, self._thinking.max_tokens, self._thinking.temperature, functions
-        return f"{super().label} of {label_of(self.lm)}, {own}"
+        own = {name: getattr(self, name) for name in names}, self._thinking.max_tokens, self._thinking.temperature
+        return f"{super().label} of {label_of(self.lm)}, {own}, {list(map(name_of, (self._prompt, self._meta_prompt, self.score)))}"
 
     @property
     def estimated(self) -> bool:
@@ -143,7 +142,7 @@ class JudgeReward(AnswerReward):
         return torch.tensor([self._verdicts[answer] for answer in answers])
 
     def critiques(self, answers: Sequence[tuple[str, str]]) -> list[str]:
-        """What the judge writes about answers, one chain of thought each: with ``k_meta`` the best of K. Drawn once for each and kept.
+        """What the judge writes about answers before its verdict, one chain of thought each: with ``k_meta`` the best of K. Drawn once.
 
         The draws are none of the program's: they follow from torch's seed and the answers, and leave torch's generator as it was.
 
@@ -156,7 +155,8 @@ class JudgeReward(AnswerReward):
             with random_numbers_of(f"{torch.initial_seed()} {new}", self.lm.device):
                 texts = self._chains([self._question(answer) for answer in new], self.thoughts if self.k_meta is not None else 1)
             best = [0] * len(new) if self.k_meta is None else _best_first(self._meta(new, texts))[0].tolist()
-            self._critiques.update({answer: texts[best[n]][n].strip() for n, answer in enumerate(new)})
+            # The word is not asked for, and so not announced.
+            self._critiques |= {answer: texts[best[n]][n].strip().removesuffix(self.verdict).rstrip() for n, answer in enumerate(new)}
         return [self._critiques[answer] for answer in answers]
 
     def _asked(self, context: Context, sequence: int, step: int, text: str, ended: bool) -> str | None:
