@@ -239,10 +239,10 @@ class Models:
 
     def files(self) -> dict[str, str]:
         """Digests of the files that are named in the options, and hold what these records depend on."""
-        chosen = self.chosen_reward
+        chosen, feedback = self.chosen_reward, self.turns.feedback or ""
         functions = [chosen.name if chosen.kind == "verifier" else None, self.judge.score, self.turns.judge.score]
-        functions.append(self.turns.feedback.removeprefix("verifier:") if (self.turns.feedback or "").startswith("verifier:") else None)
-        names = [name.rpartition(":")[0] for name in functions if name is not None and ".py:" in name]
+        functions += [feedback.removeprefix("verifier:")] if feedback.startswith("verifier:") else []
+        names = [name.rpartition(":")[0] for name in functions if name is not None and ":" in name]  # a scale such as 1-10 has none
         names += [chosen.name or ""] if chosen.kind == "hidden" else []
         return {name: file_digest(Path(name).expanduser()) for name in sorted(set(names))}
 

@@ -67,6 +67,12 @@ class CombinedReward(ABC):
         parts = ", ".join(f"{weight:g} {label_of(reward)}" for weight, reward in zip(self.weights, self.rewards, strict=True))
         return f"{type(self).__name__}({parts})"
 
+    def release_caches(self) -> None:
+        """Those of the parts."""
+        for reward in self.rewards:
+            if callable(release := getattr(reward, "release_caches", None)):
+                release()
+
     @property
     def estimated(self) -> bool:
         """Whether some part's scores are estimates, drawn at random."""

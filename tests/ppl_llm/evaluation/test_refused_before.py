@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,11 @@ def test_a_file_that_has_changed_is_another_run(tmp_path: Path, where: str) -> N
     """Records name the file; what it held is told by a digest."""
     file = tmp_path / "check.py"
     file.write_text("def right(*texts):\n    return 0.5\n")
-    name, own = f"{file}:right", {"max_steps": 4, "max_tokens": 24}
+    name, own = f"{file}:right", Models(max_steps=4, max_tokens=24)
     models = {
-        "reward": Models(reward=f"verifier:{name}", **own),
-        "feedback": Models(turns=TurnOptions(2, f"verifier:{name}"), **own),
-        "score": Models(turns=TurnOptions(2, "judge", JudgeOptions(thoughts=1, score=name)), **own),
+        "reward": replace(own, reward=f"verifier:{name}"),
+        "feedback": replace(own, turns=TurnOptions(2, f"verifier:{name}")),
+        "score": replace(own, turns=TurnOptions(2, "judge", JudgeOptions(thoughts=1, score=name))),
     }[where]
     before = models.files()
     assert list(before) == [str(file)]

@@ -66,7 +66,7 @@ class Given:
         return [answer for answer in found.marginal(self.answer) if answer is not None]
 
 
-class Numbered(dist.Categorical):  # type: ignore[misc]
+class Numbered(dist.Categorical):
     """Draws 0, 1, .. along the particles."""
 
     def __init__(self, n: int, batch_shape: torch.Size = torch.Size()) -> None:
