@@ -52,6 +52,8 @@ def decide(
         raise TypeError(f"utility must be a function of an action and a true answer, got {utility!r}")
     if abstain is not None and not (isinstance(abstain, int | float) and math.isfinite(abstain)):
         raise ValueError(f"abstain must be a finite number, what no answer is worth, got {abstain!r}")
+    if actions is not None and not isinstance(actions, Iterable):
+        raise TypeError(f"actions must be a list of answers to choose from, got {actions!r}")
     truths = [(value, p) for value, p in marginal.probs.items() if value is not None]
     choices = [value for value, _ in truths] if actions is None else [action for action in actions if action is not None]
     worth = [_expected(action, truths, utility) if utility is not None else marginal.prob(action) for action in choices]
@@ -65,8 +67,8 @@ def decide(
 def _expected(action: Hashable, truths: list[tuple[Any, float]], utility: Utility) -> float:
     total = 0.0
     for truth, p in truths:
-        value = float(utility(action, truth))
-        if not math.isfinite(value):
-            raise ValueError(f"utility({action!r}, {truth!r}) is {value}: it must be a finite number")
-        total += p * value
+        value = utility(action, truth)
+        if not (isinstance(value, int | float) or hasattr(value, "__float__")) or not math.isfinite(value):
+            raise ValueError(f"utility({action!r}, {truth!r}) is {value!r}: it must be a finite number")
+        total += p * float(value)
     return total

@@ -95,6 +95,8 @@ class Confidence:
             raise ValueError(f"over={over!r} {needs}; windows go with {', '.join(WINDOWED)}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if threshold is not None and bool(torch.as_tensor(threshold).isnan().any()):
+            raise ValueError("threshold must be a confidence, got nan: nothing would be at least that")
         self.kind, self.window, self.over, self.k, self.temperature, self.threshold = kind, window, over, k, temperature, threshold
         self._figure = TokenFigure(MEASURES[kind], temperature, k if kind == "top-k" else 0)
         self._key = CacheKey(f"confidence {self}")
@@ -214,6 +216,11 @@ class Confidence:
         """Of the score, from C."""
         if self.threshold is not None:
             least = torch.as_tensor(self.threshold, dtype=torch.float64, device=c.device)
+            if least.dim() > c.dim() or any(a not in (1, b) and b != 1 for a, b in zip(least.shape[::-1], c.shape[::-1], strict=False)):
+                raise ValueError(
+                    f"threshold must be a number, or one for each problem of the plate, got {tuple(least.shape)} of them for solutions "
+                    f"{tuple(c.shape)}"
+                )
             return torch.where((c.exp() if self.kind in _GEOMETRIC else c) >= least, torch.inf, -torch.inf).float()
         if self.kind in _GEOMETRIC:
             c = c.clamp(max=0.0)

@@ -159,3 +159,9 @@ def test_confidence_is_of_the_last_turn() -> None:
     found = SMC(revise(model(confidence=sure), 2, lambda problem, draft: problem), 8).run("a")
     fresh = Confidence("margin").of(found.value)
     assert sure.of(found.value).tolist() == pytest.approx(fresh.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("told", [None, "", 3])
+def test_a_next_turn_without_a_prompt_is_named(told: Any) -> None:
+    with pytest.raises(ValueError, match=f"a prompt of the next turn must be a text or chat messages, got {told!r}"):
+        SMC(revise(model(), 2, lambda problem, draft: told), 2).run("a")
