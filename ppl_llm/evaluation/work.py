@@ -118,7 +118,7 @@ def execute(
     posterior: Any = None
     try:
         posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
-    except SMCFailed as failure:  # of algorithms that cannot go on where all problems are dead: each is recorded as dead
+    except SMCFailed as failure:  # of algorithms that end where all problems are dead: each is recorded as dead
         spent = getattr(getattr(failure, "partial_posterior", None), "cost", {})
         found: list[list[Candidate]] = [[] for _ in problems]
     else:

@@ -121,7 +121,7 @@ def test_aggregate_leaves_nothing_out_in_silence(made: Any, message: str) -> Non
         Aggregate(made(model()), 4, subset=2)
 
 
-def test_what_ctrl_c_leaves_of_an_aggregation_has_the_cost_of_all_rounds() -> None:
+def test_what_ctrl_c_leaves_of_an_aggregation_has_the_cost_of_all_turns() -> None:
     class Stops:
         def __init__(self) -> None:
             self.asked = 0

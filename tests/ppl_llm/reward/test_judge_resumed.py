@@ -37,7 +37,7 @@ def model(reward: Any, potential: str = "difference") -> ReasoningModel:
 
 
 def resumed(path: Path, made: Callable[[], ReasoningModel], seed: int, other: Callable[[], ReasoningModel] | None = None) -> Any:
-    """A run that stops after two steps, and goes on with models that are made again, under another seed."""
+    """A run that stops after two steps, and is resumed with models that are made again, under another seed."""
     pyro.set_rng_seed(seed)
     run = SMC(made(), 6, ess_threshold=0.9, audit=True).iterate("a")
     next(run)
