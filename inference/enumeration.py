@@ -73,7 +73,8 @@ class Enumeration:
         # One particle per path: the mean weight is the evidence.
         weights = Weights(messenger.log_joint.expand(num_paths) + math.log(num_paths))
         sites = tuple(Site(name, path_values, None, 0) for name, path_values in values.items())
-        posterior = ParticlePosterior(WeightedParticles(weights, sites=sites, value=value))
+        observed = messenger.log_likelihood.expand(num_paths)
+        posterior = ParticlePosterior(WeightedParticles(weights, sites=sites, value=value, log_likelihood=observed))
         posterior.exact = True
         return posterior
 
@@ -104,7 +105,7 @@ class _PathMessenger(Messenger):
     def __init__(self, values: dict[str, Tensor], num_paths: int) -> None:
         super().__init__()
         self.values, self.num_paths = values, num_paths
-        self.log_joint = torch.zeros((), dtype=torch.float64)
+        self.log_joint = self.log_likelihood = torch.zeros((), dtype=torch.float64)
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
@@ -131,4 +132,7 @@ class _PathMessenger(Messenger):
         parts = read_site(msg)
         log_prob = scaled(parts.log_probs(msg["value"])[0], parts.scale) if msg["is_observed"] else parts.log_density(msg["value"])
         # Plates of observed sites are to the left of the paths.
-        self.log_joint = self.log_joint + log_prob.to(torch.float64).reshape(-1, self.num_paths).sum(0)
+        own = log_prob.to(torch.float64).reshape(-1, self.num_paths).sum(0)
+        self.log_joint = self.log_joint + own
+        if msg["is_observed"]:
+            self.log_likelihood = self.log_likelihood + own

@@ -50,9 +50,10 @@ class CacheKey:
 
 
 def label_of(backend: Any) -> str:
-    """Tells a backend from others: the label of its entries, or what class it is of, and how its scores are calibrated."""
+    """Tells a backend from others: its own ``label``, that of its entries, or what class it is of, and how its scores are calibrated."""
     key, calibration = getattr(backend, "_key", None), getattr(backend, "calibration", None)
-    label = key.label if isinstance(key, CacheKey) else type(backend).__name__
+    own = getattr(backend, "label", None)
+    label = own if isinstance(own, str) else key.label if isinstance(key, CacheKey) else type(backend).__name__
     return label if calibration is None else f"{label} {calibration}"
 
 

@@ -42,6 +42,13 @@ class ContextText:
         return self._nested(lambda s: before_any(decoded(s.lm, s.tokens, s.prompt_lengths, s.lengths), s.final_stop))
 
     @property
+    def solution(self) -> Any:
+        """What each sequence answers: its text, an answer that the prompt has begun included, without its thinking; empty for one that has
+        not closed that. Nested lists over the batch shape.
+        """
+        return self._nested(lambda sequence: sequence._solution() or "")
+
+    @property
     def steps(self) -> Any:
         """The steps really taken, each a string; nested lists over the batch shape."""
 
@@ -65,8 +72,12 @@ class ContextText:
         return self._nested(lambda sequence: sequence._answer())
 
     def _answer(self) -> str | None:
+        text = self._solution()
+        return None if text is None else extract_answer(text, self.answer_forms)
+
+    def _solution(self) -> str | None:
         text = self.text if self.thinking is None else answered(self)
-        return None if text is None else extract_answer(self._prefill + text, self.answer_forms)
+        return None if text is None else self._prefill + text
 
     def prefill_of(self, problem: int) -> str:
         """The answer that the prompt of problem number ``problem`` has begun."""

@@ -50,6 +50,20 @@ class Thinking:
         if self.close in self.wait:
             raise ValueError(f"wait={self.wait!r} has the closing tag {self.close!r} in it, so that thinking would be closed all the same")
 
+    def check_room(self, room: int, tag: int = 1) -> None:
+        """
+        :param int room: tokens of a solution at most.
+        :param int tag: tokens of the closing tag, at least.
+        :raises ValueError: for more waits than a solution has tokens, or thinking that leaves no room for an answer.
+        """
+        if self.waits > room:
+            raise ValueError(f"waits must be at most {room}, the tokens of a solution, each wait takes one or more; got {self.waits}")
+        if self.max_thinking is not None and self.max_thinking + tag >= room:
+            raise ValueError(
+                f"max_thinking must leave room for the closing tag and an answer within the {room} tokens of a solution "
+                f"(the tag: {tag} or more), got {self.max_thinking}"
+            )
+
     def check(self, lm: Any, max_tokens: int, max_completion: int | None) -> None:
         """
         :param int max_tokens: of a step.
@@ -62,11 +76,7 @@ class Thinking:
         if self.waits:
             written(lm, self.wait, "wait")
         room = lm.max_length if max_completion is None else max_completion
-        if self.max_thinking is not None and self.max_thinking + tag >= room:
-            raise ValueError(
-                f"max_thinking must leave room for the closing tag ({tag} tokens) and an answer within the {room} tokens of a solution, "
-                f"got {self.max_thinking}"
-            )
+        self.check_room(room, tag)
 
     def limit(self, context: Any) -> Tensor:
         """``[*batch_shape]``: length that the next step of each sequence may reach."""

@@ -20,6 +20,8 @@ class GroupAgreement(StoppingRule):
     Within a group it is settled as :class:`BetaMajority` says, where the leader leads with this probability; without a dissenting vote 0.9
     takes 3 votes of each group, since 1 - 2^-4 = 0.9375. The published rule counts votes; this probability is of the present package.
 
+    A group of which no candidate is drawn yet is not asked: batches should hold all groups, as many of each.
+
     :param float confidence: in (1/2, 1).
     :param str site: the latent site by whose value candidates are grouped.
     :raises ValueError: for a confidence out of range; when asked, for a run without the site.

@@ -42,6 +42,7 @@ class ResumeMessenger(Messenger):
 
     def __enter__(self) -> ResumeMessenger:
         self.active, self.barriers = True, 0
+        set_rng_state(self.rng)  # what follows from the seed, such as the critiques of a judge, is then what it was
         self.generators = generators()
         self.uncounted = Uncounted().__enter__()
         super().__enter__()

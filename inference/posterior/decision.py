@@ -55,6 +55,8 @@ def decide(
         raise ValueError(f"abstain must be a finite number, what no answer is worth, got {abstain!r}")
     if abstain is not None and utility is None and not 0 <= abstain <= 1:
         raise ValueError(f"abstain must be a probability in [0, 1] where no utility is given, got {abstain!r}")
+    if actions is not None and not isinstance(actions, Iterable):
+        raise TypeError(f"actions must be a list of answers to choose from, got {actions!r}")
     truths = [(value, p) for value, p in marginal.probs.items() if value is not None]
     choices = [value for value, _ in truths] if actions is None else [action for action in actions if action is not None]
     worth = [_expected(action, truths, utility) if utility is not None else marginal.prob(action) for action in choices]
@@ -68,16 +70,8 @@ def decide(
 def _expected(action: Hashable, truths: list[tuple[Any, float]], utility: Utility) -> float:
     total = 0.0
     for truth, p in truths:
-        value: Any = utility(action, truth)
-        try:
-            total += p * _finite(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"utility({action!r}, {truth!r}) is {value!r}: it must be a finite number") from error
+        value = utility(action, truth)
+        if not (isinstance(value, int | float) or hasattr(value, "__float__")) or not math.isfinite(value):
+            raise ValueError(f"utility({action!r}, {truth!r}) is {value!r}: it must be a finite number")
+        total += p * float(value)
     return total
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(number)
-    return number

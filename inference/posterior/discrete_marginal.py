@@ -12,7 +12,8 @@ from .equivalence_classes import Equivalent, representatives
 
 
 class DiscreteMarginal:
-    """Probabilities of hashable values, most probable first; ties keep the order of first appearance. Values of zero weight are left out.
+    """Probabilities of hashable values, most probable first; ties, of twelve digits, keep the order of first appearance. Values of zero
+    weight are left out.
 
     Of a population whose particles all have weight zero it is empty: ``len(marginal) == 0``, every value has probability 0.
 
@@ -22,13 +23,15 @@ class DiscreteMarginal:
     """
 
     def __init__(self, pairs: Iterable[tuple[Hashable, float]]) -> None:
-        mass: dict[Hashable, float] = {}
+        weights: dict[Hashable, list[float]] = {}
         for value, weight in pairs:
             if weight > 0:
-                value = _by_value(value)
-                mass[value] = mass.get(value, 0.0) + float(weight)
-        total = sum(mass.values())
-        self.probs: dict[Any, float] = {value: m / total for value, m in sorted(mass.items(), key=lambda item: -item[1])}
+                weights.setdefault(_by_value(value), []).append(float(weight))
+        mass = {value: math.fsum(own) for value, own in weights.items()}
+        total = math.fsum(mass.values())
+        # Rounding must not decide: the same votes in another order are a tie, and so are two of three and four of six.
+        ordered = sorted(mass.items(), key=lambda item: -float(f"{item[1]:.12g}"))
+        self.probs: dict[Any, float] = {value: m / total for value, m in ordered}
         self._equivalent: Equivalent | None = None
         self._representative: dict[Hashable, Hashable] = {}
 

@@ -69,20 +69,25 @@ class BestOfMajority(Search):
 
         def rule(given: Sequence[Hashable], index: tuple[int, ...]) -> Tensor:
             at: tuple[Any, ...] = (slice(None), *index)
-            return only(self.chosen(given, scores[at].tolist()), scores[at])
+            return only(best_of_frequent(given, scores[at].tolist(), self.k, self.frequency), scores[at])
 
         return with_weights_of_answers(ended, self.answer, self.equivalent, rule, scores=scores, method="best-of-majority", reason=_REASON)
 
-    def chosen(self, given: Sequence[Hashable], scores: Sequence[float]) -> list[int]:
-        """The best candidate of each of the k answers, best first."""
-        best: dict[Hashable, int] = {}
-        for n, (answer, score) in enumerate(zip(given, scores, strict=True)):
-            if answer is not None and score > -torch.inf and (answer not in best or score > scores[best[answer]]):
-                best[answer] = n
-        counts = {answer: sum(each == answer for each in given) for answer in best}
-        # Divided, not multiplied: 0.28 * 25 is more than 7.
-        frequent = [answer for answer in best if counts[answer] / len(given) >= self.frequency] or list(best)
-        return sorted((best[answer] for answer in frequent), key=lambda n: -scores[n])[: self.k]
+
+def best_of_frequent(given: Sequence[Hashable], scores: Sequence[float], k: int, frequency: float) -> list[int]:
+    """The best candidate of each of the k best frequent answers, best first (ties: the first).
+
+    :param given: answer of each candidate, ``None`` for none.
+    :param scores: of each; a candidate of ``-inf`` is ruled out, and still counts among those that an answer is a share of.
+    """
+    best: dict[Hashable, int] = {}
+    for n, (answer, score) in enumerate(zip(given, scores, strict=True)):
+        if answer is not None and score > -torch.inf and (answer not in best or score > scores[best[answer]]):
+            best[answer] = n
+    counts = {answer: sum(each == answer for each in given) for answer in best}
+    # Divided, not multiplied: 0.28 * 25 is more than 7.
+    frequent = [answer for answer in best if counts[answer] / len(given) >= frequency] or list(best)
+    return sorted((best[answer] for answer in frequent), key=lambda n: -scores[n])[:k]
 
 
 class WeightedMessenger(CandidateMessenger):

@@ -64,6 +64,10 @@ class SoftMessenger(CandidateMessenger):
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         scores = found.particles.weights.log_weights
-        weights = Weights(torch.where(scores == -torch.inf, scores, self.beta * scores.exp()))
+        top = scores.amax(0, keepdim=True)
+        # beta (r - max r), which no large r makes nan; a beta of 0 leaves all that live alike.
+        behind = torch.where(scores == top, 0.0, torch.expm1(scores - top) * top.exp())
+        behind = self.beta * behind if self.beta else torch.zeros_like(scores)
+        weights = Weights(torch.where(scores == -torch.inf, scores, behind))
         reason = "it weighs solutions by a softmax of the rewards, whose mean does not estimate the evidence"
         return SearchPosterior.of(found, weights, scores=scores, method="soft best-of-N", reason=reason, decisive=True)

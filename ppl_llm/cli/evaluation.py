@@ -6,12 +6,12 @@ import dataclasses
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..methods import BUDGETED, get_method
+from ..methods import BUDGETED, BudgetedMethod, get_method
 from ..reward.choice import RewardChoice
 from ..threads import choose_threads
 from . import completion
@@ -46,6 +46,9 @@ from .remote import importing
 from .settings import default_method
 from .shared_options import JUDGE, THINKING, TURNS, flagged, judge_options, thinking_options, turn_options, with_options
 
+if TYPE_CHECKING:
+    from ..evaluation.source import Models
+
 _EVALUATE_EXAMPLES = (
     "Examples:\n\nppl-llm evaluate demo --methods smc,importance,best-of-n --budgets 1,4,16 --limit 60 --out runs/first"
     "\n\nppl-llm evaluate problems.jsonl --lm path/to/lm --prm path/to/prm --workers 2 --out runs/mine\n\nppl-llm report runs/first"
@@ -53,6 +56,24 @@ _EVALUATE_EXAMPLES = (
 )
 _DEFAULT_METHODS = "smc,importance,self-consistency,best-of-n"
 _METHODS_HELP = f"Separated by commas, with options after colons, such as smc:islands=4: {', '.join(BUDGETED)}."
+
+
+def check_effects(models: Models, methods: list[BudgetedMethod], wait: bool, log: JsonLog | None) -> None:
+    """Options that some of the methods would leave out: told, or refused where all would.
+
+    :param bool wait: whether ``--wait`` was given.
+    :raises ValueError: for an option without any effect.
+    """
+    if wait and not (models.waits or any(method.model_options.get("waits") for method in methods)):
+        raise ValueError("--wait has no effect without --waits, the number of times that the closing tag is replaced")
+    votes = [method.name for method in methods if not method.weighs_power]
+    if models.power != 1 and len(votes) == len(methods):
+        raise ValueError(
+            f"--power {models.power:g} has no effect with --methods {','.join(votes)}: votes are over solutions as the language model "
+            "writes them; take importance, smc or power-smc"
+        )
+    if models.power != 1 and votes:
+        tell(f"{', '.join(votes)}: as without --power, over solutions as the language model writes them", log)
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
@@ -162,7 +183,7 @@ def evaluate(
         from ..tasks.load import CODE, open_task
 
         turns = turn_options(options, judge_options(options))
-        judge = turns.judge_of_reward(reward)
+        judge, thinking = turns.judge_of_reward(reward), thinking_options(options)
         chosen = RewardChoice.of(lm, prm, reward, judge)
         named = chosen.name if chosen.kind == "prm" else None
         if calibration is not None and named is None:
@@ -199,7 +220,7 @@ def evaluate(
             turns=turns,
             every=every,
             confidence=confidence,
-            **thinking_options(options),
+            **thinking,
             **prompt_options(system_prompt, chat_template),
         )
         models.check()
@@ -213,6 +234,7 @@ def evaluate(
                 tell(f"no reward model was given: {methods}. Others need --prm, or --reward judge, confidence or another", log)
         elif (reward or prm) and not answer_scores and not any(get_method(name).method.scored for name in split_methods(methods)):
             tell(f"{methods} asks no reward: {chosen} is not loaded, and the records are those of a run without", log)
+        check_effects(models, [get_method(name) for name in split_methods(methods)], "wait" in thinking, log)
         loading.check_device(device)
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {seeds}")

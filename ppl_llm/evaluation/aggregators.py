@@ -11,8 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..answers import voting
 from ..answers.voting import Answer
 from ..distributions.potentials import window_of
+from ..inference.search.best_of_majority import best_of_frequent
+from ..inference.search.two_stage_vote import TwoStageVote
+
+CERTAIN = 1e9
+"""Log-odds of what is certain, in records, which hold finite numbers only."""
 
 MODEL = "model"
 """The model-based score: the reward model's own, of the whole solution written as one step."""
@@ -70,7 +76,7 @@ class Candidate:
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:
-    """Log of the score of a candidate.
+    """Log of the score of a candidate, ``-inf`` where a step is certainly wrong, in records log-odds of -1e9: no vote by score chooses it.
 
     :param str aggregation: of its steps: ``last``, ``prod``, ``min``, ``max``, ``mean``, or ``window:W``, the mean of the last W; ``model``
         is the score of all of them as one step.
@@ -93,11 +99,14 @@ def log_score(candidate: Candidate, aggregation: str = "last") -> float:
         return min(log_r)
     if aggregation == "max":
         return max(log_r)
-    top = max(log_r)
+    if (top := max(log_r)) == -math.inf:
+        return top
     return top + math.log(math.fsum(math.exp(each - top) for each in log_r) / len(log_r))
 
 
 def _log_sigmoid(z: float) -> float:
+    if z <= -CERTAIN:
+        return -math.inf
     return -math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z))
 
 
@@ -126,36 +135,51 @@ def posterior_majority(candidates: Sequence[Candidate]) -> Answer:
     return best(tally([candidate for candidate in candidates if candidate.weight > 0], lambda candidate: candidate.weight))
 
 
+def _living(candidates: Sequence[Candidate], aggregation: str) -> list[tuple[Candidate, float]]:
+    """Candidates that have an answer and are not ruled out, with the logarithms of their scores."""
+    scored = [(candidate, log_score(candidate, aggregation)) for candidate in candidates if candidate.answer is not None]
+    return [(candidate, score) for candidate, score in scored if score > -math.inf]
+
+
+def _best_by(living: Sequence[tuple[Candidate, float]], worths: Sequence[float]) -> Answer:
+    votes: dict[Answer, list[float]] = {}
+    for (candidate, _), worth in zip(living, worths, strict=True):
+        votes.setdefault(candidate.answer, []).append(worth)
+    return best({answer: math.fsum(own) for answer, own in votes.items()})
+
+
 def weighted_majority(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
-    """Weighted best-of-N (Li et al., 2023): the answer with the largest sum of scores."""
-    return best(tally(candidates, lambda candidate: math.exp(log_score(candidate, aggregation))))
+    """Weighted best-of-N (Li et al., 2023): the answer with the largest sum of scores; ``None`` where every answer is ruled out."""
+    living = _living(candidates, aggregation)
+    top = max((score for _, score in living), default=0.0)  # products of many steps are too small for floating point
+    return _best_by(living, [math.exp(score - top) for _, score in living])
 
 
 def soft_best_of_n(candidates: Sequence[Candidate], beta: float = 10.0, aggregation: str = "last") -> Answer:
     """The answer with the largest sum of ``softmax(beta r)`` over the candidates' scores r, the most probable one under soft best-of-N
-    (Verdun et al., arXiv:2505.03156): 0 is a majority, and much best-of-N.
+    (Verdun et al., arXiv:2505.03156): 0 is a majority, and much best-of-N. ``None`` where every answer is ruled out.
 
     :param float beta: not negative.
     :raises ValueError: for a negative ``beta``.
     """
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
-    given = [candidate for candidate in candidates if candidate.answer is not None]
-    top = max((math.exp(log_score(candidate, aggregation)) for candidate in given), default=0.0)
-    return best(tally(given, lambda candidate: math.exp(beta * (math.exp(log_score(candidate, aggregation)) - top))))
+    living = _living(candidates, aggregation)
+    top = max((math.exp(score) for _, score in living), default=0.0)
+    return _best_by(living, [math.exp(beta * (math.exp(score) - top)) for _, score in living])
 
 
 def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:
-    """The answer of the candidate with the highest score; candidates without an answer are passed over."""
-    given = [candidate for candidate in candidates if candidate.answer is not None]
-    return max(given, key=lambda candidate: log_score(candidate, aggregation)).answer if given else None
+    """The answer of the candidate with the highest score; those without an answer are passed over, and those that are ruled out."""
+    living = _living(candidates, aggregation)
+    return max(living, key=lambda each: each[1])[0].answer if living else None
 
 
 def best_of_majority_at_k(candidates: Sequence[Candidate], k: int, frequency: float = 0.1, aggregation: str = "last") -> list[Answer]:
     """Best-of-Majority (arXiv:2510.03199): of the answers of at least a given frequency, the k with the highest rewards, best first.
 
-    The reward of an answer is the highest score of its candidates. Where no answer is that frequent, all are taken; where fewer than k
-    are, so many are returned.
+    The reward of an answer is the highest score of its candidates; one whose candidates are all ruled out is none. Where no answer is that
+    frequent, all are taken; where fewer than k are, so many are returned. The rule is that of :class:`~ppl_llm.BestOfMajority`.
 
     :param int k: answers that may be submitted.
     :param float frequency: least share of the candidates that an answer must have (the paper's alpha).
@@ -165,11 +189,8 @@ def best_of_majority_at_k(candidates: Sequence[Candidate], k: int, frequency: fl
         raise ValueError(f"frequency must lie in [0, 1], got {frequency!r}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k!r}")
-    counts = tally(candidates, lambda candidate: 1.0)
-    # Divided, not multiplied: 0.28 * 25 is more than 7.
-    frequent = [answer for answer, count in counts.items() if count / len(candidates) >= frequency] or list(counts)
-    rewards = {a: max(log_score(c, aggregation) for c in candidates if c.answer == a) for a in frequent}
-    return sorted(rewards, key=lambda answer: -rewards[answer])[:k]
+    scores = [-math.inf if candidate.answer is None else log_score(candidate, aggregation) for candidate in candidates]
+    return [candidates[n].answer for n in best_of_frequent([c.answer for c in candidates], scores, k, frequency)]
 
 
 def best_of_majority(candidates: Sequence[Candidate], frequency: float = 0.1, aggregation: str = "last") -> Answer:
@@ -184,18 +205,16 @@ def first_finish(candidates: Sequence[Candidate]) -> Answer:
 
 
 def multi_temperature_vote(candidates: Sequence[Candidate]) -> Answer:
-    """A majority vote within each temperature, then one among their winners, weighted by their shares (arXiv:2510.02611)."""
-    shares: dict[Answer, list[float]] = {}
-    for temperature in sorted({candidate.temperature for candidate in candidates}):
-        group = [candidate for candidate in candidates if candidate.temperature == temperature]
-        counts = tally(group, lambda candidate: 1.0)
-        winner = best(counts)
-        if winner is not None:
-            shares.setdefault(winner, []).append(counts[winner] / len(group))
-    return best({answer: math.fsum(won) for answer, won in shares.items()})
+    """A majority vote within each temperature, then one among their winners, weighted by their shares (arXiv:2510.02611); the rule, ties
+    included, is that of :class:`~ppl_llm.TwoStageVote`."""
+    answers = [candidate.answer for candidate in candidates]
+    log_weights = TwoStageVote.log_weights(answers, [candidate.temperature for candidate in candidates])
+    return voting.weighted_majority(answers, log_weights.exp().tolist())
 
 
 def expected_accuracy(candidates: Sequence[Candidate], is_correct: Callable[[Answer], bool]) -> float:
-    """Posterior probability of a correct answer: the accuracy of one draw from the posterior."""
+    """Posterior probability of a correct answer: the accuracy of one draw from the posterior; nan where every weight is zero."""
     total = sum(candidate.weight for candidate in candidates)
+    if not total:
+        return math.nan
     return sum(candidate.weight for candidate in candidates if is_correct(candidate.answer)) / total

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..answers.voting import Answer
-from ..programs.deepconf import surest
+from ..programs.deepconf import LEAST, surest
 from .aggregators import Candidate, best, tally
 
 
@@ -57,7 +57,8 @@ def deepconf_vote(candidates: Sequence[Candidate], eta: float = 0.1) -> Answer:
     """The answer with the most votes among the share ``eta`` of the candidates of the highest confidence, each of which has its confidence
     as vote (DeepConf, Fu et al., 2025, arXiv:2508.15260).
 
-    Candidates without an answer count among those that are chosen from, and do not vote.
+    Candidates without an answer count among those that are chosen from, and do not vote. Those of confidence 0 have votes that are alike,
+    and less than any other.
 
     :raises ValueError: if a candidate lacks its confidence, or ``eta`` is not in (0, 1].
     """
@@ -68,7 +69,7 @@ def deepconf_vote(candidates: Sequence[Candidate], eta: float = 0.1) -> Answer:
         return None
     kept = surest(torch.from_numpy(sure), eta).tolist()
     chosen = [candidate for candidate, among in zip(candidates, kept, strict=True) if among]
-    return best(tally(chosen, lambda candidate: float(candidate.confidence or 0.0)))
+    return best(tally(chosen, lambda candidate: max(float(candidate.confidence or 0.0), LEAST)))
 
 
 def _confidences(candidates: Sequence[Candidate], vote: str) -> NDArray[np.float64]:

@@ -86,4 +86,7 @@ def saturation(ceiling: float, chance: float, tolerance: float) -> int:
     gain = ceiling * chance
     if gain <= tolerance:
         return 0
-    return 1 if chance == 1 else math.ceil(math.log(tolerance / gain) / math.log1p(-chance))
+    if chance == 1:
+        return 1
+    exact = math.log(tolerance / gain) / math.log1p(-chance)
+    return math.ceil(exact - 1e-9 * max(1.0, exact))  # a gain that is the tolerance but for rounding

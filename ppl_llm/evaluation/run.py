@@ -89,6 +89,7 @@ def evaluate(
         raise no_reward(f"method {scored[0]!r}")
     if models.constraint is not None:
         check_proposes(methods, "json_schema, regex and choices", "method ")
+    models.check_methods(methods, budgets)
     if not any(get_method(name).method.scored for name in methods):
         models = models.without_reward()
     rank, world = _shard() if shard is None else shard
@@ -102,6 +103,7 @@ def evaluate(
         "problems": fingerprint([[p.id, p.text, str(p.answer), *_digests(p)] for p in problems]),
         "num_problems": len(problems),
         **_verifiers(problems),
+        **({"files": files} if (files := models.files()) else {}),
         "versions": {name: version(name) for name in ("ppl-llm", "torch", "transformers", "pyro-ppl")},
     }
     progress = Progress(total=len(units))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..answers.equivalence import equivalence_named
@@ -12,6 +13,7 @@ from ..constraints.choice import constraint_of
 from ..context import DEFAULT_STOP
 from ..lm.base import LanguageModel
 from ..lm.loading import parse_dtype
+from ..methods import Call, get_method
 from ..programs.models import ReasoningModel, build_reasoning, reasoning
 from ..programs.presets import get_preset
 from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thinking_switch
@@ -21,6 +23,7 @@ from ..reward.base import RewardModel
 from ..reward.choice import RewardChoice
 from ..reward.confidence import Confidence
 from ..reward.judge_options import JudgeOptions
+from ..reward.python_file import file_digest
 from ..thinking import WAIT
 
 
@@ -217,6 +220,31 @@ class Models:
         if prm is None and (self.calibration is not None or self.prm_family is not None):
             raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
         build_reasoning(None, None, self.preset, **self._options())
+
+    def check_methods(self, methods: Sequence[str], budgets: Sequence[int]) -> None:
+        """What methods have to say about these options, before a model is loaded.
+
+        :raises ValueError: for what does not go together, naming the method.
+        """
+        model = self.turns.around(build_reasoning(None, None, self.preset, **self._options()))
+        for name in dict.fromkeys(methods):
+            method = get_method(name)
+            own = [budget for budget in budgets if budget >= method.least]
+            try:
+                adapted = method.adapted(model)
+                if own and not method.shared and method.method.build is not None:
+                    method.method.start(adapted, method.sized(min(own)), Call(max_plate_nesting=1))
+            except ValueError as error:
+                raise ValueError(f"method {name!r}: {error}") from error
+
+    def files(self) -> dict[str, str]:
+        """Digests of the files that are named in the options, and hold what these records depend on."""
+        chosen, feedback = self.chosen_reward, self.turns.feedback or ""
+        functions = [chosen.name if chosen.kind == "verifier" else None, self.judge.score, self.turns.judge.score]
+        functions += [feedback.removeprefix("verifier:")] if feedback.startswith("verifier:") else []
+        names = [name.rpartition(":")[0] for name in functions if name is not None and ":" in name]  # a scale such as 1-10 has none
+        names += [chosen.name or ""] if chosen.kind == "hidden" else []
+        return {name: file_digest(Path(name).expanduser()) for name in sorted(set(names))}
 
     def _options(self) -> dict[str, Any]:
         names = ("aggregation", "max_steps", "max_tokens", "temperature", "top_p", "top_k", "finish", "max_tokens_completion")

@@ -20,6 +20,7 @@ from ..reward.base import scored_steps, step_scores
 from ..stop_reason import StopReason
 from ..tasks.base import StepChecker
 from .aggregators import (
+    CERTAIN,
     Candidate,
     Thought,
     best_of_majority_at_k,
@@ -30,9 +31,6 @@ from .aggregators import (
     weighted_majority,
 )
 from .confidence_votes import deepconf_vote
-
-_CERTAIN = 1e9
-"""Log-odds of what is certain, in records, which hold finite numbers only."""
 
 
 def _first(candidates: Sequence[Candidate], aggregation: str, k: int = 1, frequency: float = 0.1) -> Answer:
@@ -93,7 +91,8 @@ def candidates(
     done, thoughts = context.done.tolist(), _thoughts(context)
     drawn = found.sites.get(SITE)
     temperatures = [1.0] * len(done) if drawn is None else drawn.expand_as(found.log_weights)[here].tolist()
-    known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites]
+    # Of its own steps: neither of drafts nor of the temperature.
+    known = [log_p[here] for name, log_p in found.site_log_probs.items() if name in found.sites and name.startswith("step_")]
     log_probs = torch.stack(known).sum(0).tolist() if known else [None] * len(done)
     return [
         Candidate(
@@ -128,7 +127,7 @@ def _thoughts(context: Context) -> list[Thought | None]:
 
 def _scores(log_odds: Tensor) -> tuple[float, ...]:
     """Of the steps of a solution, in finite numbers; one without any text is certainly wrong."""
-    return tuple(log_odds.clamp(-_CERTAIN, _CERTAIN).tolist()) or (-_CERTAIN,)
+    return tuple(log_odds.clamp(-CERTAIN, CERTAIN).tolist()) or (-CERTAIN,)
 
 
 def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyro
 
-from ..inference import ParticlePosterior
+from ..inference import ParticlePosterior, SMCFailed
 from ..inference.posterior.equivalence_classes import representatives
 from ..methods import BudgetedMethod, get_method
 from ..methods.options import CONFIDENCE
@@ -115,10 +115,16 @@ def execute(
         model = copy.copy(model)  # what is kept of the samples does not change them
         model.confidence = Confidence.parse(CONFIDENCE.default)
     aggregation = methods[0].aggregation(model, aggregation)
-    posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
+    posterior: Any = None
+    try:
+        posterior = methods[0].start(model, [problem.text for problem in problems], max(unit.budgets), equivalent, proposals)
+    except SMCFailed as failure:  # of algorithms that end where all problems are dead: each is recorded as dead
+        spent = getattr(getattr(failure, "partial_posterior", None), "cost", {})
+        found: list[list[Candidate]] = [[] for _ in problems]
+    else:
+        scored = answer_scores and SHARED in unit.methods
+        found = [candidates(model, posterior, i, scored, problem.checker) for i, problem in enumerate(problems)]
     seconds = time.perf_counter() - began
-    scored = answer_scores and SHARED in unit.methods
-    found = [candidates(model, posterior, i, scored, problem.checker) for i, problem in enumerate(problems)]
     pools = [pooled(pool, problem.answer, equivalent) for pool, problem in zip(found, problems, strict=True)]
     tokens = [[candidate.tokens for candidate in pool] for pool in pools]
     records = []
@@ -127,7 +133,9 @@ def execute(
             part = pools[i][:budget] if methods[0].shared else pools[i]
             # Of what problems cost together, each one's share is that of its tokens.
             share = time_share = sum(tokens[i][: len(part)]) / max(1, sum(map(sum, tokens)))
-            if isinstance(posterior, list):
+            if posterior is None:
+                cost, share = spent, 1 / len(problems)
+            elif isinstance(posterior, list):
                 cost, share = posterior[i].cost, 1.0
             else:
                 cost = posterior.cost
@@ -139,7 +147,7 @@ def execute(
                 record["seconds"] = round(seconds * time_share, 4)
                 if isinstance(posterior, list):
                     record |= {name: posterior[i].diagnostics()[of] for name, of in (("drawn", "num_drawn"), ("stopped", "stopped"))}
-                elif not method.shared:
+                elif posterior is not None and not method.shared:
                     record |= _diagnostics(posterior, i)
                 if not method.shared or (method.name == SHARED and budget == max(unit.budgets)):
                     several = len({c.temperature for c in part}) > 1

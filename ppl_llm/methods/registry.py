@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import chains, filters, searches, tempered, votes
@@ -69,7 +69,9 @@ class ChosenMethod:
         if model.finish != model.preset.finish:
             kept["finish"] = model.finish
         if "preset" not in changes:
-            kept["score_temperature"] = model.score_temperature
+            kept |= {"score_temperature": model.score_temperature, "score": model.score}
+            if model.aggregation != model.preset.aggregation_for(model.prm):  # it was asked for
+                kept["aggregation"] = model.aggregation
         preset = changes.pop("preset", model.preset)
         options = {**vars(model.options), "max_steps": model.max_steps, "early_exit": model.early_exit, **kept, **changes}
         if model.every is not None:  # which says where steps end
@@ -106,6 +108,12 @@ class BudgetedMethod(ChosenMethod):
         return self.method.budget.shared and not self.in_batches
 
     @property
+    def weighs_power(self) -> bool:
+        """Whether a power target changes its answers: that of votes over shared samples does not."""
+        assert self.method.budget is not None
+        return not self.shared or self.method.budget.vote in ("posterior", "preset")
+
+    @property
     def in_batches(self) -> bool:
         """Whether each problem stops by a rule of its own, see ``until``: there is then a posterior for each."""
         return self.options.get("until") is not None
@@ -122,7 +130,10 @@ class BudgetedMethod(ChosenMethod):
         if self.shared:
             return independent(model, problems, budget, proposals)
         call = Call(max_plate_nesting=1, proposals=proposals, equivalent=equivalent)
-        found: ParticlePosterior | list[ParticlePosterior] = self.method.start(model, self.sized(budget), call)(problems)
+        run = self.method.start(model, self.sized(budget), call)
+        if (algorithm := getattr(run, "__self__", None)) is not None:
+            let_die(algorithm)
+        found: ParticlePosterior | list[ParticlePosterior] = run(problems)
         return found
 
     def sized(self, budget: int) -> dict[str, Any]:
@@ -153,12 +164,20 @@ class BudgetedMethod(ChosenMethod):
         return "best-of-n" if preset_vote == "argmax" else "posterior"
 
 
+def let_die(algorithm: Any) -> None:
+    """Have a run of a list of problems end with a posterior also where all of them are dead, as where some are: what a problem is recorded
+    as must not depend on those that share its batch, and votes that ask no reward need the samples."""
+    if hasattr(getattr(algorithm, "options", None), "may_die"):
+        algorithm.options = replace(algorithm.options, may_die=True)
+
+
 def independent(model: ReasoningModel, problems: list[Any], budget: int, proposals: Any = None) -> ParticlePosterior:
     """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
     from ..lm.autoregressive import AutoregressiveLM
 
     local = isinstance(model.lm, AutoregressiveLM)
     importance = library("Importance")(model, budget, record_log_probs=local, max_plate_nesting=1, proposals=proposals)
+    let_die(importance)
     posterior: ParticlePosterior = importance.run(problems)
     return posterior
 

@@ -16,6 +16,7 @@ from ..inference.errors import attach_partial
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count
 from .models import ReasoningModel
+from .plain import check_plain
 from .turns import flat, restarted
 
 CandidatesPrompt = Callable[[str, list[str]], Any]
@@ -57,7 +58,7 @@ class Aggregate:
     :param prompt: ``prompt(problem, candidates)``, by default :func:`combine`.
     :param int max_plate_nesting: 1 for a list of problems, each of which has a population of its own.
     :param callback: called with the posterior of the present round after each step.
-    :raises ValueError: for numbers out of range, or a model that is not one of :func:`~ppl_llm.reasoning`.
+    :raises ValueError: for numbers out of range, a model with a power, or one that is not of :func:`~ppl_llm.reasoning` itself.
     """
 
     @checked
@@ -78,6 +79,9 @@ class Aggregate:
         check_count("max_plate_nesting", max_plate_nesting, 0)
         if subset > num_particles:
             raise ValueError(f"subset must be at most num_particles = {num_particles}, got {subset}")
+        check_plain(model, "Aggregate")
+        if model.power != 1:
+            raise ValueError(f"Aggregate writes solutions as the language model does, and the model has the power {model.power:g}")
         self.model, self.num_particles, self.subset, self.rounds, self.prompt = model, num_particles, subset, rounds, prompt
         self.options: dict[str, Any] = {"max_plate_nesting": max_plate_nesting, "callback": callback}
 
@@ -98,13 +102,15 @@ class Aggregate:
                 result = self._concluded(found)
             except BaseException as error:
                 attach_partial(error, lambda: None if found is None else self._concluded(found))
+                if error.partial_posterior is not None:  # type: ignore[attr-defined]
+                    error.partial_posterior.cost = {**meter.totals, "seconds": time.perf_counter() - began}  # type: ignore[attr-defined]
                 raise
         result.cost = {**meter.totals, "seconds": time.perf_counter() - began}
         return result
 
     def next_round(self, written: Context) -> Context:
         """Contexts whose prompts have K of the solutions, ``[N, *plates]``, each."""
-        texts, problems = written.text, flat(written.problem)
+        texts, problems = written.solution, flat(written.problem)
         shape = written.batch_shape
         chosen = torch.rand(shape[0], *shape).argsort(1)[:, : self.subset]  # [N, K, *plates]
         columns = range(shape[1]) if len(shape) > 1 else [None]
@@ -119,6 +125,4 @@ class Aggregate:
     @staticmethod
     def _concluded(found: ParticlePosterior) -> SearchPosterior:
         reason = "its solutions are written from one another, so that their weights are not those of independent draws"
-        result = SearchPosterior.of(found, method="aggregation", reason=reason)
-        result.cost = dict(found.cost)
-        return result
+        return SearchPosterior.of(found, method="aggregation", reason=reason)

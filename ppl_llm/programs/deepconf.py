@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .plain import check_plain
 _ROUNDING = 1e-5
 """Relative error of a confidence from logits in float32. Solutions often begin alike, and have their least sure window there."""
 
+LEAST = 1e-300
+"""The vote of a confidence of 0: of no difference but where nobody is sure at all."""
+
 _REASON = "its votes are the confidences of the surest solutions, which do not estimate the model's posterior"
 
 
@@ -36,6 +39,12 @@ def surest(confidence: Tensor, eta: float) -> Tensor:
     """
     number = max(1, math.ceil(eta * len(confidence) - 1e-9))
     return confidence >= confidence.sort(0, descending=True).values[number - 1]
+
+
+class TwoBatches(SearchPosterior):
+    """The initial solutions and the others, each with steps of their own."""
+
+    part_name: ClassVar[str] = "batch"
 
 
 class CutModel(ReasoningModel):
@@ -155,7 +164,9 @@ class DeepConf:
         ]
         scores = torch.cat([sure, others])
         particles = pooled_particles([first, rest], log_weights)
-        return SearchPosterior(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
+        result = TwoBatches(particles, scores=scores, method="DeepConf", reason=_REASON, decisive=True)
+        result.parts = [first, rest]  # which may have taken another number of steps
+        return result
 
     def _concluded(self, found: ParticlePosterior) -> SearchPosterior:
         sure = self._confidence(found)
@@ -166,6 +177,5 @@ class DeepConf:
 
 
 def _votes(confidence: Tensor, kept: Tensor) -> Tensor:
-    """Log-weights: the confidence of those that are kept, and none of the others. Of no difference where nobody is sure at all."""
-    logs = torch.where(confidence > 0, confidence.clamp(max=1e300), 1e-300).log()
-    return torch.where(kept, logs, -torch.inf)
+    """Log-weights: the confidence of those that are kept, and none of the others."""
+    return torch.where(kept, confidence.clamp(LEAST, 1e300).log(), -torch.inf)

@@ -57,7 +57,7 @@ class RevisionModel(ReasoningModel):
 
     def next_round(self, ctx: Context, draft: Context) -> Context:
         """The contexts of the next round, one for each draft."""
-        pairs = list(zip(flat(draft.problem), flat(draft.text), strict=True))
+        pairs = list(zip(flat(draft.problem), flat(draft.solution), strict=True))
         if callable(prepare := getattr(self.prompt, "prepare", None)):
             prepare(pairs)
         return restarted(draft, [self.prompt(problem, text) for problem, text in pairs])
@@ -68,9 +68,9 @@ def revise(model: ReasoningModel, rounds: int = 2, prompt: Prompt = ask_again) -
     """Self-refinement as a Pyro program: ``x^r ~ p(. | prompt(problem, x^{r-1}))`` for each round r, the reward on the last (Madaan et al.,
     *Self-Refine*, 2023; sequential revisions of Snell et al., 2024).
 
-    Each round starts from a prompt of its own, made from the problem and the particle's own draft. Steps of drafts are latent sites
-    ``draft_r_step_t``; there is a barrier after each draft and after each step of the last round. Any algorithm runs it; answers, scores
-    and :meth:`~ReasoningModel.choose` are about the last round.
+    Each round starts from a prompt of its own, made from the problem and the particle's own draft without its thinking. Steps of drafts are
+    latent sites ``draft_r_step_t``; there is a barrier after each draft and after each step of the last round. Any algorithm runs it;
+    answers, scores and :meth:`~ReasoningModel.choose` are about the last round.
 
     Feedback is what ``prompt`` puts in: :class:`~ppl_llm.Feedback` has the message of a verifier, or a critique by a judge. ``prompt``
     must be a function of its arguments: what it draws at random would be no site of the model. Where it has a method ``prepare``, that is

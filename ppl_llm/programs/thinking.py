@@ -50,6 +50,8 @@ def with_thinking(options: StepOptions, thinking: Thinking, lm: Any, max_complet
             f"constraint={options.constraint!r} and a thinking budget do not go together: what is written in place of the closing tag, and "
             "the tag itself, need not be in its language; leave out waits, close and max_thinking"
         )
+    if max_completion is not None:
+        thinking.check_room(max_completion)
     if lm is not None:
         thinking.check(lm, options.max_tokens, max_completion)
     return replace(options, stop=tuple(dict.fromkeys((*options.stops, thinking.close))))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..lm.base import LanguageModel
     from .models import ReasoningModel
 
+MOST_TURNS = 1000
+"""More than any solution is better for; each costs a completion of every particle."""
+
 FEEDBACK = ("verifier", "judge", "tests")
 """What ``--feedback`` may begin with."""
 
@@ -50,6 +53,8 @@ class TurnOptions:
         from ..inference.util.validation import check_count  # not when the command line shows its help
 
         check_count("rounds", self.rounds)
+        if self.rounds > MOST_TURNS:
+            raise ValueError(f"rounds must be at most {MOST_TURNS}, each writes every solution once more; got {self.rounds}")
         if self.feedback is None:
             return
         if self.rounds == 1:

@@ -21,8 +21,11 @@ def restarted(written: Context, prompts: list[Any]) -> Context:
 
     :param Context written: sequences ``[*batch_shape]``.
     :param list prompts: what ``lm.start`` takes, one for each sequence, the last batch dimension fastest.
-    :raises ValueError: if the prompts begin different answers.
+    :raises ValueError: if the prompts begin different answers, or one is no text and no messages.
     """
+    for each in prompts:
+        if not isinstance(each, str | list | tuple) or not each:
+            raise ValueError(f"a prompt of the next turn must be a text or chat messages, got {each!r}")
     started = language_model(written).start(prompts)
     begun = set(started.prefills) or {""}
     if len(begun) > 1:

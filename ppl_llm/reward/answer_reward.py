@@ -50,6 +50,11 @@ class AnswerReward(ABC):
         self.partial, self.pending = bool(partial), pending
         self._cache = ScoreCache()
 
+    @property
+    def label(self) -> str:
+        """Tells it from other rewards: a run is resumed with one of the same label only."""
+        return f"{type(self).__name__}(partial={self._position.pattern if self._position else self.partial!r}, pending={self.pending:g})"
+
     @abstractmethod
     def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
         """Log-odds ``[A]`` that answers are right.

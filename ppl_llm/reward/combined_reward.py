@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..context import Context
+from ..context_cache import label_of
 from ..inference.util.checked import checked
 from ..stop_reason import StopReason
 from .base import RewardModel, is_estimated, prepare, scored_steps, step_scores
@@ -59,6 +60,18 @@ class CombinedReward(ABC):
         """See :func:`~ppl_llm.reward.base.prepare`."""
         for reward in self.rewards:
             prepare(reward, context)
+
+    @property
+    def label(self) -> str:
+        """Tells it from other rewards, by its parts and their weights."""
+        parts = ", ".join(f"{weight:g} {label_of(reward)}" for weight, reward in zip(self.weights, self.rewards, strict=True))
+        return f"{type(self).__name__}({parts})"
+
+    def release_caches(self) -> None:
+        """Those of the parts."""
+        for reward in self.rewards:
+            if callable(release := getattr(reward, "release_caches", None)):
+                release()
 
     @property
     def estimated(self) -> bool:

@@ -95,6 +95,8 @@ class Confidence:
             raise ValueError(f"over={over!r} {needs}; windows go with {', '.join(WINDOWED)}")
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if threshold is not None and bool(torch.as_tensor(threshold).isnan().any()):
+            raise ValueError("threshold must be a confidence, got nan: nothing would be at least that")
         self.kind, self.window, self.over, self.k, self.temperature, self.threshold = kind, window, over, k, temperature, threshold
         self._figure = TokenFigure(MEASURES[kind], temperature, k if kind == "top-k" else 0)
         self._key = CacheKey(f"confidence {self}")
@@ -106,10 +108,11 @@ class Confidence:
         :raises ValueError: for anything else.
         """
         kind, *rest = text.split(":")
-        if len(rest) > 2 or (rest and not rest[0].isdigit() and len(rest) > 1):
+        numbers = [each.isdecimal() and each.isascii() for each in rest]
+        if len(rest) > 2 or not all(rest) or (len(rest) == 2 and numbers != [True, False]) or (len(rest) == 1 and not rest[0].isascii()):
             raise ValueError(f"confidence must be KIND, KIND:WINDOW or KIND:WINDOW:OVER, such as top-k:64:tail, got {text!r}")
-        window = int(rest[0]) if rest and rest[0].isdigit() else None
-        over = rest[-1] if rest and not rest[-1].isdigit() else None
+        window = int(rest[0]) if rest and numbers[0] else None
+        over = rest[-1] if rest and not numbers[-1] else None
         return cls(kind, window=window, over=over)
 
     def __str__(self) -> str:
@@ -213,6 +216,11 @@ class Confidence:
         """Of the score, from C."""
         if self.threshold is not None:
             least = torch.as_tensor(self.threshold, dtype=torch.float64, device=c.device)
+            if least.dim() > c.dim() or any(a not in (1, b) and b != 1 for a, b in zip(least.shape[::-1], c.shape[::-1], strict=False)):
+                raise ValueError(
+                    f"threshold must be a number, or one for each problem of the plate, got {tuple(least.shape)} of them for solutions "
+                    f"{tuple(c.shape)}"
+                )
             return torch.where((c.exp() if self.kind in _GEOMETRIC else c) >= least, torch.inf, -torch.inf).float()
         if self.kind in _GEOMETRIC:
             c = c.clamp(max=0.0)

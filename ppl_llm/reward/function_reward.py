@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..inference.util.checked import checked
+from ..inference.util.fingerprint import name_of
 from ..inference.util.validation import unknown_name
 from .answer_reward import AnswerReward
+from .score_cache import ScoreCache
 
 SCALES = ("probability", "log_odds")
 
@@ -48,6 +50,11 @@ class FunctionReward(AnswerReward):
         if scale not in SCALES:
             raise unknown_name("scale", scale, SCALES)
         self.fn, self.scale = fn, scale
+        self._cache = ScoreCache(f"scores of {self.label}")
+
+    @property
+    def label(self) -> str:
+        return f"{super().label} of {name_of(self.fn)}, {self.scale}"
 
     def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
         return torch.tensor([self._log_odds(problem, text) for problem, text in answers], dtype=torch.float64)

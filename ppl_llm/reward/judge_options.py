@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+MOST_THOUGHTS = 1000
+"""More than side by side fit into any memory; the mean of so many verdicts has a standard error of .016 at most."""
+
 _SCALE = re.compile(r"(-?\d+(?:\.\d+)?)-(-?\d+(?:\.\d+)?)")
 
 
@@ -59,6 +62,8 @@ class JudgeOptions:
         :raises OSError: if there is no file with the function.
         """
         check_thinking(self.thoughts or 0, self.agree, self.score, self.k_meta)
+        if (self.thoughts or 0) > MOST_THOUGHTS:
+            raise ValueError(f"thoughts must be at most {MOST_THOUGHTS}, all are written side by side; got {self.thoughts}")
         if self.thought_tokens is not None:
             from ..inference.util.validation import check_count
 

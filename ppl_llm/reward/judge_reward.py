@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..context import Context
+from ..context_cache import label_of
 from ..inference.util.checked import checked
+from ..inference.util.fingerprint import name_of
 from ..inference.util.validation import check_count, check_positive
 from ..lm.base import LanguageModel, StepOptions
 from .answer_reward import AnswerReward
@@ -19,7 +21,9 @@ from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
 from .judge_words import token_behind_colon, token_id
 from .keyed_uniforms import random_numbers_of
-from .step_texts import CUT, answer_text
+from .score_cache import ScoreCache
+from .step_texts import text_before
+from .verdicts import Verdicts
 
 _LEAST_MASS = 0.5
 _NEVER = "\x00"
@@ -108,10 +112,17 @@ class JudgeReward(AnswerReward):
         check_positive("temperature", temperature)
         self.thoughts, self.agree, self.verdict, self.score = thoughts, agree, verdict, score
         self.k_meta, self._meta_prompt = k_meta, meta_prompt or self._default_meta_prompt
-        self._thinking = StepOptions(verdict or _NEVER, thought_tokens, temperature)
+        # A score may come behind what would announce a word.
+        self._thinking = StepOptions(verdict if verdict and score is None else _NEVER, thought_tokens, temperature)
         self._after = tuple(token_behind_colon(lm, word, known) for word, known in ((yes, self.yes_id), (no, self.no_id)))
-        self._verdicts: dict[tuple[str, str], float] = {}
-        self._critiques: dict[tuple[str, str], str] = {}
+        self._verdicts, self._critiques = Verdicts(), dict[tuple[str, str], str]()
+        self._cache = ScoreCache(f"scores of {self.label}", self._verdicts if thoughts else None)
+
+    @property
+    def label(self) -> str:
+        names = ("each_step", "thoughts", "agree", "k_meta", "yes_id", "no_id", "system_prompt", "verdict")
+        own = {name: getattr(self, name) for name in names}, self._thinking.max_tokens, self._thinking.temperature
+        return f"{super().label} of {label_of(self.lm)}, {own}, {list(map(name_of, (self._prompt, self._meta_prompt, self.score)))}"
 
     @property
     def estimated(self) -> bool:
@@ -131,7 +142,7 @@ class JudgeReward(AnswerReward):
         return torch.tensor([self._verdicts[answer] for answer in answers])
 
     def critiques(self, answers: Sequence[tuple[str, str]]) -> list[str]:
-        """What the judge writes about answers, one chain of thought each: with ``k_meta`` the best of K. Drawn once for each and kept.
+        """What the judge writes about answers before its verdict, one chain of thought each: with ``k_meta`` the best of K. Drawn once.
 
         The draws are none of the program's: they follow from torch's seed and the answers, and leave torch's generator as it was.
 
@@ -144,14 +155,15 @@ class JudgeReward(AnswerReward):
             with random_numbers_of(f"{torch.initial_seed()} {new}", self.lm.device):
                 texts = self._chains([self._question(answer) for answer in new], self.thoughts if self.k_meta is not None else 1)
             best = [0] * len(new) if self.k_meta is None else _best_first(self._meta(new, texts))[0].tolist()
-            self._critiques.update({answer: texts[best[n]][n].strip() for n, answer in enumerate(new)})
+            # The word is not asked for, and so not announced.
+            self._critiques |= {answer: texts[best[n]][n].strip().removesuffix(self.verdict).rstrip() for n, answer in enumerate(new)}
         return [self._critiques[answer] for answer in answers]
 
     def _asked(self, context: Context, sequence: int, step: int, text: str, ended: bool) -> str | None:
         """A critic of single steps is asked about the beginning and the step, apart."""
         if not self.each_step:
             return super()._asked(context, sequence, step, text, ended)
-        before = _text_before(context, sequence, step)
+        before = text_before(context, sequence, step)
         own = text.removeprefix(before)  # a character that the beginning cuts in two is part of it
         return before + _STEP + own if own.strip() or (ended and not before.strip()) else None
 
@@ -159,7 +171,7 @@ class JudgeReward(AnswerReward):
         """Where the judge would be asked the same again: the same draw, squared, would be no estimate of the squared mean."""
         if asked is None or not self.partial or step == 0:
             return asked is None and self.each_step
-        return asked == self._asked(context, sequence, step - 1, _text_before(context, sequence, step), False)
+        return asked == self._asked(context, sequence, step - 1, text_before(context, sequence, step), False)
 
     def scored_steps(self, context: Context) -> Tensor:
         """The steps that have a judgement of their own, ``[*batch, T]``: not those that say nothing new."""
@@ -286,10 +298,3 @@ class JudgeReward(AnswerReward):
 def _best_first(meta: Tensor) -> Tensor:
     """Numbers ``[K, A]`` of chains; of equal ones the first drawn comes first."""
     return meta.argsort(dim=0, descending=True, stable=True)
-
-
-def _text_before(context: Context, sequence: int, step: int) -> str:
-    """The answer of a flat sequence up to a step; a character that is not complete there comes after it."""
-    begin = int(context.step_starts.reshape(-1, context.num_steps)[sequence, step])
-    tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[sequence, int(context.prompt_lengths.flatten()[sequence]) : begin]
-    return answer_text(context, sequence, tokens.tolist()).rstrip(CUT)

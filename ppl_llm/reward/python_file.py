@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from functools import lru_cache
@@ -39,7 +40,8 @@ class PythonFunction:
 
     @property
     def __name__(self) -> str:
-        return self.name
+        """With a digest of the file, by which a run that is resumed is told from one with another function of the same name."""
+        return f"{self.name} ({file_digest(self._path)})"
 
     def __call__(self, *arguments: str) -> Any:
         """What the function gives: a bool, a number, a text or ``None``.
@@ -76,6 +78,11 @@ def _started(name: str, what: str, path: Path, changed: int) -> PythonFunction:
     return PythonFunction(name, what)
 
 
+def file_digest(path: Path) -> str:
+    """Of what a file holds."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
 def or_wrong(function: PythonFunction) -> Any:
     """A verifier: an answer about which the function says nothing in time, or over which its process ends, is wrong, with a warning."""
 
@@ -87,5 +94,5 @@ def or_wrong(function: PythonFunction) -> Any:
             _log.warning("%s; it counts as wrong", error)
             return False
 
-    verdict.__name__ = function.name
+    verdict.__name__ = verdict.__qualname__ = function.__name__
     return verdict

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
@@ -10,22 +12,41 @@ from ..context_cache import CacheEntry, CacheKey, find_entry
 from ..stop_reason import FINISHING
 
 
-class ScoreCache:
-    """Keeps scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along."""
+class Drawn(Protocol):
+    """What a reward has drawn at random and keeps, which a run that is resumed in another process needs."""
 
-    def __init__(self) -> None:
-        self._key = CacheKey("scores")
+    def state(self) -> Any:
+        """All of it, as plain values."""
+        ...
+
+    def adopt(self, state: Any) -> Drawn:
+        """Itself, with what another one had drawn in place of its own."""
+        ...
+
+
+class ScoreCache:
+    """Keeps scores ``[*batch, S]`` of the first S steps of contexts; resampling carries them along.
+
+    :param str label: by which an entry that was stored in a file finds its reward again.
+    :param Drawn drawn: goes with the scores into a file.
+    """
+
+    def __init__(self, label: str = "scores", drawn: Drawn | None = None) -> None:
+        self._key, self._drawn = CacheKey(label), drawn
+
+    def _found(self, context: Context) -> CacheEntry | None:
+        return find_entry(context.cache_entries, self._key, lambda state: None if self._drawn is None else self._drawn.adopt(state))
 
     def get(self, context: Context) -> Tensor:
         """Scores of the steps that were scored before: ``[*batch, S]``, S from 0 to the number of steps."""
-        entry = find_entry(context.cache_entries, self._key, lambda owner: None)
+        entry = self._found(context)
         if entry is None or entry.tensors["scores"].shape[:-1] != context.batch_shape:
             return torch.zeros(*context.batch_shape, 0, device=context.tokens.device)
         return entry.tensors["scores"]
 
     def scored(self, context: Context) -> Tensor:
         """Which steps have scores of their own, ``[*batch, S]``, where that was kept."""
-        entry = find_entry(context.cache_entries, self._key, lambda owner: None)
+        entry = self._found(context)
         if entry is None or entry.tensors["scores"].shape[:-1] != context.batch_shape:
             return torch.zeros(*context.batch_shape, 0, dtype=torch.bool, device=context.tokens.device)
         return entry.tensors["scored"]
@@ -41,7 +62,7 @@ class ScoreCache:
         if len(bad):
             *sequence, step = bad[0].tolist()
             raise ValueError(f"the log-odds that {name} gives to step {step} of sequence {tuple(sequence)} is nan")
-        context.cache_entries[self._key] = CacheEntry(None, {"scores": scores} | ({} if scored is None else {"scored": scored}))
+        context.cache_entries[self._key] = CacheEntry(self._drawn, {"scores": scores} | ({} if scored is None else {"scored": scored}))
         return scores
 
 

@@ -38,6 +38,10 @@ class StatedScore:
         )
 
     @property
+    def __name__(self) -> str:
+        return f"{type(self).__name__}({self!r})"
+
+    @property
     def request(self) -> str:
         """What a judge is asked to do."""
         return (

@@ -88,10 +88,20 @@ def step_texts(context: Context, start: int, before: Tensor) -> list[list[StepTe
 def answer_text(context: Context, sequence: int, tokens: list[int]) -> str:
     """Everything that a flat sequence has answered, what the prompt has begun included; of a solution that thinks, what follows that.
 
-    :param list tokens: that were sampled.
+    :param list tokens: that were sampled, up to the end of a step; a character that is not complete there is left out, but at the end of
+        the solution.
     """
+    written = int((context.lengths - context.prompt_lengths).flatten()[sequence])
+    ended = bool(context.done.flatten()[sequence]) and len(tokens) == written
     if context.thinking is not None:
         tokens = tokens[int(context.thinking_tokens.flatten()[sequence]) :]
     text = context.lm.decode(tokens)
     prefill = context.prefill_of(int(context.problem_index.flatten()[sequence]))
-    return prefill + (text if bool(context.done.flatten()[sequence]) else text.rstrip(CUT))
+    return prefill + (text if ended else text.rstrip(CUT))
+
+
+def text_before(context: Context, sequence: int, step: int) -> str:
+    """The answer of a flat sequence up to a step; a character that is not complete there comes after it."""
+    begin = int(context.step_starts.reshape(-1, context.num_steps)[sequence, step])
+    tokens = context.tokens.reshape(-1, context.tokens.shape[-1])[sequence, int(context.prompt_lengths.flatten()[sequence]) : begin]
+    return answer_text(context, sequence, tokens.tolist()).rstrip(CUT)

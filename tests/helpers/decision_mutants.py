@@ -91,9 +91,9 @@ def powers(self: Any, found: Any) -> Any:
 
 
 @mutant("the best candidates, however rare their answers", f"{VOTES}::test_rejects_the_best_of_all")
-def best_of_all(self: Any, given: Sequence[Any], scores: Sequence[float]) -> list[int]:
+def best_of_all(given: Sequence[Any], scores: Sequence[float], k: int, frequency: float) -> list[int]:
     """The frequency is not looked at."""
-    return sorted(range(len(given)), key=lambda n: -scores[n])[: self.k]
+    return sorted(range(len(given)), key=lambda n: -scores[n])[:k]
 
 
 WRONG_VOTES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -97,3 +98,14 @@ def test_a_decision_for_each_problem_of_each_algorithm():
         for decision, answers in zip(posterior.decide(abstain=0.2), posterior.answers(), strict=True):
             best = max((p for value, p in answers.probs.items() if value is not None), default=0.0)
             assert decision.best == best and decision.abstained == (best < 0.2)
+
+
+@pytest.mark.parametrize("value", ["x", None, math.nan, [1]])
+def test_a_utility_that_is_no_number_names_the_pair(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"utility\('a', 'a'\) is .*: it must be a finite number"):
+        decide(DiscreteMarginal([("a", 1.0)]), lambda action, truth: value)
+
+
+def test_actions_that_are_no_list() -> None:
+    with pytest.raises(TypeError, match="actions must be a list of answers to choose from, got 5"):
+        decide(DiscreteMarginal([("a", 1.0)]), actions=5)  # type: ignore[arg-type]

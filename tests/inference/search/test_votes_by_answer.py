@@ -139,8 +139,7 @@ def two_stage_error() -> float:
         expected = two_stage_by_hand([given[0::2], given[1::2]])
         error = max(error, *(abs(found.get(a, 0.0) - expected.get(a, 0.0)) for a in "abc"))
         pool = [Candidate(a, temperature=g) for a, g in zip(given, groups, strict=True)]
-        top = max(expected.values())
-        assert expected[str(multi_temperature_vote(pool))] == pytest.approx(top)
+        error = max(error, max(expected.values()) - expected.get(str(multi_temperature_vote(pool)), 0.0))
     return error
 
 
@@ -161,7 +160,7 @@ def test_rejects_rewards_as_log_weights(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_rejects_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BestOfMajority, "chosen", WRONG_VOTES["best of all"])
+    monkeypatch.setattr("ppl_llm.inference.search.best_of_majority.best_of_frequent", WRONG_VOTES["best of all"])
     assert masses(BestOfMajority(Scripted(), 4, 1, 0.5, answer=answer).run()) != {"b": 1.0}
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm import Importance, SelfConsistency, SuffixMH, reasoning
+from ppl_llm import FunctionReward, Importance, SelfConsistency, SuffixMH, TabularLM, reasoning
 from ppl_llm.inference import SMC, BestOfN, DiscreteMarginal, Enumeration, Explanation, ParticlePosterior, Weights, barrier
 from ppl_llm.inference.particles.history import ResamplingRecord, Site
 from ppl_llm.inference.particles.weighted_particles import WeightedParticles
@@ -347,6 +347,17 @@ def test_votes_are_no_probabilities() -> None:
     assert "the weights of a search are votes, and there is no evidence" in found.lines[-1]
     assert "more vote of average weight with" in str(found) or "more votes of average weight with" in str(found)
     assert "average" not in str(explained(search([0.0, 0.0, 0.0, 0.0])))
+
+
+def test_the_exact_posterior_of_a_model_without_a_reward_says_nothing_of_one() -> None:
+    table = TabularLM(torch.tensor([[0.0, 1.0, 0.5], [0.3, 0.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64), ["a", "b", "$"], eos="$")
+    plain = {"stop": "\x00", "max_tokens": 2, "max_steps": 1, "answer_fallback": "text"}
+    found = Enumeration(reasoning(table, None, **plain)).run("a").explain()
+    assert found.reward_margin is None and found.unknown == ["which steps the reward disliked: no reward was asked"]
+    posterior = Enumeration(reasoning(table, FunctionReward(lambda problem, text: 0.25), **plain)).run("a")
+    assert posterior.explain().reward_margin is not None
+    factors = {round(float(each), 6) for each in posterior.particles.log_likelihood}
+    assert factors == {round(math.log(0.25), 6), -math.inf} or factors == {round(math.log(0.25), 6)}
 
 
 def test_without_a_reward_there_is_nothing_to_dislike() -> None:

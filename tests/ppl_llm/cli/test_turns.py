@@ -192,11 +192,21 @@ def test_a_task_refuses_a_machine_without_isolation(tmp_path: Path, monkeypatch:
 
 
 def test_turns_and_temperatures_are_refused_together(tmp_path: Path) -> None:
-    """Also where every unit of an evaluation fails: the reason is told, not only that there is nothing to show."""
+    """Before a model is loaded, and before a folder is made."""
     runner = CliRunner()
     found = runner.invoke(app, ["solve", "--method", "multi-temperature", "--rounds", "2", TEXT])
     message = "multi_temperature takes a model of reasoning(...) itself, and this is a RevisionModel"
     assert found.exit_code == 2 and message in found.stderr
     arguments = ["--methods", "multi-temperature", "--rounds", "2", "--limit", "1", "--budgets", "3", "--out", str(tmp_path / "run")]
     found = runner.invoke(app, ["evaluate", "demo", *arguments])
-    assert found.exit_code != 0 and f"given up after three tries: multi-temperature, group 0, seed 0: ValueError: {message}" in found.stderr
+    assert found.exit_code == 2 and f"method 'multi-temperature': {message}" in found.stderr and not (tmp_path / "run").exists()
+
+
+def test_why_every_unit_of_an_evaluation_failed_is_told(tmp_path: Path) -> None:
+    """Not only that there is nothing to show."""
+    file = tmp_path / "check.py"
+    file.write_text("def fails(problem, draft):\n    raise KeyError('tests')\n")
+    arguments = ["--methods", "smc", "--rounds", "2", "--feedback", f"verifier:{file}:fails", "--limit", "1", "--budgets", "2"]
+    found = CliRunner().invoke(app, ["evaluate", "demo", *arguments, "--out", str(tmp_path / "run")])
+    assert found.exit_code != 0 and "given up after three tries: smc, group 0, seed 0: ValueError: the verifier" in found.stderr
+    assert "fails with KeyError: 'tests'" in found.stderr

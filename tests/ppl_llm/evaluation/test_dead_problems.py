@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import Context, reasoning
+from ppl_llm import Context, FunctionReward, reasoning
 from ppl_llm.cli.details import details
 from ppl_llm.cli.report import solution_of
-from ppl_llm.evaluation import RecordStore, Results
-from ppl_llm.evaluation.report import size
+from ppl_llm.evaluation import Candidate, RecordStore, Results
+from ppl_llm.evaluation.aggregators import majority
+from ppl_llm.evaluation.report import size, tables
 from ppl_llm.evaluation.work import SHARED, Unit, execute
 from ppl_llm.inference import SMC
+from ppl_llm.methods import BUDGETED, get_method
 from ppl_llm.tasks import Problem
 from tests.helpers.reasoning import LM, MAX_STEPS, MAX_TOKENS, PRM
 
@@ -28,6 +30,9 @@ class Walled:
 
 
 MODEL = reasoning(LM, Walled(), stop=";", max_steps=MAX_STEPS, max_tokens=MAX_TOKENS, finish="b")
+MODEL_OF_DEAD = reasoning(
+    LM, FunctionReward(lambda problem, text: 0.0, partial=True), stop=";", max_steps=2, max_tokens=2, answer_fallback="text"
+)
 PROBLEMS = [Problem("p0", "a", "7"), Problem("p1", "a", "7"), Problem("p2", "b", "7")]
 
 
@@ -66,3 +71,28 @@ class _Alone:
 
     def diagnostics(self) -> dict[str, Any]:
         return {"num_particles": 4, "ess": [0.0], "resampled": [False], "complete": True, "dead": True, "log_evidence": -float("inf")}
+
+
+EVERY = ["smc", SHARED, "beam-search", "dvts", "rebase", "best-first:beam_width=2", "mcts", "tempered-smc", "particle-gibbs", "suffix-mh"]
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name.partition(":")[0] in BUDGETED])
+def test_a_problem_is_recorded_as_dead_whoever_shares_its_batch(method: str, tmp_path: Path) -> None:
+    """Alone as among others: it is counted as wrong, and does not drop out of the accuracy."""
+    method = method.partition(":")[0]
+    budget = max(8, get_method(method).least)
+    alone = execute(Unit(0, (method,), (budget,), 0), MODEL_OF_DEAD, PROBLEMS[:1])
+    assert [(r["dead"], r["correct"], r["answer"]) for r in alone if r["method"] == method] == [(True, False, None)]
+    with RecordStore(tmp_path / "run", {"lm": "table", "num_problems": 1}) as store:
+        store.append(alone)
+    results = Results.read(tmp_path / "run")
+    assert results.accuracy(method, budget).value == 0.0 and tables(results)
+
+
+def test_votes_that_ask_no_reward_have_their_samples_where_all_are_ruled_out() -> None:
+    unit = Unit(0, (SHARED, "self-consistency", "best-of-n", "soft-best-of-n"), (6,), 0)
+    records = {record["method"]: record for record in execute(unit, MODEL_OF_DEAD, PROBLEMS[:1])}
+    answers = [c["answer"] for c in records[SHARED]["candidates"]]
+    assert len(answers) == 6 and records[SHARED]["answer"] is None
+    assert records["self-consistency"]["answer"] == majority([Candidate(answer) for answer in answers]) is not None
+    assert records["best-of-n"]["answer"] is records["soft-best-of-n"]["answer"] is None

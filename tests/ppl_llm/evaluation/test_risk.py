@@ -87,3 +87,10 @@ def test_saturation_is_the_first_sample_that_gains_too_little(ceiling: float, ch
 def test_arguments_that_make_no_sense(call, message: str):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("ceiling", "chance"), [(1.0, 0.5), (1.0, 0.25), (0.8, 0.2), (0.3, 0.07)])
+def test_saturation_where_the_gain_is_the_tolerance_exactly(ceiling: float, chance: float) -> None:
+    """The first N with F p (1 - p)^N <= tolerance is N itself for F p (1 - p)^N, however that is rounded."""
+    for number in range(60):
+        assert saturation(ceiling, chance, ceiling * chance * (1 - chance) ** number) == number

@@ -192,7 +192,7 @@ def test_by_hand() -> None:
     assert best_of_n(three, "last") == "2" and best_of_n(three, "min") == "2"  # 0.646; least 0.622 against 0.525 and 0.119
     assert weighted_majority(three, "prod") == "2"  # 0.881 x 0.119 = 0.105 against 0.402 + 0.314
     assert math.exp(log_score(three[0], "model")) == 0.5
-    assert multi_temperature_vote(three) == "2"  # a share of 1 at each temperature: the lower one comes first
+    assert multi_temperature_vote(three) == "1"  # a share of 1 at each temperature: the answer that is met first
     assert rpc(three) == "2"  # exp(-2) + exp(-2.5) against exp(-3)
     assert expected_accuracy(three, lambda answer: answer == "2") == pytest.approx(0.5)
     with pytest.raises(ValueError, match="no score of the whole solution; record it with evaluate --answer-scores"):

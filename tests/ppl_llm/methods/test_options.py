@@ -11,7 +11,7 @@ from ppl_llm.evaluation.votes import from_record
 from ppl_llm.evaluation.work import Unit, execute, plan
 from ppl_llm.inference.posterior.island_posterior import IslandPosterior
 from ppl_llm.methods import BUDGETED, get_method, independent, parse_method
-from ppl_llm.programs.models import ReasoningModel
+from ppl_llm.programs.models import ReasoningModel, build_reasoning
 from ppl_llm.tasks.load import load_problems
 
 PROBLEMS = [problem for problem in load_problems("demo", limit=60) if problem.metadata["level"] == 1][:2]
@@ -140,3 +140,13 @@ def test_different_options_are_different_units() -> None:
 def test_mistakes(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         get_method(name)
+
+
+@pytest.mark.parametrize("name", ["smc:waits=1", "power-smc", "smc:max_thinking=8"])
+def test_a_name_keeps_how_scores_are_aggregated(name: str) -> None:
+    """``--aggregation max`` is the target of every method; one that sets something else in the model leaves it."""
+    model = build_reasoning(None, None, "twisted", aggregation="max", score="log_odds", close="|")
+    adapted = get_method(name).adapted(model)
+    assert adapted is not model and (adapted.aggregation, adapted.score) == ("max", "log_odds")
+    assert get_method("smc:preset=twisted:aggregation=mean").adapted(model).aggregation == "mean"
+    assert get_method("smc:preset=as_paper").adapted(model).aggregation == "prod"

@@ -211,3 +211,17 @@ def test_the_vote_of_candidates_by_hand() -> None:
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeepConf(**{"model": model(), "num_particles": 4, **options})
+
+
+def test_batches_of_different_lengths_are_explained_step_by_step() -> None:
+    """The initial solutions may all end before the others: the steps of those are shown to their ends."""
+    sure = Confidence("margin", window=1, over="tail")
+    long = reasoning(LM, None, stop="\x00", max_tokens=1, max_steps=4, answer_fallback="text", confidence=sure)
+    lengths = set()
+    for seed in range(12):
+        pyro.set_rng_seed(seed)
+        posterior = DeepConf(long, 6, eta=1.0, initial=2).run("a")
+        lengths.add(tuple(part.value.num_steps for part in posterior.parts))
+        for competitor in posterior.explain().competitors:
+            assert "".join(competitor.steps).strip() == competitor.answer
+    assert any(first < rest for first, rest in lengths)

@@ -372,7 +372,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"close": "|", "waits": 1, "wait": "a|"}, "wait='a|' has the closing tag '|' in it"),
     ({"waits": 1}, r"close='</think>' cannot be written: TabularLM has only the symbols"),
     ({"waits": 1, "close": "|"}, "wait='Wait' cannot be written: TabularLM has only the symbols"),
-    ({"close": "|", "max_thinking": 5}, r"max_thinking must leave room for the closing tag \(1 tokens\) and an answer within the 6 tokens"),
+    ({"close": "|", "max_thinking": 5}, r"max_thinking must leave room for the closing tag and an answer within the 6 tokens"),
     ({"close": "|", "constraint": Regex("a*")}, "do not go together"),
 ]
 

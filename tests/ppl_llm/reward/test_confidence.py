@@ -330,3 +330,19 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_names_that_make_no_sense(text: str) -> None:
     with pytest.raises(ValueError, match="confidence must be KIND, KIND:WINDOW or KIND:WINDOW:OVER"):
         Confidence.parse(text)
+
+
+def test_thresholds_that_are_none() -> None:
+    with pytest.raises(ValueError, match="threshold must be a confidence, got nan"):
+        Confidence("kl", threshold=math.nan)
+    three = Confidence("margin", window=1, threshold=torch.tensor([0.1, 0.2, 0.3]))
+    table = TabularLM(torch.zeros(2, 2, dtype=torch.float64), ["a", "$"], eos="$")
+    model = reasoning(table, three, stop="\x00", max_tokens=1, max_steps=1)
+    with pytest.raises(ValueError, match=r"threshold must be a number, or one for each problem of the plate, got \(3,\) of them"):
+        SMC(model, 4).run("a")
+
+
+@pytest.mark.parametrize("text", ["kl:\u00b2", "top-k:\u0663", "kl:", "kl:64:", "kl:answer:64", "kl:8:16", "kl:64:tail:x"])
+def test_what_is_no_confidence_is_one_clear_line(text: str) -> None:
+    with pytest.raises(ValueError, match="confidence must be KIND, KIND:WINDOW or KIND:WINDOW:OVER, such as top-k:64:tail, got"):
+        Confidence.parse(text)
