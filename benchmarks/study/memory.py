@@ -28,7 +28,7 @@ class Table(Protocol):
         ...
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Forget the other entries; those that stay are numbered anew, in the same order."""
+        """Forget the other entries; those that stay keep their order, but not their numbers."""
         ...
 
 
