@@ -8,8 +8,8 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-LIMIT = 1 << 30
-"""Bytes for the tables of a process. Python, the networks and what one step works on take as much again."""
+LIMIT = 768 << 20
+"""Bytes for the tables of a process. Python, the networks and what a search works on take about as much again."""
 
 ENTRY = 200
 """Bytes of an entry of a dictionary: key, value, and their places."""
