@@ -17,8 +17,7 @@ def is_categorical(fn: Any) -> bool:
 def draw_categorical(fn: Any) -> Tensor:
     """Values ``[*batch]``, with one uniform for each.
 
-    ``fn.sample()`` draws the same distribution with an exponential for each category (:func:`torch.multinomial`), which takes five times
-    as long where there are 50 of them.
+    ``fn.sample()`` draws the same distribution with an exponential for each category (:func:`torch.multinomial`).
 
     :param fn: see :func:`is_categorical`.
     :raises RuntimeError: for probabilities below 0 or nan, as ``fn.sample()`` says it.
