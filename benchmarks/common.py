@@ -1,14 +1,17 @@
 """What the benchmarks share: the random model that the targets are about, timing in turns, tables, and records of results.
 
-Process CPU time on one thread by default, as wall time means little where cores are shared. Whatever is compared runs in turns, and a ratio
-is taken within each turn: what else the machine does then meets both sides alike.
+Process CPU time on one thread by default, as time on the clock means little where cores are shared; ``--threads`` of some scripts measures
+that, with each number of threads. Whatever is compared runs in turns, and a ratio is taken within each turn: what else the machine does
+then meets both sides alike.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
+import os
 import platform
 import shutil
 import statistics
@@ -70,11 +73,70 @@ def single_thread() -> None:
     transformers.logging.set_verbosity_error()
 
 
+class Arm(NamedTuple):
+    """How something is measured.
+
+    :ivar int threads: of torch.
+    :ivar bool wall: seconds on the clock, or of processor time.
+    """
+
+    threads: int = 1
+    wall: bool = False
+
+
+_arm = Arm()
+
+
+def thread_count(text: str) -> int:
+    """An argument of ``--threads``: a number, or ``all`` for one on each core that this process may use."""
+    if text == "all":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of threads from 1, or 'all', got {text!r}")
+    return int(text)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option ``--threads``."""
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=thread_count,
+        metavar="N|all",
+        help="time on the clock with each of these numbers of threads, e.g. 1 all, instead of processor time on one",
+    )
+
+
+def arms(threads: Sequence[int] | None) -> list[Arm]:
+    """Those of ``--threads``, each once; processor time on one thread without it."""
+    return [Arm()] if threads is None else [Arm(number, wall=True) for number in dict.fromkeys(threads)]
+
+
+def clock(arms: Sequence[Arm]) -> str:
+    """What the times of these arms are, for the head of a table."""
+    return "time on the clock" if arms[0].wall else "process CPU time"
+
+
+def in_arms(arms: Sequence[Arm], rows: Callable[[], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of every arm, measured as it says; a row begins with the threads where the time is that on the clock."""
+    global _arm
+    found, before = [], (_arm, torch.get_num_threads())
+    try:
+        for _arm in arms:
+            torch.set_num_threads(_arm.threads)
+            found += [({"threads": _arm.threads} if _arm.wall else {}) | dict(row) for row in rows()]
+    finally:
+        _arm = before[0]
+        torch.set_num_threads(before[1])
+    return found
+
+
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Process CPU seconds of a call, and what it gave."""
-    began = time.process_time()
+    """Seconds that a call takes, and what it gave: of processor time, or on the clock inside of :func:`in_arms`."""
+    seconds = time.perf_counter if _arm.wall else time.process_time
+    began = seconds()
     result = run()
-    return time.process_time() - began, result
+    return seconds() - began, result
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[tuple[float, Any]]]:

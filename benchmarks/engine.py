@@ -8,7 +8,8 @@ both sides run as many passes over as many sequences; a quarter of the context i
 2. the model's forward pass over transformers' ``StaticCache``, made of the length needed and for sequences of equal length: no sampling and
    no resampling; what the model itself costs.
 
-``python benchmarks/engine.py``, with ``--quick`` for small cases. Process CPU time on one thread, in turns.
+``python benchmarks/engine.py``, with ``--quick`` for small cases. Process CPU time on one thread, in turns; ``--threads 1 all`` for time on
+the clock, with one thread and with all, in one run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,23 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import VOCAB, Spread, make_model, make_tokenizer, ratios, record, root, single_thread, table, timed, words
+from common import (
+    VOCAB,
+    Spread,
+    add_threads,
+    arms,
+    clock,
+    in_arms,
+    make_model,
+    make_tokenizer,
+    ratios,
+    record,
+    root,
+    single_thread,
+    table,
+    timed,
+    words,
+)
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 
@@ -111,11 +128,14 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024])
     parser.add_argument("--tokens", type=int, default=16, help="tokens of each step")
     parser.add_argument("--repeats", type=int, default=7)
+    add_threads(parser)
     arguments = parser.parse_args()
     cases = [(8, 128)] if arguments.quick else [(sequences, length) for length in arguments.contexts for sequences in arguments.sequences]
     single_thread()
-    rows = [compare(sequences, length, arguments.tokens, arguments.repeats) for sequences, length in cases]
-    print(f"steps of {arguments.tokens} tokens after resampling, {arguments.repeats} turns: median (least-most) of process CPU time\n")
+    measured = arms(arguments.threads)
+    # Case by case, so that what else the machine does meets all numbers of threads alike.
+    rows = [row for case in cases for row in in_arms(measured, lambda case=case: [compare(*case, arguments.tokens, arguments.repeats)])]
+    print(f"steps of {arguments.tokens} tokens after resampling, {arguments.repeats} turns: median (least-most) of {clock(measured)}\n")
     print(table(rows))
     record("engine", rows, vars(arguments))
 

@@ -3,7 +3,8 @@
 Steps are ragged (random lengths, geometric with a cap), and multinomial resampling follows each of them; tokens per second count useful
 tokens only. See ``stock_loops.py`` for the others' loops.
 
-``python benchmarks/smc.py``, with ``--quick`` for a small case. Process CPU time on one thread, in turns.
+``python benchmarks/smc.py``, with ``--quick`` for a small case. Process CPU time on one thread, in turns; ``--threads 1 all`` for time on
+the clock, with one thread and with all, in one run.
 """
 
 from __future__ import annotations
@@ -15,11 +16,26 @@ from typing import Any
 
 import pyro
 import torch
-from common import Spread, in_turns, make_model, make_tokenizer, ratios, record, root, single_thread, table, words
+from common import (
+    Spread,
+    add_threads,
+    arms,
+    clock,
+    in_arms,
+    in_turns,
+    make_model,
+    make_tokenizer,
+    ratios,
+    record,
+    root,
+    single_thread,
+    table,
+    words,
+)
 from stock_loops import continuous_batching, generate_and_realign, generate_from_scratch
 
 from ppl_llm import SMC, Context, LLMStep, barrier
-from ppl_llm.lm import autoregressive as decoding
+from ppl_llm.lm.decoding import step_sampler
 from ppl_llm.lm.transformers_lm import TransformersLM
 
 STOPS = 80
@@ -75,12 +91,12 @@ def whole_loop(ways: list[str], sequences: int, length: int, steps: int, width: 
 @contextmanager
 def no_dropping() -> Iterator[None]:
     """Sequences that have finished their step stay in the batch until all have."""
-    kept = decoding._KEEP_OCCUPANCY
-    decoding._KEEP_OCCUPANCY = 0.0
+    kept = step_sampler._KEEP_OCCUPANCY
+    step_sampler._KEEP_OCCUPANCY = 0.0
     try:
         yield
     finally:
-        decoding._KEEP_OCCUPANCY = kept
+        step_sampler._KEEP_OCCUPANCY = kept
 
 
 def dropping(sequences: int, length: int, steps: int, width: int, repeats: int) -> list[dict[str, Any]]:
@@ -127,20 +143,21 @@ def main() -> None:
     parser.add_argument(
         "--dropping", type=int, nargs="*", choices=choices, default=choices, help="sequences that are dropped or kept when finished"
     )
+    add_threads(parser)
     arguments = parser.parse_args()
     single_thread()
+    repeats, measured = arguments.repeats, arms(arguments.threads)
     if arguments.quick:
-        rows = whole_loop(arguments.ways, 4, 32, 2, 8, arguments.repeats) + dropping(4, 32, 1, 141, arguments.repeats)
+        loops: list[Callable[[], list[dict[str, Any]]]] = [
+            lambda: whole_loop(arguments.ways, 4, 32, 2, 8, repeats),
+            lambda: dropping(4, 32, 1, 141, repeats),
+        ]
     else:
-        rows = [
-            row
-            for sequences in arguments.sequences
-            for row in whole_loop(arguments.ways, sequences, 256, 5, WIDTHS[sequences], arguments.repeats)
-        ]
-        rows += [
-            row for sequences in arguments.dropping for row in dropping(sequences, 256, DROPPING_STEPS[sequences], 141, arguments.repeats)
-        ]
-    print(f"{arguments.repeats} turns: median (least-most) of process CPU time\n")
+        loops = [lambda n=n: whole_loop(arguments.ways, n, 256, 5, WIDTHS[n], repeats) for n in arguments.sequences]
+        loops += [lambda n=n: dropping(n, 256, DROPPING_STEPS[n], 141, repeats) for n in arguments.dropping]
+    # Loop by loop, so that what else the machine does meets all numbers of threads alike.
+    rows = [row for loop in loops for row in in_arms(measured, loop)]
+    print(f"{repeats} turns: median (least-most) of {clock(measured)}\n")
     print(table(rows))
     record("smc", rows, vars(arguments))
 

@@ -1,6 +1,7 @@
 """Overhead of the generic sweep: ``ppl_llm.SMC`` against ``pyro.infer.SMCFilter`` on the same hidden Markov model, in one process.
 
-The bare loop makes the same draws and densities without Pyro: what a row takes beyond it is bookkeeping. ``particles`` (numpy, no
+The bare loop makes the same draws and densities without Pyro: what a row takes beyond it is bookkeeping. Two rows bound what a filter
+can take: its arithmetic without Pyro, and what Pyro's messages take, the model under handlers that do nothing. ``particles`` (numpy, no
 probabilistic programs) runs where it is installed. Process CPU time on one thread, in turns; ratios within each turn.
 
     python benchmarks/sweep.py [--particles 64 --steps 40 --repeats 21]
@@ -18,8 +19,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SMCFilter
+from pyro.poutine.messenger import Messenger
 
 from ppl_llm import SMC, barrier
+from ppl_llm.inference import Weights, systematic
+from ppl_llm.inference.particles.categorical import draw_categorical
 
 STATES = 50
 _generator = torch.Generator().manual_seed(0)
@@ -78,6 +82,43 @@ def bare_loop(num_particles: int, steps: int) -> None:
             dist.Bernoulli(EMISSION[z], validate_args=False).log_prob(observed)
 
 
+def arithmetic(num_particles: int, steps: int) -> None:
+    """The operations of the filter on tensors, one after another: nothing of Pyro, no checks, and no history but a copy of each value."""
+    z = torch.zeros(num_particles, dtype=torch.long)
+    observed = torch.tensor(1.0)
+    weights, likelihood, kept = Weights(torch.zeros(num_particles)), torch.zeros(num_particles, dtype=torch.float64), []
+    with torch.no_grad():
+        for _ in range(steps):
+            z = draw_categorical(dist.Categorical(TRANSITION[z], validate_args=False))
+            kept.append(z.clone())
+            increment = dist.Bernoulli(EMISSION[z], validate_args=False).log_prob(observed).to(torch.float64)
+            weights, likelihood = weights.add(increment), likelihood + increment
+            if weights.ess <= 0.5 * num_particles:
+                ancestors = systematic(weights.log_weights, torch.rand(1, dtype=torch.float64))
+                weights = weights.set_to_mean(torch.tensor(True))
+                likelihood, z = likelihood.gather(0, ancestors), z[ancestors]
+
+
+def messages(num_particles: int, steps: int) -> None:
+    """The model's sites and barriers under three handlers that do nothing, as many as a filter has: draws, but no densities."""
+    with torch.no_grad(), Messenger(), Messenger(), Messenger():
+        z = torch.zeros(num_particles, dtype=torch.long)
+        for t in range(steps):
+            z = pyro.sample(f"z_{t}", dist.Categorical(TRANSITION[z], validate_args=False))
+            pyro.sample(f"y_{t}", dist.Bernoulli(EMISSION[z], validate_args=False), obs=torch.tensor(1.0))
+            z = barrier(z)
+
+
+def messages_left_out(num_particles: int, steps: int) -> None:
+    """The same without them."""
+    with torch.no_grad():
+        z = torch.zeros(num_particles, dtype=torch.long)
+        for _ in range(steps):
+            z = dist.Categorical(TRANSITION[z], validate_args=False).sample()
+            dist.Bernoulli(EMISSION[z], validate_args=False)
+            torch.tensor(1.0)
+
+
 def particles_smc(num_particles: int, steps: int) -> None:
     """The same filter in the library ``particles``."""
     import particles
@@ -111,6 +152,9 @@ def main() -> None:
     n, steps = arguments.particles, arguments.steps
     runs = {
         "bare loop": lambda: bare_loop(n, steps),
+        "a filter's arithmetic, no Pyro": lambda: arithmetic(n, steps),
+        "Pyro's messages, no filter": lambda: messages(n, steps),
+        "the same without messages": lambda: messages_left_out(n, steps),
         "ppl_llm.SMC": lambda: SMC(model, n).run(steps),
         "ppl_llm.SMC, audit=True": lambda: SMC(model, n, audit=True).run(steps),
         "ppl_llm.SMC.iterate": lambda: list(SMC(model, n).iterate(steps)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
@@ -24,9 +25,6 @@ from .settings import PASSES, SETTINGS, Setting
 
 GROUP = 25
 """Problems that share a batch, and the tables of prefixes."""
-
-_PREFIXES = 500_000
-"""Of the language model, after which all tables are emptied: about 6 GiB for each process."""
 
 TIMES, STEPS = "times.jsonl", "steps.jsonl"
 Task = tuple[int, int]  # pass, group
@@ -115,14 +113,13 @@ def _setting(folder: Path, setting: Setting, group: int, problems: list[Problem]
         for unit in units:
             if all(key in store for key in unit.keys(problems)):
                 continue
-            if _networks.lm.prefixes > _PREFIXES:
-                _networks.forget()
             model = model or _networks.model(setting)
             clock, cpu = time.perf_counter(), time.process_time()
             records = execute(unit, model, problems)
             spent = {"seconds": round(time.perf_counter() - clock, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
             store.append([_short(record) for record in records])
-            _note(folder / TIMES, {"methods": unit.methods, "budgets": unit.budgets, "seed": unit.seed, **spent})
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # of the process so far; kilobytes on Linux
+            _note(folder / TIMES, {"methods": unit.methods, "budgets": unit.budgets, "seed": unit.seed, **spent, "peak_mib": peak})
         if not (folder / STEPS).exists() and SHARED in setting.methods:
             pyro.set_rng_seed(group)
             scored = steps_and_scores(model or _networks.model(setting), [problem.text for problem in problems])

@@ -15,10 +15,10 @@ from ppl_llm.lm.decoding.decoder import StepTask
 from ppl_llm.lm.decoding.sampling import warp
 from ppl_llm.lm.transformers_lm import TransformersLM
 
-from .prefix_table import Ints, PrefixTable
+from .prefix_table import SEQUENCES, Ints, PrefixTable
 
 _ROWS = 256
-"""Sequences whose given steps are scored at a time."""
+"""Sequences whose given steps are scored, or whose states are read, at a time."""
 
 
 class TableLM(TransformersLM):
@@ -46,11 +46,6 @@ class TableLM(TransformersLM):
         """Numbers in a hidden state."""
         return int(self.model.config.hidden_size)
 
-    @property
-    def prefixes(self) -> int:
-        """How many the tables hold."""
-        return len(self._table_sampler.table) + len(self._table_sampler.states)
-
     def forget(self) -> None:
         """Empty the tables."""
         self._table_sampler.table.forget()
@@ -73,10 +68,14 @@ class TableSampler:
         """Nothing: the table holds what later work is sure to ask for."""
 
     def sample(self, task: StepTask) -> None:
-        rows, options, automaton = task.active.numpy(), task.options, task.automaton
-        nodes = self.table.find(self._rows(task.context, task.active))
+        for active in task.active.split(SEQUENCES):
+            self._sample(task, active)
+
+    def _sample(self, task: StepTask, active: Tensor) -> None:
+        rows, options, automaton = active.numpy(), task.options, task.automaton
+        nodes = self.table.find(self._rows(task.context, active), len(rows) * options.max_tokens)
         table, eos = automaton.table.numpy(), task.eos_ids.numpy()
-        room, uniforms, drawn = task.room[task.active].numpy(), task.uniforms.numpy(), task.tokens.numpy()
+        room, uniforms, drawn = task.room[active].numpy(), task.uniforms.numpy(), task.tokens.numpy()
         totals = np.zeros(len(rows))
         state, alive = np.zeros(len(rows), dtype=np.int64), np.arange(len(rows))
         for k in range(options.max_tokens):
@@ -90,11 +89,11 @@ class TableSampler:
             alive = alive[~ended]
             if len(alive) == 0:
                 break
-        task.log_probs[task.active] = torch.from_numpy(totals).to(task.log_probs)
+        task.log_probs[active] = torch.from_numpy(totals).to(task.log_probs)
 
     def step_logits(self, context: Context, active: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.arange(len(active)).split(_ROWS):
-            node = self.table.find(self._rows(context, active[rows]))
+            node = self.table.find(self._rows(context, active[rows]), tokens[rows].numel())
             columns = []
             for token in tokens[rows].numpy().T:
                 distinct, which = np.unique(node, return_inverse=True)
@@ -105,12 +104,14 @@ class TableSampler:
 
     def hidden_states(self, context: Context, active: Tensor, positions: Tensor) -> Tensor:
         """States ``[A, K, H]`` at positions ``[A, K]``; 0 where a position is negative."""
-        wanted = positions >= 0
-        ends = [row[wants].tolist() for row, wants in zip(positions, wanted, strict=True)]
-        paths = [row[: end + 1] for row, own in zip(self._rows(context, active), ends, strict=True) for end in own]
-        nodes = self.states.find(paths)
-        found = torch.zeros(*positions.shape, self.states.outputs(nodes[:1]).shape[-1])
-        found[wanted] = self.states.outputs(nodes)
+        found = torch.zeros(*positions.shape, self.states.width)
+        for rows in torch.arange(len(active)).split(_ROWS):
+            wanted = positions[rows] >= 0
+            ends = [row[wants].tolist() for row, wants in zip(positions[rows], wanted, strict=True)]
+            paths = [row[: end + 1] for row, own in zip(self._rows(context, active[rows]), ends, strict=True) for end in own]
+            part = torch.zeros(*wanted.shape, self.states.width)
+            part[wanted] = self.states.outputs(self.states.find(paths))
+            found[rows] = part
         return found
 
     @staticmethod

@@ -24,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..particles.categorical import draw_categorical, is_categorical
 from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
 from ..particles.site_util import draw, give, is_deterministic, is_given, is_one, raise_for_dead, read_site, scaled
@@ -71,9 +72,13 @@ class ParticleMessenger(Messenger):
             self.propose(msg)
 
     def propose(self, msg: Any) -> None:
-        """``x ~ q``, and ``x ~ p`` where the site is masked; from the prior Pyro draws by itself."""
-        if msg["value"] is None and "proposal" in msg["infer"]:
+        """``x ~ q``, and ``x ~ p`` where the site is masked; from most priors Pyro draws by itself."""
+        if msg["value"] is not None:
+            return
+        if "proposal" in msg["infer"]:
             msg["value"] = draw(msg)
+        elif is_categorical(msg["fn"]) and not msg["args"] and not msg["kwargs"]:
+            msg["value"] = draw_categorical(msg["fn"])
 
     # reweight -----------------------------------------------------------------------------------------------------------------------
 

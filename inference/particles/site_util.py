@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ..errors import SMCFailed
+from .categorical import draw_categorical, is_categorical
 from .weights import Weights
 
 
@@ -118,7 +119,13 @@ def _both(inner: Tensor | None, outer: Tensor | bool | None, num_event_dims: int
 
 def draw_where(fn: Any, particles: Tensor) -> Tensor:
     """A sample of which only ``particles [*batch]`` are used; a distribution with ``sample_where(particles)`` draws only those."""
-    value: Tensor = fn.sample_where(particles) if callable(getattr(fn, "sample_where", None)) else fn.sample()
+    value: Tensor = fn.sample_where(particles) if callable(getattr(fn, "sample_where", None)) else sample(fn)
+    return value
+
+
+def sample(fn: Any) -> Tensor:
+    """``[*batch, *event]``."""
+    value: Tensor = draw_categorical(fn) if is_categorical(fn) else fn.sample()
     return value
 
 
@@ -141,7 +148,7 @@ def draw(msg: Any, particles: Tensor | None = None) -> Tensor:
         if not bool(mask.all()):
             wanted = torch.ones_like(mask) if particles is None else particles
             return select(mask, draw_where(fn, mask & wanted), draw_where(parts.fn, ~mask & wanted), len(parts.fn.event_shape))
-    return fn.sample() if particles is None else draw_where(fn, particles)
+    return sample(fn) if particles is None else draw_where(fn, particles)
 
 
 def give(msg: Any) -> None:

@@ -35,6 +35,49 @@ def test_runs_take_turns(load: Any):
     assert all(seconds >= 0 for each in measured.values() for seconds, _ in each)
 
 
+def test_arms_measure_on_the_clock_with_their_threads(load: Any, monkeypatch: pytest.MonkeyPatch):
+    """With clocks that tell themselves apart; afterwards all is as it was, also after an error."""
+    common = load("common")
+    monkeypatch.setattr(common.time, "perf_counter", iter(range(0, 1000, 10)).__next__)
+    monkeypatch.setattr(common.time, "process_time", iter(range(1000)).__next__)
+    before = torch.get_num_threads()
+
+    def rows() -> list[dict[str, Any]]:
+        return [{"seconds": seconds, "at": result} for seconds, result in common.in_turns({"it": torch.get_num_threads}, 2)["it"]]
+
+    assert common.in_arms(common.arms(None), rows) == [{"seconds": 1, "at": 1}] * 2
+    expected = [{"threads": number, "seconds": 10, "at": number} for number in (1, 2) for _ in range(2)]
+    assert common.in_arms(common.arms([1, 2, 1]), rows) == expected
+    with pytest.raises(ZeroDivisionError):
+        common.in_arms(common.arms([before + 1]), lambda: [{"ratio": 1 / 0}])
+    assert torch.get_num_threads() == before and common.timed(lambda: None)[0] == 1
+    assert [common.clock(common.arms(threads)) for threads in (None, [1])] == ["process CPU time", "time on the clock"]
+
+
+@pytest.mark.parametrize("script", ["engine", "smc"])
+def test_a_script_reports_both_numbers_of_threads_in_one_run(
+    load: Any, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module, common = load(script), load("common")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)  # threads that wait for a core take minutes
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    options = {"engine": ["--tokens", "2"], "smc": ["--ways"]}[script]
+    monkeypatch.setattr("sys.argv", [script, "--quick", "--repeats", "1", "--threads", "1", "all", *options])
+    module.main()
+    lines = [json.loads(line) for line in (tmp_path / f"{script}.jsonl").read_text().splitlines()]
+    assert {line["threads"] for line in lines} == {1, 2} <= set(asked) and lines[0]["settings"]["threads"] == [1, 2]
+    assert "time on the clock" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
+def test_numbers_of_threads_that_there_are_not(load: Any, text: str):
+    common = load("common")
+    with pytest.raises(common.argparse.ArgumentTypeError, match=f"must be a number of threads from 1, or 'all', got '{text}'"):
+        common.thread_count(text)
+
+
 def test_records_say_how_they_were_made(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     common = load("common")
     monkeypatch.setattr(common, "RESULTS", tmp_path)
