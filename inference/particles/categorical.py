@@ -10,8 +10,11 @@ from torch import Tensor
 
 
 def is_categorical(fn: Any) -> bool:
-    """Whether :func:`draw_categorical` draws from it: Pyro's own distribution, not one derived from it."""
-    return type(fn) is dist.Categorical
+    """Whether :func:`draw_categorical` draws from it: Pyro's own distribution, not one derived from it.
+
+    On a CPU: elsewhere the check of its probabilities would wait for the device.
+    """
+    return type(fn) is dist.Categorical and fn.probs.device.type == "cpu"
 
 
 def draw_categorical(fn: Any) -> Tensor:
