@@ -142,7 +142,7 @@ def _longest_in(cache: KVCache, wanted: Tensor) -> tuple[Tensor, Tensor]:
 def _borrow(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, known: Tensor) -> None:
     """Copy what other KV caches, those of contexts that are still alive, hold more of the beginnings of sequences; it is then found, too.
 
-    Prompts are shared by problems that begin alike, and longer beginnings by trees, whose sequences go on from where others branched.
+    Prompts are shared by problems that begin alike, and longer beginnings by trees, whose sequences continue where others branched.
     """
     others = engine.pool.at_rest(cache)
     cold = (held < known).nonzero()[:, 0]

@@ -80,10 +80,10 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
             if figures:
                 found.append(torch.where(alive[:, None], each, 0.0))
             state = automaton.step(state, token)
-            goes_on = (state != automaton.accept) & torch.isin(token, eos_ids, invert=True)
+            unfinished = (state != automaton.accept) & torch.isin(token, eos_ids, invert=True)
             if k + 1 >= least_room:
-                goes_on &= own_room > k + 1
-            alive = goes_on if all_alive else alive & goes_on
+                unfinished &= own_room > k + 1
+            alive = unfinished if all_alive else alive & unfinished
             all_alive = False
             if k % check_every == 0:
                 num_alive = int(alive.sum())

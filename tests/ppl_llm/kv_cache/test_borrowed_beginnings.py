@@ -69,7 +69,7 @@ def test_problems_of_a_batch_borrow_from_several_caches() -> None:
 
 
 def test_steps_that_another_cache_holds_are_not_run_again() -> None:
-    """Six sequences go on from steps that a context which is kept has written: a token each is run, the last one."""
+    """Six sequences continue steps that a context which is kept has written: a token each is run, the last one."""
     lm, fresh = language_model(), language_model()
     written, _, _ = solved(lm, SHOTS + QUESTIONS[0], 6)
     steps = written.tokens[:, int(written.prompt_lengths[0]) :]
@@ -84,8 +84,8 @@ def test_steps_that_another_cache_holds_are_not_run_again() -> None:
     (found, log_probs, ran), (right, expected, all_of_it) = continued(lm), continued(fresh)
     assert torch.equal(found.tokens, right.tokens)
     torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
-    going_on = steps[~written.done]
-    assert ran == len(torch.unique(going_on, dim=0)) < all_of_it / 10
+    continuing = steps[~written.done]
+    assert ran == len(torch.unique(continuing, dim=0)) < all_of_it / 10
     del written
 
 
