@@ -4,9 +4,10 @@ A search of N simulations and a filter of N particles on the same model and prob
 tokens, and scores that follow from the tokens, so that all forward passes are the language model's. With ``value="rollout"`` a simulation
 writes a whole completion as a particle does, with ``value="prefix"`` one step.
 
-Outside of forward passes is all that is neither the network nor the tokens' distribution: of it, ``bookkeeping`` is what the filter does
-not have, choosing prefixes, backing up values, and putting known values together. The rest is the sweep over the model's sites, the
-look-up of KV caches and the draws. Memory is that of the KV caches and, of a search, its tables.
+Outside of forward passes is all that is not the network. Of it, ``draws`` are the tokens' distributions and the tokens drawn from them, the
+same work for each token whatever the algorithm; ``bookkeeping`` is what the filter does not have, choosing prefixes, backing up values, and
+putting known values together. The rest is the sweep over the model's sites and the look-up of KV caches. ``more than the filter`` is the
+share outside of passes less that of the filter in the same turn. Memory is that of the KV caches and, of a search, its tables.
 
 ``python benchmarks/searches.py``, with ``--quick`` for a small case. Process CPU time on one thread, in turns.
 """
@@ -28,6 +29,7 @@ from torch import Tensor
 from ppl_llm import ABMCTS, MCTS, SMC, Context, TransformersLM, reasoning
 from ppl_llm.inference.search.prefix_tree import PrefixTree
 from ppl_llm.kv_cache.engine import CacheEngine
+from ppl_llm.lm.decoding import sampling
 
 BOOKKEEPING = {
     MCTS: ("begin", "select", "backup", "visits"),
@@ -48,9 +50,9 @@ class Hashed:
 
 
 @contextmanager
-def watched(seconds: dict[str, float], kind: type, name: str, label: str) -> Iterator[None]:
-    """Add the CPU time of calls of a method to ``seconds[label]``, calls within such calls once."""
-    inner, busy = getattr(kind, name), [False]
+def watched(seconds: dict[str, float], owner: Any, name: str, label: str) -> Iterator[None]:
+    """Add the CPU time of calls of a function of a class or module to ``seconds[label]``, calls within such calls once."""
+    inner, busy = getattr(owner, name), [False]
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         if busy[0]:
@@ -62,7 +64,7 @@ def watched(seconds: dict[str, float], kind: type, name: str, label: str) -> Ite
             busy[0] = False
             seconds[label] += time.process_time() - began
 
-    with mock.patch.object(kind, name, timed):
+    with mock.patch.object(owner, name, timed):
         yield
 
 
@@ -71,10 +73,11 @@ def measured(lm: TransformersLM, algorithm: Any, problem: str) -> Callable[[], d
 
     def run() -> dict[str, float]:
         lm.release_caches()
-        seconds = {"passes": 0.0, "bookkeeping": 0.0}
+        seconds = {"passes": 0.0, "draws": 0.0, "bookkeeping": 0.0}
         tables: list[int] = []
         with ExitStack() as stack:
             stack.enter_context(watched(seconds, CacheEngine, "_pass", "passes"))
+            stack.enter_context(watched(seconds, sampling, "draw", "draws"))
             for kind, names in BOOKKEEPING.items():
                 for name in names:
                     stack.enter_context(watched(seconds, kind, name, "bookkeeping"))
@@ -115,8 +118,10 @@ def compare(number: int, batch: int, prompt: int, steps: int, tokens: int, repea
         ways[f"ABMCTS({number}, {batch}), {value}"] = ABMCTS(model, number, batch, value=value)
     runs = in_turns({name: measured(lm, way, problem) for name, way in ways.items()}, repeats)
     rows = []
+    of_filter = [(p["total"] - p["passes"]) / p["total"] for _, p in next(iter(runs.values()))]
     for name, found in runs.items():
         parts = [result for _, result in found]
+        outside = [(p["total"] - p["passes"]) / p["total"] for p in parts]
         rows.append(
             {
                 "way": name,
@@ -124,7 +129,9 @@ def compare(number: int, batch: int, prompt: int, steps: int, tokens: int, repea
                 "ms a token": Spread.of([1e3 * p["total"] / p["tokens"] for p in parts]),
                 "tokens a pass": parts[0]["tokens"] / parts[0]["forwards"],
                 "prefilled": parts[0]["prefilled"],
-                "outside of passes": ratios([p["total"] - p["passes"] for p in parts], [p["total"] for p in parts]),
+                "outside of passes": Spread.of(outside),
+                "draws": ratios([p["draws"] for p in parts], [p["total"] for p in parts]),
+                "more than the filter": Spread.of([own - filter_ for own, filter_ in zip(outside, of_filter, strict=True)]),
                 "bookkeeping": ratios([p["bookkeeping"] for p in parts], [p["total"] for p in parts]),
                 "MiB of caches": parts[0]["cache"] / 2**20,
                 "MiB of tables": parts[0]["tables"] / 2**20,

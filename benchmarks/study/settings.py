@@ -24,7 +24,7 @@ CHOICES = (
 
 POWERS = ("power-smc", "power-smc:moves=1", "power-mh")
 ALLOCATION = (
-    *(f"{name}:preset=twisted" for name in ("rebase", "dora", "dora:diversity_temperature=1", "speculative-rejection")),
+    *(f"{name}:preset=twisted" for name in ("rebase", "dora", "dora:diversity_temperature=0.01", "speculative-rejection")),
     "beam-search:preset=twisted:lookahead=1",
 )
 TREES = tuple(f"{name}:preset=twisted" for name in ("best-first", "mcts", "ab-mcts", "mcts:value=rollout", "ab-mcts:value=rollout"))

@@ -42,6 +42,14 @@ class DoraMessenger(RebaseMessenger):
         finally:
             self.state = None
 
+    def widths(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return super().widths(log_weights, self.worth_a_place(log_weights, active, left), left)
+
+    def worth_a_place(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        """``[N, *plates]``: particles to which scores alone give more than half a place: a direction of its own is no merit by itself."""
+        by_score = torch.where(active, super().log_shares(log_weights, active), -torch.inf).softmax(0)
+        return active & (left * by_score > 0.5 + _ROUNDING)
+
     def log_shares(self, log_weights: Tensor, active: Tensor) -> Tensor:
         return super().log_shares(log_weights, active) + self.log_distinct(log_weights, active)
 
@@ -82,13 +90,18 @@ class DoraMessenger(RebaseMessenger):
 class DORA(REBASE):
     """Direction-oriented resource allocation: REBASE, with fewer continuations for prefixes that go the same way as others.
 
-    At each barrier the unfinished particles share the places that finished ones have left in proportion to::
+    At each barrier the unfinished particles to which scores alone, exp(s_i / T) / sum_j exp(s_j / T), give more than half of a place share
+    the places that finished ones have left in proportion to::
 
         exp(s_i / T)  *  exp(cos(e_i, e_i) / T_d) / sum_j exp(cos(e_i, e_j) / T_d)
 
-    with s the score of a prefix, as for :class:`REBASE`, and e its embedding: k prefixes in the same direction share what one would have.
-    Widths are rounded up one after the other from the greatest share to the smallest, as those of :class:`REBASE` are; the paper rounds
-    them to the nearest. Everything else is as for :class:`REBASE`.
+    with s the score of a prefix, as for :class:`REBASE`, and e its embedding, both sums over these particles: k prefixes in the same
+    direction share what one would have. Widths are rounded up one after the other from the greatest share to the smallest, as those of
+    :class:`REBASE` are; the released code rounds them to the nearest. Everything else is as for :class:`REBASE`.
+
+    The number of prefixes in a direction also says how probable the language model finds it, and a small T_d forgets that. The paper has
+    T = .1 and T_d = .01, for embeddings of the whole text by a model that was trained for similarity. Hidden states differ by more, and by
+    other amounts in every model; at T_d = 1, of the size of a cosine, a direction gets at most a few times what it has for its scores.
 
     :param model: as for :class:`SMC`.
     :param int num_particles: N.
@@ -96,7 +109,8 @@ class DORA(REBASE):
         ``embedding()`` of the object that it passes: of a :class:`~ppl_llm.Context` the language model's mean hidden state over the last
         step, which is one forward pass over its tokens.
     :param float temperature: T.
-    :param float diversity_temperature: T_d; small values tell directions apart that are nearly the same, large ones give :class:`REBASE`.
+    :param float diversity_temperature: T_d; small values tell directions apart that are nearly the same, large ones give :class:`REBASE`
+        without the prefixes that are worth less than half of a place.
     :param int max_plate_nesting: as for :class:`SMC`; each independent problem has widths of its own.
     :param bool audit: as for :class:`SMC`.
     :param callback: called with the posterior of the present particles after each barrier.
@@ -115,7 +129,7 @@ class DORA(REBASE):
         *,
         embed: Embed | None = None,
         temperature: float = 0.2,
-        diversity_temperature: float = 0.01,
+        diversity_temperature: float = 1.0,
         max_plate_nesting: int = 0,
         audit: bool = False,
         callback: Callable[[ParticlePosterior], None] | None = None,

@@ -123,12 +123,12 @@ class MCTS(SimulationSearch):
         walking = torch.ones_like(node, dtype=torch.bool)
         while True:
             self.visit(known, node, walking)
-            below = possible & (tree.parent == node)
-            walking = walking & below.any(0) & ~self.widens(known.number.gather(0, node), known.children.gather(0, node))
+            below, visits = possible & (tree.parent == node), known.number.gather(0, node)
+            walking = walking & below.any(0) & ~self.widens(visits, known.children.gather(0, node))
             if not bool(walking.any()):
-                known.children = known.children.scatter_add(0, node, torch.ones_like(node, dtype=torch.float64))
+                known.children.scatter_add_(0, node, torch.ones_like(visits))
                 return node[0]
-            bound = torch.where(below, self.uct(known, known.number.gather(0, node)), -torch.inf)
+            bound = torch.where(below, self.uct(known, visits), -torch.inf)
             node = torch.where(walking, bound.argmax(0, keepdim=True), node)
 
     def widens(self, visits: Tensor, children: Tensor) -> Tensor:
@@ -141,13 +141,13 @@ class MCTS(SimulationSearch):
 
     def visit(self, known: Visits, node: Tensor, walking: Tensor) -> None:
         """A simulation has come to ``node [1, *plates]``, where it is still walking: virtual loss."""
-        known.number = known.number.scatter_add(0, node, walking.double())
+        known.number.scatter_add_(0, node, walking.double())
 
     def backup(self, tree: PrefixTree, known: Visits, nodes: Tensor, values: Tensor) -> None:
         known.total[nodes] = values
         nodes, told = nodes.view(-1, *(1,) * len(tree.plates)).expand_as(values), torch.ones_like(values, dtype=torch.bool)
         for above in ancestors(tree, nodes):
-            known.total = known.total.scatter_add(0, above, torch.where(told, values, 0.0))
+            known.total.scatter_add_(0, above, torch.where(told, values, 0.0))
             told = told & (above > 0)
 
     def visits(self, known: Visits) -> Tensor:

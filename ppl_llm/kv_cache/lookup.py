@@ -109,7 +109,7 @@ def look_up(
     hint, held, known, prompt_length = torch.stack([hint, held, known, torch.minimum(prompt_lengths[first], known)]).cpu()
     _search(cache, hint, held, distinct, known)
     held = torch.minimum(held, known)
-    _borrow_prompts(engine, cache, hint, held, distinct, prompt_length)
+    _borrow(engine, cache, hint, held, distinct, known)
     _share_prompts(engine, cache, hint, held, distinct, prompt_length)
     row = _settle(cache, hint, held)
     by_row = row.argsort()
@@ -125,46 +125,61 @@ def _search(cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, known: T
     lost = (held < known).nonzero()[:, 0]
     if len(lost) == 0:
         return
-    rows = torch.arange(cache.num_rows, device=tokens.device)
-    for part in lost.split(max(1, _SEARCH_ELEMENTS // max(1, cache.tokens.numel()))):
-        wanted = tokens[part.to(tokens.device)]
-        longest, row = torch.stack(cache.common_prefix(rows[None].expand(len(part), -1), wanted[:, None]).max(-1)).cpu()
-        hint[part] = torch.where(longest > held[part], row, hint[part])
-        held[part] = torch.maximum(longest, held[part])
+    longest, row = _longest_in(cache, tokens[lost.to(tokens.device)])
+    hint[lost] = torch.where(longest > held[lost], row, hint[lost])
+    held[lost] = torch.maximum(longest, held[lost])
 
 
-def _borrow_prompts(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, prompt_lengths: Tensor) -> None:
-    """Copy the beginnings of prompts that other KV caches hold, those of contexts that are still alive: these are then found, too."""
+def _longest_in(cache: KVCache, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How many leading tokens of ``wanted [W, L]`` any row holds, and which row does, ``[W]`` each and on the host."""
+    rows = torch.arange(cache.num_rows, device=wanted.device)
+    parts = wanted.split(max(1, _SEARCH_ELEMENTS // max(1, cache.tokens.numel())))
+    found = [torch.stack(cache.common_prefix(rows[None].expand(len(part), -1), part[:, None]).max(-1)) for part in parts]
+    longest, row = torch.cat(found, 1).cpu()
+    return longest, row
+
+
+def _borrow(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tokens: Tensor, known: Tensor) -> None:
+    """Copy what other KV caches, those of contexts that are still alive, hold more of the beginnings of sequences; it is then found, too.
+
+    Prompts are shared by problems that begin alike, and longer beginnings by trees, whose sequences continue where others branched.
+    """
     others = engine.pool.at_rest(cache)
-    cold = (held < prompt_lengths).nonzero()[:, 0]
+    cold = (held < known).nonzero()[:, 0]
     if not others or len(cold) == 0:
         return
     device = tokens.device
-    prompts, which = _prompts_of(tokens, prompt_lengths, cold)
+    begun, which = _beginnings(tokens, known, cold)
     which = which.cpu()
-    best = torch.zeros(len(prompts), dtype=torch.long).scatter_reduce(0, which, held[cold], "amax")
+    best = torch.zeros(len(begun), dtype=torch.long).scatter_reduce(0, which, held[cold], "amax")
     donor, source = torch.full_like(best, -1), torch.zeros_like(best)
     for number, other in enumerate(others):
-        rows = torch.arange(other.num_rows, device=device)
-        longest, row = torch.stack(other.common_prefix(rows[None].expand(len(prompts), -1), prompts[:, None]).max(-1)).cpu()
+        longest, row = _longest_in(other, begun)
         better = longest > best
         best, donor, source = torch.where(better, longest, best), torch.where(better, number, donor), torch.where(better, row, source)
     found = (donor >= 0).nonzero()[:, 0]
     if len(found) == 0:
         return
-    targets = _free_rows(engine, cache, hint[held > 0], len(prompts), tokens.shape[1])
-    for number in donor[found].unique().tolist():
-        mine = (donor == number).nonzero()[:, 0]
-        cache.take(others[number], source[mine].to(device), targets[mine].to(device), 0, int(best[mine].max()))
-        cache.lengths[targets[mine].to(device)] = best[mine].to(device)
+    # Sequences with the same beginning in one of the others, as a prompt that all have, start from one copy of it.
+    place, of = torch.unique(torch.stack([donor, source, best])[:, found], dim=1, return_inverse=True)
     lucky = donor[which] >= 0
-    hint[cold[lucky]], held[cold[lucky]] = targets[which][lucky], best[which][lucky]
+    kept = torch.ones_like(held, dtype=torch.bool)
+    kept[cold[lucky]] = False
+    targets = _free_rows(engine, cache, hint[kept & (held > 0)], place.shape[1], tokens.shape[1])
+    for number in place[0].unique().tolist():
+        mine = (place[0] == number).nonzero()[:, 0]
+        stop = place[2, mine]
+        cache.take(others[number], place[1, mine].to(device), targets[mine].to(device), 0, int(stop.max()))
+        cache.lengths[targets[mine].to(device)] = stop.to(device)
+    group = torch.full_like(best, -1)
+    group[found] = of
+    hint[cold[lucky]], held[cold[lucky]] = targets[group[which[lucky]]], best[which[lucky]]
 
 
-def _prompts_of(tokens: Tensor, prompt_lengths: Tensor, some: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct prompts of some sequences, padded with ``PAD``, and which of them each one has."""
+def _beginnings(tokens: Tensor, lengths: Tensor, some: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct beginnings of some sequences, padded with ``PAD``, and which of them each one has."""
     column = torch.arange(tokens.shape[1], device=tokens.device)
-    begun = torch.where(column < prompt_lengths[some, None].to(tokens.device), tokens[some.to(tokens.device)], PAD)
+    begun = torch.where(column < lengths[some, None].to(tokens.device), tokens[some.to(tokens.device)], PAD)
     return torch.unique(begun, dim=0, return_inverse=True)
 
 
@@ -186,7 +201,7 @@ def _share_prompts(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tens
     if len(cold) < 2:
         return
     device = tokens.device
-    prompts, which = _prompts_of(tokens, prompt_lengths, cold)
+    prompts, which = _beginnings(tokens, prompt_lengths, cold)
     if len(prompts) == len(cold):
         return
     # A prompt that a row holds in part already stays where it is.

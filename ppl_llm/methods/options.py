@@ -143,7 +143,7 @@ ALLOCATION_TEMPERATURE = Option(
     "allocation_temperature", float, "Small: continue the best alone; large: all alike.", 0.2, least=0.001, most=1000.0
 )
 DIVERSITY_TEMPERATURE = Option(
-    "diversity_temperature", float, "Small: beginnings that are nearly alike count as different.", 0.01, least=0.0001, most=1e9
+    "diversity_temperature", float, "Small: beginnings that are nearly alike count as different.", 1.0, least=0.0001, most=1e9
 )
 CONTINUATIONS = Option("continuations", int, "Steps written in all, at most.", 64, least=1, parameter="budget")
 SIMULATIONS = Option("simulations", int, "Steps written in all, each a simulation of a tree search.", 64, least=1)

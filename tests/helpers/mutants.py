@@ -1112,6 +1112,11 @@ class _AllParticlesMessenger(DoraMessenger):
         return super().log_distinct(like, torch.ones_like(active))
 
 
+class _AnyScoreMessenger(DoraMessenger):
+    def worth_a_place(self, log_weights: Tensor, active: Tensor, left: Tensor) -> Tensor:
+        return active
+
+
 class _LengthsMessenger(DoraMessenger):
     def _embeddings(self, like: Tensor) -> Tensor:
         found = super()._embeddings(like)
@@ -1137,6 +1142,11 @@ class FinishedDirections(_with_directions(_AllParticlesMessenger)):  # type: ign
     """Particles that are not continued make those like them fewer."""
 
 
+@mutant("a place for whatever is odd", _DORA)
+class PlacesForTheOdd(_with_directions(_AnyScoreMessenger)):  # type: ignore[misc]
+    """Directions count before scores have sorted out what is worth no place."""
+
+
 @mutant("directions by length", _DORA)
 class DirectionsByLength(_with_directions(_LengthsMessenger)):  # type: ignore[misc]
     """Similarity that depends on the length of an embedding, as that of vectors that are not centred at 0."""
@@ -1145,5 +1155,6 @@ class DirectionsByLength(_with_directions(_LengthsMessenger)):  # type: ignore[m
 WRONG_DIRECTIONS: dict[str, type[DORA]] = {
     "more of the same": MoreOfTheSame,
     "finished": FinishedDirections,
+    "odd": PlacesForTheOdd,
     "by length": DirectionsByLength,
 }

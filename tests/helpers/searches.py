@@ -257,8 +257,10 @@ def dora(tree: Tree, draw: Draw, n: int, temperature: float, directions: list[li
         if not active:
             continue
         left = sum(not tree.finished(beam) for beam in beams)
+        by_score = {i: math.exp(math.exp(tree.score(beams[i])) / temperature) for i in active}
+        active = [i for i in active if left * by_score[i] / sum(by_score.values()) > 0.5 + 1e-9]
         crowd = {i: sum(math.exp((cosine(beams[i], beams[j]) - 1) / diversity) for j in active) for i in active}
-        shares = {i: math.exp(math.exp(tree.score(beams[i])) / temperature) / crowd[i] for i in active}
+        shares = {i: by_score[i] / crowd[i] for i in active}
         best_first = sorted(active, key=lambda i: round(math.log(shares[i]) * 1e9))[::-1]
         copies = {i: 1 for i, beam in enumerate(beams) if tree.finished(beam)}
         for k, i in enumerate(best_first):

@@ -75,33 +75,37 @@ def inverse_cdf_of_masses(mass: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     size = mass.shape[-1]
     if size <= _ONE_LEVEL:
         cdf = mass.cumsum(-1, dtype=torch.float64)
-        total = cdf[:, -1]
-        token = _search(cdf, u * total)
+        total = cdf[:, -1:]
+        token = _search(cdf, u[:, None] * total)
     else:
         even = size - size % _BLOCK
-        sums = mass[:, :even].unflatten(-1, (-1, _BLOCK)).sum(-1)
+        blocks = mass[:, :even].unflatten(-1, (-1, _BLOCK))
+        sums = blocks.sum(-1)
         if even < size:
             sums = torch.cat([sums, mass[:, even:].sum(-1, keepdim=True)], -1)
         outer = sums.cumsum(-1, dtype=torch.float64)
-        total = outer[:, -1]
-        target = u * total
-        block = _search(outer, target)[:, None]
-        own = sums.gather(-1, block).double()
-        column = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
-        inside = mass.gather(-1, column) if even == size else torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0)
+        total = outer[:, -1:]
+        target = u[:, None] * total
+        block = _search(outer, target)
+        own = sums.gather(-1, block)  # float32, of which the sums below make float64
+        if even == size:
+            inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0]
+        else:
+            column = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+            inside = torch.where(column < size, mass.gather(-1, column.clamp(max=size - 1)), 0.0)
         inner = inside.cumsum(-1, dtype=torch.float64)
         # How far into the block the target lies, on the scale of the block's exact sum.
-        rest = (target[:, None] - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
-        token = block[:, 0] * _BLOCK + _search(inner, rest[:, 0])
-    return token, (mass.gather(-1, token[:, None])[:, 0].double().log() - total.log()).to(mass.dtype)
+        rest = (target - outer.gather(-1, block) + own) * (inner[:, -1:] / own)
+        token = block * _BLOCK + _search(inner, rest)
+    return token[:, 0], (mass.gather(-1, token) / total).log_()[:, 0].to(mass.dtype)
 
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
-    """First index whose cumulative mass exceeds the target, at most the last one of positive mass."""
-    total = cdf[:, -1]
+    """First index ``[A, 1]`` whose cumulative mass exceeds the target ``[A, 1]``, at most the last one of positive mass."""
+    total = cdf[:, -1:]
     # Between 0 and the number before the total, every target has an index of positive mass: no search for the first and the last of them.
-    inside = torch.minimum(target.to(cdf.dtype).clamp(min=0.0), torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, inside[:, None], right=True)[:, 0]
+    inside = torch.minimum(target.clamp(min=0.0), torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, inside, right=True)
 
 
 def sample_each(requests: Sequence[DecodeRequest]) -> list[Draw]:

@@ -70,17 +70,24 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
         found: list[Tensor] = []  # figures of the same tokens
         begin = 0  # the token place that the first of those taken belongs to
         check_every = 1 if device.type == "cpu" else 8  # reading the flags waits for the device
+        # What is known without reading them: where all are alive nothing is to be masked, and before the first runs out of room none does.
+        all_alive, least_room = True, int(own_room.min()) if check_every == 1 else 0
         last = decoder.pending
         for k in range(options.max_tokens):
             token, log_prob, each = yield DecodeRequest(decoder, last, alive, own_uniforms[:, k], options, figures, own_temperatures)
-            taken.append(torch.where(alive, token, PAD))
-            total += torch.where(alive, log_prob, 0.0)
+            taken.append(token if all_alive else torch.where(alive, token, PAD))
+            total += log_prob if all_alive else torch.where(alive, log_prob, 0.0)
             if figures:
                 found.append(torch.where(alive[:, None], each, 0.0))
             state = automaton.step(state, token)
-            alive = alive & (state != automaton.accept) & torch.isin(token, eos_ids, invert=True) & (own_room > k + 1)
+            unfinished = (state != automaton.accept) & torch.isin(token, eos_ids, invert=True)
+            if k + 1 >= least_room:
+                unfinished &= own_room > k + 1
+            alive = unfinished if all_alive else alive & unfinished
+            all_alive = False
             if k % check_every == 0:
                 num_alive = int(alive.sum())
+                all_alive = num_alive == len(alive)
                 tell_alive(num_alive)
                 if num_alive == 0:
                     break
@@ -97,6 +104,7 @@ def _token_loop(decoder: Decoder, task: StepTask) -> DecodeRequests:
                         part[rows] for part in (own_uniforms, own_room, state, alive, total, token)
                     )
                     own_temperatures = None if own_temperatures is None else own_temperatures[rows]
+                    all_alive = True
                     taken, found, begin = [], [], k + 1
             last = token
         tokens[sequences, begin : k + 1], log_probs[sequences] = torch.stack(taken, 1), total
