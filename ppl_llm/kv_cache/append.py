@@ -75,5 +75,6 @@ class Append:
 
     def finish(self) -> None:
         """The rows hold their sequences."""
-        self.cache.tokens[self._rows, : self._tokens.shape[1]] = self._tokens
+        held = self.cache.tokens
+        held[self._rows, : self._tokens.shape[1]] = self._tokens.to(held.dtype)
         self.cache.lengths[self._rows] = self._lengths

@@ -18,8 +18,9 @@ from ..inference.cost import count
 from .append import Append
 from .cache import KVCache
 from .engine import CacheEngine, Forward
-from .joint_pass import JointWrites, KeysChanged
-from .memory_limit import is_out_of_memory
+from .joint_pass import JointWrites
+from .layer import KeysChanged
+from .memory_limit import CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class JointAppend:
             try:
                 tokens = self._pass(appends, taken)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise
                 engine.at_once.halve(sum(segment.size for segment in taken), error)
                 continue
@@ -129,6 +130,8 @@ class JointAppend:
             segments=parts,
             parts=parts,
         ).to(engine.device)[0]
+        for append in own:
+            append.cache.passed()
         for append, place, outputs in zip(own, places, found.split([len(place.token) for place in places]), strict=True):
             append.put(place, outputs)
         return dict(zip(owners, parts.sizes, strict=True))
@@ -160,10 +163,11 @@ class PackedParts(JointWrites):
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Attention of each KV cache's tokens over its own keys: ``[1, T, heads, D]``.
 
-        :param attention: called with queries, keys, values, mask and ``segments`` of one cache.
+        :param attention: called with queries, keys, values, mask, ``segments`` and ``blocks`` of one cache.
         """
         each = zip(self.split(query), self.views(key), self.segments, strict=True)
-        return torch.cat([attention(query, keys, values, mask, segments=segments) for query, (keys, values), segments in each], 1)
+        found = [attention(query, view.key, view.value, mask, segments=segments, blocks=view.blocks) for query, view, segments in each]
+        return torch.cat(found, 1)
 
 
 class JointEngine(CacheEngine):

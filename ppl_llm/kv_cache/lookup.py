@@ -156,7 +156,7 @@ def _borrow_prompts(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Ten
     for number in donor[found].unique().tolist():
         mine = (donor == number).nonzero()[:, 0]
         cache.take(others[number], source[mine].to(device), targets[mine].to(device), 0, int(best[mine].max()))
-        cache.lengths[targets[mine].to(device)] = best[mine].to(device)
+        cache.cut(targets[mine].to(device), best[mine].to(device))
     lucky = donor[which] >= 0
     hint[cold[lucky]], held[cold[lucky]] = targets[which][lucky], best[which][lucky]
 
@@ -213,5 +213,5 @@ def _settle(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:
     row[~stays] = vacant.nonzero()[:, 0]
     moved = ~stays & (held > 0)
     cache.copy(hint[moved].to(device), row[moved].to(device), held[moved].to(device))
-    cache.lengths[row.to(device)] = held.to(device)
+    cache.cut(row.to(device), held.to(device))
     return row
