@@ -96,7 +96,8 @@ def packed_sdpa(
             return packed_sdpa(module, query, key, value, mask, dropout, scaling, is_causal, softcap, s_aux, **own)[0]
 
         return parts.attend(attention, query, key, attention_mask), None
-    if segments is not None and attention_mask is not None and softcap is None and s_aux is None and worth_padding(query):
+    padding = blocks is None and softcap is None and s_aux is None and worth_padding(query)
+    if segments is not None and attention_mask is not None and padding:
         return attend_in_batches(query, key, value, attention_mask, segments, scaling), None
     keys: Keys = RowKeys(key, value) if blocks is None else blocks.keys(key)
     if segments is not None and attention_mask is not None:

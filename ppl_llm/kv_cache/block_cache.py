@@ -170,7 +170,7 @@ class BlockKVCache(KVCache):
         table = self._table[:, : -(-used // BLOCK)]
         blocks = torch.cat([table.new_zeros(1), torch.unique(table[table > 0])])
         layers = [[store[blocks] for store in (layer.keys, layer.values)] if layer.is_initialized else [] for layer in self._layers]
-        return self._texts(used) | {"table": torch.searchsorted(blocks, table), "layers": layers}
+        return self._texts(used) | {"table": torch.searchsorted(blocks, table.contiguous()), "layers": layers}
 
     def _reset_keys(self) -> None:
         super()._reset_keys()

@@ -210,6 +210,11 @@ class KVCache:
         """Let rows ``[K]`` hold their first ``counts [K]`` tokens and no others."""
         self.lengths[rows] = counts
 
+    def forget(self, first: int) -> None:
+        """Let the rows from ``first`` on hold nothing."""
+        rows = self._row[first:]
+        self.cut(rows, torch.zeros_like(rows))
+
     def swap(self, first: Tensor, second: Tensor) -> None:
         """Exchange rows ``first [K]`` and ``second [K]``, which have no row in common."""
         if len(first):

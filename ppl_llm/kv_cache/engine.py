@@ -159,11 +159,15 @@ class CacheEngine:
             cache.reserve(num_rows, columns, spare=False)
 
     def place(self, cache: KVCache, positions: Tensor, stop: int) -> Tensor:
-        """:meth:`KVCache.place`, if need be by releasing KV caches that nobody is using.
+        """:meth:`KVCache.place`, if need be by releasing KV caches that nobody is using, and what other rows of this one hold.
 
         :raises CacheTooLarge: if that is not enough.
         """
-        return self.make_room(cache, lambda: cache.place(positions, stop))
+        try:
+            return self.make_room(cache, lambda: cache.place(positions, stop))
+        except CacheTooLarge:
+            cache.forget(len(positions))
+            return cache.place(positions, stop)
 
     def make_room(self, cache: KVCache, place: Callable[[], T]) -> T:
         """What a call gives that needs memory in a KV cache, if need be after KV caches that nobody is using have been released."""
