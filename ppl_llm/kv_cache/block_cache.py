@@ -12,7 +12,7 @@ from .cache import ALIGN, KVCache, as_rows
 from .memory_limit import CacheTooLarge
 from .packing import Segments
 
-_SPARE = 16
+_SPARE = 32
 """Blocks grow by this part of them, or by what is needed: more would be memory that nobody uses, less would be copied more often."""
 
 _SHARED = 2

@@ -173,7 +173,5 @@ class BlockKeys(NamedTuple):
 
     def _of(self, row: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         blocks, behind = self.reads.run(row, start, stop), start % BLOCK
-        key, value = (
-            store[blocks].flatten(0, 1)[behind : stop - start + behind].transpose(0, 1)[None] for store in (self.key, self.value)
-        )
+        key, value = (store[blocks].flatten(0, 1)[behind : stop - start + behind].transpose(0, 1)[None] for store in (self.key, self.value))
         return key, value
