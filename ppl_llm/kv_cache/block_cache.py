@@ -27,7 +27,6 @@ class BlockKVCache(KVCache):
     and only for models that hand to their attention function the keys that their cache gave.
     """
 
-    _writes: BlockWrites
     _layers: list[BlockLayer]
     _token_type = torch.int32
 
@@ -35,15 +34,15 @@ class BlockKVCache(KVCache):
         super().__init__(num_layers, max_length, device)
         self._table = torch.zeros(0, 0, dtype=torch.long)
         self._references = torch.tensor([_SHARED])
-        self._writes.num_blocks = 1
+        self._in_pass.num_blocks = 1
 
     def _make_layers(self, number: int) -> None:
-        self._writes = BlockWrites()
-        self._layers = [BlockLayer(self._writes) for _ in range(number)]
+        self._in_pass = BlockWrites()
+        self._layers = [BlockLayer(self._in_pass) for _ in range(number)]
 
     @property
     def reads(self) -> BlockReads:
-        return self._writes.reads
+        return self._in_pass.reads
 
     def _tensors(self) -> list[Tensor]:
         return [*super()._tensors(), self._table, self._references]
@@ -55,7 +54,7 @@ class BlockKVCache(KVCache):
         more = -(-capacity // BLOCK) - self._table.shape[1], rows - len(self._table)
         with torch.inference_mode(False):
             self._table = torch.nn.functional.pad(self._table, (0, more[0], 0, more[1]))
-        self._writes.capacity = capacity
+        self._in_pass.capacity = capacity
 
     def place(self, positions: Tensor, stop: int) -> Tensor:
         number = len(positions)
@@ -70,12 +69,12 @@ class BlockKVCache(KVCache):
         self.reads.clear()
 
     def _set(self, slots: Tensor, reads: BlockReads) -> None:
-        self._writes.slots, self._writes.reads, self._writes.stop = slots, reads, reads.stop
+        self._in_pass.slots, self._in_pass.reads, self._in_pass.stop = slots, reads, reads.stop
 
     def _select(self, sequences: slice, columns: slice) -> Any:
-        before = self._writes.slots, self.reads
+        before = self._in_pass.slots, self.reads
         table = self._table[sequences, : -(-self.reads.stop // BLOCK)]
-        self._set(self._writes.slots[sequences, columns], BlockReads(table, self.reads.stop))
+        self._set(self._in_pass.slots[sequences, columns], BlockReads(table, self.reads.stop))
         return before
 
     def _restore(self, before: Any) -> None:
@@ -161,7 +160,7 @@ class BlockKVCache(KVCache):
             raise
         with torch.inference_mode(False):
             self._references = torch.nn.functional.pad(self._references, (0, total - before))
-        self._writes.num_blocks = total
+        self._in_pass.num_blocks = total
         self.version += 1
 
     def state(self) -> dict[str, Any]:
@@ -175,7 +174,7 @@ class BlockKVCache(KVCache):
     def _reset_keys(self) -> None:
         super()._reset_keys()
         self._table, self._references = torch.zeros(0, 0, dtype=torch.long), torch.tensor([_SHARED])
-        self._writes.num_blocks = 1
+        self._in_pass.num_blocks = 1
 
     def _load_keys(self, state: dict[str, Any]) -> None:
         stores = [store for layer in state["layers"] for store in layer]
@@ -185,7 +184,7 @@ class BlockKVCache(KVCache):
         self._table[:, : table.shape[1]] = table
         self._references = torch.bincount(table.flatten(), minlength=len(stores[0]) if stores else 1)
         self._references[0] = _SHARED
-        self._writes.num_blocks = len(self._references)
+        self._in_pass.num_blocks = len(self._references)
         for layer, (keys, values) in self._given(state["layers"]):
             layer.lazy_initialization(keys.transpose(1, 2), values.transpose(1, 2))
             layer.keys[:], layer.values[:] = keys, values

@@ -35,7 +35,6 @@ class KVCache:
     :ivar reads: what attention has to know to read keys that do not lie in rows, else ``None``.
     """
 
-    reads: BlockReads | None = None
     _token_type = torch.long
 
     def __init__(self, num_layers: int, max_length: int, device: torch.device) -> None:
@@ -52,6 +51,10 @@ class KVCache:
     def _make_layers(self, number: int) -> None:
         self._writes = Writes()
         self._layers = [KVCacheLayer(self._writes) for _ in range(number)]
+
+    @property
+    def reads(self) -> BlockReads | None:
+        return None
 
     @property
     def num_rows(self) -> int:

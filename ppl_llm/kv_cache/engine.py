@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -164,7 +165,7 @@ class CacheEngine:
         :raises CacheTooLarge: if that is not enough.
         """
         try:
-            return self.make_room(cache, lambda: cache.place(positions, stop))
+            return self.make_room(cache, partial(cache.place, positions, stop))
         except CacheTooLarge:
             cache.forget(len(positions))
             return cache.place(positions, stop)
@@ -200,7 +201,7 @@ class CacheEngine:
             taken, left = self.packed(append.waiting)
             segments = Segments(taken, self.device)
             ids, place = append.ids(segments), append.wanted_of(segments)
-            self.make_room(cache, lambda: cache.place_packed(segments))
+            self.make_room(cache, partial(cache.place_packed, segments))
             try:
                 found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), segments=segments)[0]
             except (RuntimeError, MemoryError) as error:

@@ -63,7 +63,10 @@ class JointWrites:
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values of a layer where they belong; they stand for all keys until :meth:`views`."""
         each = zip(self._caches, self.split(key), self.split(value), strict=True)
-        views = [View(*cache.hf_cache.layers[layer].update(keys, values), cache.reads) for cache, keys, values in each]
+        views = []
+        for cache, keys, values in each:
+            own_keys, own_values = cache.hf_cache.layers[layer].update(keys, values)
+            views.append(View(own_keys, own_values, cache.reads))
         self._views[id(key)] = key, views  # with the key, so that no other gets its id
         return key, value
 

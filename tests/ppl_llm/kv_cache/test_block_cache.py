@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -51,8 +50,11 @@ def models() -> tuple[TransformersLM, TransformersPRM]:
 
 def over_unique(cache: KVCache) -> float:
     """Bytes of everything that a KV cache holds over those of the keys and values of distinct prefixes."""
-    texts = sorted(cache.tokens[row, : int(length)].tolist() for row, length in enumerate(cache.lengths))
-    unique = len(texts[0]) + sum(len(b) - len(os.path.commonprefix([a, b])) for a, b in zip(texts, texts[1:], strict=False))
+    nodes: dict[tuple[int, int], int] = {}
+    for row, length in zip(cache.tokens.tolist(), cache.lengths.tolist(), strict=True):
+        node = 0
+        for token in row[:length]:
+            node = nodes.setdefault((node, token), len(nodes) + 1)
     layers = cache.hf_cache.layers
     # A key of a row's layer has its heads before its place, one of a block's layer behind it.
     heads = layers[0].keys.shape[2 if isinstance(cache, BlockKVCache) else 1]
@@ -60,7 +62,7 @@ def over_unique(cache: KVCache) -> float:
     tensors = [value for owner in (cache, *layers) for value in vars(owner).values() if isinstance(value, Tensor)]
     held = sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
     assert cache.num_bytes <= held <= 1.05 * cache.num_bytes
-    return held / (unique * token)
+    return held / (len(nodes) * token)
 
 
 def caches() -> list[KVCache]:
