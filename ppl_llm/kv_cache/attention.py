@@ -80,7 +80,7 @@ def packed_sdpa(
     :param float softcap: c of the scores c tanh(s / c) (Gemma 2).
     :param Tensor s_aux: ``[heads]``, the score of a further place without a value that takes its share of each softmax (gpt-oss).
     :param Segments segments: of packed tokens: ``A`` is 1, keys are those of all rows of a cache, and the mask is theirs.
-    :param int shared: leading columns in which all sequences have the same keys, which is of use where ``q`` is 1.
+    :param int shared: leading columns in which all sequences have the same keys; of use for packed tokens, and where ``q`` is 1.
     :param Parts parts: of sequences in several KV caches: keys and values are only the new ones. Each knows what its sequences share,
         unless ``shared`` is 0.
     :param BlockReads blocks: finds all keys and values of sequences in blocks; ``key`` and ``value`` are only the new ones.
@@ -99,9 +99,10 @@ def packed_sdpa(
     padding = blocks is None and softcap is None and s_aux is None and worth_padding(query)
     if segments is not None and attention_mask is not None and padding:
         return attend_in_batches(query, key, value, attention_mask, segments, scaling), None
+    shared = shared if key.shape[-1] == value.shape[-1] else 0  # which the function that tells log Z wants
     keys: Keys = RowKeys(key, value) if blocks is None else blocks.keys(key)
     if segments is not None and attention_mask is not None:
-        return _each_segment(query, keys, key.shape[1], attention_mask, segments, scaling, softcap, s_aux), None
+        return _each_segment(query, keys, key.shape[1], attention_mask, segments, scaling, softcap, s_aux, shared), None
     sequences, heads, length, _ = query.shape
     if key.shape[0] != sequences:
         raise ValueError(f"{type(module).__name__} does not hand to its attention function what belongs to packed tokens")
@@ -121,7 +122,7 @@ def packed_sdpa(
         sinks = None if s_aux is None else s_aux.view(kv_heads, group, 1).repeat(1, 1, length).view(1, kv_heads, -1, 1)
         found = [_plain(folded[some], own, of, attention_mask[some], scaling, softcap, sinks) for some, own, of in keys.parts(0)]
         output = torch.cat(found)
-    elif shared and length == 1 and key.shape[-1] == value.shape[-1]:
+    elif shared and length == 1:
         output = shared_prefix_attention(folded, keys, attention_mask, shared, scaling)
     else:
         output = torch.cat(
@@ -142,6 +143,7 @@ def _each_segment(
     scaling: float | None,
     softcap: float | None,
     s_aux: Tensor | None,
+    shared: int = 0,
 ) -> Tensor:
     """One sequence after the other, each on a view of the keys that it holds: ``[1, T, heads, D]``.
 
@@ -150,16 +152,42 @@ def _each_segment(
     group = query.shape[1] // kv_heads
     queries = query[0].unflatten(0, (kv_heads, group))
     sinks = None if s_aux is None else s_aux.view(kv_heads, group, 1, 1)
-    found = []
+    shared = 0 if softcap is not None or sinks is not None else shared
+    found, logs = [], []
     for row, begin, end, length in segments.bounds:
         asked = queries[:, :, begin:end]
-        key, value = (store[:, None].expand(-1, group, -1, -1) for store in keys.of(row, 0, length))
-        seen = segments.seen(mask, begin, end, length)
+        key, value = (store[:, None].expand(-1, group, -1, -1) for store in keys.of(row, shared, length))
+        seen = segments.seen(mask, begin, end, length)[..., shared:]
         if softcap is not None or sinks is not None:
             found.append(_plain(asked, key, value, seen, scaling, softcap, sinks))
+        elif shared:
+            bias = torch.where(seen, 0.0, -torch.inf).to(query.dtype)
+            own, log_own = _with_log(asked, key, value, attn_mask=bias, scale=scaling)
+            found.append(own)
+            logs.append(log_own)
         else:
             found.append(scaled_dot_product_attention(asked, key, value, attn_mask=seen, scale=scaling))
-    return torch.cat(found, 2).flatten(0, 1).transpose(0, 1)[None]
+    output = torch.cat(found, 2)
+    if shared:
+        common, log_common = _with_log(
+            queries.flatten(1, 2)[None], *(each[None] for each in keys.of(segments.bounds[0][0], 0, shared)), scale=scaling
+        )
+        output = _joined(common.view(output.shape), log_common.view(output.shape[:-1]), output, torch.cat(logs, 2))
+    return output.flatten(0, 1).transpose(0, 1)[None]
+
+
+def _with_log(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Attention, and the logarithm of the sum Z of its exponentiated scores."""
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, **options)
+    return found
+
+
+def _joined(one: Tensor, log_one: Tensor, other: Tensor, log_other: Tensor) -> Tensor:
+    """Attention over two sets of columns from that over each of them and their logarithms of Z.
+
+    Softmax attention is the mean of the parts' results with weights Z (Juravsky et al., Hydragen, 2024).
+    """
+    return torch.lerp(other, one, torch.sigmoid(log_one - log_other)[..., None].to(other.dtype))
 
 
 def _plain(
@@ -203,24 +231,20 @@ def attend_in_batches(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
 def shared_prefix_attention(query: Tensor, keys: Keys, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
     """Attention over the common columns and over the others, joined by their normalisers.
 
-    With sums Z_1 and Z_2 of exponentiated scores over the two parts, softmax attention is the mean of the parts' results with weights
-    Z_1 and Z_2 (Juravsky et al., Hydragen, 2024).
-
     :param Tensor query: ``[A, kv_heads, group, D]``, the query heads of one key head.
     :param Tensor mask: ``[A, 1, 1, T]`` bool; each sequence sees all of the common columns and one more at least.
     :param int shared: columns in which all sequences have the same keys and values.
     :returns: ``[A, kv_heads, group, D]``.
     """
     sequences, kv_heads, group, _ = query.shape
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the only one that tells log Z
     everyone = query.transpose(0, 1).reshape(1, kv_heads, sequences * group, -1)
-    common, log_common = attention(everyone, *keys.common(shared), scale=scaling)
+    common, log_common = _with_log(everyone, *keys.common(shared), scale=scaling)
     common = common.view(kv_heads, sequences, group, -1).transpose(0, 1)
     log_common = log_common.view(kv_heads, sequences, group).transpose(0, 1)
     bias = torch.where(mask[..., shared:], 0.0, -torch.inf).to(query.dtype)
-    each = [attention(query[some], key, value, attn_mask=bias[some], scale=scaling) for some, key, value in keys.parts(shared)]
+    each = [_with_log(query[some], key, value, attn_mask=bias[some], scale=scaling) for some, key, value in keys.parts(shared)]
     own, log_own = (torch.cat(found) for found in zip(*each, strict=True))
-    return torch.lerp(own, common, torch.sigmoid(log_common - log_own)[..., None].to(own.dtype))
+    return _joined(common, log_common, own, log_own)
 
 
 AttentionInterface.register(PACKED, packed_sdpa)

@@ -13,9 +13,9 @@ from .layer import KeysChanged, RaggedLayer, grown, zeros
 BLOCK = 16
 """Tokens of a block."""
 
-_GATHERED_BYTES = 2**20
-"""Keys and values that are gathered at a time: small enough for a core's own cache, which attention then reads instead of memory (measured:
-with it, gathered keys cost no more than a view of rows)."""
+_GATHERED_BYTES = 2**21
+"""Keys and values that are gathered at a time: small enough to stay in a core's caches, which attention then reads instead of memory, and
+large enough for few calls (measured: gathered keys then cost about as much as a view of rows)."""
 
 
 class BlockWrites:
@@ -85,6 +85,21 @@ class BlockLayer(RaggedLayer):
                 store[target] = given[source]
 
 
+class Chunk(NamedTuple):
+    """Sequences whose keys are gathered together.
+
+    :ivar slice sequences: which.
+    :ivar Tensor blocks: ``[K]``, those of one after the other.
+    :ivar tuple scratch: memory ``[K, BLOCK, kv_heads, head_dim]`` for their keys and values.
+    :ivar tuple views: of it, ``[a, kv_heads, T, head_dim]``.
+    """
+
+    sequences: slice
+    blocks: Tensor
+    scratch: tuple[Tensor, Tensor]
+    views: tuple[Tensor, Tensor]
+
+
 class BlockReads:
     """What a forward pass reads of the blocks of a KV cache.
 
@@ -95,9 +110,8 @@ class BlockReads:
     def __init__(self, table: Tensor, stop: int) -> None:
         self._table, self.stop = table, stop
         self._layers: dict[int, tuple[Tensor, BlockLayer]] = {}
-        self._chunks: dict[tuple[int, int], list[tuple[slice, Tensor]]] = {}
+        self._chunks: dict[tuple[object, ...], list[Chunk]] = {}
         self._runs: dict[tuple[int, int, int], slice | Tensor] = {}
-        self._scratch: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def add(self, key: Tensor, layer: BlockLayer) -> None:
         self._layers[id(key)] = key, layer  # with the key, so that no other gets its id
@@ -115,19 +129,30 @@ class BlockReads:
     def clear(self) -> None:
         """The pass is over."""
         self._layers.clear()
-        self._scratch.clear()
+        self._chunks.clear()
 
-    def chunks(self, start: int, row_bytes: int) -> list[tuple[slice, Tensor]]:
-        """Sequences, as many at a time as are gathered together, and their blocks from column ``start`` on.
+    def chunks(self, start: int, key: Tensor, value: Tensor) -> list[Chunk]:
+        """Sequences, as many at a time as are gathered together, and their blocks from column ``start`` on; the same for alike layers."""
+        kind = start, key.shape[1:], value.shape[1:], key.dtype
+        if kind not in self._chunks:
+            self._chunks[kind] = self._made(start, key, value)
+        return self._chunks[kind]
 
-        :param int row_bytes: of the keys and values of a column.
-        """
-        if (start, row_bytes) not in self._chunks:
-            table = self._table[:, start // BLOCK :]
-            size = max(1, _GATHERED_BYTES // max(1, table.shape[1] * BLOCK * row_bytes))
-            parts = [slice(begin, min(begin + size, len(table))) for begin in range(0, len(table), size)]
-            self._chunks[start, row_bytes] = [(part, table[part].flatten()) for part in parts]
-        return self._chunks[start, row_bytes]
+    def _made(self, start: int, key: Tensor, value: Tensor) -> list[Chunk]:
+        table, behind = self._table[:, start // BLOCK :], start % BLOCK
+        block_bytes = sum(store[0].numel() * store.element_size() for store in (key, value))
+        size = min(len(table), max(1, _GATHERED_BYTES // max(1, table.shape[1] * block_bytes)))
+        memory = [store.new_empty(size * table.shape[1], *store.shape[1:]) for store in (key, value)]
+        chunks = []
+        for begin in range(0, len(table), size):
+            blocks = table[begin : begin + size].flatten()
+            number = len(blocks) // table.shape[1]
+            scratch = memory[0][: len(blocks)], memory[1][: len(blocks)]
+            first, second = (
+                each.view(number, -1, *each.shape[2:])[:, behind : self.stop - start + behind].transpose(1, 2) for each in scratch
+            )
+            chunks.append(Chunk(slice(begin, begin + number), blocks, scratch, (first, second)))
+        return chunks
 
     def run(self, row: int, start: int, stop: int) -> slice | Tensor:
         """The blocks of columns ``start .. stop - 1`` of a sequence; a slice where these follow one another."""
@@ -137,13 +162,6 @@ class BlockReads:
             whole = torch.equal(blocks, torch.arange(first, first + len(blocks)))
             self._runs[row, start, stop] = slice(first, first + len(blocks)) if whole else blocks
         return self._runs[row, start, stop]
-
-    def scratch(self, key: Tensor, value: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Memory for so many blocks, used again and again."""
-        kind = number, key.shape[1:], value.shape[1:], key.dtype
-        if kind not in self._scratch:
-            self._scratch[kind] = tuple(store.new_empty(number, *store.shape[1:]) for store in (key, value))  # type: ignore[assignment]
-        return self._scratch[kind]
 
 
 class BlockKeys(NamedTuple):
@@ -157,15 +175,10 @@ class BlockKeys(NamedTuple):
         return self._of(0, 0, shared)
 
     def parts(self, start: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        row_bytes = sum(store[0, 0].numel() * store.element_size() for store in (self.key, self.value))
-        behind = start % BLOCK
-        for part, blocks in self.reads.chunks(start, row_bytes):
-            gathered = []
-            for store, scratch in zip((self.key, self.value), self.reads.scratch(self.key, self.value, len(blocks)), strict=True):
-                torch.index_select(store, 0, blocks, out=scratch)
-                tokens = scratch.view(part.stop - part.start, -1, *store.shape[2:])
-                gathered.append(tokens[:, behind : self.reads.stop - start + behind].transpose(1, 2))
-            yield part, gathered[0], gathered[1]
+        for chunk in self.reads.chunks(start, self.key, self.value):
+            torch.index_select(self.key, 0, chunk.blocks, out=chunk.scratch[0])
+            torch.index_select(self.value, 0, chunk.blocks, out=chunk.scratch[1])
+            yield chunk.sequences, *chunk.views
 
     def of(self, row: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
         key, value = self._of(row, start, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .cache import KVCache
 
@@ -15,12 +16,15 @@ def pays(device: torch.device, sequences: int, shared: int) -> bool:
     return device.type == "cpu" and (sequences - 1) * shared >= _MIN_SAVED
 
 
-def common_tokens(cache: KVCache, rows: int, longest: int) -> int:
-    """Leading tokens that the first rows share, as long as they only grow; 0 if it cannot pay to read their keys once.
+def common_tokens(cache: KVCache, rows: int | Tensor, longest: int) -> int:
+    """Leading tokens that rows share, as long as they only grow; 0 if it cannot pay to read their keys once.
 
+    :param rows: ``[A]``, or a number for the first so many.
     :param int longest: bound on the tokens of any of them.
     """
-    if not pays(cache.tokens.device, rows, longest):
+    number, some = (rows, slice(rows)) if isinstance(rows, int) else (len(rows), rows)
+    if not pays(cache.tokens.device, number, longest):
         return 0
-    texts = cache.tokens[:rows, : int(cache.lengths[:rows].min())]
-    return int((texts == texts[:1]).all(0).cumprod(0).sum())
+    texts = cache.tokens[some, : int(cache.lengths[some].min())]
+    shared = int((texts == texts[:1]).all(0).cumprod(0).sum())
+    return shared if pays(cache.tokens.device, number, shared) else 0

@@ -16,7 +16,6 @@ from ..threads import SpinWatch
 from .append import Append
 from .block_cache import BlockKVCache
 from .cache import KVCache
-from .common_prefix import common_tokens
 from .memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments, take
 from .pool import KVCachePool
@@ -193,8 +192,7 @@ class CacheEngine:
         if append.one_each and fits and append.in_first_rows:
             positions = held[:, None]
             mask = self.place(cache, positions, append.longest)
-            shared = common_tokens(cache, len(rows), append.longest)
-            outputs = self.run(cache, tokens.gather(1, positions), positions, mask, 1, shared).expand(-1, wanted.shape[1], -1)
+            outputs = self.run(cache, tokens.gather(1, positions), positions, mask, 1, append.shared).expand(-1, wanted.shape[1], -1)
             append.finish()
             return outputs
         while append.waiting:
@@ -203,7 +201,8 @@ class CacheEngine:
             ids, place = append.ids(segments), append.wanted_of(segments)
             self.make_room(cache, partial(cache.place_packed, segments))
             try:
-                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), segments=segments)[0]
+                more = {"segments": segments} | ({"shared": append.shared} if append.shared else {})
+                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), **more)[0]
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise

@@ -154,9 +154,7 @@ def empty_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are gathered in another order."""
     plain = BlockReads.chunks
-    monkeypatch.setattr(
-        BlockReads, "chunks", lambda self, start, size: [(part, blocks.roll(1)) for part, blocks in plain(self, start, size)]
-    )
+    monkeypatch.setattr(BlockReads, "chunks", lambda *given: [each._replace(blocks=each.blocks.roll(1)) for each in plain(*given)])
 
 
 @pytest.mark.usefixtures("exact")
