@@ -75,7 +75,15 @@ class ParticlePlate(pyro.plate):
         if is_one(msg["scale"]) and (msg["type"] == "barrier" or _is_spread_over(stack, msg["fn"])):
             msg["cond_indep_stack"] = stack
         else:
-            super()._process_message(msg)
+            try:
+                super()._process_message(msg)
+            except ValueError as error:
+                if f"mismatch inside plate('{PLATE}')" not in str(error):
+                    raise
+                raise ValueError(
+                    f"the distribution of site {msg['name']!r} has batch shape {tuple(msg['fn'].batch_shape)}, and there are {self.size} "
+                    f"particles: give its parameters, such as a temperature, as numbers or with one value for each particle ({error})"
+                ) from error
 
     def _hold(self, msg: Any) -> None:
         """A plate gets the indices that it drew before in this run."""

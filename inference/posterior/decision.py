@@ -46,12 +46,15 @@ def decide(
         where there is one.
     :param actions: to choose from; by default the answers themselves.
     :raises TypeError: if ``utility`` cannot be called.
-    :raises ValueError: for an ``abstain`` that is not finite, or a utility that is none, naming the pair.
+    :raises ValueError: for an ``abstain`` that is not finite, or no probability where there is no utility; for a utility that is no finite
+        number, naming the pair.
     """
     if utility is not None and not callable(utility):
         raise TypeError(f"utility must be a function of an action and a true answer, got {utility!r}")
     if abstain is not None and not (isinstance(abstain, int | float) and math.isfinite(abstain)):
         raise ValueError(f"abstain must be a finite number, what no answer is worth, got {abstain!r}")
+    if abstain is not None and utility is None and not 0 <= abstain <= 1:
+        raise ValueError(f"abstain must be a probability in [0, 1] where no utility is given, got {abstain!r}")
     truths = [(value, p) for value, p in marginal.probs.items() if value is not None]
     choices = [value for value, _ in truths] if actions is None else [action for action in actions if action is not None]
     worth = [_expected(action, truths, utility) if utility is not None else marginal.prob(action) for action in choices]
@@ -65,8 +68,16 @@ def decide(
 def _expected(action: Hashable, truths: list[tuple[Any, float]], utility: Utility) -> float:
     total = 0.0
     for truth, p in truths:
-        value = float(utility(action, truth))
-        if not math.isfinite(value):
-            raise ValueError(f"utility({action!r}, {truth!r}) is {value}: it must be a finite number")
-        total += p * value
+        value: Any = utility(action, truth)
+        try:
+            total += p * _finite(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"utility({action!r}, {truth!r}) is {value!r}: it must be a finite number") from error
     return total
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(number)
+    return number

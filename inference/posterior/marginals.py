@@ -89,7 +89,7 @@ class PosteriorMarginals:
         :param equivalent: pools answers that count as the same, as in :meth:`answers`.
         :returns: a :class:`Decision`; with independent plates, nested lists of them, one per plate index.
         :raises TypeError: if the model returns something without ``answers()``, or ``utility`` is no function.
-        :raises ValueError: for an ``abstain`` or a utility that is not finite.
+        :raises ValueError: for an ``abstain`` or a utility that is not finite, or an ``abstain`` that is no probability without a utility.
         """
         choices = None if actions is None else list(actions)
 

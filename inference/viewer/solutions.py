@@ -105,21 +105,22 @@ class Solutions:
         return sum(barrier < alike for barrier in barriers)
 
     def disliked(self, given: Sequence[Hashable], counted: Sequence[int]) -> tuple[list[Low], Low | None]:
-        """Steps of the solutions that count, the least score first, and the least of those that died out.
+        """Steps of the solutions that count, the least score first, and the least of those that died out. A score of 1 is no dislike: a
+        reward of whole answers has it for the steps before.
 
         :param given: the answer of each particle.
         """
         low: dict[tuple[str, ...], tuple[float, dict[Hashable, float]]] = {}
         for n in counted:
             for t, score in enumerate(self.scores[n]):
-                if score is not None:
+                if score is not None and score < 1:
                     _, leads = low.setdefault(self.steps[n][: t + 1], (score, {}))
                     leads[given[n]] = leads.get(given[n], 0.0) + max(self.weights[n], 1e-300)
         found: list[Low] = [
             (len(steps), steps[-1], score, max(leads, key=lambda answer: leads[answer])) for steps, (score, leads) in low.items()
         ]
         found.sort(key=lambda each: (each[2], each[0], each[1]))
-        lost = min(self._lost, key=lambda each: (each[2], each[0], each[1]), default=None)
+        lost = min((each for each in self._lost if each[2] < 1), key=lambda each: (each[2], each[0], each[1]), default=None)
         return found, None if lost is None else (*lost, None)
 
 

@@ -72,7 +72,7 @@ def _parting(parting: Parting, competitors: Sequence[Competitor]) -> str:
         text = f"Solutions of {one} and {other} part at step {parting.step} at the latest. Until then two of them share {same}"
         if parting.common is not None:
             text += _descent(parting.common, len(parting.shared))
-        text += f", the last “{short(parting.shared[-1])}”. Then "
+        text += f", {'the last ' if len(parting.shared) > 1 else ''}“{short(parting.shared[-1])}”. Then "
     said = [f"{name} has “{short(step)}”" if step else f"{name} ends" for name, step in ((one, parting.first), (other, parting.second))]
     return f"{text}{' where '.join(said)}."
 

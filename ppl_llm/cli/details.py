@@ -62,7 +62,8 @@ def details(posterior: ParticlePosterior) -> Details:
             lines.append(f"{text} {_numbers(values[name] if isinstance(values[name], list) else [values[name]])}")
     if not complete:
         values["complete"] = False
-        lines.append("stopped before every solution was finished")
+        drafts = "draft_0_step_0" in posterior.sites and "step_0" not in posterior.sites
+        lines.append("stopped before every solution was finished" if not drafts else "stopped at the drafts: no solution follows them yet")
     return Details(log_evidence, reason, posterior.unit, posterior.estimates_posterior, ess, resampled, values, lines)
 
 

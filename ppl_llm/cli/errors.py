@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import typer
@@ -36,6 +37,20 @@ def reported(verbose: bool, log: JsonLog | None = None) -> Iterator[None]:
         _leave(error, "audit failed", AUDIT_FAILED, verbose, log)
     except KeyboardInterrupt as error:
         _leave(error, "interrupted", INTERRUPTED, verbose, log)
+
+
+def in_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message of the library in the words of the command line, where it begins with the name of an option.
+
+    That name becomes its flag, and so does the name of every option with a value: ``rounds=2`` is ``--rounds 2``.
+
+    :param dict flags: by name.
+    """
+    first = re.match(r"\w+", message)
+    if first is None or first[0] not in flags:
+        return message
+    valued = re.compile(rf"\b({'|'.join(map(re.escape, flags))}) ?= ?(?=\S)")
+    return flags[first[0]] + valued.sub(lambda found: f"{flags[found[1]]} ", message[first.end() :])
 
 
 def _leave(error: BaseException, title: str, code: int, verbose: bool, log: JsonLog | None) -> None:

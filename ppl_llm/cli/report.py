@@ -29,7 +29,7 @@ _BAR = 24
 class Solution:
     """One particle: its steps with the reward model's probability that each is right.
 
-    :ivar list step_scores: ``None`` for a step without text, which has none.
+    :ivar list step_scores: ``None`` for a step without a score: one without text, or one that a reward of whole answers does not judge.
     :ivar float weight: its posterior weight.
     :ivar float score: aggregated score of the whole solution; ``None`` without a reward, and no ``step_scores`` either.
     :ivar str aggregation: how the scores of the steps were aggregated: ``last``, ``prod``, ``min``, ``max`` or ``mean``.
@@ -172,7 +172,8 @@ class Report:
         if self.partial:
             dead = self.failure is not None and "weight zero" in self.failure
             how = "interrupted" if self.failure is None else "no solution had a weight" if dead else "failed"
-            title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {told.unit}{'es' if told.unit == 'batch' else 's'}"
+            units = told.unit if len(told.ess) == 1 else f"{told.unit}{'es' if told.unit == 'batch' else 's'}"
+            title = f"Partial {title[0].lower()}{title[1:]}: {how} after {len(told.ess)} {units}"
         _heading(console, title, style="bold yellow" if self.partial else "bold")
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         if self.abstained:
@@ -234,10 +235,10 @@ def steps_table(solution: Solution) -> Table:
     table.add_column("score", justify="right", vertical="top")
     table.add_column("step")
     for step, score in zip(solution.steps, solution.step_scores, strict=True):
-        if score is None:
+        if score is None and not step.strip():
             continue
-        style = "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
-        table.add_row(Text(f"{score:.3f}", style=style), Text(plain(step).strip()))
+        style = "" if score is None else "green" if score >= 0.8 else "yellow" if score >= 0.5 else "red"
+        table.add_row(Text("" if score is None else f"{score:.3f}", style=style), Text(plain(step).strip()))
     return table
 
 
@@ -256,6 +257,8 @@ def solution_of(
     with torch.no_grad():
         log_odds, prefix = model.prm.step_log_odds(context).cpu(), model.prefix_scores(context).cpu()
     taken, real = (context.reasons != StopReason.FINISHED).cpu(), scored_steps(model.prm, context).cpu()
+    if (judged := getattr(model.prm, "judged_steps", None)) is not None:
+        real &= judged(context).cpu()
     of_steps = [float(z.sigmoid()) if own else None for z, own in zip(log_odds[n][taken[n]], real[n][taken[n]], strict=True)]
     return Solution(context[n].steps, of_steps, weights[n], float(prefix[n].sigmoid()), model.aggregation)
 

@@ -45,6 +45,6 @@ def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel | None, proble
         partial = getattr(failed, "partial_posterior", None)
         if partial is None:
             raise
-        return Outcome(model, partial, partial=True, failure=str(failed))
+        return Outcome(model, partial, partial=True, failure=" ".join(str(failed).split()))
     except KeyboardInterrupt as interrupt:
         return Outcome(model, getattr(interrupt, "partial_posterior", None), partial=True)

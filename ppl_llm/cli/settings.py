@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from ..methods.base import at_power
 from ..programs.turn_options import TurnOptions
 from ..remote.address import is_address
 from ..reward.choice import RewardChoice, no_reward
+from .errors import in_flags
 from .method_options import method_options, takers
 from .model_options import finish_of, read_option
 
@@ -229,11 +229,9 @@ class Settings:
             if self.bridge is not None and model.power == 1:
                 raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:
-            parameter = re.match(r"\w+", str(error))
             own = {name: option.flag for option in self.named.method.options for name in (option.parameter, option.name) if name}
             flags = {name: f"--{name.replace('_', '-')}" for name in (*LIMITS, "thinking")} | own
-            flag = flags.get(parameter[0]) if parameter else None
-            raise ValueError(flag + str(error)[parameter.end() :] if parameter and flag else str(error)) from error
+            raise ValueError(in_flags(str(error), flags)) from error
 
     def _check_abstain(self) -> None:
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from ..programs.turn_options import TurnOptions
 from ..reward.judge_options import JudgeOptions
 from . import completion
+from .errors import in_flags
 from .method_options import Command, insert_after
 from .model_options import unescaped
 
@@ -40,6 +40,11 @@ def _judge(
     each_step: Annotated[
         bool, typer.Option("--each-step", help="Judge every step, not whole answers.", rich_help_panel=_JUDGE_PANEL)
     ] = False,
+    yes: Annotated[
+        str | None,
+        typer.Option(help="Its word for a right answer, a single token of its vocabulary; by default Yes.", rich_help_panel=_JUDGE_PANEL),
+    ] = None,
+    no: Annotated[str | None, typer.Option(help="Its word for a wrong answer; by default No.", rich_help_panel=_JUDGE_PANEL)] = None,
 ) -> None: ...
 
 
@@ -126,7 +131,7 @@ def flagged() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        word = re.match(r"\w+", str(error))
-        if word is None or word[0] not in {parameter.name for parameter in (*JUDGE, *TURNS)}:
+        told = in_flags(str(error), {p.name: f"--{p.name.replace('_', '-')}" for p in (*JUDGE, *TURNS)})
+        if told == str(error):
             raise
-        raise ValueError(f"--{word[0].replace('_', '-')}{str(error)[word.end() :]}") from error
+        raise ValueError(told) from error

@@ -83,6 +83,7 @@ def evaluate(
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
     _check(problems, budgets, group_size, workers)
+    models.turns.check_problems(problems)
     scored = [name for name in methods if (m := get_method(name)).method.needs_reward(m.model_options.get("power", models.power))]
     if models.chosen_reward.kind == "none" and scored and models.constraint is None:
         raise no_reward(f"method {scored[0]!r}")

@@ -34,6 +34,8 @@ def run_of(make: Callable[[int, dict[str, Any]], Any], o: Options, call: Call) -
         until = library(rule)(number)
     except ValueError as error:
         raise ValueError(f"until: {error}") from error
+    if until.needs == "groups" and "temperatures" not in o:
+        raise ValueError(f"until {o['until']} compares temperatures: take method multi-temperature, or another rule")
     batch = min(BATCH, o["particles"]) if o["batch"] is None else o["batch"]
     if batch > o["particles"]:
         raise ValueError(f"batch must be at most the particles ({o['particles']}), got {batch}")

@@ -42,8 +42,9 @@ class RevisionModel(ReasoningModel):
 
     def _solve(self, ctx: Context) -> Context:
         for r in range(self.rounds - 1):
-            # One barrier a draft: no factor weighs its steps, and how many it takes is nobody else's affair.
-            ctx = barrier(self.next_round(ctx, self.draft(ctx, r)))
+            # One barrier a draft: no factor weighs its steps, and how many it takes is nobody else's affair. The prompt comes after it, so
+            # that drafts are kept where a critic fails.
+            ctx = self.next_round(ctx, barrier(self.draft(ctx, r)))
         return super()._solve(ctx)
 
     def draft(self, ctx: Context, r: int) -> Context:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class TurnOptions:
 
     @property
     def _chosen(self) -> RewardChoice:
-        return RewardChoice.parse(str(self.feedback))
+        return RewardChoice.parse(str(self.feedback), "feedback")
 
     def check(self, tests: bool = False) -> None:
         """
@@ -62,6 +62,15 @@ class TurnOptions:
                 raise ValueError("feedback from tests is for problems that have them: evaluate code:FILE")
             return
         self._chosen.check()
+
+    def check_problems(self, problems: Iterable[Any]) -> None:
+        """
+        :param problems: with a ``text`` and a ``critic``, ``None`` where there are no tests.
+        :raises ValueError: for feedback from tests about a problem that has none.
+        """
+        bare = next((p for p in problems if p.critic is None), None) if self.feedback == "tests" else None
+        if bare is not None:
+            raise ValueError(f"feedback from tests needs problems that have them, and {bare.text[:60]!r} has none; give verifier or judge")
 
     def around(self, model: ReasoningModel, prompt: Any = None) -> ReasoningModel:
         """The model with its turns.

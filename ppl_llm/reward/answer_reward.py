@@ -80,6 +80,10 @@ class AnswerReward(ABC):
         scores = self.step_log_odds(context)
         return scores if self.partial else without_end(scores, context)
 
+    def judged_steps(self, context: Context) -> Tensor:
+        """``[*batch, T]``: the steps whose score is a judgement; others have ``pending``."""
+        return finished_at(context) | self.partial
+
     def _extended(self, context: Context, known: Tensor) -> tuple[Tensor, str, Tensor]:
         """The scores of all steps, those after ``known [*batch, S]`` judged, and which of them have one of their own."""
         start, device = known.shape[-1], known.device

@@ -84,19 +84,20 @@ class RewardChoice:
         return chosen
 
     @classmethod
-    def parse(cls, text: str) -> RewardChoice:
+    def parse(cls, text: str, what: str = "reward") -> RewardChoice:
         """
+        :param str what: was named so, for messages.
         :raises ValueError: for an unknown kind, or a name that is missing or too much.
         """
         kind, colon, name = text.partition(":")
         if kind not in REWARD_KINDS:
             from ..inference.util.validation import unknown_name
 
-            raise unknown_name("reward", kind, REWARD_KINDS)
+            raise unknown_name(what, kind, REWARD_KINDS)
         if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == "") or (kind == "hidden" and not name):
-            raise ValueError(f"reward {text!r} lacks a name: {REWARD_KINDS[kind]}")
+            raise ValueError(f"{what} {text!r} lacks a name: {REWARD_KINDS[kind]}")
         if colon and kind in ("self-certainty", "none"):
-            raise ValueError(f"reward {kind!r} takes no name, got {text!r}")
+            raise ValueError(f"{what} {kind!r} takes no name, got {text!r}")
         return cls(kind, name if colon else None)
 
     def __str__(self) -> str:

@@ -43,6 +43,8 @@ class JudgeOptions:
     k_meta: int | None = None
     thought_tokens: int | None = None
     each_step: bool = False
+    yes: str | None = None
+    no: str | None = None
 
     def given(self) -> dict[str, Any]:
         """What differs from the defaults."""
@@ -74,7 +76,10 @@ class JudgeOptions:
         if scale is not None:
             from .stated_score import StatedScore
 
-            return StatedScore(float(scale[1]), float(scale[2]))
+            try:
+                return StatedScore(float(scale[1]), float(scale[2]))
+            except ValueError as error:
+                raise ValueError(f"score must be a scale with its lower end first, such as 1-10, got {self.score!r}") from error
         if ":" not in self.score:
             raise ValueError(f"score must be a scale such as 1-10, or FILE.py:function, got {self.score!r}")
         from .python_file import python_function

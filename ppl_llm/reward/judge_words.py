@@ -20,7 +20,7 @@ def token_id(lm: LanguageModel, word: str | int) -> int:
         try:
             return single_id(tokenizer, word, "a word of the judge")
         except ValueError as error:
-            remedy = "take another language model as the judge (--reward judge:DIR), or words of this one (JudgeReward(yes=..., no=...))"
+            remedy = "take another language model as the judge (judge:DIR), or words of this one (yes=..., no=...; --yes and --no)"
             raise ValueError(f"{error}: {remedy}") from error
     ids = [i for i in range(lm.vocab_size) if lm.decode([i]) == word]
     if len(ids) != 1:

@@ -183,7 +183,7 @@ def run(program: str, test: Any, request: dict[str, Any]) -> str | None:
         elif running(request["enclosed"]) > request["processes"]:
             why = f"it starts more than {request['processes']} processes"
         elif time.monotonic() > deadline:
-            why = f"it does not end within {request['seconds']:g} seconds"
+            why = f"it does not end within {request['seconds']:g} second{'' if request['seconds'] == 1 else 's'}"
         elif status is None and (done := os.waitpid(pid, os.WNOHANG))[0]:
             status = done[1]
         elif status is not None and not ready:

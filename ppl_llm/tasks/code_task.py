@@ -69,7 +69,7 @@ class CodeVerifier:
         lines = [f"Test {number + 1}, {_named(tests[number])}: {found[number]}." for number in failed[:_FAILURES]]
         left = len(tests) - len(found)
         passed = found.count(None)
-        lines += [f"The program was ended; {left} further tests were not run."] if left else []
+        lines += [f"The program was ended; {left} further test{' was' if left == 1 else 's were'} not run."] if left else []
         return Verdict(min(passed / len(tests), 0.99), "\n".join([f"{passed} of {len(tests)} tests pass.", *lines]))
 
 

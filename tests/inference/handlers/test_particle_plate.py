@@ -89,5 +89,8 @@ def test_plates_of_the_model_broadcast_as_ever() -> None:
 
 
 def test_a_distribution_of_another_size_is_an_error() -> None:
-    with pytest.raises(ValueError, match="Shape mismatch inside plate"), particle_plate(N, 0):
+    message = rf"distribution of site 'x' has batch shape \({N + 1},\), and there are {N} particles: .* \(Shape mismatch inside plate"
+    with pytest.raises(ValueError, match=message), particle_plate(N, 0):
         pyro.sample("x", dist.Normal(torch.zeros(N + 1), 1.0))
+    with pytest.raises(ValueError, match=r"^Shape mismatch inside plate"), particle_plate(N, 1), pyro.plate("problems", 3, dim=-1):
+        pyro.sample("x", dist.Normal(torch.zeros(4), 1.0))

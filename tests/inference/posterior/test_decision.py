@@ -79,6 +79,8 @@ def test_against_plain_arithmetic(pairs: list[tuple[int, int]], table: list[int]
         ({"utility": 3}, TypeError, "utility must be a function"),
         ({"abstain": float("nan")}, ValueError, "abstain must be a finite number"),
         ({"abstain": "0.3"}, ValueError, "abstain must be a finite number"),
+        ({"abstain": 2}, ValueError, r"abstain must be a probability in \[0, 1\] where no utility is given, got 2"),
+        ({"utility": lambda a, x: "much"}, ValueError, r"utility\(1, 1\) is 'much': it must be a finite number"),
         ({"utility": lambda a, x: float("inf")}, ValueError, r"utility\(1, 1\) is inf"),
     ],
 )

@@ -104,6 +104,17 @@ def test_what_was_disliked() -> None:
     assert found.dropped.score == pytest.approx(0.05)
 
 
+def test_a_step_that_waits_for_the_answer_is_not_disliked() -> None:
+    """A reward of whole answers gives the steps before the end the score 1."""
+    sites = [
+        site if site.score is None or site.name == "accept_2" else site._replace(score=torch.ones(4))
+        for site in constructed().particles.sites
+    ]
+    found = explained(ParticlePosterior(constructed().particles._replace(sites=tuple(sites))))
+    assert [(d.step, d.text) for d in found.disliked] == [(3, "so 8"), (3, "so 7")] and found.dropped is None
+    assert "(1.000" not in str(found)
+
+
 def test_how_sure_it_is() -> None:
     """Particles 0, 1 and 3 descend from one, 2 from another: sums of w (f - mean) over each, squared."""
     found = explained()
@@ -126,7 +137,7 @@ def test_it_says_so_in_words() -> None:
     assert explained().lines == [
         "7 leads with posterior probability 0.500; 8 has 0.400; 0.100 lies on solutions without an answer.",
         "Solutions of 7 and 8 part at step 2 at the latest. Until then two of them share the first step of one particle, which was "
-        "resampled, the last “add 1”. Then 7 has “double” where 8 has “halve”.",
+        "resampled, “add 1”. Then 7 has “double” where 8 has “halve”.",
         "The reward disliked most step 2 “halve” (0.300, of 8); step 3 “so 8” (0.400, of 8); step 1 “double” (0.600, of no answer); and of "
         "what was dropped step 1 “halve” (0.050).",
         "How sure: effective sample size 3.3 of 4, 3 different solutions from 2 independent beginnings; entropy 0.94 nats, as of 2.6 "

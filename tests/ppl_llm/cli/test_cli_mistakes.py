@@ -43,7 +43,7 @@ MISTAKES = [
     (["solve", "--method", "smc:preset=exact", "--preset", "twisted", PROBLEM], "preset", "give it once"),
     (["solve", "--method", "particle-gibbs:preset=as_paper", PROBLEM], "as_paper", "exact"),
     (["solve", "--method", "weighted-best-of-n", PROBLEM], "weighted-best-of-n", "importance"),
-    (["solve", "--method", "waste-free-smc", "--particles", "10", PROBLEM], "got 10 and 4", "num_particles=8"),
+    (["solve", "--method", "waste-free-smc", "--particles", "10", PROBLEM], "got 10 and 4", "--particles 8"),
     (["evaluate", "demo", "--methods", "smc:particles=4", "--out", "x"], "particles", "budget"),
     (["evaluate", "demo", "--methods", "tempered-smc:betas=adaptive", "--out", "x"], "betas", "0.25,1"),
     (["solve", "--abstain", "1.5", PROBLEM], "1.5", "[0, 1]"),

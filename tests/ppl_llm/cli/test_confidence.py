@@ -47,7 +47,7 @@ def test_a_vote_of_the_surest() -> None:
         (["--reward", "confidence:top_k"], "unknown kind 'top_k'; did you mean 'top-k'"),
         (["--reward", "confidence:kl:tail"], "over='tail' needs a window, such as 64"),
         (["--method", "deepconf", "--confidence", "kl:0"], "window must be None or an integer of at least 1, got 0"),
-        (["--method", "deepconf", "--initial", "16"], "initial must be less than num_particles = 16, got 16"),
+        (["--method", "deepconf", "--initial", "16"], "--initial must be less than --particles 16, got 16"),
         (["--method", "deepconf", "--eta", "2"], "eta must lie in [0.001, 1], got 2.0"),
         (["--eta", "0.5"], "--eta has no effect with --method smc; it goes with deepconf"),
     ],

@@ -68,7 +68,9 @@ def test_a_verifier(tmp_path: Path) -> None:
 def test_a_judge_that_cannot_say_yes_names_the_remedy() -> None:
     result = run("--reward", "judge", *FEW)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "'Yes', a word of the judge, is 3 tokens" in result.stderr and "--reward judge:DIR" in result.stderr
+    assert (
+        "'Yes', a word of the judge, is 3 tokens" in result.stderr and "(judge:DIR)" in result.stderr and "--yes and --no" in result.stderr
+    )
 
 
 def test_a_chain_of_single_states_shows_no_sizes_of_one() -> None:

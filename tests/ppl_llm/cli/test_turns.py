@@ -22,6 +22,8 @@ def says(problem, text):
     return "Right." if "boxed" in text else "Give the answer in a box."
 def half(text):
     return 0.5
+def fails(problem, text):
+    raise RuntimeError("two\\nlines")
 def hangs(problem, text):
     time.sleep(300)
 def nan(problem, text):
@@ -87,10 +89,15 @@ def test_turns_with_feedback(talker: str, file: str) -> None:
     ("arguments", "message"),
     [
         (["--thoughts", "3"], "--thoughts is for a judge, and the reward is prm:demo"),
-        (["--reward", "judge", "--agree", ".8"], "--agree is for a judge that thinks"),
+        (["--reward", "judge", "--agree", ".8"], "--agree is for a judge that thinks: give --thoughts K as well"),
+        (["--reward", "judge", "--thoughts", "2", "--k-meta", "3"], "--k-meta must be at most --thoughts 2, got 3"),
+        (["--reward", "judge", "--thoughts", "1", "--score", "9-1"], "--score must be a scale with its lower end first"),
+        (["--reward", "judge"], "'Yes', a word of the judge, is 3 tokens"),
+        (["--yes", "1"], "--yes is for a judge, and the reward is prm:demo"),
+        (["--rounds", "2", "--feedback", "verifier:mine.py"], "--feedback 'verifier:mine.py' lacks a name: verifier:FILE.py:function"),
         (["--reward", "judge", "--thoughts", "1", "--score", "x"], "--score must be a scale such as 1-10"),
         (["--rounds", "0"], "--rounds must be an integer of at least 1, got 0"),
-        (["--feedback", "judge"], "--feedback is about drafts, and with rounds=1 there are none"),
+        (["--feedback", "judge"], "--feedback is about drafts, and with --rounds 1 there are none: give --rounds 2"),
         (["--rounds", "2", "--feedback", "jdge"], "--feedback must be verifier:FILE.py:function, judge, judge:DIR or tests, got 'jdge'"),
         (["--rounds", "2", "--feedback", "tests"], "--feedback from tests is for problems that have them: evaluate code:FILE"),
         (["--rounds", "2", "--feedback", "verifier:none.py:f"], "there is no file 'none.py'"),
@@ -108,6 +115,43 @@ def test_a_verifier_that_fails_in_the_middle_loses_nothing(file: str) -> None:
     assert "it returned nan" in shown["failure"] and shown["best"]["steps"]
     table = run("--reward", f"verifier:{file}:nan", "--max-steps", "6")
     assert "Partial posterior over answers: failed after" in table.stdout
+
+
+def test_what_a_function_raises_is_one_line(file: str) -> None:
+    shown = json.loads(run("--reward", f"verifier:{file}:fails", "--max-steps", "6", "--json").stdout)
+    assert "fails with RuntimeError: two lines, given" in shown["failure"]
+
+
+def test_a_critic_that_fails_leaves_the_drafts(file: str) -> None:
+    command = ["--rounds", "2", "--feedback", f"verifier:{file}:fails", "--max-steps", "6"]
+    result = run(*command, "--json")
+    assert result.exit_code == 1, result.output
+    shown = json.loads(result.stdout)
+    assert "RuntimeError: two lines" in shown["failure"] and shown["best"]["steps"] and shown["log_evidence"] == 0.0
+    table = run(*command)
+    assert "failed after 1 step\n" in table.stdout and "stopped at the drafts: no solution follows them yet" in table.stdout
+
+
+def test_a_judge_with_words_of_its_own_model() -> None:
+    """The demo model has no token for Yes. A reward of whole answers has no score of the steps before the end."""
+    report = solved("--reward", "judge", "--yes", "1", "--no", "0", "--max-steps", "6")
+    assert report["settings"]["reward"] == "judge (yes=1, no=0)"
+    *before, last = report["best"]["step_scores"]
+    assert before and set(before) == {None} and 0 < last < 1
+    other = solved("--reward", "judge", "--yes", "0", "--no", "1", "--max-steps", "6")
+    assert other["log_evidence"] != report["log_evidence"]
+    table = run("--reward", "judge", "--yes", "1", "--no", "0", "--max-steps", "6").stdout
+    assert all(step.strip() in table for step in report["best"]["steps"]) and "1.000" not in table.partition("Best solution")[2]
+
+
+def test_feedback_from_tests_is_refused_for_problems_without_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppl_llm.evaluation.source.Models.load", lambda self: pytest.fail("a model is loaded"))
+    command = ["evaluate", "demo", "--limit", "1", "--rounds", "2", "--feedback", "tests", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "--feedback from tests needs problems that have them" in result.stderr, result.output
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 PROGRAMS = [

@@ -114,6 +114,7 @@ def test_an_interrupt_shows_what_there_is(solve: Solve) -> None:
     ("arguments", "says"),
     [
         (["--until", "beta:1.5"], "--until: confidence must be a number between 0.5 and 1, got 1.5"),
+        (["--until", "agree:0.9"], "--until agree:0.9 compares temperatures: take method multi-temperature, or another rule"),
         (["--until", "bta:0.9"], "unknown until 'bta'; did you mean 'beta'?"),
         (["--until", "beta"], "--until must be a rule with its number, such as beta:0.95, got 'beta'"),
         (["--until", "same:2.5"], "--until must be a rule with its number, such as same:3, got 'same:2.5'"),
