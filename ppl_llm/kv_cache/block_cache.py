@@ -58,23 +58,23 @@ class BlockKVCache(KVCache):
 
     def place(self, positions: Tensor, stop: int) -> Tensor:
         number = len(positions)
-        slots = self._slots(self._row[:number, None].expand_as(positions), positions)
-        self._set(slots, BlockReads(self._table[:number, : -(-stop // BLOCK)], stop))
+        places = self._places(self._row[:number, None].expand_as(positions), positions)
+        self._set(places, BlockReads(self._table[:number, : -(-stop // BLOCK)], stop))
         return self._mask(positions, stop)
 
     def place_packed(self, segments: Segments) -> None:
-        self._set(self._slots(segments.rows, segments.positions), BlockReads(self._table, segments.mask.shape[-1]))
+        self._set(self._places(segments.rows, segments.positions), BlockReads(self._table, segments.mask.shape[-1]))
 
     def passed(self) -> None:
         self.reads.clear()
 
-    def _set(self, slots: Tensor, reads: BlockReads) -> None:
-        self._in_pass.slots, self._in_pass.reads, self._in_pass.stop = slots, reads, reads.stop
+    def _set(self, places: Tensor, reads: BlockReads) -> None:
+        self._in_pass.places, self._in_pass.reads, self._in_pass.stop = places, reads, reads.stop
 
     def _select(self, sequences: slice, columns: slice) -> Any:
-        before = self._in_pass.slots, self.reads
+        before = self._in_pass.places, self.reads
         table = self._table[sequences, : -(-self.reads.stop // BLOCK)]
-        self._set(self._in_pass.slots[sequences, columns], BlockReads(table, self.reads.stop))
+        self._set(self._in_pass.places[sequences, columns], BlockReads(table, self.reads.stop))
         return before
 
     def _restore(self, before: Any) -> None:
@@ -108,7 +108,7 @@ class BlockKVCache(KVCache):
         self._references[0] = _SHARED
         self._table[rows] = blocks
 
-    def _slots(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def _places(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Where tokens of given rows and columns ``[...]`` are written, in blocks that belong to nobody else.
 
         :raises CacheTooLarge: if there is no memory for them; the KV cache then is as before.
@@ -191,11 +191,11 @@ class BlockKVCache(KVCache):
 
     def _load_rows(self, layers: list[list[Tensor]]) -> None:
         rows, columns = (self._column < self.lengths[:, None]).nonzero().unbind(1)
-        slots = self._slots(rows, columns)
+        places = self._places(rows, columns)
         for layer, stores in self._given(layers):
             layer.lazy_initialization(*stores)
             for store, states in zip((layer.keys, layer.values), stores, strict=True):
-                store.flatten(0, 1)[slots] = states[rows, :, columns]
+                store.flatten(0, 1)[places] = states[rows, :, columns]
 
     def _given(self, layers: list[list[Tensor]]) -> list[tuple[BlockLayer, list[Tensor]]]:
         return [(layer, stores) for layer, stores in zip(self._layers, layers, strict=True) if stores]

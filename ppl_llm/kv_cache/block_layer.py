@@ -23,14 +23,14 @@ class BlockWrites:
 
     :ivar int num_blocks: blocks of each layer.
     :ivar int capacity: columns of a row.
-    :ivar Tensor slots: ``[...]`` places of the tokens, counted from the first block's first on.
+    :ivar Tensor places: ``[...]`` places of the tokens, counted from the first block's first on.
     :ivar int stop: columns that attention masks have.
     :ivar BlockReads reads: what attention reads.
     """
 
     def __init__(self) -> None:
         self.num_blocks, self.capacity, self.stop = 0, 0, 0
-        self.slots = torch.empty(0, dtype=torch.long)
+        self.places = torch.empty(0, dtype=torch.long)
         self.reads = BlockReads(torch.empty(0, 0, dtype=torch.long), 0)
 
 
@@ -59,9 +59,9 @@ class BlockLayer(RaggedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = self._writes.slots.flatten()
+        places = self._writes.places.flatten()
         for store, states in ((self.keys, key_states), (self.values, value_states)):
-            store.flatten(0, 1).index_copy_(0, slots, states.transpose(1, 2).flatten(0, 1))
+            store.flatten(0, 1).index_copy_(0, places, states.transpose(1, 2).flatten(0, 1))
         self._writes.reads.add(key_states, self)
         return key_states, value_states
 

@@ -103,7 +103,7 @@ def copies_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blocks_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever leaves a block keeps its reference."""
+    """Rows keep references to blocks that they have left."""
 
     def assigned(self: BlockKVCache, rows: Tensor, blocks: Tensor) -> None:
         self._references.index_add_(0, blocks.flatten(), torch.ones(blocks.numel(), dtype=torch.long))
@@ -132,10 +132,10 @@ def checked() -> None:
 
 
 def written_to_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block is written to whoever else has it."""
-    plain = BlockKVCache._slots
+    """A row writes to blocks that others have, too."""
+    plain = BlockKVCache._places
 
-    def slots(self: BlockKVCache, rows: Tensor, columns: Tensor) -> Tensor:
+    def places(self: BlockKVCache, rows: Tensor, columns: Tensor) -> Tensor:
         references, self._references = self._references, self._references.clamp(max=1)
         self._references[0] = 2
         try:
@@ -144,7 +144,7 @@ def written_to_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
             if len(self._references) == len(references):
                 self._references = references
 
-    monkeypatch.setattr(BlockKVCache, "_slots", slots)
+    monkeypatch.setattr(BlockKVCache, "_places", places)
 
 
 def empty_copies(monkeypatch: pytest.MonkeyPatch) -> None:
