@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .common_prefix import common_tokens
 from .packing import Segment, Segments
 
 
@@ -29,6 +30,7 @@ class Append:
 
     :param int owner: number of the KV cache, in a pass over several.
     :ivar list waiting: what has not been run, in order of starts.
+    :ivar int shared: leading tokens that the sequences have in common and that are worth reading once.
     :ivar Tensor outputs: ``[u, K, V]``, once there are any.
     """
 
@@ -38,6 +40,7 @@ class Append:
         self.size, self.longest = sum(stops) - sum(starts), max(stops)
         self.waiting = [Segment(*each, owner) for each in zip(self._places, starts, stops, strict=True)]
         self.waiting.sort(key=lambda segment: segment.start)
+        self.shared = common_tokens(cache, rows, self.longest)
         self.outputs = torch.empty(0)
         self._by_row: Tensor | None = None
 
@@ -75,5 +78,6 @@ class Append:
 
     def finish(self) -> None:
         """The rows hold their sequences."""
-        self.cache.tokens[self._rows, : self._tokens.shape[1]] = self._tokens
+        held = self.cache.tokens
+        held[self._rows, : self._tokens.shape[1]] = self._tokens.to(held.dtype)
         self.cache.lengths[self._rows] = self._lengths

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..inference.cost import count
 from ..threads import SpinWatch
 from .append import Append
+from .block_cache import BlockKVCache
 from .cache import KVCache
 from .memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments, take
@@ -25,6 +27,7 @@ _MASK_ELEMENTS = 2**25
 """Entries of one attention mask."""
 
 Forward = Callable[..., Tensor]
+T = TypeVar("T")
 
 
 class CacheEngine:
@@ -38,6 +41,8 @@ class CacheEngine:
     :param int num_layers: layers of the model.
     :param int max_length: longest sequence.
     :param int cache_bytes: bound on the memory of all KV caches; the one in use may exceed it.
+    :param bool blocks: whether sequences of a KV cache share blocks of keys, see
+        :class:`~ppl_llm.kv_cache.block_cache.BlockKVCache`; else each has a row of its own.
     :ivar BatchLimit at_once: tokens of one forward pass that memory is known to allow.
     """
 
@@ -51,11 +56,13 @@ class CacheEngine:
         max_length: int,
         cache_bytes: int,
         device: torch.device,
+        blocks: bool = False,
     ) -> None:
         self.forward = forward
         self.tokens_counter, self.counters = tokens_counter, (f"{name}_forwards", f"{name}_seconds")
         self.device = device
-        self.pool = KVCachePool(lambda: KVCache(num_layers, max_length, device), cache_bytes)
+        self._kind: type[KVCache] = BlockKVCache if blocks else KVCache
+        self.pool = KVCachePool(lambda: self._kind(num_layers, max_length, device), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
         self._watch = SpinWatch() if device.type == "cpu" else None
 
@@ -64,6 +71,12 @@ class CacheEngine:
         other = copy.copy(self)
         other.forward = forward
         return other
+
+    def use_rows(self) -> None:
+        """Keep each sequence in a row of its own from now on, which passes that are captured and replayed need."""
+        if self._kind is not KVCache:
+            self._kind = KVCache
+            self.pool.clear()
 
     def run(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, shared: int = 0) -> Tensor:
         """One forward pass over tokens ``[A, q]`` that ``cache.place`` has made room for: outputs ``[A, keep, V]``.
@@ -92,6 +105,8 @@ class CacheEngine:
         :param more: what :func:`~ppl_llm.kv_cache.attention.packed_sdpa` is to know.
         """
         began = time.perf_counter()
+        if cache.reads is not None:
+            more["blocks"] = cache.reads
         output = self.forward(
             input_ids=ids,
             attention_mask=mask,
@@ -101,6 +116,7 @@ class CacheEngine:
             logits_to_keep=keep,
             **more,
         ).to(self.device)
+        cache.passed()
         seconds = self.counted(began)
         if self._watch is not None:
             self._watch.passed(ids.numel(), mask.shape[-1], seconds)
@@ -142,6 +158,25 @@ class CacheEngine:
             self.pool.release_others(cache)
             cache.reserve(num_rows, columns, spare=False)
 
+    def place(self, cache: KVCache, positions: Tensor, stop: int) -> Tensor:
+        """:meth:`KVCache.place`, if need be by releasing KV caches that nobody is using, and what other rows of this one hold.
+
+        :raises CacheTooLarge: if that is not enough.
+        """
+        try:
+            return self.make_room(cache, partial(cache.place, positions, stop))
+        except CacheTooLarge:
+            cache.forget(len(positions))
+            return cache.place(positions, stop)
+
+    def make_room(self, cache: KVCache, place: Callable[[], T]) -> T:
+        """What a call gives that needs memory in a KV cache, if need be after KV caches that nobody is using have been released."""
+        try:
+            return place()
+        except CacheTooLarge:
+            self.pool.release_others(cache)
+            return place()
+
     def append(self, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
         """Run sequences from ``held [u]`` tokens on in given rows of a cache, at least one token each.
 
@@ -156,17 +191,18 @@ class CacheEngine:
         fits = len(rows) <= min(_FORWARD_TOKENS, _MASK_ELEMENTS // append.longest)
         if append.one_each and fits and append.in_first_rows:
             positions = held[:, None]
-            mask = cache.place(None, positions, append.longest)
-            outputs = self.run(cache, tokens.gather(1, positions), positions, mask, 1).expand(-1, wanted.shape[1], -1)
+            mask = self.place(cache, positions, append.longest)
+            outputs = self.run(cache, tokens.gather(1, positions), positions, mask, 1, append.shared).expand(-1, wanted.shape[1], -1)
             append.finish()
             return outputs
         while append.waiting:
             taken, left = self.packed(append.waiting)
             segments = Segments(taken, self.device)
             ids, place = append.ids(segments), append.wanted_of(segments)
-            cache.place_packed(segments)
+            self.make_room(cache, partial(cache.place_packed, segments))
             try:
-                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), segments=segments)[0]
+                more = {"segments": segments} | ({"shared": append.shared} if append.shared else {})
+                found = self._pass(cache, ids[None], segments.positions[None], segments.mask, place.token.tolist(), **more)[0]
             except (RuntimeError, MemoryError) as error:
                 if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise

@@ -18,8 +18,9 @@ from ..inference.cost import count
 from .append import Append
 from .cache import KVCache
 from .engine import CacheEngine, Forward
-from .joint_pass import JointWrites, KeysChanged
-from .memory_limit import is_out_of_memory
+from .joint_pass import JointWrites
+from .layer import KeysChanged
+from .memory_limit import CacheTooLarge, is_out_of_memory
 from .packing import Segment, Segments
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class JointAppend:
             try:
                 tokens = self._pass(appends, taken)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if isinstance(error, CacheTooLarge) or not is_out_of_memory(error):
                     raise
                 engine.at_once.halve(sum(segment.size for segment in taken), error)
                 continue
@@ -115,6 +116,7 @@ class JointAppend:
         owners = list(dict.fromkeys(segment.owner for segment in taken))
         own = [appends[owner] for owner in owners]
         parts = PackedParts([append.cache for append in own], [[each for each in taken if each.owner == o] for o in owners])
+        parts.shared = [append.shared for append in own]
         places = [append.wanted_of(segments) for append, segments in zip(own, parts.segments, strict=True)]
         for append, segments in zip(own, parts.segments, strict=True):
             append.cache.place_packed(segments)
@@ -128,7 +130,10 @@ class JointAppend:
             logits_to_keep=torch.cat([place.token + begin for place, begin in zip(places, parts.begins, strict=True)]).tolist(),
             segments=parts,
             parts=parts,
+            shared=max(append.shared for append in own),
         ).to(engine.device)[0]
+        for append in own:
+            append.cache.passed()
         for append, place, outputs in zip(own, places, found.split([len(place.token) for place in places]), strict=True):
             append.put(place, outputs)
         return dict(zip(owners, parts.sizes, strict=True))
@@ -140,6 +145,7 @@ class PackedParts(JointWrites):
     :ivar list segments: of each KV cache.
     :ivar list sizes: tokens of each.
     :ivar list begins: where they begin.
+    :ivar list shared: leading tokens that the sequences of each have in common and that are worth reading once.
     :ivar Tensor positions: ``[T]``, ``looking`` and ``mask`` as those of :class:`~ppl_llm.kv_cache.packing.Segments`, of all together.
     """
 
@@ -150,6 +156,7 @@ class PackedParts(JointWrites):
         self.segments = [Segments(some, device, lowest) for some in taken]
         self.sizes = [len(segments.positions) for segments in self.segments]
         self.begins = [sum(self.sizes[:number]) for number in range(len(self.sizes))]
+        self.shared = [0] * len(self.sizes)
         self.positions = torch.cat([segments.positions for segments in self.segments])
         widest = max(self.segments, key=lambda segments: segments.mask.shape[-1])
         self.looking, self.mask = widest.looking, widest.mask
@@ -160,10 +167,14 @@ class PackedParts(JointWrites):
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Attention of each KV cache's tokens over its own keys: ``[1, T, heads, D]``.
 
-        :param attention: called with queries, keys, values, mask and ``segments`` of one cache.
+        :param attention: called with queries, keys, values, mask, ``segments``, ``shared`` and ``blocks`` of one cache.
         """
-        each = zip(self.split(query), self.views(key), self.segments, strict=True)
-        return torch.cat([attention(query, keys, values, mask, segments=segments) for query, (keys, values), segments in each], 1)
+        each = zip(self.split(query), self.views(key), self.segments, self.shared, strict=True)
+        found = [
+            attention(query, view.key, view.value, mask, segments=segments, shared=shared, blocks=view.blocks)
+            for query, view, segments, shared in each
+        ]
+        return torch.cat(found, 1)
 
 
 class JointEngine(CacheEngine):

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from .block_layer import BlockReads
 from .cache import KVCache
 from .engine import CacheEngine
-from .layer import RaggedLayer
+from .layer import KeysChanged, RaggedLayer
 from .memory_limit import is_out_of_memory
-
-
-class KeysChanged(ValueError):
-    """The model does not hand to its attention function the keys that its cache gave, but others that it makes of them."""
 
 
 class Part(NamedTuple):
@@ -35,6 +32,14 @@ class Part(NamedTuple):
     shared: int = 0
 
 
+class View(NamedTuple):
+    """Keys and values of one KV cache, as attention is given them."""
+
+    key: Tensor
+    value: Tensor
+    blocks: BlockReads | None
+
+
 class JointWrites:
     """Where several KV caches keep the keys of one forward pass.
 
@@ -44,7 +49,7 @@ class JointWrites:
 
     def __init__(self, caches: Sequence[KVCache], stop: int) -> None:
         self._caches, self.stop, self.capacity = caches, stop, stop
-        self._views: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
+        self._views: dict[int, tuple[Tensor, list[View]]] = {}
 
     @property
     def hf_cache(self) -> Cache:
@@ -58,11 +63,14 @@ class JointWrites:
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values of a layer where they belong; they stand for all keys until :meth:`views`."""
         each = zip(self._caches, self.split(key), self.split(value), strict=True)
-        views = [cache.hf_cache.layers[layer].update(keys, values) for cache, keys, values in each]
+        views = []
+        for cache, keys, values in each:
+            own_keys, own_values = cache.hf_cache.layers[layer].update(keys, values)
+            views.append(View(own_keys, own_values, cache.reads))
         self._views[id(key)] = key, views  # with the key, so that no other gets its id
         return key, value
 
-    def views(self, key: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def views(self, key: Tensor) -> list[View]:
         """Keys and values of each KV cache.
 
         :raises KeysChanged: for keys that :meth:`store` did not return.
@@ -81,6 +89,7 @@ class Parts(JointWrites):
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__([part.cache for part in parts], max(part.mask.shape[-1] for part in parts))
         self._sizes = [len(part.ids) for part in parts]
+        self._stops = [part.mask.shape[-1] for part in parts]
         self.shared = [part.shared for part in parts]
 
     def split(self, states: Tensor) -> Sequence[Tensor]:
@@ -89,10 +98,13 @@ class Parts(JointWrites):
     def attend(self, attention: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Attention of each KV cache's sequences over its own keys: ``[A, 1, heads, D]``.
 
-        :param attention: called with queries, keys, values, mask and ``shared`` of one cache.
+        :param attention: called with queries, keys, values, mask, ``shared`` and ``blocks`` of one cache.
         """
-        each = zip(self.split(query), self.views(key), self.split(mask), self.shared, strict=True)
-        found = [attention(query, keys, values, mask[..., : keys.shape[2]], shared=shared) for query, (keys, values), mask, shared in each]
+        each = zip(self.split(query), self.views(key), self.split(mask), self._stops, self.shared, strict=True)
+        found = [
+            attention(query, view.key, view.value, mask[..., :stop], shared=shared, blocks=view.blocks)
+            for query, view, mask, stop, shared in each
+        ]
         return torch.cat(found)
 
 
@@ -169,4 +181,6 @@ class JointPass:
             parts=parts,
             shared=max(parts.shared),
         ).to(self._engine.device)
+        for part in group:
+            part.cache.passed()
         return output[:, -1]

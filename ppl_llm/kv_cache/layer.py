@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Protocol
 
@@ -16,8 +17,8 @@ from .packing import Segments
 class Writes:
     """Where the next forward pass writes and how much it reads; shared by all layers of a KV cache.
 
-    :ivar rows: the cache row of each sequence, ``None`` for ``A`` rows from ``first`` on, which are read as a view.
-    :ivar Tensor row_index: ``[A]``, the same as a tensor.
+    :ivar int first: the first of the ``A`` rows, which are read as a view.
+    :ivar Tensor row_index: ``[A]``, all of them.
     :ivar Tensor columns: ``[A, q]`` column that each token is written to.
     :ivar int stop: columns read.
     :ivar segments: of packed tokens, else ``None``: all rows are then read, and ``row_index`` and ``columns`` are ``[T]``.
@@ -26,12 +27,15 @@ class Writes:
     def __init__(self) -> None:
         self.num_rows = 0
         self.capacity = 0
-        self.rows: Tensor | None = None
         self.first = 0
         self.row_index = torch.empty(0, dtype=torch.long)
         self.columns = torch.empty(0, 0, dtype=torch.long)
         self.stop = 0
         self.segments: Segments | None = None
+
+
+class KeysChanged(ValueError):
+    """The model does not hand to its attention function the keys that its cache gave, but others that it makes of them."""
 
 
 class Columns(Protocol):
@@ -84,7 +88,7 @@ class KVCacheLayer(RaggedLayer):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
             # Zeros, as masked columns are still multiplied by a weight of 0, which must not meet a nan.
-            _zeros(states, self._writes.num_rows, self._writes.capacity)
+            zeros(states, self._writes.num_rows, states.shape[1], self._writes.capacity, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -104,17 +108,15 @@ class KVCacheLayer(RaggedLayer):
                 store[rows[:, None], :, columns] = states.transpose(1, 2)
         if writes.segments is not None:
             return self.keys, self.values
-        if writes.rows is None:
-            read = slice(writes.first, writes.first + sequences), slice(None), slice(writes.stop)
-            return self.keys[read], self.values[read]
-        return self.keys[:, :, : writes.stop].index_select(0, rows), self.values[:, :, : writes.stop].index_select(0, rows)
+        read = slice(writes.first, writes.first + sequences), slice(None), slice(writes.stop)
+        return self.keys[read], self.values[read]
 
     def grow(self, num_rows: int, capacity: int) -> None:
         """:raises CacheTooLarge: if there is no memory for it; the layer then is as before."""
         if self.is_initialized:
             before = self.keys, self.values
             try:
-                self.keys, self.values = (_grown(store, num_rows, capacity) for store in before)
+                self.keys, self.values = (grown(store, num_rows, store.shape[1], capacity, store.shape[3]) for store in before)
             except CacheTooLarge:
                 self.keys, self.values = before
                 raise
@@ -125,17 +127,26 @@ class KVCacheLayer(RaggedLayer):
             self.keys, self.values = self.keys[:num_rows, :, :capacity], self.values[:num_rows, :, :capacity]
 
 
-def _zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """Keys or values of a shape.
+
+    :raises CacheTooLarge: if there is no memory for them.
+    """
     try:
         with torch.inference_mode(False):  # a KV cache outlives the pass that makes it, and is written to outside of inference mode too
-            return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
+            return like.new_zeros(*shape)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise CacheTooLarge(f"no memory for the keys of {num_rows} sequences of {capacity} tokens\n{REMEDY}") from error
+        tokens = math.prod(shape) // (like.shape[1] * like.shape[3])
+        raise CacheTooLarge(f"no memory for the keys of {tokens} tokens\n{REMEDY}") from error
 
 
-def _grown(store: Tensor, num_rows: int, capacity: int) -> Tensor:
-    new = _zeros(store, num_rows, capacity)
-    new[: store.shape[0], :, : store.shape[2]] = store
+def grown(store: Tensor, *shape: int) -> Tensor:
+    """Keys or values in a larger shape; zeros where there was nothing.
+
+    :raises CacheTooLarge: if there is no memory for them.
+    """
+    new = zeros(store, *shape)
+    new[tuple(slice(size) for size in store.shape)] = store
     return new

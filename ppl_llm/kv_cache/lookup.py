@@ -170,7 +170,7 @@ def _borrow(engine: CacheEngine, cache: KVCache, hint: Tensor, held: Tensor, tok
         mine = (place[0] == number).nonzero()[:, 0]
         stop = place[2, mine]
         cache.take(others[number], place[1, mine].to(device), targets[mine].to(device), 0, int(stop.max()))
-        cache.lengths[targets[mine].to(device)] = stop.to(device)
+        cache.cut(targets[mine].to(device), stop.to(device))
     group = torch.full_like(best, -1)
     group[found] = of
     hint[cold[lucky]], held[cold[lucky]] = targets[group[which[lucky]]], best[which[lucky]]
@@ -228,5 +228,5 @@ def _settle(cache: KVCache, hint: Tensor, held: Tensor) -> Tensor:
     row[~stays] = vacant.nonzero()[:, 0]
     moved = ~stays & (held > 0)
     cache.copy(hint[moved].to(device), row[moved].to(device), held[moved].to(device))
-    cache.lengths[row.to(device)] = held.to(device)
+    cache.cut(row.to(device), held.to(device))
     return row

@@ -86,12 +86,18 @@ def cache_engine(model: Any, max_length: int, cache_bytes: int, device: torch.de
         max_length=max_length,
         cache_bytes=cache_bytes,
         device=device,
+        blocks=can_share_blocks(model),
     )
     problem = None if verified else disagreement(engine, model)
     if problem is not None:
         model.set_attn_implementation(before if before != PACKED else "sdpa")
         return None, problem
     return engine, ""
+
+
+def can_share_blocks(model: Any) -> bool:
+    """Whether attention can read keys in blocks: on a CPU, of architectures that hand it the keys that their cache gave."""
+    return model.config.get_text_config().model_type in VERIFIED and lies_on(model, torch.device("cpu"))
 
 
 def execution_device(model: Any) -> torch.device:

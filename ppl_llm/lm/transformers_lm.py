@@ -109,6 +109,7 @@ class TransformersLM(AutoregressiveLM):
 
     def _cached_sampler(self, source: CachedLogits, loop: DeviceLoop | None) -> Sampler:
         if loop is not None:
+            source.engine.use_rows()
             return DeviceSampler(source, loop)
         on_cpu = source.engine.device.type == "cpu" and lies_on(self.model, source.engine.device)
         return StepSampler(source, JointSampler(JointPass(source.engine), inference_mode=on_cpu), batches_programs=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...context import PAD, Context
 from ...context_cache import CacheEntry, CacheKey, find_entry
 from ...inference.cost import count
-from ...kv_cache.attention import pays
 from ...kv_cache.cache import KVCache
+from ...kv_cache.common_prefix import common_tokens, pays
 from ...kv_cache.engine import CacheEngine
 from ...kv_cache.hidden import HiddenForward
 from ...kv_cache.joint_pass import Part
@@ -54,7 +54,7 @@ class CachedLogits:
         elif logits is not None and lookup.num_rows < len(active):
             logits = logits[lookup.row_of[by_row]]
         longest = int(lookup.lengths.max())
-        shared = _common_tokens(lookup.cache, len(active), longest)
+        shared = common_tokens(lookup.cache, len(active), longest)
         decoder = CachedDecoder(self.engine, lookup.cache, active[by_row], rows, logits, longest - wait, shared)
         if wait:
             count(**{self.engine.tokens_counter: lookup.num_rows})
@@ -174,9 +174,9 @@ class CachedDecoder:
         rows = len(tokens)
         cache, longest = self.grow(rows)
         positions = cache.lengths[:rows, None].clone()
-        cache.tokens.scatter_(1, positions, tokens[:, None])
+        cache.tokens.scatter_(1, positions, tokens[:, None].to(cache.tokens.dtype))
         shared = self._shared if pays(positions.device, rows, self._shared) else 0
-        return Part(cache, tokens[:, None], positions, cache.place(None, positions, longest), shared)
+        return Part(cache, tokens[:, None], positions, self._engine.place(cache, positions, longest), shared)
 
     def finish(self, logits: Tensor, alive: Tensor) -> None:
         self.logits = logits
@@ -214,11 +214,3 @@ def close_ranks(alive: Tensor) -> tuple[int, Tensor, Tensor]:
     """
     number = int(alive.sum())
     return number, (~alive[:number]).nonzero()[:, 0], number + alive[number:].nonzero()[:, 0]
-
-
-def _common_tokens(cache: KVCache, rows: int, longest: int) -> int:
-    """Leading tokens that the first rows share, now and for the rest of the step; 0 if it cannot pay to read their keys once."""
-    if not pays(cache.tokens.device, rows, longest):
-        return 0
-    texts = cache.tokens[:rows, : int(cache.lengths[:rows].min())]
-    return int((texts == texts[:1]).all(0).cumprod(0).sum())

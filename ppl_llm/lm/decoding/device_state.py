@@ -127,7 +127,7 @@ class DeviceState:
         positions = at[:, None].clone()
         # Behind the end of what a row holds: where the length does not grow, nothing has happened.
         cache.tokens.scatter_(1, positions, ids)
-        mask = cache.place(None, positions, stop)
+        mask = cache.place(positions, stop)
         logits = engine.run(cache, ids, positions, mask, 1)[:, -1]
         at += self.alive[:number]
         return logits

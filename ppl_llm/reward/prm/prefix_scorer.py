@@ -16,7 +16,7 @@ from ...kv_cache.joint_append import JointEngine
 from ...kv_cache.lookup import look_up
 from ...kv_cache.masks import LayerMasks
 from ...kv_cache.pool import Lease
-from ...kv_cache.support import cache_keyword, context_limit
+from ...kv_cache.support import cache_keyword, can_share_blocks, context_limit
 
 
 class Scored(NamedTuple):
@@ -67,6 +67,7 @@ class PrefixScorer:
             max_length=self.max_length,
             cache_bytes=cache_bytes,
             device=self.device,
+            blocks=can_share_blocks(model),
         )
 
     def release(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +15,16 @@ from torch import Tensor
 
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
+from ppl_llm.kv_cache import block_layer as block_layer
 from ppl_llm.kv_cache import layer as layer
+from ppl_llm.kv_cache.block_layer import BLOCK
 from ppl_llm.kv_cache.engine import CacheEngine
 from ppl_llm.kv_cache.memory_limit import BatchLimit, CacheTooLarge, is_out_of_memory
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
 from tests.helpers.architectures import ARCHITECTURES
-from tests.helpers.tiny_models import language_model, reward_net, tokenizer
+from tests.helpers.tiny_models import causal_lm, language_model, reward_net, tokenizer
 
 OPTIONS = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12)
 SEQUENCES = 12
@@ -125,7 +129,7 @@ def test_a_pass_in_parts_that_forgets_where_it_writes_is_rejected(monkeypatch: p
         outputs = []
         for begin in range(0, len(ids), at_once):
             some = slice(begin, begin + at_once)
-            cache.place(None, positions[some], mask.shape[-1])
+            cache.place(positions[some], mask.shape[-1])
             outputs.append(self._pass(cache, ids[some], positions[some], mask[some], keep))
         return torch.cat(outputs)
 
@@ -154,26 +158,41 @@ def test_other_errors_are_not_taken_for_it():
 
 
 class Allocator:
-    """Refuses keys of more than a number of sequences times tokens."""
+    """Refuses keys of more than a number of tokens, whether these lie in rows or in blocks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, places: int) -> None:
         self.largest = 0
-        plain = layer._zeros
+        plain = layer.zeros
 
-        def zeros(like: Tensor, num_rows: int, capacity: int) -> Tensor:
-            if num_rows * capacity > places:
-                raise CacheTooLarge(f"no memory for the keys of {num_rows} sequences of {capacity} tokens: out of memory")
-            self.largest = max(self.largest, num_rows * capacity)
-            return plain(like, num_rows, capacity)
+        def zeros(like: Tensor, *shape: int) -> Tensor:
+            tokens = math.prod(shape) // (like.shape[-1] * KV_HEADS)
+            if tokens > places:
+                raise CacheTooLarge(f"no memory for the keys of {tokens} tokens: out of memory")
+            self.largest = max(self.largest, tokens)
+            return plain(like, *shape)
 
-        monkeypatch.setattr(layer, "_zeros", zeros)
+        for module in (layer, block_layer):
+            monkeypatch.setattr(module, "zeros", zeros)
 
 
-@pytest.mark.parametrize("places", [2 * 64, 5 * 64, 9 * 64])
-def test_keys_that_do_not_fit_are_kept_of_fewer_sequences(places: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+KV_HEADS = causal_lm().config.num_key_value_heads
+
+
+def stored(in_blocks: bool) -> TransformersLM:
+    """A model whose sequences share blocks of keys, or have a row each."""
+    lm = language_model()
+    if not in_blocks:
+        lm._engine.use_rows()
+    return lm
+
+
+@pytest.mark.parametrize(("in_blocks", "places"), [*((False, rows * 64) for rows in (2, 5, 9)), *((True, n * BLOCK) for n in (6, 9, 12))])
+def test_keys_that_do_not_fit_are_kept_of_fewer_sequences(
+    in_blocks: bool, places: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     expected = steps(language_model())
     allocator = Allocator(monkeypatch, places)
-    lm = language_model()
+    lm = stored(in_blocks)
     with caplog.at_level(logging.WARNING, logger="ppl_llm"):
         assert_same(steps(lm), expected)
     assert 0 < allocator.largest <= places
@@ -183,18 +202,20 @@ def test_keys_that_do_not_fit_are_kept_of_fewer_sequences(places: int, monkeypat
     assert lm._engine.at_once.largest is None  # passes over fewer tokens would not have helped
 
 
-def test_growth_that_fails_in_the_middle_of_a_step_starts_the_step_again(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_growth_that_fails_in_the_middle_of_a_step_starts_the_step_again(in_blocks: bool, monkeypatch: pytest.MonkeyPatch):
     """The prompts fit, the step's tokens do not: sequences that have tokens already get the same ones again."""
     options, problem = StepOptions(stop="\x00", max_tokens=60), "What is 12 + 30?"
     expected_lm = language_model()
     torch.manual_seed(0)
     expected = expected_lm.sample_step(expected_lm.start(problem), torch.Size((SEQUENCES,)), options)
-    allocator = Allocator(monkeypatch, SEQUENCES * 64)
-    lm = language_model()
+    places = SEQUENCES * (48 if in_blocks else 64)
+    allocator = Allocator(monkeypatch, places)
+    lm = stored(in_blocks)
     torch.manual_seed(0)
     found = lm.sample_step(lm.start(problem), torch.Size((SEQUENCES,)), options)
     assert_same(list(found), list(expected))
-    assert allocator.largest <= SEQUENCES * 64 and lm._at_once.largest == 6
+    assert allocator.largest <= places and lm._at_once.largest == 6
 
 
 def test_kv_caches_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPatch):
@@ -218,28 +239,38 @@ def test_kv_caches_that_nobody_uses_make_room_first(monkeypatch: pytest.MonkeyPa
     assert meter.totals["tokens_prefilled"] > 4  # released, hence run again
 
 
-def test_a_kv_cache_that_could_not_grow_is_as_before(monkeypatch: pytest.MonkeyPatch):
-    lm = language_model()
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_a_kv_cache_that_could_not_grow_is_as_before(in_blocks: bool, monkeypatch: pytest.MonkeyPatch):
+    lm = stored(in_blocks)
     context = lm.start("What is 12 + 30?")
     context = context.extend(lm.sample_step(context, torch.Size((4,)), OPTIONS).tokens, OPTIONS.stop)
     cache = lm._engine.pool.caches[0]
-    before = cache.state()
-    calls, plain = [0], layer._zeros
+    if in_blocks:
+        cache.reserve(40, cache.capacity + 1)  # a table of blocks, none of which exists yet
+    before = copy.deepcopy(cache.state())
+    calls, plain = [0], layer.zeros
 
-    def third_fails(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+    def grow() -> None:
+        cache.reserve(40, before["capacity"] + (not in_blocks))
+        if in_blocks:
+            cache.place(torch.arange(2 * BLOCK).expand(40, -1), 2 * BLOCK)
+
+    def third_fails(like: Tensor, *shape: int) -> Tensor:
         calls[0] += 1
-        if calls[0] == 3:
+        if calls[0] % 4 == 3:
             raise CacheTooLarge("out of memory")
-        return plain(like, num_rows, capacity)
+        return plain(like, *shape)
 
-    monkeypatch.setattr(layer, "_zeros", third_fails)
-    with pytest.raises(CacheTooLarge):
-        cache.reserve(40, cache.capacity + 1)
-    assert calls[0] == 3 and (cache.num_rows, cache.capacity) == (before["tokens"].shape[0], before["capacity"])
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "zeros", third_fails)
+        with pytest.raises(CacheTooLarge):
+            grow()
+    assert calls[0] in (3, 7) and (cache.num_rows, cache.capacity) == (before["tokens"].shape[0], before["capacity"])
     after = cache.state()
+    assert in_blocks == ("table" in after) and (not in_blocks or torch.equal(after["table"], before["table"]))
     for states, was in zip(after["layers"], before["layers"], strict=True):
         assert all(torch.equal(one, other) for one, other in zip(states, was, strict=True))
-    cache.reserve(40, cache.capacity + 1)
+    grow()
     assert cache.num_rows == 40
 
 
@@ -277,7 +308,7 @@ def test_a_reward_model_that_cannot_hold_the_sequences_says_what_to_do(monkeypat
     context = language_model().start("What is 12 + 30?")
     context = context.extend(torch.randint(5, 300, (9,)), OPTIONS.stop)
     monkeypatch.setattr(Tensor, "new_zeros", _only_large(Tensor.new_zeros, refuse))
-    with pytest.raises(CacheTooLarge, match=r"no memory for the keys of 1 sequences of \d+ tokens\ngive the model less memory to hold"):
+    with pytest.raises(CacheTooLarge, match=r"no memory for the keys of \d+ tokens\ngive the model less memory to hold"):
         prm.step_log_odds(context)
 
 

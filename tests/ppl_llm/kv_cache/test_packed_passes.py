@@ -14,6 +14,8 @@ from torch import Tensor
 from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.kv_cache import attention as attention
+from ppl_llm.kv_cache import common_prefix
+from ppl_llm.kv_cache.attention import Keys
 from ppl_llm.kv_cache.cache import KVCache
 from ppl_llm.kv_cache.packing import Segment, Segments, take
 from ppl_llm.lm.base import StepOptions
@@ -111,12 +113,12 @@ def steps_agree(atol: float = 1e-4) -> None:
 
 def test_steps_agree(monkeypatch: pytest.MonkeyPatch):
     steps_agree()
-    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
+    monkeypatch.setattr(common_prefix, "_MIN_SAVED", 1)
     calls: list[int] = []
     original = attention.shared_prefix_attention
 
     def spied(*inputs: Any) -> Tensor:
-        calls.append(inputs[4])
+        calls.append(inputs[3])
         return original(*inputs)
 
     monkeypatch.setattr(attention, "shared_prefix_attention", spied)
@@ -142,28 +144,29 @@ def test_wrong_masks_are_rejected(wrong: Any, monkeypatch: pytest.MonkeyPatch):
         steps_agree()
 
 
-def half_each(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
+def half_each(query: Tensor, keys: Keys, mask: Tensor, shared: int, scaling: float | None) -> Tensor:
     """The parts joined without their normalisers."""
-    parts = [slice(0, shared), slice(shared, None)]
     attend = torch.nn.functional.scaled_dot_product_attention
-    first, second = (attend(query, key[:, :, at], value[:, :, at], attn_mask=mask[..., at], scale=scaling) for at in parts)
-    return (first + second) / 2
+    key, value = keys.common(shared)
+    first = attend(query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1), scale=scaling)
+    second = [attend(query[some], *own, attn_mask=mask[some, ..., shared:], scale=scaling) for some, *own in keys.parts(shared)]
+    return (first + torch.cat(second)) / 2
 
 
 def test_parts_joined_wrongly_are_rejected(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
+    monkeypatch.setattr(common_prefix, "_MIN_SAVED", 1)
     monkeypatch.setattr(attention, "shared_prefix_attention", half_each)
     with pytest.raises(AssertionError):
         steps_agree()
 
 
 def test_a_prefix_that_is_not_common_is_rejected(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "_MIN_SAVED", 1)
-    common = cached_decoder._common_tokens
+    monkeypatch.setattr(common_prefix, "_MIN_SAVED", 1)
+    common = common_prefix.common_tokens
 
     def one_too_many(cache: KVCache, rows: int, longest: int) -> int:
         return min(common(cache, rows, longest) + 1, int(cache.lengths[:rows].min()))
 
-    monkeypatch.setattr(cached_decoder, "_common_tokens", one_too_many)
+    monkeypatch.setattr(cached_decoder, "common_tokens", one_too_many)
     with pytest.raises(AssertionError):
         steps_agree()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm.kv_cache import attention, packing
-from ppl_llm.kv_cache.attention import attend_in_batches
+from ppl_llm.kv_cache.attention import RowKeys, attend_in_batches
 from ppl_llm.kv_cache.packing import Segment, Segments, in_batches
 from ppl_llm.lm.base import StepOptions
 from ppl_llm.reward.prm.transformers_prm import TransformersPRM
@@ -41,7 +41,7 @@ def made(segments: list[Segment], window: int | None = None) -> tuple[Tensor, Te
 
 
 def one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, segments: Segments) -> Tensor:
-    return attention._each_segment(query, key, value, mask, segments, 0.3, None, None)
+    return attention._each_segment(query, RowKeys(key, value), KV_HEADS, mask, segments, 0.3, None, None)
 
 
 @settings(max_examples=60)
@@ -110,6 +110,8 @@ def scores() -> tuple[Tensor, list[Tensor]]:
     """Log-odds of ragged steps with resampling between, and the log-probabilities of the steps."""
     torch.manual_seed(0)
     lm, prm = language_model(), TransformersPRM(reward_net(), tokenizer())
+    for engine in (lm._engine, prm._scorer.engine):
+        engine.use_rows()  # as on a GPU
     options, sequences = StepOptions(stop=("a", "e", "o", "1"), max_tokens=12), torch.Size((8,))
     context, log_probs = lm.start("What is 12 + 30?"), []
     for _ in range(3):

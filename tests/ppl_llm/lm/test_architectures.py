@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Cache
 
 from ppl_llm.context import PAD
 from ppl_llm.inference.cost import CostMeter
-from ppl_llm.kv_cache import attention
+from ppl_llm.kv_cache import common_prefix
 from ppl_llm.kv_cache.masks import LayerMasks
 from ppl_llm.kv_cache.support import VERIFIED
 from ppl_llm.lm.base import StepOptions
@@ -62,7 +62,7 @@ def test_exactness(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, 
     for number in range(3):
         with monkeypatch.context() as patch:
             if number > 0:  # sequences so few would not read a common prefix together
-                patch.setattr(attention, "_MIN_SAVED", 1)
+                patch.setattr(common_prefix, "_MIN_SAVED", 1)
             step, log_probs = lm.sample_step(context, torch.Size((4,)), OPTIONS)
         torch.testing.assert_close(lm.step_log_prob(context, step, OPTIONS), log_probs, atol=1e-5, rtol=1e-5)
         spread = context.expand((4,))

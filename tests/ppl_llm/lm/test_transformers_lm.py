@@ -70,7 +70,7 @@ def test_what_outlives_a_pass_can_be_written_to_outside_of_inference_mode():
         kept = [step, log_probs, cache.tokens, cache.lengths, entry.tensors["rows"]]
         kept += [states for layer in cache.state()["layers"] for states in layer]
         assert not any(each.is_inference() for each in kept)
-    assert versions == [2, 3]  # in either step, some pass had to make room
+    assert 0 < versions[0] < versions[1]  # in either step, some pass had to make room
 
 
 def test_a_single_sequence_needs_no_batch_dimension():

@@ -225,15 +225,15 @@ def test_a_pass_that_fails_fails_for_those_in_it():
 @pytest.mark.parametrize("rows", [1, 12, 20])
 def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatch):
     """Fewer sequences at a time, and nothing else."""
-    zeros = layer._zeros
+    zeros = layer.zeros
 
-    def scarce(like: Tensor, num_rows: int, capacity: int) -> Tensor:
-        if num_rows > rows:
+    def scarce(like: Tensor, *shape: int) -> Tensor:
+        if shape[0] > rows:
             raise CacheTooLarge("no memory")
-        return zeros(like, num_rows, capacity)
+        return zeros(like, *shape)
 
     lm = looping()
-    monkeypatch.setattr(layer, "_zeros", scarce)
+    monkeypatch.setattr(layer, "zeros", scarce)
     assert_same(together(several(lm)), expected())
     assert all(cache.num_rows <= rows for cache in lm._engine.pool.caches if cache.num_bytes > 1000)
     assert lm._engine.pool._reserved == []
@@ -242,7 +242,7 @@ def test_no_memory_for_the_keys_of_all(rows: int, monkeypatch: pytest.MonkeyPatc
 def test_dead_sequences_that_stay_have_a_column_to_write_to(monkeypatch: pytest.MonkeyPatch):
     """Columns are made one by one here; in the broken version there are none beyond what sequences that continue need."""
     reserve, collect = KVCache.reserve, DeviceBatch._collect
-    monkeypatch.setattr(kv_cache, "_ALIGN", 1)
+    monkeypatch.setattr(kv_cache, "ALIGN", 1)
     monkeypatch.setattr(KVCache, "reserve", lambda self, rows, columns, spare=False: reserve(self, rows, columns, spare=False))
     problems = ["7 * 6", "7 + 6", "12 + 30", "What is 12 + 30? Then add the ones: 40 + 2 and multiply the result by 7 and say what it is."]
     options = replace(OPTIONS, stop=("a", "e"), max_tokens=40)

@@ -234,8 +234,8 @@ def test_a_token_step_needs_nothing_of_the_host(options: StepOptions, vocabulary
 def test_a_number_from_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch):
     place = KVCache.place
 
-    def placed(self: KVCache, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
-        mask = place(self, rows, positions, stop)
+    def placed(self: KVCache, positions: Tensor, stop: int) -> Tensor:
+        mask = place(self, positions, stop)
         return mask & (torch.tensor(0) <= positions[..., None, None])
 
     monkeypatch.setattr(KVCache, "place", placed)
@@ -270,8 +270,8 @@ def stale_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     masks: dict[Any, Tensor] = {}
     place = KVCache.place
 
-    def first_mask(self: KVCache, rows: Tensor | None, positions: Tensor, stop: int) -> Tensor:
-        return masks.setdefault((positions.shape, stop), place(self, rows, positions, stop))
+    def first_mask(self: KVCache, positions: Tensor, stop: int) -> Tensor:
+        return masks.setdefault((positions.shape, stop), place(self, positions, stop))
 
     monkeypatch.setattr(KVCache, "place", first_mask)
 
