@@ -118,7 +118,8 @@ class Solver:
         :raises ApiError: for options that do not go together, naming the field.
         """
         try:
-            asked.choice.method.start(self.model(asked.choice, asked.options, loaded=False), asked.choice.options)
+            model = self.model(asked.choice, asked.options, loaded=False)
+            asked.choice.method.start(_in_turns(asked, asked.problems[0], model), asked.choice.options)
         except ValueError as error:
             raise bad_value(_blamed(str(error), asked.choice), str(error)) from error
 
@@ -141,7 +142,7 @@ class Solver:
         options = dict(asked.options)
         if asked.constraint is not None:
             options.setdefault("answer_fallback", "text")
-        model = self.model(asked.choice, options)
+        model = _in_turns(asked, problem, self.model(asked.choice, options))
         try:
             prompt_tokens = int(model.lm.start(problem).lengths)
         except ValueError as error:
@@ -154,7 +155,7 @@ class Solver:
             posterior = run(problem)
         except DeadlinePassed as passed:
             partial: ParticlePosterior | None = getattr(passed, "partial_posterior", None)
-            if partial is None:
+            if partial is None or (asked.rounds > 1 and not any(partial.value.text)):  # a draft is no answer
                 raise
             posterior, stopped = partial, "deadline"
         solutions = self._solutions(asked, model, posterior)
@@ -224,7 +225,8 @@ class _Watch:
         self._asked, self._tell, self._count = asked, tell, 0
         choice = asked.choice
         self._unit = choice.method.unit_under(choice.options)
-        self._settled = SettledText(asked.options.get("final_stop", ())) if choice.method.settles_under(choice.options) else None
+        settles = asked.rounds == 1 and choice.method.settles_under(choice.options)  # a draft is no part of the answer
+        self._settled = SettledText(asked.options.get("final_stop", ())) if settles else None
 
     def __call__(self, posterior: ParticlePosterior) -> None:
         self._count += 1
@@ -253,8 +255,18 @@ class _Watch:
             told["parents"] = records[-1].ancestors[posterior.particles.public].tolist()
             told["ess"] = float(records[-1].ess[posterior.particles.public])
             told["resampled"] = bool(records[-1].resampled.any())
+            told["found"] = context.answers()
             told["steps"] = [(steps[-1] if steps else "")[:_STEP_CHARACTERS] for steps in context.steps]
         return told
+
+
+def _in_turns(asked: Asked, problem: Any, model: ReasoningModel) -> ReasoningModel:
+    """The model that writes as often as was asked for, each time in the next turn of the whole conversation."""
+    if asked.rounds == 1:
+        return model
+    from ..programs.revision import ask_again, revise
+
+    return revise(model, asked.rounds, lambda _, draft: ask_again(problem, draft))
 
 
 def _solution(context: Context, weight: float) -> Solution:
