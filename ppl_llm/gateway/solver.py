@@ -119,6 +119,7 @@ class Solver:
         """
         try:
             model = self.model(asked.choice, asked.options, loaded=False)
+            asked.choice.method.check_lm(self.served.lm)
             asked.choice.method.start(_in_turns(asked, asked.problems[0], model), asked.choice.options)
         except ValueError as error:
             raise bad_value(_blamed(str(error), asked.choice), str(error)) from error
@@ -126,6 +127,7 @@ class Solver:
     def works(self, choice: Choice) -> bool:
         """Whether a method can be run at all."""
         try:
+            choice.method.check_lm(self.served.lm)
             choice.method.start(self.model(choice, {}, loaded=False), choice.options)
         except ValueError:
             return False
@@ -225,8 +227,7 @@ class _Watch:
         self._asked, self._tell, self._count = asked, tell, 0
         choice = asked.choice
         self._unit = choice.method.unit_under(choice.options)
-        settles = asked.rounds == 1 and choice.method.settles_under(choice.options)  # a draft is no part of the answer
-        self._settled = SettledText(asked.options.get("final_stop", ())) if settles else None
+        self._settled = SettledText(asked.options.get("final_stop", ())) if choice.method.settles_under(choice.options) else None
 
     def __call__(self, posterior: ParticlePosterior) -> None:
         self._count += 1

@@ -84,7 +84,6 @@ def test_a_run_from_the_problem_to_the_posterior(browser: Browser, server: Runni
     last = browser.evaluate("[...document.querySelectorAll('#tree circle')].slice(-16).map((each) => each.classList[1])")
     first_bar = browser.evaluate("document.querySelector('#answers .bar').classList[1]")
     assert last.count(first_bar) >= last.count("none") and first_bar in last, "a particle has the colour of its answer"
-    assert "none" in browser.evaluate("[...document.querySelectorAll('#tree circle')].map((each) => each.classList[1])") or len(set(last)) == 1
     resampled = sum(reply["ppl"]["resampled"])
     label = f"16 particles, {steps} steps, resampled {resampled} times"
     assert browser.evaluate("document.getElementById('tree').getAttribute('aria-label')") == label

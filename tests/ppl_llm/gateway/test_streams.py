@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from ppl_llm import TabularLM, TabularReward
+from ppl_llm.context import Context
 from ppl_llm.gateway import Gateway, Limits, Served
 from ppl_llm.gateway.settled import SettledText
 from ppl_llm.methods import SOLVING, Method
 from tests.helpers.gateway import Running, running
-from tests.ppl_llm.gateway.test_settled import FollowsTheFirst, Particle
+from tests.ppl_llm.gateway.test_settled import FollowsTheFirst
 
-LM = TabularLM(torch.tensor([[1.0, 30, 2, 0], [1, 0, 30, 1], [20, 1, 0, 0], [1, 0, 0, 0]]).log(), ["a", "b", ";", "$"], eos="$")
+LOGITS = torch.tensor([[1.0, 30, 2, 0], [1, 0, 30, 1], [20, 1, 0, 0], [1, 0, 0, 0]]).log()
 """After a comes b, after b comes ; and after ; comes a, most of the time."""
+VOCABULARY = ["a", "b", ";", "$"]
 REWARD = TabularReward(torch.tensor([0.8, -0.9, 0.3, 0.0]))
 OPTIONS = {"stop": ";", "max_tokens": 4, "max_steps": 4, "answer_fallback": "text"}
-SEEDS = range(3)
+SEEDS = range(2)
+
+
+class Table(TabularLM):
+    """With a hidden state for each token, for methods that compare directions."""
+
+    def hidden_states(self, context: Context, positions: torch.Tensor) -> torch.Tensor:
+        tokens = context.tokens.gather(-1, positions.clamp(min=0))
+        return torch.nn.functional.one_hot(tokens, len(VOCABULARY)).double() * (positions >= 0)[..., None]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(served=Gateway(Served("table", LM, REWARD, OPTIONS), limits=Limits(runs=0))) as up:
+    with running(served=Gateway(Served("table", Table(LOGITS, VOCABULARY, eos="$"), REWARD, OPTIONS), limits=Limits(runs=0))) as up:
         yield up
 
 
@@ -62,36 +72,37 @@ def test_every_method_streams_its_message(server: Running, method: str) -> None:
             texts, pieces = spoken(server, **asked)
             assert [each.encode() for each in texts] == [each.encode() for each in said(server, **asked)]
             early += pieces > len(texts)
-    print(method, early)
     assert SOLVING[method].settles or not early, "what may yet change was told"
 
 
-class SaysTooMuch(FollowsTheFirst):
-    """Text of the first particle at once, whatever the others say, and no look back at the end."""
-
-    def rest(self, final: str) -> str:
-        return final[len(self.sent) :]
-
-
 class NeverLooksBack(SettledText):
-    """The right rule for methods that settle, without a look back at the end."""
+    """A stream that is not compared with the solution that was chosen at the end."""
 
     def rest(self, final: str) -> str:
         return final[len(self.sent) :]
 
 
-def changed(server: Running, method: str) -> bool:
-    for seed in range(8):
-        asked = {"model": offered(server, method), "seed": seed}
-        if spoken(server, **asked)[0] != said(server, **asked):
-            return True
-    return False
+class SaysTooMuch(NeverLooksBack, FollowsTheFirst):
+    """Text of the first particle at once, whatever the others say."""
 
 
-@pytest.mark.parametrize("method", SOLVING)
-def test_x(server: Running, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+EARLY = [("smc", SaysTooMuch), ("best-of-n", SaysTooMuch), *((name, NeverLooksBack) for name in ("beam-search", "suffix-mh", "mcts"))]
+
+
+@pytest.mark.parametrize(("method", "rule"), EARLY)
+def test_text_that_is_told_too_early_is_noticed(
+    server: Running, method: str, rule: type[SettledText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of one particle where all count, and that of methods which may set aside what all of their particles agree on."""
     monkeypatch.setattr(Method, "settles_under", lambda self, options: True)
-    for name, rule in (("first", SaysTooMuch), ("never", NeverLooksBack)):
-        monkeypatch.setattr("ppl_llm.gateway.solver.SettledText", rule)
-        monkeypatch.setattr("ppl_llm.gateway.gateway.SettledText", rule)
-        print(method, name, changed(server, method))
+    for module in ("solver", "gateway"):
+        monkeypatch.setattr(f"ppl_llm.gateway.{module}.SettledText", rule)
+    asked = [{"model": offered(server, method), "seed": seed} for seed in range(8)]
+    assert any(spoken(server, **each)[0] != said(server, **each) for each in asked)
+
+
+def test_methods_that_the_language_model_cannot_serve_are_not_offered() -> None:
+    with running(served=Gateway(Served("table", TabularLM(LOGITS, VOCABULARY, eos="$"), REWARD, OPTIONS))) as up:
+        assert not any("dora" in name for name in up.gateway.models()) and "table:rebase-4" in up.gateway.models()
+        reply = up.http.post("/v1/completions", json={"model": "table:dora-4", "prompt": "a"})
+        assert reply.status_code == 400 and "hidden states" in reply.json()["error"]["message"]
