@@ -277,7 +277,7 @@ def _ready(address: str, name: str, log: JsonLog | None) -> None:
 
 def _ending(programs: int, grace: float, log: JsonLog | None) -> None:
     if programs:
-        tell(f"ending: {programs} programs have {grace:g} s to finish; a second Ctrl-C or SIGTERM ends them at once", log)
+        tell(f"ending in at most {grace:g} s; programs under way: {programs}; a second Ctrl-C or SIGTERM ends them at once", log)
 
 
 def register(app: typer.Typer) -> None:

@@ -138,7 +138,7 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
         if any(name == option.name for option in _all_options()):
             raise bad_value(own.name(name), f"{own.name(name)} has no effect with method {choice.method.name}")
     own.finish(option.name for option in (*choice.method.options, *MODEL_OPTIONS.values()))
-    fields.finish(_LENGTHS)
+    fields.finish((*_LENGTHS, *_WHY))
     return asked
 
 

@@ -102,8 +102,10 @@ def test_stopping_a_run(browser: Browser, server: Running) -> None:
     browser.evaluate("document.getElementById('run').focus()")
     browser.press("Enter")
     wait(browser, f"{STATUS}.startsWith('Iteration')")
+    assert browser.evaluate("document.activeElement.id") == "stop", "the focus is on what can be pressed next"
     browser.press("Escape")
     wait(browser, f"{STATUS} === 'Stopped.'")
+    assert browser.evaluate("document.activeElement.id") == "run"
     end = time.monotonic() + PATIENCE
     while not server.idle():
         assert time.monotonic() < end, "the server still works on it"
