@@ -45,7 +45,7 @@ _WHY: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
 
 _NO_FEEDBACK = "it names files and models, which no request may; leave it out for a request to check the draft"
-_MOST_ROUNDS = 8
+_MOST_TURNS = 8
 
 _LEAST = 1e-6
 """Temperatures and ``top_p`` below are as good as 0: logits divided by them leave the range of float32."""
@@ -121,7 +121,7 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
         seed=fields.integer("seed", -(2**63), 2**64 - 1),
         stream=streams,
         usage=usage,
-        rounds=_rounds(own, problems if chat else None, constraint is not None),
+        rounds=_turns(own, problems if chat else None, constraint is not None),
         details=own.flag("progress"),
         deadline=own.number("deadline", 0.001, limits.deadline) or limits.deadline,
         constraint=constraint,
@@ -167,8 +167,8 @@ def _options(fields: Fields, own: Fields, limits: Limits) -> dict[str, Any]:
     return options
 
 
-def _rounds(own: Fields, chats: tuple[Any, ...] | None, constrained: bool) -> int:
-    rounds = own.integer("rounds", 1, _MOST_ROUNDS) or 1
+def _turns(own: Fields, chats: tuple[Any, ...] | None, constrained: bool) -> int:
+    rounds = own.integer("rounds", 1, _MOST_TURNS) or 1
     if own.has("feedback"):
         raise unsupported(own.name("feedback"), _NO_FEEDBACK)
     if rounds > 1 and chats is None:

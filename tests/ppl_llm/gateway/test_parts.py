@@ -88,7 +88,7 @@ def test_a_misspelt_field_is_told_of_the_right_one(catalogue: Catalogue, fields:
 
 
 def test_a_field_like_no_other_is_only_named(catalogue: Catalogue) -> None:
-    with pytest.raises(ApiError, match="supplied: zzzzzz$"):
+    with pytest.raises(ApiError, match=r"supplied: zzzzzz$"):
         read({"model": "org/name", "messages": [{"role": "user", "content": PROBLEM}], "zzzzzz": 1}, True, catalogue, Limits())
 
 
