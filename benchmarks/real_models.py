@@ -16,6 +16,7 @@ docs/real_models.md, and appends them to results/real_models.jsonl.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -86,8 +87,8 @@ def models_of(options: argparse.Namespace, reward: str) -> Models:
 
 def run(
     options: argparse.Namespace, problems: Sequence[Problem], name: str, reward: str, methods: Sequence[str], budgets: Sequence[int]
-) -> Results:
-    """An evaluation in a folder of its own, or what there is of it."""
+) -> Results | None:
+    """An evaluation in a folder of its own, or what there is of it, if anything."""
     folder, began = options.out / name, time.perf_counter()
 
     def said(progress: Progress) -> None:
@@ -98,7 +99,7 @@ def run(
     if not options.tables:
         models = models_of(options, reward)
         evaluate(problems, models, folder, methods=methods, budgets=budgets, group_size=options.group_size, report=said)
-    return Results.read(folder) if (folder / CONFIGURATION).exists() else Results([])
+    return Results.read(folder) if (folder / CONFIGURATION).exists() else None
 
 
 def head(options: argparse.Namespace, problems: Sequence[Problem]) -> str:
@@ -107,23 +108,36 @@ def head(options: argparse.Namespace, problems: Sequence[Problem]) -> str:
     if not file.exists() and not options.tables:
         models = models_of(options, "confidence")
         lm = models.load().lm
-        found = fit_reward(run(options, problems, "train", "confidence", [SHARED], [8]), lm)
+        solutions = run(options, problems, "train", "confidence", [SHARED], [8])
+        assert solutions is not None
+        found = fit_reward(solutions, lm)
         found.reward.save(file, options.model, {"problems": len(problems), **found.about})
         print(f"hidden: {found.about}", file=sys.stderr)
     return f"hidden:{file}"
 
 
 @torch.no_grad()
-def rescored(options: argparse.Namespace, results: Results, reward: str) -> Results:
-    """The independent samples of a run with the scores of another reward, each text written and judged once."""
-    model = models_of(options, reward).load()
-    assert model.prm is not None
-    for (problem, seed), pool in list(results.samples.items()):
+def rescored(options: argparse.Namespace, name: str, reward: str) -> Results | None:
+    """The independent samples of the pool with the scores of another reward, each text judged once; scores are kept in a file."""
+    results, file = Results.read(options.out / "pool"), options.out / f"scores-{name}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    known = {(line["problem"], line["seed"]): line["scores"] for line in lines}
+    missing = [key for key in results.samples if key not in known]
+    if missing and options.tables:
+        return None
+    model = models_of(options, reward).load() if missing else None
+    for done, (problem, seed) in enumerate(missing, start=1):
+        assert model is not None and model.prm is not None
+        pool = results.samples[problem, seed]
         question = next(r["text"] for r in results.by_key[SHARED, len(pool)].values() if r["problem"] == problem)
         texts = [[Solution(problem, question, candidate.text or "", candidate.finished, False) for candidate in pool]]
         context = written(model.lm, texts, model.options.stop, model.options.max_tokens, CLOSED_BOX)
-        scores = step_scores(model.prm, context, True).clamp(-1e9, 1e9)[:, 0].tolist()
-        results.samples[problem, seed] = [replace(c, step_log_odds=tuple(row)) for c, row in zip(pool, scores, strict=True)]
+        known[problem, seed] = step_scores(model.prm, context, True).clamp(-1e9, 1e9)[:, 0].tolist()
+        with file.open("a") as out:
+            out.write(json.dumps({"problem": problem, "seed": seed, "scores": known[problem, seed]}) + "\n")
+        print(f"scores of {name}: {done} of {len(missing)} problems", file=sys.stderr)
+    for key, pool in list(results.samples.items()):
+        results.samples[key] = [replace(c, step_log_odds=tuple(row)) for c, row in zip(pool, known[key], strict=True)]
     return results
 
 
@@ -132,9 +146,9 @@ def seconds(results: Results, method: str, budget: int) -> float:
     return mean_over_problems(results.table(method, budget, lambda entry: float(entry["seconds"])))
 
 
-def pool_rows(results: Results, reward: str, budgets: Sequence[int]) -> list[dict[str, Any]]:
+def pool_rows(results: Results | None, reward: str, budgets: Sequence[int]) -> list[dict[str, Any]]:
     """Votes on the independent samples by a reward, or without one."""
-    if not results.samples:
+    if results is None:
         return []
     if reward:
         vote = "best-of-n, last"
@@ -147,8 +161,10 @@ def pool_rows(results: Results, reward: str, budgets: Sequence[int]) -> list[dic
     ]
 
 
-def filter_rows(results: Results, reward: str, methods: Sequence[str]) -> list[dict[str, Any]]:
+def filter_rows(results: Results | None, reward: str, methods: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracy of each method by budget, and what the largest budget costs a problem."""
+    if results is None:
+        return []
     rows: list[dict[str, Any]] = []
     for method in methods:
         own = results.budgets(method)
@@ -173,14 +189,15 @@ def main() -> None:
     scored = [name for name in known if name not in (*votes, *alone)]
     pool = run(options, problems, "pool", "confidence", [SHARED, *votes], budgets)
     rows = pool_rows(pool, "", budgets)
-    filters = run(options, problems, "none", "none", alone, budgets) if alone else Results([])
     for reward in options.rewards.split(","):
         name = head(options, others) if reward == "hidden" else reward
-        mine = pool if reward == "confidence" or not pool.samples else rescored(options, Results.read(options.out / "pool"), name)
-        rows += pool_rows(mine, reward, budgets)
+        folder = reward.replace(":", "-").replace("/", "-")
+        if pool is not None:
+            rows += pool_rows(pool if reward == "confidence" else rescored(options, folder, name), reward, budgets)
         if scored:
-            rows += filter_rows(run(options, problems, reward.replace(":", "-").replace("/", "-"), name, scored, budgets), reward, scored)
-    rows += filter_rows(filters, "", alone)
+            rows += filter_rows(run(options, problems, folder, name, scored, budgets), reward, scored)
+    if alone:
+        rows += filter_rows(run(options, problems, "none", "none", alone, budgets), "", alone)
     columns = ("method", "reward", *(f"N = {b}" for b in budgets), "tokens", "seconds")
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("out", "tables", "model", "data")}

@@ -123,9 +123,9 @@ class RecordStore:
             self._write_configuration(path)
             return
         before = json.loads(path.read_text())
-        if before == self.configuration:
-            return
         changed = differences(before, self.configuration)
+        if not changed:  # a setting that was not there yet, and is not used now, is none that differs
+            return
         shown = "; ".join(f"{name}: {there!r} there, {now!r} now" for name, (there, now) in changed.items())
         raise ValueError(f"the records in {str(self.folder)!r} were made with other settings ({shown}); choose another folder")
 

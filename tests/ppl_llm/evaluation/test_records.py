@@ -76,6 +76,15 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
         pass
 
 
+def test_a_setting_that_did_not_exist_and_is_not_used_is_no_other_setting(tmp_path: Path) -> None:
+    with RecordStore(tmp_path, {"a": 1}):
+        pass
+    with RecordStore(tmp_path, {"a": 1, "later": None}):
+        pass
+    with pytest.raises(ValueError, match="later: None there, 2 now"), RecordStore(tmp_path, {"a": 1, "later": 2}):
+        pass
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with RecordStore(tmp_path, SETTINGS), pytest.raises(OSError, match="another process is writing"):
         RecordStore(tmp_path, SETTINGS).__enter__()
