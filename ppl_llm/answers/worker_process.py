@@ -55,7 +55,8 @@ class WorkerProcess:
             try:
                 self._process.stdin.write(json.dumps([kind, self.timeout, values]) + "\n")
                 self._process.stdin.flush()
-                reply, ended = self._replies.get(timeout=self.timeout), True  # the last line is None, and comes before poll() knows of the end
+                # The last line is None, and comes before poll() knows of the end.
+                reply, ended = self._replies.get(timeout=self.timeout), True
             except queue.Empty:
                 reply, ended = None, False
             except BrokenPipeError:
