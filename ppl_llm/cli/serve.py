@@ -197,7 +197,14 @@ def serve(
             default,
             limits,
         )
-        server = GatewayServer(gateway, host, keys=accepted, bound=bound, listening=lambda address: _ready(address, known, log))
+        server = GatewayServer(
+            gateway,
+            host,
+            keys=accepted,
+            bound=bound,
+            listening=lambda address: _ready(address, known, log),
+            ending=lambda programs: _ending(programs, grace, log),
+        )
         server.run_until_stopped()
 
 
@@ -266,6 +273,11 @@ def _ready(address: str, name: str, log: JsonLog | None) -> None:
         log.event("listening", address=address, model=name)
     else:
         typer.secho(f"{name} at {address} (for OpenAI's clients: {address}/v1)", err=True)
+
+
+def _ending(programs: int, grace: float, log: JsonLog | None) -> None:
+    if programs:
+        tell(f"ending in at most {grace:g} s; programs under way: {programs}; a second Ctrl-C or SIGTERM ends them at once", log)
 
 
 def register(app: typer.Typer) -> None:

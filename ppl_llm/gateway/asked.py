@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..methods import METHODS, MODEL_OPTIONS
 from .catalogue import Catalogue, Choice
 from .errors import ApiError, bad_value, unsupported
 from .fields import Fields
@@ -43,6 +44,9 @@ _WHY: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Fields that cannot be honoured: the values that ask for nothing, and why others are refused."""
 
+_NO_FEEDBACK = "it names files and models, which no request may; leave it out for a request to check the draft"
+_MOST_TURNS = 8
+
 _LEAST = 1e-6
 """Temperatures and ``top_p`` below are as good as 0: logits divided by them leave the range of float32."""
 
@@ -50,6 +54,7 @@ _LONGEST_REGEX, _MOST_CHOICES, _LONGEST_SCHEMA = 1000, 1000, 20_000
 """Bounds on constraints, which are compiled while other requests wait: a schema of 5000 properties takes seconds."""
 _LONGEST_REASON = 500
 
+_LENGTHS = ("max_tokens", "max_completion_tokens")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE_SAYS_NOTHING = ("name", "type", "refusal")
 
@@ -66,6 +71,7 @@ class Asked:
     :ivar int seed: as given.
     :ivar str constraint: of the solutions' texts.
     :ivar dict options: of :func:`ppl_llm.reasoning`, where they differ from the server's.
+    :ivar int rounds: how often a solution is written, see :func:`ppl_llm.revise`.
     :ivar bool details: whether every step is told of while the run is under way.
     """
 
@@ -77,6 +83,7 @@ class Asked:
     seed: int | None
     stream: bool
     usage: bool
+    rounds: int
     details: bool
     deadline: float
     constraint: Constraint | None
@@ -104,15 +111,17 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
     stream_options.finish()
     if fields.has("stream_options") and not streams:
         raise bad_value("stream_options", "stream_options goes with stream: true")
+    problems: tuple[Any, ...] = (_messages(fields),) if chat else _prompts(fields, limits)
     asked = Asked(
         chat=chat,
         model=model,
         choice=choice,
-        problems=(_messages(fields),) if chat else _prompts(fields, limits),
+        problems=problems,
         n=fields.integer("n", 1, limits.choices) or 1,
         seed=fields.integer("seed", -(2**63), 2**64 - 1),
         stream=streams,
         usage=usage,
+        rounds=_turns(own, problems if chat else None, constraint is not None),
         details=own.flag("progress"),
         deadline=own.number("deadline", 0.001, limits.deadline) or limits.deadline,
         constraint=constraint,
@@ -128,14 +137,12 @@ def read(body: Any, chat: bool, catalogue: Catalogue, limits: Limits) -> Asked:
     for name in own.left():
         if any(name == option.name for option in _all_options()):
             raise bad_value(own.name(name), f"{own.name(name)} has no effect with method {choice.method.name}")
-    own.finish()
-    fields.finish()
+    own.finish(option.name for option in (*choice.method.options, *MODEL_OPTIONS.values()))
+    fields.finish((*_LENGTHS, *_WHY))
     return asked
 
 
 def _all_options() -> list[Any]:
-    from ..methods import METHODS
-
     return [option for method in METHODS.values() for option in method.options]
 
 
@@ -150,7 +157,7 @@ def _options(fields: Fields, own: Fields, limits: Limits) -> dict[str, Any]:
     }
     if fields.has("max_tokens") and fields.has("max_completion_tokens"):
         raise bad_value("max_tokens", "max_tokens and max_completion_tokens are the same; give one")
-    for name in ("max_tokens", "max_completion_tokens"):
+    for name in _LENGTHS:
         if fields.has(name):
             found["max_tokens_completion"] = fields.integer(name, 1, limits.tokens)
     options = {name: value for name, value in found.items() if value is not None}
@@ -158,6 +165,19 @@ def _options(fields: Fields, own: Fields, limits: Limits) -> dict[str, Any]:
         if options.get(name, 1) < _LEAST:  # the likeliest token every time
             options |= {"top_k": 1, name: 1.0}
     return options
+
+
+def _turns(own: Fields, chats: tuple[Any, ...] | None, constrained: bool) -> int:
+    rounds = own.integer("rounds", 1, _MOST_TURNS) or 1
+    if own.has("feedback"):
+        raise unsupported(own.name("feedback"), _NO_FEEDBACK)
+    if rounds > 1 and chats is None:
+        raise unsupported(own.name("rounds"), "a draft is shown in a chat's next turn, and a prompt is continued as it stands")
+    if rounds > 1 and any(chat[-1]["role"] == "assistant" for chat in chats or ()):
+        raise unsupported(own.name("rounds"), "the last turn is the assistant's, which is continued and not answered")
+    if rounds > 1 and constrained:
+        raise unsupported(own.name("rounds"), "a constraint holds for one text, and drafts are others")
+    return rounds
 
 
 def _stops(fields: Fields) -> tuple[str, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from ..methods import Option
@@ -71,7 +72,7 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-            shown = f"{value:g}" if type(value) is float else _kind(value) if not isinstance(value, int) else "an integer out of range"
+            shown = f"{value:g}" if type(value) is float or (type(value) is int and abs(value) < 10**6) else _kind(value)
             raise bad_value(self.name(field), f"{self.name(field)} must be a number in [{least:g}, {most:g}], got {shown}")
         return float(value)
 
@@ -105,11 +106,15 @@ class Fields:
         """Fields that nobody has read."""
         return [name for name in self._values if name not in self._read]
 
-    def finish(self) -> None:
-        """:raises ApiError: for a field that nobody knows."""
+    def finish(self, known: Iterable[str] = ()) -> None:
+        """
+        :param known: names of fields that may be there, besides those that were read.
+        :raises ApiError: for a field that nobody knows.
+        """
         for name in self.left():
-            shown = self.name(name)[:100]
-            raise ApiError(400, f"Unrecognized request argument supplied: {shown}", param=shown, code="unknown_parameter")
+            shown, near = self.name(name)[:100], get_close_matches(name[:100], {*self._read, *known}, n=1)
+            hint = f"; did you mean {self.name(near[0])}?" if near else ""
+            raise ApiError(400, f"Unrecognized request argument supplied: {shown}{hint}", param=shown, code="unknown_parameter")
 
 
 def _kind(value: Any) -> str:

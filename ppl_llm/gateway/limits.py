@@ -40,5 +40,6 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if not value > 0 and not (value == 0 and each.name in ("queue", "runs", "grace")):
-                raise ValueError(f"{each.name} must be positive, got {value!r}")
+            may_be_none = each.name in ("queue", "runs", "grace")
+            if not value > 0 and not (value == 0 and may_be_none):
+                raise ValueError(f"{each.name} must be positive{' or 0' if may_be_none else ''}, got {value!r}")

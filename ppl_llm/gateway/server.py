@@ -26,6 +26,7 @@ class GatewayServer(uvicorn.Server):
     :param Keys keys: bearer keys; none let everybody in.
     :param bound: what :func:`bind` gave for this address, where that was done before.
     :param listening: called with the server's address once it can be reached.
+    :param ending: called with the number of programs under way or waiting when the server begins to shut down.
     :ivar str address: such as ``http://127.0.0.1:8000``.
     :raises OSError: if the address cannot be listened on.
     """
@@ -39,8 +40,9 @@ class GatewayServer(uvicorn.Server):
         keys: Keys | None = None,
         bound: socket.socket | None = None,
         listening: Callable[[str], None] = lambda address: None,
+        ending: Callable[[int], None] = lambda programs: None,
     ) -> None:
-        self._gateway, self._listening = gateway, listening
+        self._gateway, self._listening, self._ending = gateway, listening, ending
         self._bound = bind(host, port) if bound is None else bound
         self._bound.listen(1024)  # clients that come before the event loop runs wait
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._bound.getsockname()[1]}"
@@ -78,6 +80,7 @@ class GatewayServer(uvicorn.Server):
             self._listening(self.address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending(self._gateway.dispatcher.active)
         timer = asyncio.get_running_loop().call_later(self._gateway.limits.grace, self._gateway.dispatcher.stop_all)
         try:
             await super().shutdown(sockets)

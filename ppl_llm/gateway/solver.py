@@ -118,13 +118,16 @@ class Solver:
         :raises ApiError: for options that do not go together, naming the field.
         """
         try:
-            asked.choice.method.start(self.model(asked.choice, asked.options, loaded=False), asked.choice.options)
+            model = self.model(asked.choice, asked.options, loaded=False)
+            asked.choice.method.check_lm(self.served.lm)
+            asked.choice.method.start(_in_turns(asked, asked.problems[0], model), asked.choice.options)
         except ValueError as error:
             raise bad_value(_blamed(str(error), asked.choice), str(error)) from error
 
     def works(self, choice: Choice) -> bool:
         """Whether a method can be run at all."""
         try:
+            choice.method.check_lm(self.served.lm)
             choice.method.start(self.model(choice, {}, loaded=False), choice.options)
         except ValueError:
             return False
@@ -141,7 +144,7 @@ class Solver:
         options = dict(asked.options)
         if asked.constraint is not None:
             options.setdefault("answer_fallback", "text")
-        model = self.model(asked.choice, options)
+        model = _in_turns(asked, problem, self.model(asked.choice, options))
         try:
             prompt_tokens = int(model.lm.start(problem).lengths)
         except ValueError as error:
@@ -154,7 +157,7 @@ class Solver:
             posterior = run(problem)
         except DeadlinePassed as passed:
             partial: ParticlePosterior | None = getattr(passed, "partial_posterior", None)
-            if partial is None:
+            if partial is None or (asked.rounds > 1 and not any(partial.value.text)):  # a draft is no answer
                 raise
             posterior, stopped = partial, "deadline"
         solutions = self._solutions(asked, model, posterior)
@@ -253,8 +256,18 @@ class _Watch:
             told["parents"] = records[-1].ancestors[posterior.particles.public].tolist()
             told["ess"] = float(records[-1].ess[posterior.particles.public])
             told["resampled"] = bool(records[-1].resampled.any())
+            told["found"] = context.answers()
             told["steps"] = [(steps[-1] if steps else "")[:_STEP_CHARACTERS] for steps in context.steps]
         return told
+
+
+def _in_turns(asked: Asked, problem: Any, model: ReasoningModel) -> ReasoningModel:
+    """The model that writes as often as was asked for, each time in the next turn of the whole conversation."""
+    if asked.rounds == 1:
+        return model
+    from ..programs.revision import ask_again, revise
+
+    return revise(model, asked.rounds, lambda _, draft: ask_again(problem, draft))
 
 
 def _solution(context: Context, weight: float) -> Solution:

@@ -89,6 +89,7 @@ class Method:
         these begin with is settled then: whatever is chosen begins with it.
     :ivar float power: of the target, where none is given; a method with a power asks the reward that there is, and needs none.
     :ivar bool tempers: whether it can draw solutions at the temperature that fits a power.
+    :ivar bool embeds: whether it compares solutions by the language model's hidden states.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Method:
     settles: bool = False
     power: float = 1.0
     tempers: bool = False
+    embeds: bool = False
 
     def needs_reward(self, power: float | None = None) -> bool:
         """Whether it can do nothing without a reward.
@@ -135,14 +137,26 @@ class Method:
         """Whether it :attr:`settles` with these options. A later batch begins new solutions, and moves rewrite the ends of old ones."""
         return self.settles and self.unit_under(given) == "step" and not given.get("moves")
 
+    def check_lm(self, lm: Any) -> None:
+        """
+        :param lm: a language model, or ``None`` where it is not loaded yet.
+        :raises ValueError: for one that lacks what the method asks of it.
+        """
+        if self.embeds and lm is not None and not hasattr(lm, "hidden_states"):
+            raise ValueError(
+                f"method {self.name} compares solutions by hidden states, which {type(lm).__name__} does not give: choose rebase, or a "
+                "language model that runs here"
+            )
+
     def start(self, model: ReasoningModel, given: Options, call: Call | None = None) -> Run:
         """The algorithm around a model, ready to run.
 
         :param dict given: options in place of the defaults.
         :raises ValueError: for options out of range, in the library's words; for a preset that is no model of a single solution under an
-            algorithm that needs one; for a power under a method that weighs nothing.
+            algorithm that needs one; for a power under a method that weighs nothing; for a language model as in :meth:`check_lm`.
         """
         assert self.build is not None, self.name
+        self.check_lm(model.lm)
         in_batches = self.unit_under(given) == "batch" and self.scored
         if (self.unit != "step" or in_batches) and model.preset.finished != "neutral":
             raise ValueError(

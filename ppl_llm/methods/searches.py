@@ -143,6 +143,7 @@ DORA = Method(
     (PARTICLES, ALLOCATION_TEMPERATURE, DIVERSITY_TEMPERATURE),
     _dora,
     budget=Budget("B particles", "weighted", free=("allocation_temperature", "diversity_temperature")),
+    embeds=True,
 )
 
 BEST_FIRST = Method(

@@ -17,7 +17,7 @@ Prompt = Callable[[str, str], Any]
 """``prompt(problem, draft)``: what ``lm.start`` takes for the next round, a text or chat messages."""
 
 
-def ask_again(problem: str, draft: str) -> list[dict[str, str]]:
+def ask_again(problem: str | list[dict[str, str]], draft: str) -> list[dict[str, str]]:
     """The problem, the draft as the assistant's answer, and a request for a better one."""
     request = "Check this solution step by step. If it is wrong, correct it; then give the whole solution again with its final answer."
     return next_turn(problem, draft, request)

@@ -11,9 +11,10 @@ from ..context import Context
 from ..lm.base import language_model
 
 
-def next_turn(problem: str, draft: str, request: str) -> list[dict[str, str]]:
-    """The problem, the draft as the assistant's answer, and a request."""
-    return [{"role": "user", "content": problem}, {"role": "assistant", "content": draft}, {"role": "user", "content": request}]
+def next_turn(problem: str | list[dict[str, str]], draft: str, request: str) -> list[dict[str, str]]:
+    """The problem, a text or a whole conversation, the draft as the assistant's answer, and a request."""
+    begun = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
+    return [*begun, {"role": "assistant", "content": draft}, {"role": "user", "content": request}]
 
 
 def restarted(written: Context, prompts: list[Any]) -> Context:

@@ -210,6 +210,9 @@ def test_a_second_sigterm_ends_it_at_once() -> None:
         until(served.busy)
         served.process.send_signal(signal.SIGTERM)
         until(lambda: refuses(served))
+        assert served.process.stderr is not None
+        note = json.loads(next(line for line in served.process.stderr if '"note"' in line))["message"]
+        assert note.startswith("ending in at most 600 s; programs under way: 1;")
         served.process.send_signal(signal.SIGTERM)
         assert served.end() == 0
         error = waiting.exception(PATIENCE)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ppl_llm.gateway import Choice, Gateway, Keys, Limits, Served
+from ppl_llm.gateway.asked import read
 from ppl_llm.gateway.catalogue import Catalogue
 from ppl_llm.gateway.errors import ApiError
 from ppl_llm.gateway.fields import Fields
@@ -65,6 +68,28 @@ def test_every_option_of_the_registry_can_be_asked_for() -> None:
                     assert where[option.name] == option.default
     finally:
         served.dispatcher.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({"temprature": 1}, "temperature"),
+        ({"max_token": 5}, "max_tokens"),
+        ({"tool": []}, "tools"),
+        ({"ppl": {"particle": 4}}, "ppl.particles"),
+        ({"ppl": {"presett": "exact"}}, "ppl.preset"),
+        ({"ppl": {"deadlin": 1}}, "ppl.deadline"),
+    ],
+)
+def test_a_misspelt_field_is_told_of_the_right_one(catalogue: Catalogue, fields: dict[str, Any], meant: str) -> None:
+    body = {"model": "org/name", "messages": [{"role": "user", "content": PROBLEM}], **fields}
+    with pytest.raises(ApiError, match=f"did you mean {re.escape(meant)}\\?$"):
+        read(body, True, catalogue, Limits())
+
+
+def test_a_field_like_no_other_is_only_named(catalogue: Catalogue) -> None:
+    with pytest.raises(ApiError, match=r"supplied: zzzzzz$"):
+        read({"model": "org/name", "messages": [{"role": "user", "content": PROBLEM}], "zzzzzz": 1}, True, catalogue, Limits())
 
 
 def test_what_multiplies_particles_is_bounded(catalogue: Catalogue) -> None:

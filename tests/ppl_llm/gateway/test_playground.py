@@ -81,6 +81,9 @@ def test_a_run_from_the_problem_to_the_posterior(browser: Browser, server: Runni
     steps = len(reply["ppl"]["ess"])
     assert browser.evaluate("document.querySelectorAll('#tree circle').length") == 16 * steps
     assert browser.evaluate("document.querySelectorAll('#tree path').length") == 16 * (steps - 1)
+    last = browser.evaluate("[...document.querySelectorAll('#tree circle')].slice(-16).map((each) => each.classList[1])")
+    first_bar = browser.evaluate("document.querySelector('#answers .bar').classList[1]")
+    assert last.count(first_bar) >= last.count("none") and first_bar in last, "a particle has the colour of its answer"
     resampled = sum(reply["ppl"]["resampled"])
     label = f"16 particles, {steps} steps, resampled {resampled} times"
     assert browser.evaluate("document.getElementById('tree').getAttribute('aria-label')") == label
@@ -99,8 +102,10 @@ def test_stopping_a_run(browser: Browser, server: Running) -> None:
     browser.evaluate("document.getElementById('run').focus()")
     browser.press("Enter")
     wait(browser, f"{STATUS}.startsWith('Iteration')")
+    assert browser.evaluate("document.activeElement.id") == "stop", "the focus is on what can be pressed next"
     browser.press("Escape")
     wait(browser, f"{STATUS} === 'Stopped.'")
+    assert browser.evaluate("document.activeElement.id") == "run"
     end = time.monotonic() + PATIENCE
     while not server.idle():
         assert time.monotonic() < end, "the server still works on it"
