@@ -1,7 +1,8 @@
 """Accuracy of a published language model on real problems: pass@1, votes, best-of-N and filters at N = 4, 8 and 16.
 
 Majority and best-of-N at every N vote on one pool of completions, the first N of the largest, which is drawn once and scored by every
-reward. A verifier as an oracle needs no run: its best of N is right where any of N is, which is pass@N. Filters are an evaluation of their
+reward; the AUROC says how often a right completion of a problem scores above a wrong one. A verifier as an oracle needs no run: its best
+of N is right where any of N is, which is pass@N. Filters are an evaluation of their
 own for each reward (`ppl_llm.evaluation`); the same command continues an interrupted run. The rewards are those of `--reward` of the
 command line, and `hidden`, a head trained here on the completions of other problems of the task, `--train` of them.
 
@@ -24,12 +25,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from common import record, table
+from numpy.typing import NDArray
 
 from ppl_llm.cli.model_options import CLOSED_BOX
-from ppl_llm.evaluation.intervals import mean_over_problems, proportion
+from ppl_llm.evaluation.intervals import bootstrap, mean_over_problems, proportion
+from ppl_llm.evaluation.metrics import auroc
 from ppl_llm.evaluation.records import CONFIGURATION
 from ppl_llm.evaluation.results import Results
 from ppl_llm.evaluation.run import Progress, evaluate
@@ -146,13 +150,19 @@ def seconds(results: Results, method: str, budget: int) -> float:
     return mean_over_problems(results.table(method, budget, lambda entry: float(entry["seconds"])))
 
 
+def within_problems(results: Results) -> NDArray[np.float64]:
+    """Of each problem, how often a right completion has a higher score than a wrong one; nan where all are right, or none is."""
+    return results.over_samples(lambda problem, pool: auroc([c.step_log_odds[-1] for c in pool], results.right(problem, pool)))
+
+
 def pool_rows(results: Results | None, reward: str, budgets: Sequence[int]) -> list[dict[str, Any]]:
     """Votes on the independent samples by a reward, or without one."""
     if results is None:
         return []
     if reward:
         vote = "best-of-n, last"
-        return [{"method": "best-of-n", "reward": reward, **{f"N = {b}": str(proportion(results.offline(vote, b))) for b in budgets}}]
+        cells = {f"N = {b}": str(proportion(results.offline(vote, b))) for b in budgets}
+        return [{"method": "best-of-n", "reward": reward, **cells, "AUROC": str(bootstrap(within_problems(results), bounds=(0.0, 1.0)))}]
     cost = {"tokens": f"{results.mean_cost(SHARED, budgets[-1]):.0f}", "seconds": f"{seconds(results, SHARED, budgets[-1]):.1f}"}
     return [
         {"method": "pass@1", f"N = {budgets[-1]}": str(proportion(results.pass_at(1)))},
@@ -198,7 +208,7 @@ def main() -> None:
             rows += filter_rows(run(options, problems, folder, name, scored, budgets), reward, scored)
     if alone:
         rows += filter_rows(run(options, problems, "none", "none", alone, budgets), "", alone)
-    columns = ("method", "reward", *(f"N = {b}" for b in budgets), "tokens", "seconds")
+    columns = ("method", "reward", *(f"N = {b}" for b in budgets), "AUROC", "tokens", "seconds")
     rows = [{column: row.get(column, "") for column in columns} for row in rows]
     settings = {name: str(value) for name, value in vars(options).items() if name not in ("out", "tables", "model", "data")}
     named = {"model": Path(options.model).name, "problems": options.gym or Path(options.data).name, "number": len(problems)}

@@ -151,7 +151,13 @@ def append_whole(file: int, path: Path, text: str) -> None:
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Entries in which two configurations differ, with both values; ``None`` stands for what one does not have."""
     names = sorted({*first, *second})
-    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+    return {name: (first.get(name), second.get(name)) for name in names if not _alike(first.get(name), second.get(name))}
+
+
+def _alike(first: Any, second: Any) -> bool:
+    if isinstance(first, dict) and isinstance(second, dict):
+        return not differences(first, second)
+    return bool(first == second)
 
 
 def read_records(folder: str | Path) -> Iterator[dict[str, Any]]:

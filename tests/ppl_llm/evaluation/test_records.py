@@ -77,11 +77,13 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_did_not_exist_and_is_not_used_is_no_other_setting(tmp_path: Path) -> None:
-    with RecordStore(tmp_path, {"a": 1}):
+    with RecordStore(tmp_path, {"a": 1, "judge": {"thoughts": 2}}):
         pass
-    with RecordStore(tmp_path, {"a": 1, "later": None}):
+    with RecordStore(tmp_path, {"a": 1, "later": None, "judge": {"thoughts": 2, "yes": None}}):
         pass
-    with pytest.raises(ValueError, match="later: None there, 2 now"), RecordStore(tmp_path, {"a": 1, "later": 2}):
+    with pytest.raises(ValueError, match="later: None there, 2 now"), RecordStore(tmp_path, {"a": 1, "later": 2, "judge": {"thoughts": 2}}):
+        pass
+    with pytest.raises(ValueError, match=r"\(judge: .*'Ja'"), RecordStore(tmp_path, {"a": 1, "judge": {"thoughts": 2, "yes": "Ja"}}):
         pass
 
 
