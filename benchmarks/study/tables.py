@@ -52,7 +52,7 @@ MORE_NAMES = {
     "beam-search:preset=twisted:lookahead=1": "beam search, look ahead",
     "rebase:preset=twisted": "REBASE",
     "dora:preset=twisted": "DORA",
-    "dora:diversity_temperature=0.01:preset=twisted": "DORA, directions at temperature .01",
+    "dora:diversity_temperature=0.01:preset=twisted": "DORA, directions at temperature 0.01",
     "speculative-rejection:preset=twisted": "speculative rejection",
     "best-first:preset=twisted": "best-first",
     "mcts:preset=twisted": "MCTS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -78,3 +78,8 @@ def particles_of(context: Context) -> Iterator[tuple[str, bool]]:
     for *row, length, ended in seen.unique(dim=0).tolist():
         text = context.lm.decode(row[: length - begin])
         yield (before_any(text, context.final_stop), True) if ended else (text, False)
+
+
+def past_drafts(rounds: int, sites: Collection[str]) -> bool:
+    """Whether particles with these sites are past their drafts, which are no answers; see :func:`ppl_llm.revise`."""
+    return rounds == 1 or "step_0" in sites

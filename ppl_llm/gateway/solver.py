@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .asked import Asked
 from .catalogue import Choice
 from .errors import ApiError, DeadlinePassed, bad_value
-from .settled import SettledText, particles_of
+from .settled import SettledText, particles_of, past_drafts
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -157,7 +157,7 @@ class Solver:
             posterior = run(problem)
         except DeadlinePassed as passed:
             partial: ParticlePosterior | None = getattr(passed, "partial_posterior", None)
-            if partial is None or (asked.rounds > 1 and not any(partial.value.text)):  # a draft is no answer
+            if partial is None or not past_drafts(asked.rounds, partial.sites):  # a draft is no answer
                 raise
             posterior, stopped = partial, "deadline"
         solutions = self._solutions(asked, model, posterior)
@@ -232,7 +232,9 @@ class _Watch:
     def __call__(self, posterior: ParticlePosterior) -> None:
         self._count += 1
         context: Context = posterior.value
-        settled = "" if self._settled is None else self._settled.advance(particles_of(context))
+        settled = ""
+        if self._settled and past_drafts(self._asked.rounds, posterior.sites):
+            settled = self._settled.advance(particles_of(context))
         told: dict[str, Any] = {
             self._unit: self._count,
             "particles": posterior.num_particles,

@@ -61,8 +61,8 @@ class CacheEngine:
         self.forward = forward
         self.tokens_counter, self.counters = tokens_counter, (f"{name}_forwards", f"{name}_seconds")
         self.device = device
-        self._kind: type[KVCache] = BlockKVCache if blocks else KVCache
-        self.pool = KVCachePool(lambda: self._kind(num_layers, max_length, device), cache_bytes)
+        self._sizes = num_layers, max_length, device
+        self.pool = KVCachePool(partial(BlockKVCache if blocks else KVCache, *self._sizes), cache_bytes)
         self.at_once = BatchLimit("tokens of a forward pass")
         self._watch = SpinWatch() if device.type == "cpu" else None
 
@@ -74,10 +74,11 @@ class CacheEngine:
 
     def use_rows(self) -> None:
         """Keep each sequence in a row of its own from now on, which passes that are captured and replayed need."""
-        if self._kind is not KVCache:
-            self._kind = KVCache
+        self.pool.make = partial(KVCache, *self._sizes)
+        if any(type(cache) is not KVCache for cache in self.pool.caches):
             self.pool.clear()
 
+    @torch.no_grad()
     def run(self, cache: KVCache, ids: Tensor, positions: Tensor, mask: Tensor, keep: int, shared: int = 0) -> Tensor:
         """One forward pass over tokens ``[A, q]`` that ``cache.place`` has made room for: outputs ``[A, keep, V]``.
 
@@ -177,6 +178,7 @@ class CacheEngine:
             self.pool.release_others(cache)
             return place()
 
+    @torch.no_grad()
     def append(self, cache: KVCache, rows: Tensor, tokens: Tensor, lengths: Tensor, held: Tensor, wanted: Tensor) -> Tensor:
         """Run sequences from ``held [u]`` tokens on in given rows of a cache, at least one token each.
 

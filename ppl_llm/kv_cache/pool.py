@@ -41,14 +41,14 @@ class Lease:
 class KVCachePool:
     """KV caches in order of use, the oldest released once they exceed ``cache_bytes`` together; the one in use always stays.
 
-    :param make: makes an empty KV cache.
+    :param make: makes an empty KV cache; may be changed later.
     :param int cache_bytes: bound on the memory of all KV caches.
     """
 
     def __init__(self, make: Callable[[], KVCache], cache_bytes: int) -> None:
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must not be negative, got {cache_bytes!r}")
-        self._make = make
+        self.make = make
         self.cache_bytes = cache_bytes
         self.caches: list[KVCache] = []  # least recently used first
         self._leases: dict[int, weakref.ref[Lease]] = {}
@@ -60,7 +60,7 @@ class KVCachePool:
         if cache is None or cache in self._reserved:
             cache = next((free for free in reversed(self.caches) if self._lease(free) is None and free not in self._reserved), None)
         if cache is None:
-            cache = self._make()
+            cache = self.make()
         elif cache in self.caches:
             self.caches.remove(cache)
         self.caches.append(cache)

@@ -61,7 +61,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def everything_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     place = KVCache.place
-    monkeypatch.setattr(KVCache, "place", lambda self, rows, positions, stop: torch.ones_like(place(self, rows, positions, stop)))
+    monkeypatch.setattr(KVCache, "place", lambda self, positions, stop: torch.ones_like(place(self, positions, stop)))
 
 
 @pytest.mark.parametrize("mutant", [everything_seen, write_behind_the_end])

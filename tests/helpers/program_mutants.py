@@ -25,6 +25,7 @@ NOT_OF_DISTRIBUTIONS = {
     **dict.fromkeys(
         (
             "evidence of parts that have none",
+            "a place for whatever is odd",
             "widths by log-scores",
             "widths: first of ties",
             "widths rounded one by one",

@@ -136,7 +136,7 @@ def test_a_verifier_without_a_number_is_refused_in_a_line(file: Path) -> None:
         ({"agree": 0.8}, "agree is for a judge that thinks"),
         ({"thoughts": 2, "k_meta": 3}, "k_meta must be at most thoughts = 2"),
         ({"thoughts": 2, "score": "7"}, "score must be a scale such as 1-10, or FILE.py:function, got '7'"),
-        ({"thoughts": 2, "score": "7-1"}, "lowest must be below highest = 1, got 7"),
+        ({"thoughts": 2, "score": "7-1"}, "score must be a scale with its lower end first, such as 1-10, got '7-1'"),
         ({"thought_tokens": 0}, "thought_tokens must be an integer of at least 1"),
     ],
 )
