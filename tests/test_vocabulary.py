@@ -56,7 +56,6 @@ WORDS = {
                     "ppl_llm/programs/aggregate.py",
                     "ppl_llm/programs/revision.py",
                     "ppl_llm/programs/turns.py",
-                    "tests/ppl_llm/gateway/test_turns.py",
                     "tests/ppl_llm/programs/test_aggregate.py",
                     "tests/ppl_llm/programs/test_feedback.py",
                     "tests/ppl_llm/programs/test_revision.py",
