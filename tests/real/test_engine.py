@@ -85,9 +85,10 @@ def followed(name: str, options: StepOptions) -> tuple[Context, dict[str, Tensor
 def test_log_probabilities_are_as_exact_as_those_of_plain_forward_passes(name: str) -> None:
     """Steps, sampled and given, plain and warped, against passes without a cache in float64.
 
-    Rounding in float32 costs a plain pass some error, and the engine may make five times that (it normalises a warped distribution twice,
-    before tokens are left out and after), and half a unit in the last place of the sum that it returns. The root mean square over twelve
-    steps is compared, since the error of a single step may be near zero by luck.
+    Rounding in float32 costs a plain pass some error, and the engine may make eight times that (it normalises a warped distribution twice,
+    before tokens are left out and after, and joins attention to a common prefix with that to the rest), and half a unit in the last place
+    of the sum that it returns. The root mean square over twelve steps is compared, since the error of a single step may be near zero by
+    luck.
     A wrong key, position or token makes a tenth and more in one step, hundreds of times the bound.
     """
     with plain_models(name) as (single, double):
@@ -107,7 +108,7 @@ def test_log_probabilities_are_as_exact_as_those_of_plain_forward_passes(name: s
                     errors["last place"].append(torch.finfo(torch.float32).eps / 2 * exact)
             found = {of: root_mean_square(values) for of, values in errors.items()}
             print(name, options.temperature, {of: f"{error:.1e}" for of, error in found.items()})
-            bound = 5 * found["plain"] + found["last place"]
+            bound = 8 * found["plain"] + found["last place"]
             assert 0 < found["plain"] < 1e-4, found  # else the reference itself is wrong
             assert found["given"] <= bound and found["sampled"] <= bound, found
 
