@@ -112,17 +112,20 @@ def test_an_interrupted_run_leaves_nothing(kind: str) -> None:
         "CodeVerifier(('\"pass\"',), Limits(isolation=sys.argv[1], seconds=60.0)).verdict(program)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    process = subprocess.Popen([sys.executable, "-c", script, kind], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    for _ in range(200):
-        if any("time.sleep(300)" in line and "subprocess" not in line for line in left_behind()):
-            break
-        time.sleep(0.05)
-    assert left_behind()
-    process.send_signal(2)
-    process.wait(30)
-    process.stdout.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, kind], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            for _ in range(200):
+                if any("time.sleep(300)" in line and "subprocess" not in line for line in left_behind()):
+                    break
+                time.sleep(0.05)
+            assert left_behind()
+            process.send_signal(2)
+            process.wait(30)
+        finally:
+            process.kill()  # a test that fails leaves no process for the warnings of others
     for _ in range(100):
         if not left_behind():
             break
