@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -339,6 +340,19 @@ def test_words_that_a_judge_cannot_say():
         JudgeReward(tabular())
     with pytest.raises(ValueError, match="vocabulary has 4 tokens, none has the id 4"):
         JudgeReward(tabular(), yes=0, no=4)
+
+
+@pytest.mark.parametrize(("mass", "warned"), [(0.3, True), (0.49, True), (0.51, False), (0.99, False)])
+def test_a_judge_that_does_not_answer_the_question_is_reported_once(mass: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Its words are two of four tokens, with this probability together."""
+    probs = torch.tensor([0.75 * mass, 0.25 * mass, 0.5 * (1 - mass), 0.5 * (1 - mass)], dtype=torch.float64)
+    lm = TabularLM(probs.log().expand(4, 4).clone(), ["a", "b", ";", "$"], eos="$")
+    reward = JudgeReward(lm, prompt=lambda problem, answer: problem + answer, yes="a", no="b")
+    with caplog.at_level(logging.WARNING):
+        found = [reward.answer_log_odds([("a", "b")]), reward.answer_log_odds([("b", "a")])]
+    assert torch.cat(found).tolist() == pytest.approx([math.log(3)] * 2)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == warned and all(f"says yes or no with probability {mass:.2g} only" in each for each in said)
 
 
 # -------------------------------------------------------------------------------------------------------------------- confidence
