@@ -197,7 +197,7 @@ def main() -> None:
     votes = [name for name, each in known.items() if each.shared]
     alone = [n for n, each in known.items() if not each.shared and not each.method.needs_reward(each.model_options.get("power"))]
     scored = [name for name in known if name not in (*votes, *alone)]
-    pool = run(options, problems, "pool", "confidence", [SHARED, *votes], budgets)
+    pool = run(options, problems, "pool", "confidence", [SHARED, *votes], budgets) if votes else None
     rows = pool_rows(pool, "", budgets)
     for reward in options.rewards.split(","):
         name = head(options, others) if reward == "hidden" else reward
