@@ -67,5 +67,7 @@ class FunctionReward(AnswerReward):
         if self.scale == "probability" and 0 <= number <= 1:
             return math.log(number) - math.log1p(-number) if 0 < number < 1 else math.copysign(math.inf, number - 0.5)
         wanted = "a bool or a probability in [0, 1]" if self.scale == "probability" else "log-odds, a float that is not nan"
-        hint = "; for log-odds pass scale='log_odds'" if self.scale == "probability" else ""
-        raise ValueError(f"the reward function must return {wanted}{hint}; it returned {value!r} for the answer {text[-80:]!r}")
+        hint = "; for log-odds pass scale='log_odds'" if self.scale == "probability" and math.isfinite(number) else ""
+        raise ValueError(
+            f"the reward function {name_of(self.fn)} must return {wanted}{hint}; it returned {value!r} for the answer {text[-80:]!r}"
+        )

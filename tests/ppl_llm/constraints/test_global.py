@@ -12,6 +12,7 @@ import pyro
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppl_llm import SMC, ParticleGibbs, StepProposal, SuffixMH
 from ppl_llm.constraints import Automaton
@@ -57,10 +58,10 @@ def test_evidence_of_automata_that_hypothesis_draws(program: Program) -> None:
     assert max(errors(program, probs, posterior)) < 1e-10
 
 
-@given(programs())
-@settings(max_examples=6, deadline=None)
-def test_evidence_of_two_particles_of_automata_that_hypothesis_draws(program: Program) -> None:
-    probs, posterior = ListedSMC(program, 2, "systematic", 1.0).run()
+@given(programs(), st.sampled_from(sorted(RESAMPLERS)), st.sampled_from([0.0, 0.7, 1.0]))
+@settings(max_examples=12, deadline=None)
+def test_evidence_of_two_particles_of_automata_that_hypothesis_draws(program: Program, scheme: str, threshold: float) -> None:
+    probs, posterior = ListedSMC(program, 2, scheme, threshold).run()
     if sum(program.texts().values()) > 0:
         assert max(errors(program, probs, posterior)) < 1e-10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -194,6 +195,23 @@ def test_a_run_in_slices_is_a_run() -> None:
     assert torch.equal(last.log_weights, whole.log_weights) and torch.equal(last.value.tokens, whole.value.tokens)
     alive = whole.log_weights > -torch.inf
     assert all(in_language(tokens) for tokens in whole.value.tokens[alive].tolist())
+
+
+@pytest.mark.parametrize("constraint", [LANGUAGE, Choices(["b;ab;a", "b;a", "ab;b;ba"])], ids=["automaton", "choices"])
+def test_a_run_is_resumed_from_a_file(constraint: Constraint, tmp_path: Path) -> None:
+    """Its states are made again from the texts; under another constraint it is refused."""
+
+    def smc(proposals: Constraint = constraint) -> SMC:
+        return SMC(program, 16, ess_threshold=1.0, proposals=proposals)
+
+    pyro.set_rng_seed(1)
+    whole = smc().run("a")
+    pyro.set_rng_seed(1)
+    next(iter(smc().iterate("a"))).save(tmp_path / "run")
+    with pytest.raises(ValueError, match="proposals"):
+        smc(TokenSet(banned=[1])).resume(tmp_path / "run", "a")
+    last = smc().resume(tmp_path / "run", "a")
+    assert torch.equal(last.log_weights, whole.log_weights) and torch.equal(last.value.tokens, whole.value.tokens)
 
 
 def test_a_constraint_is_the_proposal_of_the_same_model_under_it() -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from benchmarks.study import figures, outcomes
 from benchmarks.study.__main__ import DOCUMENTS, FOLDER, SAVED
-from benchmarks.study.document import refreshed
+from benchmarks.study.document import TABLES, refreshed
 from benchmarks.study.outcomes import Outcomes
 from benchmarks.study.settings import MAP, MORE_MAP, MORE_SHIPPED, SETTINGS, STRONG, WEAK
-from benchmarks.study.tables import TABLES, joined, repeat, solution_auroc
+from benchmarks.study.tables import joined, repeat, solution_auroc
 from ppl_llm.evaluation.records import CONFIGURATION
 from ppl_llm.methods import get_method
 

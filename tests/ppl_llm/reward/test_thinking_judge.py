@@ -138,7 +138,11 @@ def z_value(reward: Callable[[], Any], wanted: float) -> float:
     return abs(float((mass.mean() - wanted) / mass.std() * len(mass) ** 0.5))
 
 
-@pytest.mark.parametrize(("thoughts", "agree"), [(1, None), (2, None), (2, 0.75)])
+CLEAR = 0.66
+"""A bound that the judge's word at once reaches behind "b", where it has .671, and not behind "a", where it has .652."""
+
+
+@pytest.mark.parametrize(("thoughts", "agree"), [(1, None), (2, None), (2, CLEAR)])
 def test_random_weight_filters_are_unbiased(thoughts: int, agree: float | None):
     assert z_value(lambda: judge(thoughts, agree=agree), exact(agree)) < LIMIT
 
@@ -170,16 +174,20 @@ def wrong(kind: Any, thoughts: int) -> Any:
     return kind(JUDGE, prompt=question, yes="b", no="a", partial=True, verdict="", thought_tokens=THOUGHT, thoughts=thoughts)
 
 
-def expected_score(reward: Any, start: str, draws: int = 4000) -> float:
-    """z-value of the mean of many verdicts on one question against the plain sum."""
+def scores(reward: Any, start: str, draws: int = 4000) -> torch.Tensor:
+    """Many verdicts on one question."""
     torch.manual_seed(0)
-    scores = []
+    found = []
     for _ in range(draws // 200):
         reward.release_caches()
-        batch = reward._judged([(start[0], start[1:])] * 200)
-        scores.append(batch.sigmoid())
-    values = torch.cat(scores)
-    return abs(float((values.mean() - verdict(start)) / values.std().clamp(min=1e-12) * len(values) ** 0.5))
+        found.append(reward._judged([(start[0], start[1:])] * 200).sigmoid())
+    return torch.cat(found)
+
+
+def expected_score(reward: Any, start: str, agree: float | None = None) -> float:
+    """z-value of the mean of many verdicts on one question against the plain sum."""
+    values = scores(reward, start)
+    return abs(float((values.mean() - verdict(start, agree)) / values.std().clamp(min=1e-12) * len(values) ** 0.5))
 
 
 @pytest.mark.parametrize("thoughts", [1, 3])
@@ -191,6 +199,15 @@ def test_a_verdict_has_the_right_mean(thoughts: int):
 @pytest.mark.parametrize("kind", [AtOnceOnly, MeanOfLogOdds])
 def test_wrong_verdicts_are_rejected(kind: Any):
     assert max(expected_score(wrong(kind, 3), start) for start in ("aa", "ab")) > 2 * LIMIT
+
+
+def test_the_judge_thinks_only_where_its_word_at_once_is_not_clear():
+    """Also the judges that always think, and that never do."""
+    fast = judge(2, agree=CLEAR)
+    assert scores(fast, "ab", 200).tolist() == pytest.approx([verdict("ab", CLEAR)] * 200, abs=1e-6)
+    assert expected_score(fast, "aa", CLEAR) < LIMIT
+    assert expected_score(judge(2), "ab", CLEAR) > 2 * LIMIT
+    assert abs(float(scores(wrong(AtOnceOnly, 2), "aa", 200).mean()) - verdict("aa", CLEAR)) > 0.01
 
 
 def test_a_verdict_is_drawn_once():
