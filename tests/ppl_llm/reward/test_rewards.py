@@ -215,7 +215,7 @@ def test_probabilities_become_log_odds_without_loss():
         (math.nan, {"scale": "log_odds"}),
         (True, {"scale": "log_odds"}),
     ):
-        with pytest.raises(ValueError, match="the reward function .* must return"):
+        with pytest.raises(ValueError, match=r"the reward function .* must return"):
             score(value, **options)
     with pytest.raises(ValueError, match="unknown scale 'logodds'; did you mean 'log_odds'"):
         FunctionReward(lambda problem, text: 1.0, scale="logodds")
