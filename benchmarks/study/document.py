@@ -10,7 +10,12 @@ import re
 from functools import cache
 from pathlib import Path
 
-from .tables import TABLES, Study, table
+from ppl_llm.evaluation.tables import as_text
+
+from . import later_tables, tables
+from .tables import Study
+
+TABLES = {**tables.TABLES, **later_tables.TABLES}
 
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _VALUE = re.compile(r"(<!-- (cell|point): ([\w-]+) \| ([^|]+?) \| ([^|]+?) -->).*?(<!-- / -->)", re.DOTALL)
@@ -32,7 +37,7 @@ def refreshed(text: str, study: Study) -> str:
         found = [cells(name)[row, column.strip()] for column in columns.split(";")]
         return f"{begin}{', '.join(map(_point, found) if kind == 'point' else found)}{end}"
 
-    text = _BLOCK.sub(lambda match: f"{match[1]}\n{table(study, match[2])}\n\n{match[3]}", text)
+    text = _BLOCK.sub(lambda match: f"{match[1]}\n{as_text(TABLES[match[2]](study))}\n\n{match[3]}", text)
     return _VALUE.sub(value, text)
 
 

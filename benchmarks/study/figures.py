@@ -11,6 +11,7 @@ import numpy as np
 from ppl_llm.evaluation.drawing import COLOURS, figure, legend_beside, powers_of_two, style
 from ppl_llm.evaluation.figures import scaling
 
+from . import later_tables
 from .tables import KINDS, Study, main_results, map_results, map_settings
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def curves(study: Study, setting: str) -> Figure:
     """Accuracy of every method against its budget."""
     return scaling(main_results(study, setting))
+
+
+def later(study: Study) -> Figure:
+    """Accuracy of later methods against tokens, with the strong reward model."""
+    return scaling(later_tables.results(study, "strong", later_tables.DRAWN), "tokens_sampled")
 
 
 def winners(study: Study) -> Figure:
@@ -68,6 +74,7 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
     "weak": lambda study: curves(study, "weak"),
     "winners": winners,
     "map": error_map,
+    "later": later,
 }
 """By the name of their files."""
 

@@ -12,11 +12,11 @@ from ppl_llm.evaluation.aggregators import Candidate, log_score
 from ppl_llm.evaluation.metrics import auroc, calibration_error, reliability
 from ppl_llm.evaluation.page import Rows
 from ppl_llm.evaluation.results import Results
-from ppl_llm.evaluation.tables import as_text, interval, signed
+from ppl_llm.evaluation.tables import interval, signed
 from ppl_llm.reward.calibration import Calibration
 
 from .outcomes import Outcomes, Solution
-from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, MORE_SHIPPED, SETTINGS, STRONG, WEAK
+from .settings import ABLATIONS, CALIBRATED, CHOICES, LAST, MAP, MORE_MAP, MORE_SHIPPED, SETTINGS, STRONG, WEAK
 
 Study = Mapping[str, Outcomes]
 
@@ -47,30 +47,6 @@ KINDS = {
     "dvts": "DVTS",
 }
 """Methods of the map."""
-
-MORE_NAMES = {
-    "beam-search:preset=twisted:lookahead=1": "beam search, look ahead",
-    "rebase:preset=twisted": "REBASE",
-    "dora:preset=twisted": "DORA",
-    "dora:diversity_temperature=0.01:preset=twisted": "DORA, directions at temperature 0.01",
-    "speculative-rejection:preset=twisted": "speculative rejection",
-    "best-first:preset=twisted": "best-first",
-    "mcts:preset=twisted": "MCTS",
-    "ab-mcts:preset=twisted": "AB-MCTS",
-    "mcts:value=rollout:preset=twisted": "MCTS, rollouts",
-    "ab-mcts:value=rollout:preset=twisted": "AB-MCTS, rollouts",
-    "prefix-walk": "prefix walk",
-    "power-smc": "SMC, power 4",
-    "power-smc:moves=1": "SMC, power 4, moves",
-    "power-mh": "block Metropolis, power 4",
-    "self-consistency:until=beta:0.95": "self-consistency until beta:0.95",
-    "importance:until=beta:0.95": "weighted best-of-N until beta:0.95",
-    "best-of-n:until=pandora:0.01": "best-of-N until pandora:0.01",
-}
-"""Methods of the later runs."""
-
-WITHOUT_REWARD = "without a reward: "
-_COMPARED_WITH = ("self-consistency", "best-of-n", "weighted-best-of-n", "smc", "smc:preset=twisted", "beam-search", "dvts")
 
 BASELINES = ("self-consistency", "best-of-N", "weighted best-of-N")
 COMPARED = (4, 16, 64)
@@ -113,7 +89,7 @@ def differences(study: Study, setting: str) -> Rows:
     rows = [[f"minus {base}", *map(str, COMPARED)]]
     for method in _order(results, NAMES):
         if method != base:
-            rows.append([method, *(_difference(results, (method, b), (base, b)) for b in COMPARED)])
+            rows.append([method, *(difference(results, (method, b), (base, b)) for b in COMPARED)])
     return rows
 
 
@@ -201,19 +177,15 @@ def map_rows(study: Study, budget: int) -> Rows:
     """Accuracy of each method for each kind of reward model; bold where the best is not better by more than noise."""
     names = list(KINDS.values())
     rows = [[f"accuracy at {budget}", *names]]
-    for setting in map_settings(study):
-        results = map_results(study, setting)
-        accuracy = {name: results.accuracy(name, budget).value for name in names if name in results.methods}
-        best = max(accuracy, key=lambda name: accuracy[name])
-        cells = []
-        for name in names:
-            if name not in accuracy:
-                cells.append("")
-                continue
-            near = name == best or results.difference((best, budget), (name, budget)).low <= 0
-            cells.append(f"**{accuracy[name]:.2f}**" if near else f"{accuracy[name]:.2f}")
-        rows.append([setting, *cells])
-    return rows
+    return rows + [[setting, *best_in_bold(map_results(study, setting), names, budget)] for setting in map_settings(study)]
+
+
+def best_in_bold(results: Results, names: Sequence[str], budget: int) -> list[str]:
+    """Accuracies; bold where the best is not better by more than noise, empty for a method that was not run."""
+    accuracy = {name: results.accuracy(name, budget).value for name in names if name in results.methods}
+    best = max(accuracy, key=lambda name: accuracy[name])
+    near = {name for name in accuracy if name == best or results.difference((best, budget), (name, budget)).low <= 0}
+    return [f"**{accuracy[n]:.2f}**" if n in near else f"{accuracy[n]:.2f}" if n in accuracy else "" for n in names]
 
 
 def map_settings(study: Study) -> list[str]:
@@ -234,7 +206,7 @@ def potentials(study: Study, budget: int) -> Rows:
     rows = [[f"difference at {budget}", *(f"{a} minus {b}" for a, b in pairs)]]
     for setting in map_settings(study):
         results = map_results(study, setting)
-        rows.append([setting, *(_difference(results, (a, budget), (b, budget)) for a, b in pairs)])
+        rows.append([setting, *(difference(results, (a, budget), (b, budget)) for a, b in pairs)])
     return rows
 
 
@@ -246,7 +218,7 @@ def calibrations(study: Study) -> Rows:
         for setting in (STRONG.name, WEAK.name):
             fitted = f"{setting}-fitted"
             results = joined(study, [(setting, method, "before"), (fitted, method, "after")], study[fitted].problems, [0])
-            cells += [_difference(results, ("after", budget), ("before", budget)) for budget in COMPARED[1:]]
+            cells += [difference(results, ("after", budget), ("before", budget)) for budget in COMPARED[1:]]
         rows.append([name, *cells])
     return rows
 
@@ -261,7 +233,7 @@ def choices(study: Study) -> Rows:
     for method in (*(name for _, _, name in defaults), *CHOICES):
         own = results.budgets(method)
         cells = [interval(results.accuracy(method, b)) if b in own else "" for b in budgets]
-        rows.append([f"`{method}`", *cells, *(_difference(results, (method, b), ("smc", b)) if method != "smc" else "" for b in budgets)])
+        rows.append([f"`{method}`", *cells, *(difference(results, (method, b), ("smc", b)) if method != "smc" else "" for b in budgets)])
     return rows
 
 
@@ -275,7 +247,7 @@ def temperatures(study: Study) -> Rows:
             problems = study["temperature-0.6"].problems
             results = joined(study, [(setting, m, m) for m in methods], problems, [0])
             cells = [f"{results.accuracy(m, b).value:.2f}" for m in list(methods)[1:] for b in COMPARED]
-            cells.append(_difference(results, ("smc", 64), ("weighted-best-of-n", 64)))
+            cells.append(difference(results, ("smc", 64), ("weighted-best-of-n", 64)))
             rows.append([setting.removeprefix("temperature-") if setting != "strong" else "1.0", *cells])
     return rows
 
@@ -291,30 +263,6 @@ def costs(study: Study) -> Rows:
     return rows
 
 
-def more_results(study: Study, setting: str) -> Results:
-    """The methods of the later runs with those of the main tables, on the problems and the seed that both have."""
-    more = f"{setting}-more"
-    sources: list[Source] = [(setting, method, NAMES[method]) for method in _COMPARED_WITH]
-    sources += [(more, method, name) for method, name in MORE_NAMES.items()]
-    if "none-more" in study:
-        sources += [("none-more", method, WITHOUT_REWARD + name) for method, name in MORE_NAMES.items()]
-    return joined(study, sources, study[more].problems, [0])
-
-
-def more(study: Study, setting: str) -> Rows:
-    """Accuracy, tokens and the paired difference to weighted best-of-N of the same budget."""
-    results, base = more_results(study, setting), "weighted best-of-N"
-    budgets = sorted({budget for name in MORE_NAMES.values() if name in results.methods for budget in results.budgets(name)})
-    header = ["method", *(f"accuracy, {b}" for b in budgets), *(f"tokens, {b}" for b in budgets), *(f"minus {base}, {b}" for b in budgets)]
-    rows = [header]
-    for name in results.methods:
-        own = results.budgets(name)
-        cells = [interval(results.accuracy(name, b)) if b in own else "" for b in budgets]
-        cells += [f"{results.mean_cost(name, b):,.0f}" if b in own else "" for b in budgets]
-        rows.append([name, *cells, *(_difference(results, (name, b), (base, b)) if name != base else "" for b in budgets)])
-    return rows
-
-
 def sizes(study: Study) -> Rows:
     """What was run, and the processor time it took."""
     rows = [["settings", "problems", "seeds", "answers", "processor seconds"]]
@@ -322,6 +270,7 @@ def sizes(study: Study) -> Rows:
     parts.append(("scaled and calibrated scores", [s.name for s in (*CALIBRATED, *LAST)]))
     parts.append(("ablations", [s.name for s in ABLATIONS]))
     parts += [(setting.name, [setting.name]) for setting in MORE_SHIPPED if setting.name in study]
+    parts += [("map-*-more", [s.name for s in MORE_MAP])] if any(s.name in study for s in MORE_MAP) else []
     total, answers = 0.0, 0
     for name, members in parts:
         found = [study[member] for member in members if member in study]
@@ -347,7 +296,7 @@ def _order(results: Results, names: Mapping[str, str]) -> list[str]:
     return [name for name in names.values() if name in results.methods]
 
 
-def _difference(results: Results, first: tuple[str, int], second: tuple[str, int]) -> str:
+def difference(results: Results, first: tuple[str, int], second: tuple[str, int]) -> str:
     known = first in results.by_key and second in results.by_key
     return signed(results.difference(first, second)) if known else ""
 
@@ -370,12 +319,6 @@ TABLES: dict[str, Callable[[Study], Rows]] = {
     "choices": choices,
     "temperatures": temperatures,
     "costs": costs,
-    "strong-more": lambda study: more(study, "strong"),
     "sizes": sizes,
 }
 """By the name that the document gives them."""
-
-
-def table(study: Study, name: str) -> str:
-    """Markdown."""
-    return as_text(TABLES[name](study))
