@@ -26,7 +26,7 @@ project_copyright = "the authors of ppl_llm, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_math_renderer = "mathml"
-exclude_patterns = ["_build", "README.md"]
+exclude_patterns = ["_build", "README.md", "**/README.md"]
 html_theme = "furo"
 html_title = "ppl_llm"
 html_static_path = ["_static"]
