@@ -21,7 +21,8 @@ from typing import Any
 _PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that are empty inside, and the only ones that can be written to."""
 
-_SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _READ_ONLY, _MS_PRIVATE = 442, -100, 0x8000, 1, 1 << 18
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_AT_FDCWD, _AT_RECURSIVE, _READ_ONLY, _MS_PRIVATE, _OPEN_TREE_CLONE, _MOVE_EMPTY_PATH = -100, 0x8000, 1, 1 << 18, 1, 4
 _PR_SET_CHILD_SUBREAPER, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 36, 24, 38
 _CAPABILITY_VERSION = 0x20080522
 _WATCH = 0.02
@@ -46,11 +47,29 @@ def enclose(megabytes: int) -> None:
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY, 0, _MS_PRIVATE, 0)
     made = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes))
     checked(made, "files cannot be made read-only (mount_setattr, Linux 5.12)")
-    for folder in dict.fromkeys(os.path.realpath(each) for each in _PRIVATE):
-        if os.path.isdir(folder):
-            options = f"size={megabytes}m,mode=1777".encode()
-            checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 6, options), f"an empty {folder} cannot be mounted")  # nosuid, nodev
+    private = [folder for folder in dict.fromkeys(os.path.realpath(each) for each in _PRIVATE) if os.path.isdir(folder)]
+    kept = {path: tree(path) for path in python_folders() if any(path.startswith(folder + "/") for folder in private)}
+    for folder in private:
+        options = f"size={megabytes}m,mode=1777".encode()
+        checked(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 6, options), f"an empty {folder} cannot be mounted")  # nosuid, nodev
+    for path, descriptor in kept.items():  # read-only, as it was when it was taken
+        os.makedirs(path, exist_ok=True)
+        moved = libc.syscall(_SYS_MOVE_MOUNT, descriptor, b"", _AT_FDCWD, path.encode(), _MOVE_EMPTY_PATH)
+        checked(moved, f"{path}, where Python is, cannot be seen in an empty folder")
+        os.close(descriptor)
     os.chdir(os.path.realpath("/tmp"))
+
+
+def python_folders() -> list[str]:
+    """Where this Python and its packages are, outer folders first: an environment may lie in a folder that is empty inside."""
+    return sorted({os.path.realpath(each) for each in (sys.prefix, sys.base_prefix, sys.exec_prefix)})
+
+
+def tree(path: str) -> int:
+    """A descriptor of a folder with all that is mounted in it, to be put back where another mount hides it."""
+    found = libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path.encode(), _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC)
+    checked(min(found, 0), f"{path}, where Python is, cannot be kept (open_tree, Linux 5.2)")
+    return int(found)
 
 
 def give_up_rights() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,28 @@ def test_what_a_program_cannot_do(program: str, message: str, tmp_path: Path, mo
     found = verdict(program.replace("{path!r}", repr(str(file))), ["pass"], "namespaces", disk=32, memory=2048)
     assert found.score == 0.0 and (message in found.message or "No such file" in found.message), found
     assert file.read_text() == "kept"
+
+
+@pytest.mark.skipif(not closed_off(), reason="no user namespaces here")
+def test_an_environment_in_a_folder_that_is_empty_inside_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a checkout below /tmp: its Python starts and imports its packages, and cannot be changed; what lies beside it is not seen."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        outside = Path(folder)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(outside / "env")], check=True)
+        packages = next((outside / "env").glob("lib/python*/site-packages"))
+        (packages / "beside.py").write_text("WORD = 'so'\n")
+        (outside / "kept").write_text("kept")
+        monkeypatch.setattr(sys, "executable", str(outside / "env" / "bin" / "python"))
+        program = f"import os, subprocess, sys\nimport beside\nkept = {str(outside / 'kept')!r}\n"
+        tests = [
+            "assert beside.WORD == 'so'",
+            "subprocess.run([sys.executable, '-c', 'import beside'], check=True)",
+            "assert not os.path.exists(kept)",
+            "open(os.path.join(os.getcwd(), 'mine'), 'w').write('x')",
+            "try:\n    open(beside.__file__, 'a')\nexcept OSError as error:\n    assert 'Read-only' in str(error)\nelse:\n    assert False",
+        ]
+        assert Limits(**QUICK).run(program, tests) == [None] * 5
+        assert (packages / "beside.py").read_text() == "WORD = 'so'\n"
 
 
 def test_a_machine_without_namespaces_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
