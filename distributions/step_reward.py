@@ -187,9 +187,10 @@ class StepReward(TorchDistribution):
         return steering_log_factor(self.potential, scaled, self.context.done | self.last_step)
 
     def rounding(self, value: Tensor) -> float:
-        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the reward model."""
+        """By how many nats two evaluations of :meth:`log_prob` may differ, given the number format of the reward model, or of the
+        language model whose figures it scores."""
         terms = self.context.num_steps if self.choices.potential == "sum" else 2
-        return TOLERATED * rounding_unit(self.prm) * terms / self.choices.temperature
+        return TOLERATED * rounding_unit(self.prm, self.context.lm) * terms / self.choices.temperature
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
         if self.potential != "likelihood":

@@ -186,6 +186,8 @@ class Report:
             console.print(Text(self.failure, style="yellow"))
         if self.unanswered:
             share = f"{self.unanswered} of {self.particles} solutions have no answer, {self.no_answer:.3f} of the probability"
+            if self.unanswered == self.particles:
+                share += ": ask for \\boxed{...} in the problem or with --system-prompt, or see --answer-fallback last-number"
             console.print(Text(share, style="yellow"))
         if told.estimates and (told.unit != "iteration" or max(told.ess, default=1.0) > 1):  # single states have an ESS of 1
             more = f" .. {len(told.ess) - _ESS_SHOWN} more" if len(told.ess) > _ESS_SHOWN else ""

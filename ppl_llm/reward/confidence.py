@@ -72,6 +72,9 @@ class Confidence:
     [3] *Chain-of-Thought Reasoning Without Prompting*, Xuezhi Wang, Denny Zhou (2024), arXiv 2402.10200.
     """
 
+    of_language_model = True
+    """Its scores are figures of the context's language model."""
+
     @checked
     def __init__(
         self,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import Context, FunctionReward, LLMStep, SMCFailed, StepReward, TabularLM
+from ppl_llm import Confidence, Context, FunctionReward, LLMStep, ProductReward, SMCFailed, StepReward, TabularLM
 from ppl_llm import reasoning as ready
 from ppl_llm.inference import SMC, AuditError, AuditReport, barrier
 from ppl_llm.inference.handlers.audit_messenger import Audited, AuditMessenger
@@ -337,6 +337,8 @@ def test_steps_and_rewards_tell_their_rounding() -> None:
     try:
         assert fn.rounding(step) == pytest.approx(2 * 16 * 2.0**-7)
         assert StepReward(reasoning.PRM, ctx).rounding(torch.tensor(1.0)) < 1e-4
+        sure = ProductReward([Confidence(), reasoning.PRM])  # scores that are figures of the language model
+        assert StepReward(sure, ctx).rounding(torch.tensor(1.0)) == pytest.approx(2 * 16 * 2.0**-7)
     finally:
         del reasoning.LM.model  # type: ignore[attr-defined]
 
