@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 
 from ppl_llm.evaluation.page import Rows
 from ppl_llm.evaluation.results import Results
-from ppl_llm.evaluation.tables import interval
 
 from .settings import MAP, MORE_MAP
-from .tables import COMPARED, KINDS, NAMES, Source, Study, best_in_bold, difference, joined
+from .tables import COMPARED, KINDS, NAMES, Source, Study, accuracies, best_in_bold, difference, joined
 
 LATER = {
     "beam-search:preset=twisted:lookahead=1": "beam search, look ahead",
@@ -61,17 +60,6 @@ def results(study: Study, setting: str, names: Iterable[str] = ()) -> Results:
     return joined(study, [source for source in sources if not names or source[2] in names], study[more].problems, [0])
 
 
-def accuracies(study: Study, setting: str) -> Rows:
-    """Method by budget."""
-    found = results(study, setting)
-    budgets = sorted({budget for name in found.methods for budget in found.budgets(name)})
-    rows = [["accuracy", *map(str, budgets)]]
-    for name in found.methods:
-        own = found.budgets(name)
-        rows.append([name, *(interval(found.accuracy(name, b)) if b in own else "" for b in budgets)])
-    return rows
-
-
 def costs(study: Study, setting: str) -> Rows:
     """Tokens, and the paired difference to weighted best-of-N of the same budget."""
     found = results(study, setting)
@@ -96,9 +84,9 @@ def map_rows(study: Study, budget: int) -> Rows:
 
 
 TABLES: dict[str, Callable[[Study], Rows]] = {
-    "strong-more": lambda study: accuracies(study, "strong"),
+    "strong-more": lambda study: accuracies(results(study, "strong")),
     "strong-more-costs": lambda study: costs(study, "strong"),
-    "weak-more": lambda study: accuracies(study, "weak"),
+    "weak-more": lambda study: accuracies(results(study, "weak")),
     "weak-more-costs": lambda study: costs(study, "weak"),
     "map-more": lambda study: map_rows(study, 16),
 }

@@ -75,12 +75,14 @@ def main_results(study: Study, setting: str) -> Results:
     return joined(study, [(setting, method, NAMES[method]) for method in methods], own.problems, own.results.seeds)
 
 
-def accuracies(study: Study, setting: str) -> Rows:
+def accuracies(results: Results) -> Rows:
     """Method by budget."""
-    results = main_results(study, setting)
-    budgets = results.budgets("best-of-N")
-    cells = [[interval(results.accuracy(m, b)) if b in results.budgets(m) else "" for b in budgets] for m in _order(results, NAMES)]
-    return [["accuracy", *map(str, budgets)], *([m, *row] for m, row in zip(_order(results, NAMES), cells, strict=True))]
+    budgets = sorted({budget for method in results.methods for budget in results.budgets(method)})
+    rows = [["accuracy", *map(str, budgets)]]
+    for method in results.methods:
+        own = results.budgets(method)
+        rows.append([method, *(interval(results.accuracy(method, b)) if b in own else "" for b in budgets)])
+    return rows
 
 
 def differences(study: Study, setting: str) -> Rows:
@@ -302,11 +304,11 @@ def difference(results: Results, first: tuple[str, int], second: tuple[str, int]
 
 
 TABLES: dict[str, Callable[[Study], Rows]] = {
-    "strong": lambda study: accuracies(study, "strong"),
+    "strong": lambda study: accuracies(main_results(study, "strong")),
     "strong-differences": lambda study: differences(study, "strong"),
     "strong-ratios": lambda study: ratios(study, "strong"),
     "strong-votes": lambda study: votes(study, "strong"),
-    "weak": lambda study: accuracies(study, "weak"),
+    "weak": lambda study: accuracies(main_results(study, "weak")),
     "weak-votes": lambda study: votes(study, "weak"),
     "winners": winners,
     "reward-models": reward_models,

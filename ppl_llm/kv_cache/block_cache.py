@@ -102,11 +102,14 @@ class BlockKVCache(KVCache):
 
     def _assign(self, rows: Tensor, blocks: Tensor) -> None:
         """Let rows ``[K]`` have the blocks ``[K, n]``."""
-        before = self._table[rows].flatten()
-        self._references.index_add_(0, blocks.flatten(), torch.ones_like(before))
-        self._references.index_add_(0, before, torch.full_like(before, -1))
-        self._references[0] = _SHARED
+        self._count(blocks.flatten(), self._table[rows].flatten())
         self._table[rows] = blocks
+
+    def _count(self, gained: Tensor, lost: Tensor) -> None:
+        """Blocks ``[K]`` that have one reference more each time they stand there, and others that have one less."""
+        self._references.index_add_(0, gained, torch.ones_like(gained))
+        self._references.index_add_(0, lost, torch.full_like(lost, -1))
+        self._references[0] = _SHARED
 
     def _places(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Where tokens of given rows and columns ``[...]`` are written, in blocks that belong to nobody else.
@@ -131,9 +134,7 @@ class BlockKVCache(KVCache):
         if bool(held.any()):
             for layer in self._layers:
                 layer.copy_blocks(layer, before[held], own[held])
-        self._references[own] = 1
-        self._references.index_add_(0, before, torch.full_like(before, -1))
-        self._references[0] = _SHARED
+        self._count(own, before)
         table.view(-1)[places] = own
 
     def _free(self, number: int) -> Tensor:

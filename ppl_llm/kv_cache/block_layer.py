@@ -34,19 +34,11 @@ class BlockWrites:
         self.reads = BlockReads(torch.empty(0, 0, dtype=torch.long), 0)
 
 
-class BlockLayer(RaggedLayer):
+class BlockLayer(RaggedLayer[BlockWrites]):
     """One layer of a :class:`~ppl_llm.kv_cache.block_cache.BlockKVCache`: ``keys`` and ``values`` ``[blocks, BLOCK, kv_heads, head_dim]``.
 
     A model is given back its new keys and values only, which stand for all of them until :meth:`BlockReads.keys`.
     """
-
-    def __init__(self, writes: BlockWrites) -> None:
-        super().__init__()
-        self._writes = writes
-
-    @property
-    def columns(self) -> BlockWrites:
-        return self._writes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """:param Tensor key_states: ``[A, kv_heads, q, head_dim]``; ``value_states`` likewise."""

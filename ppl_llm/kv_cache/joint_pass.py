@@ -108,18 +108,14 @@ class Parts(JointWrites):
         return torch.cat(found)
 
 
-class _JointLayer(RaggedLayer):
+class _JointLayer(RaggedLayer[JointWrites]):
     """A layer of the cache that the model is given."""
 
     is_initialized = True
 
     def __init__(self, writes: JointWrites, index: int) -> None:
-        super().__init__()
-        self._writes, self._index = writes, index
-
-    @property
-    def columns(self) -> JointWrites:
-        return self._writes
+        super().__init__(writes)
+        self._index = index
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """KV caches have been made before."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,41 +47,36 @@ class Columns(Protocol):
     capacity: int
 
 
-class RaggedLayer(CacheLayerMixin):
+C = TypeVar("C", bound=Columns)
+
+
+class RaggedLayer(CacheLayerMixin, Generic[C]):
     """A layer whose sequences have their own write position: what transformers asks of its size."""
 
     is_sliding = False
     is_compileable = False
     is_croppable = False
 
-    @property
-    @abstractmethod
-    def columns(self) -> Columns: ...
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.columns.stop, 0
-
-    def get_seq_length(self) -> int:
-        return self.columns.stop
-
-    def get_max_length(self) -> int:
-        return self.columns.capacity
-
-    def get_max_cache_shape(self) -> int:
-        """The same under its name in transformers 5.17."""
-        return self.columns.capacity
-
-
-class KVCacheLayer(RaggedLayer):
-    """One layer of a :class:`~ppl_llm.kv_cache.cache.KVCache`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
-
-    def __init__(self, writes: Writes) -> None:
+    def __init__(self, writes: C) -> None:
         super().__init__()
         self._writes = writes  # not the KV cache itself: a reference cycle would keep its memory until the next garbage collection
 
-    @property
-    def columns(self) -> Writes:
-        return self._writes
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._writes.stop, 0
+
+    def get_seq_length(self) -> int:
+        return self._writes.stop
+
+    def get_max_length(self) -> int:
+        return self._writes.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """The same under its name in transformers 5.17."""
+        return self._writes.capacity
+
+
+class KVCacheLayer(RaggedLayer[Writes]):
+    """One layer of a :class:`~ppl_llm.kv_cache.cache.KVCache`: ``keys`` and ``values`` ``[rows, kv_heads, capacity, head_dim]``."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device

@@ -17,6 +17,7 @@ from ppl_llm.evaluation import Candidate
 from ppl_llm.evaluation.aggregators import best_of_majority_at_k, multi_temperature_vote, soft_best_of_n
 from ppl_llm.inference import Adaptive, BestOfMajority, BestOfN, GroupAgreement, SelfConsistency, SoftBestOfN, TwoStageVote
 from tests.helpers.decision_mutants import WRONG_VOTES
+from tests.helpers.numbered import Numbered
 
 ANSWERS = ["a", "b", "b", "c"]
 REWARDS = [0.9, 0.5, 0.3, 0.6]
@@ -40,22 +41,6 @@ class Scripted:
         pyro.sample("group", dist.Delta(torch.tensor(GROUPS)[which].double()))
         pyro.factor("reward", torch.tensor(REWARDS)[which].log())
         return which
-
-
-class Numbered(dist.Categorical):  # type: ignore[misc]
-    """Draws 0, 1, .. along the particles, rolled along a plate."""
-
-    def __init__(self, n: int, batch_shape: torch.Size = torch.Size()) -> None:
-        super().__init__(torch.ones(*batch_shape, n))
-        self.n = n
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Numbered:
-        return Numbered(self.n, torch.Size(batch_shape))
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        turn = torch.arange(shape[0]).view(-1, *(1,) * (len(shape) - 1))
-        return ((turn + (torch.arange(shape[1]) if len(shape) > 1 else 0)) % self.n).expand(shape)
 
 
 def answer(which: Tensor) -> Hashable:

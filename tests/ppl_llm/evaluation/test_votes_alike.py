@@ -29,6 +29,7 @@ from ppl_llm.evaluation.aggregators import (
 from ppl_llm.evaluation.votes import as_record, from_record
 from ppl_llm.inference import BestOfMajority, DiscreteMarginal, Importance, SMCFailed, SoftBestOfN, TwoStageVote
 from ppl_llm.programs.deepconf import _votes
+from tests.helpers.numbered import Numbered
 
 SCORES = (-math.inf, -80.0, -2.0, -1.0, 0.5, 3.0)
 """Log-odds, many of them equal."""
@@ -64,20 +65,6 @@ class Given:
         except SMCFailed:
             return []
         return [answer for answer in found.marginal(self.answer) if answer is not None]
-
-
-class Numbered(dist.Categorical):
-    """Draws 0, 1, .. along the particles."""
-
-    def __init__(self, n: int, batch_shape: torch.Size = torch.Size()) -> None:
-        super().__init__(torch.ones(*batch_shape, n))
-        self.n = n
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Numbered:
-        return Numbered(self.n, torch.Size(batch_shape))
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return torch.arange(self.n)[: (torch.Size(sample_shape) + self.batch_shape).numel()]
 
 
 pools = st.integers(1, 7).flatmap(
