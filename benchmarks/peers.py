@@ -37,7 +37,7 @@ from peer_workers import PEERS, byte_decoder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ppl_llm import PAD, SMC, LLMStep, TransformersLM, barrier
+from ppl_llm import PAD, SMC, LLMStep, OpenAILM, TransformersLM, barrier
 
 REQUIREMENTS = {
     "llamppl": ["llamppl==0.2.3", "transformers<5"],
@@ -124,7 +124,9 @@ def environment(directory: Path, name: str) -> str:
     return str(python)
 
 
-def particle_filter(lm: TransformersLM, prompt: str, sequences: int, tokens: int, step: int) -> Callable[[], int]:
+def particle_filter(
+    lm: TransformersLM | OpenAILM, prompt: str, sequences: int, tokens: int, step: int, ess_threshold: float = 0.5
+) -> Callable[[], int]:
     """The program in ppl_llm, with a weight and a barrier after every ``step`` tokens."""
 
     def program() -> Any:
@@ -138,8 +140,9 @@ def particle_filter(lm: TransformersLM, prompt: str, sequences: int, tokens: int
         return context
 
     def run() -> int:
-        lm.release_caches()
-        posterior = SMC(program, num_particles=sequences, ess_threshold=0.5).run()
+        if isinstance(lm, TransformersLM):
+            lm.release_caches()
+        posterior = SMC(program, num_particles=sequences, ess_threshold=ess_threshold).run()
         return int(posterior.cost["tokens_sampled"])
 
     return run

@@ -19,6 +19,7 @@ from ..inference.util.validation import check_count, check_optional_count
 from ..kv_cache.engine import CacheEngine
 from ..kv_cache.hidden import HiddenForward
 from ..kv_cache.joint_pass import JointPass
+from ..kv_cache.packed_linear import pack, unpack
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..kv_cache.support import cache_engine, context_limit, eos_ids, execution_device, lies_on
 from .autoregressive import AutoregressiveLM
@@ -47,7 +48,8 @@ class TransformersLM(AutoregressiveLM):
     is run once for all of its sequences, and sequences that resampling made equal share a forward pass until they differ. Models whose
     state is not keys and values, such as recurrent ones, run their prefixes again at each step, and a logged warning says so.
 
-    :param model: a causal language model; its attention implementation is replaced by one of this package where that is possible.
+    :param model: a causal language model; its attention implementation is replaced by one of this package where that is possible, and
+        on a CPU its linear layers multiply by packed weights (:mod:`~ppl_llm.kv_cache.packed_linear`).
     :param tokenizer: its fast tokenizer.
     :param str system_prompt: system turn before a problem given as a string; the chat template's own by default. A template that knows no
         system turn gets it at the beginning of the user turn.
@@ -80,6 +82,7 @@ class TransformersLM(AutoregressiveLM):
         check_optional_count("max_length", max_length, 2)
         check_count("cache_bytes", cache_bytes, 0)
         self.model = model.eval()
+        pack(self.model)
         self.prompts = PromptBuilder(tokenizer, system_prompt, chat_template, template_options)
         self.tokenizer = self.prompts.tokenizer
         limit, name = context_limit(model.config.get_text_config())
@@ -250,8 +253,12 @@ class TransformersLM(AutoregressiveLM):
         return torch.where(flat[..., None] >= 0, found, 0.0).view(*context.batch_shape, width, size)
 
     def release_caches(self) -> None:
-        """Free the memory of all keys and values; contexts stay valid. What was too much for the memory before is tried again."""
+        """Free the memory of all keys and values; contexts stay valid. What was too much for the memory before is tried again.
+
+        Weights that were changed through ``.data`` are seen from then on.
+        """
         self._source.release()
+        unpack(self.model)
         self._at_once.largest = None
         if self._cache_engine is not None:
             self._cache_engine.at_once.largest = None

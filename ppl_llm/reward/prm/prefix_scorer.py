@@ -15,6 +15,7 @@ from ...kv_cache.attention import PACKED
 from ...kv_cache.joint_append import JointEngine
 from ...kv_cache.lookup import look_up
 from ...kv_cache.masks import LayerMasks
+from ...kv_cache.packed_linear import pack, unpack
 from ...kv_cache.pool import Lease
 from ...kv_cache.support import cache_keyword, can_share_blocks, context_limit
 
@@ -34,7 +35,8 @@ class Scored(NamedTuple):
 class PrefixScorer:
     """Scores sequences that share prefixes with those of earlier calls, which are not run again; equal ones are run once.
 
-    :param model: the transformers model inside; its attention function is replaced by one of this package.
+    :param model: the transformers model inside; its attention function is replaced by one of this package, its linear layers
+        multiply by packed weights (:mod:`~ppl_llm.kv_cache.packed_linear`).
     :param log_odds: called as a model by :class:`~ppl_llm.kv_cache.joint_append.JointEngine`; gives log-odds ``[A, k, 1]``.
     :param int cache_bytes: bound on the memory of keys and values.
     :ivar int max_length: longest sequence.
@@ -52,6 +54,8 @@ class PrefixScorer:
             raise ValueError(f"{type(model).__name__} cannot be used as a reward model here: {obstacle}")
         if model.config._attn_implementation != PACKED:
             model.set_attn_implementation(PACKED)
+        pack(model)
+        self._network = model
 
         keyword = cache_keyword(model)
 
@@ -71,8 +75,9 @@ class PrefixScorer:
         )
 
     def release(self) -> None:
-        """Free the memory of all keys and values."""
+        """Free the memory of all keys and values, and look at the network's weights anew."""
         self.engine.pool.clear()
+        unpack(self._network)
 
     def score(
         self,

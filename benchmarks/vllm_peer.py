@@ -1,0 +1,255 @@
+"""This engine against vLLM and transformers' ``generate`` on the same 135 M model, on the clock: independent samples, and a whole filter.
+
+Independent samples: N sequences of ``--tokens`` tokens each after one prompt, from empty caches. vLLM's ``LLM.generate`` runs in a process
+of its own environment, ``generate`` with its default cache here. What the model's matrix products take alone, bare ``torch.mm`` of the same
+shapes, bounds everybody. Whole filter: N particles, a barrier every ``--step`` tokens at which all are resampled; in the process, and
+through ``OpenAILM`` to a vLLM server of the same machine, one request a step, its prefix cache on.
+
+All run in turns with the same number of threads, ratios are taken within a turn. The environment is that of ``vllm_cpu.sh``:
+
+    python benchmarks/vllm_peer.py --python .vllm/bin/python [--model DIR] [--sequences 8 32 64 --threads 1 all --repeats 5]
+
+MODEL is a directory, such as that of SmolLM2-135M-Instruct; by default random weights in its configuration. ``--no-filter`` leaves the
+server out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    Arm,
+    Spread,
+    add_threads,
+    arms,
+    in_arms,
+    in_turns,
+    make_model,
+    make_tokenizer,
+    ratios,
+    record,
+    root,
+    single_thread,
+    table,
+    words,
+)
+from peers import particle_filter
+
+from ppl_llm import OpenAILM, TransformersLM
+from ppl_llm.lm.base import StepOptions
+
+SIZES = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
+NEVER = "a text that no token ends"
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def save(directory: Path) -> None:
+    """A random model of SmolLM2's sizes."""
+    make_model(**SIZES).save_pretrained(directory)
+    make_tokenizer(16, SIZES["vocab_size"]).save_pretrained(directory)
+
+
+def environment(threads: int) -> dict[str, str]:
+    return {**os.environ, **VLLM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+class InProcess:
+    """``LLM.generate`` with so many threads; a call of ``run`` gives the tokens sampled."""
+
+    def __init__(self, python: str, threads: int, **arguments: Any) -> None:
+        script = str(Path(__file__).with_name("vllm_worker.py"))
+        # In the process, as with a worker of its own vLLM would take a second core at one thread.
+        settings = environment(threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        self._process = subprocess.Popen(
+            [python, script, json.dumps(arguments | {"threads": threads})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=settings,
+        )
+        self.versions: dict[str, str] = self._answer()["versions"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"vLLM ended with status {self._process.wait()}; its messages are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def run(self, sequences: int) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{sequences}\n")
+        self._process.stdin.flush()
+        return int(self._answer()["tokens"])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def server(python: str, threads: int, model: str) -> Iterator[str]:
+    """The address of a vLLM server of the model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
+    options += ["--block-size", "32", "--enable-prompt-tokens-details"]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *options]
+    process = subprocess.Popen(command, env=environment(threads), stdout=sys.stderr)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {process.returncode}; its messages are above")
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def products(sequences: int, prompt: int, tokens: int, model: Any) -> Callable[[], int]:
+    """The model's matrix products for as many tokens, and nothing else."""
+    weights = [weight.detach() for name, weight in model.named_parameters() if weight.dim() == 2 and "embed" not in name]
+    head = model.get_output_embeddings().weight.detach()
+    states = {width: torch.randn(sequences, width) for width in {each.shape[1] for each in [*weights, head]}}
+
+    @torch.inference_mode()
+    def run() -> int:
+        for _ in range(tokens):
+            for weight in weights:
+                torch.mm(states[weight.shape[1]], weight.T)
+            torch.mm(states[head.shape[1]], head.T)
+        return sequences * tokens
+
+    return run
+
+
+def independent(lm: TransformersLM, prompt: list[int], sequences: int, tokens: int) -> Callable[[], int]:
+    options = StepOptions((NEVER,), tokens, 1.0)
+
+    def run() -> int:
+        lm.release_caches()
+        lm.sample_step(root(lm, prompt), torch.Size((sequences,)), options)
+        return sequences * tokens
+
+    return run
+
+
+def generate(model: Any, prompt: list[int], sequences: int, tokens: int) -> Callable[[], int]:
+    ids = torch.tensor([prompt]).repeat(sequences, 1)
+    options = {
+        "max_new_tokens": tokens,
+        "do_sample": True,
+        "top_k": 0,
+        "top_p": 1.0,
+        "temperature": 1.0,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+
+    @torch.inference_mode()
+    def run() -> int:
+        return int(model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, len(prompt) :].numel())
+
+    return run
+
+
+def rows(what: str, ours: str, runs: dict[str, Callable[[], int]], repeats: int) -> list[dict[str, Any]]:
+    """Tokens per second of each way, and how many times faster ours is."""
+    measured = in_turns(runs, repeats)
+    rates = {name: [tokens / seconds for seconds, tokens in each] for name, each in measured.items()}
+    return [
+        {"task": what, "way": name, "tokens/s": Spread.of(each), f"{ours} is faster by": ratios(rates[ours], each)}
+        for name, each in rates.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=".vllm/bin/python", help="the interpreter of vLLM's environment; see vllm_cpu.sh")
+    parser.add_argument("--model", help="a directory; by default random weights of SmolLM2's sizes")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--prompt", type=int, default=60, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each sequence")
+    parser.add_argument("--step", type=int, default=16, help="tokens of a step of the filter")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-filter", dest="filter", action="store_false", help="independent samples only")
+    add_threads(parser)
+    arguments = parser.parse_args()
+    single_thread()
+    found: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        directory = arguments.model or folder
+        if not arguments.model:
+            save(Path(folder))
+        lm = TransformersLM.from_pretrained(directory)
+        stock = type(lm.model).from_pretrained(directory).eval()
+        ends, prompt = lm.eos_ids, words(arguments.prompt, stops=16)
+        for arm in arms(arguments.threads or [1]):
+            lm.eos_ids = ends[:0]  # independent samples have the same number of tokens
+            peer = InProcess(arguments.python, arm.threads, model=directory, prompt=prompt, tokens=arguments.tokens)
+            versions = peer.versions
+
+            def samples(sequences: int, arm: Arm = arm, peer: InProcess = peer) -> list[dict[str, Any]]:
+                ways = {
+                    "ppl_llm": independent(lm, prompt, sequences, arguments.tokens),
+                    "vLLM, LLM.generate": lambda: peer.run(sequences),
+                    "transformers, generate": generate(stock, prompt, sequences, arguments.tokens),
+                    "matrix products alone": products(sequences, arguments.prompt, arguments.tokens, stock),
+                }
+                return rows(f"{sequences} samples", "ppl_llm", ways, arguments.repeats)
+
+            for sequences in arguments.sequences:
+                found += in_arms([arm], lambda sequences=sequences: samples(sequences))
+                print(table(found[-4:]), flush=True)
+            peer.close()
+            if not arguments.filter:
+                continue
+            lm.eos_ids = ends
+            with server(arguments.python, arm.threads, directory) as address:
+                remote = OpenAILM(address, tokenizer=directory, seeded=False)
+                text = lm.decode(prompt)
+                for sequences in arguments.sequences:
+                    size = text, sequences, arguments.tokens, arguments.step, 1.0
+                    ways = {"ppl_llm": particle_filter(lm, *size), "vLLM behind HTTP": particle_filter(remote, *size)}
+                    what = f"filter of {sequences} particles"
+                    found += in_arms([arm], lambda what=what, ways=ways: rows(what, "ppl_llm", ways, arguments.repeats))
+                    print(table(found[-2:]), flush=True)
+    print(f"\nprompt {arguments.prompt}, {arguments.tokens} tokens each; {arguments.repeats} turns, time on the clock\n")
+    print(table(found))
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("python", "model")}
+    record(
+        "vllm_peer", found, settings | {"model": Path(arguments.model).name if arguments.model else "random", "versions of peers": versions}
+    )
+
+
+if __name__ == "__main__":
+    main()
