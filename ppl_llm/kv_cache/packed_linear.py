@@ -22,7 +22,7 @@ class PackedLinear:
 
     ``torch.nn.functional.linear`` multiplies float32 by MKL, which uses half of the width of other makers' processors, and reads bfloat16
     weights in a layout that oneDNN rearranges at every call. Here the weight is rearranged once. It is a second copy: the layer's own
-    stays what users see, save and train. A weight that changes is packed anew, except where it changes behind autograd's back, through
+    stays what users see, save and train. A weight that changes is packed again, except where it changes behind autograd's back, through
     ``weight.data``: see :func:`unpack`.
     """
 

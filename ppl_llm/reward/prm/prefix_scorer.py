@@ -75,7 +75,7 @@ class PrefixScorer:
         )
 
     def release(self) -> None:
-        """Free the memory of all keys and values, and look at the network's weights anew."""
+        """Free the memory of all keys and values, and take the weights of the network as they are now."""
         self.engine.pool.clear()
         unpack(self._network)
 

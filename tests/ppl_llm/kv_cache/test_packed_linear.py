@@ -108,7 +108,7 @@ def converted(one: nn.Linear) -> None:
 
 
 @pytest.mark.parametrize("change", [in_place, by_an_optimiser, loaded, replaced, converted])
-def test_weights_that_change_are_packed_anew(change: Any):
+def test_weights_that_change_are_packed_again(change: Any):
     one, x = packed(layer()), torch.randn(4, 400)
     assert error(one, x) < 1e-6
     change(one)
