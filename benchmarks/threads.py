@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smallest model, once")
     parser.add_argument("--busy", type=int, nargs="+", default=[0], help="processes beside it that only work")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:], default=list(WAYS)[1:], help="beside one thread")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=16, help="of each step")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each process")
@@ -118,11 +119,12 @@ def main() -> None:
     if arguments.quick:
         arguments.sizes, arguments.repeats, arguments.seconds = arguments.sizes[:1], 1, 1.0
     rows: list[dict[str, Any]] = []
+    ways = list(WAYS)[:1] + arguments.ways
     for busy in arguments.busy:
         for size in arguments.sizes:
             with load(busy):
-                turns = [{way: speed(size, way, arguments) for way in WAYS} for _ in range(arguments.repeats)]
-            for way in WAYS:
+                turns = [{way: speed(size, way, arguments) for way in ways} for _ in range(arguments.repeats)]
+            for way in ways:
                 against = [turn[way] / turn["one thread"] for turn in turns]
                 found = Spread.of([turn[way] for turn in turns])
                 rows.append({"model": size, "beside": busy, "way": way, "tokens/s": found, "against one thread": Spread.of(against)})

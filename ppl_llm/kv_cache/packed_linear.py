@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,22 @@ def unpack(model: torch.nn.Module) -> None:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.layout != torch.strided or not torch.backends.mkldnn.is_available():
+    # The weights of a network that was made in inference mode do not tell when they change.
+    return weight.device.type == "cpu" and weight.layout == torch.strided and not weight.is_inference() and _works(weight.dtype)
+
+
+@cache
+@torch.no_grad()
+def _works(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has the functions, which it uses for compiled networks, and they give products of such numbers."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    x, weight = (torch.linspace(-1, 1, 6 * rows, dtype=torch.float64).view(rows, 6).to(dtype) for rows in (3, 4))
+    try:
+        found = torch.ops.mkldnn._linear_pointwise(x, torch.ops.mkldnn._reorder_linear_weight(weight, None), None, "none", [], "")
+        return found.dtype == dtype and torch.allclose(found.float(), x.float() @ weight.float().T, atol=0.05)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _machine_memory() -> int:

@@ -187,6 +187,31 @@ def test_others_stay_as_they_are(one: nn.Linear):
     assert "forward" not in vars(one)
 
 
+def test_a_network_made_in_inference_mode_stays_as_it_is():
+    with torch.inference_mode():
+        one = layer()
+    pack(nn.Sequential(one))
+    assert "forward" not in vars(one)
+
+
+def gone(*arguments: Any) -> Tensor:
+    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+
+def other(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    return x.new_zeros(len(x), 4)
+
+
+@pytest.mark.parametrize("function", [gone, other])
+def test_a_build_of_torch_without_these_functions_multiplies_as_ever(function: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", function)
+    packed_linear._works.cache_clear()
+    one = layer()
+    pack(nn.Sequential(one))
+    packed_linear._works.cache_clear()
+    assert "forward" not in vars(one)
+
+
 def test_a_forward_that_somebody_else_has_put_there_stays():
     one = layer()
     one.forward = hooked = lambda x: x  # type: ignore[method-assign]
