@@ -136,8 +136,9 @@ def server(python: str, threads: int, model: str) -> Iterator[str]:
 
 def products(sequences: int, prompt: int, tokens: int, model: Any) -> Callable[[], int]:
     """The model's matrix products for as many tokens, and nothing else."""
-    weights = [weight.detach() for name, weight in model.named_parameters() if weight.dim() == 2 and "embed" not in name]
-    head = model.get_output_embeddings().weight.detach()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = [each.detach() for each in model.parameters() if each.dim() == 2 and each is not embedding and each is not head]
+    head = head.detach()
     states = {width: torch.randn(sequences, width) for width in {each.shape[1] for each in [*weights, head]}}
 
     @torch.inference_mode()

@@ -20,8 +20,8 @@ _log = logging.getLogger("ppl_llm")
 SETTINGS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 """Bounds on spinning: iterations of GNU's runtime, which torch has on Linux; milliseconds of LLVM's and Intel's."""
 
-ENOUGH_FOR_ONE = 30_000_000
-"""Parameters of a model below which a second thread does not pay; see ``benchmarks/threads.py``."""
+ENOUGH_FOR_ONE = 10_000_000
+"""Parameters of a model below which a second thread gains a fifth at most, and loses half beside a load; see ``benchmarks/threads.py``."""
 
 _CHOSEN_BY_USER = ("OMP_", "GOMP_", "KMP_", "MKL_")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
