@@ -25,7 +25,9 @@ _KINDS = ("auto", "lm", "prm", "orm")
 )
 def check(
     model_or_url: Annotated[str, typer.Argument(help="demo, a directory, a Hub name, or the address of a server.", show_default=False)],
-    kind: Annotated[str, typer.Option(help="lm: a language model. prm: a process reward model. orm: a sequence classifier of whole answers. auto finds out.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="lm: a language model. prm: a process reward model. orm: a classifier of answers. auto finds out.")
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="Name that the server knows the model by.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of the server's tokenizer; by default the model's.")] = None,
     family: Annotated[str | None, typer.Option(help="Of a reward model: qwen, skywork, math-shepherd or rlhflow.")] = None,

@@ -80,8 +80,8 @@ def no_odds(reward: str) -> ValueError:
     :param str reward: as it is named.
     """
     return ValueError(
-        f"potential 'odds' (presets as_paper, its_hub and entropic) weighs unfinished solutions by their odds, and {reward} judges finished "
-        "ones only: take preset exact or twisted, or have beginnings judged too (every, partial=True)"
+        f"potential 'odds' (presets as_paper, its_hub and entropic) weighs unfinished solutions by their odds, and {reward} judges "
+        "finished ones only: take preset exact or twisted, or have beginnings judged too (--every; in Python partial=True)"
     )
 
 

@@ -97,7 +97,7 @@ class RewardChoice:
             from ..inference.util.validation import unknown_name
 
             raise unknown_name(what, kind, REWARD_KINDS)
-        if (colon or kind in _NAMED) and not name.strip() or (kind == "verifier" and name.rpartition(":")[0] == ""):
+        if ((colon or kind in _NAMED) and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == ""):
             raise ValueError(f"{what} {text!r} lacks a name: {REWARD_KINDS[kind]}")
         if colon and kind in ("self-certainty", "none"):
             raise ValueError(f"{what} {kind!r} takes no name, got {text!r}")
