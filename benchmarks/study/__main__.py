@@ -41,7 +41,10 @@ def main() -> None:
     if arguments.since != "outcomes":
         outcomes.update(arguments.runs, arguments.to / SAVED)
     study = outcomes.load(arguments.to / SAVED)
-    figures.draw(study, arguments.to, arguments.figure)
+    try:
+        figures.draw(study, arguments.to, arguments.figure)
+    except outcomes.MissingSetting as error:
+        sys.exit(f"the outcomes are in {arguments.to / SAVED}, but not all figures can be drawn: {error}")
     if arguments.figure is None and arguments.to == FOLDER:
         for text in DOCUMENTS:
             document.refresh(text, study)

@@ -156,9 +156,26 @@ def update(runs: Path, path: Path) -> None:
     save((found[setting.name] for setting in SETTINGS if setting.name in found), path)
 
 
+class Collected(dict[str, Outcomes]):
+    """Outcomes by setting."""
+
+    def __missing__(self, setting: str) -> Outcomes:
+        raise MissingSetting(f"there are no outcomes of the setting {setting!r}; --settings {setting} runs it")
+
+
+class MissingSetting(KeyError):
+    """What a table or a figure needs has not been run."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def load(path: Path) -> dict[str, Outcomes]:
-    """What :func:`save` wrote."""
-    found: dict[str, Outcomes] = {}
+    """What :func:`save` wrote.
+
+    :returns: a table that raises :class:`MissingSetting` where a setting is not in it.
+    """
+    found = Collected()
     for text in gzip.decompress(path.read_bytes()).decode().splitlines():
         line = json.loads(text)
         if "problems" in line:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..handlers.candidate_messenger import CandidateMessenger
 from ..handlers.filter_options import FilterOptions
@@ -47,12 +48,24 @@ class SoftBestOfN(Search):
         callback: Callable[[ParticlePosterior], None] | None = None,
     ) -> None:
         super().__init__(model, num_particles, max_plate_nesting=max_plate_nesting, callback=callback)
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
-        self.beta = float(beta)
+        self.beta = _checked(beta)
 
     def messenger(self) -> CandidateMessenger:
         return SoftMessenger(self.options, self.beta)
+
+    @staticmethod
+    def log_weights(scores: Tensor, beta: float) -> Tensor:
+        """``beta (r - max r)`` of each candidate, which no large r makes nan; -inf where r is zero.
+
+        :param Tensor scores: log r, the candidates along the first dimension.
+        :param float beta: inverse temperature.
+        :raises ValueError: for a ``beta`` out of range.
+        """
+        top = scores.amax(0, keepdim=True)
+        behind = torch.where(scores == top, 0.0, torch.expm1(scores - top) * top.exp())
+        # A beta of 0 leaves all that live alike.
+        behind = behind * beta if _checked(beta) else torch.zeros_like(scores)
+        return torch.where(scores == -torch.inf, scores, behind)
 
 
 class SoftMessenger(CandidateMessenger):
@@ -64,10 +77,12 @@ class SoftMessenger(CandidateMessenger):
 
     def as_search(self, found: ParticlePosterior) -> SearchPosterior:
         scores = found.particles.weights.log_weights
-        top = scores.amax(0, keepdim=True)
-        # beta (r - max r), which no large r makes nan; a beta of 0 leaves all that live alike.
-        behind = torch.where(scores == top, 0.0, torch.expm1(scores - top) * top.exp())
-        behind = self.beta * behind if self.beta else torch.zeros_like(scores)
-        weights = Weights(torch.where(scores == -torch.inf, scores, behind))
+        weights = Weights(SoftBestOfN.log_weights(scores, self.beta))
         reason = "it weighs solutions by a softmax of the rewards, whose mean does not estimate the evidence"
         return SearchPosterior.of(found, weights, scores=scores, method="soft best-of-N", reason=reason, decisive=True)
+
+
+def _checked(beta: float) -> float:
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
+    return float(beta)

@@ -16,7 +16,7 @@ from .findings import Findings
 from .loading import DTYPE
 
 FAILED = 1
-_KINDS = ("auto", "lm", "prm")
+_KINDS = ("auto", "lm", "prm", "orm")
 
 
 @app.command(
@@ -25,7 +25,9 @@ _KINDS = ("auto", "lm", "prm")
 )
 def check(
     model_or_url: Annotated[str, typer.Argument(help="demo, a directory, a Hub name, or the address of a server.", show_default=False)],
-    kind: Annotated[str, typer.Option(help="lm: a language model. prm: a process reward model. auto finds out.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="lm: a language model. prm: a process reward model. orm: a classifier of answers. auto finds out.")
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="Name that the server knows the model by.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Directory or Hub name of the server's tokenizer; by default the model's.")] = None,
     family: Annotated[str | None, typer.Option(help="Of a reward model: qwen, skywork, math-shepherd or rlhflow.")] = None,
@@ -59,6 +61,10 @@ def _check(kind: str, served: remote.Served, device: str | None, dtype: str | No
         from .lm_checks import LMChecks
 
         LMChecks(remote.load_lm(served, device, dtype), findings).run()
+    elif kind == "orm":
+        from .orm_checks import ORMChecks
+
+        ORMChecks(loading.load_orm(served.where, False, device, dtype), findings).run()
     else:
         from .prm_checks import PRMChecks
 
@@ -66,7 +72,7 @@ def _check(kind: str, served: remote.Served, device: str | None, dtype: str | No
 
 
 def _found_kind(name: str, model: str | None) -> str:
-    """``lm`` or ``prm``."""
+    """``lm``, ``prm`` or ``orm``."""
     if is_address(name):
         with remote.importing():
             return _served_kind(name, model)
@@ -82,7 +88,8 @@ def _found_kind(name: str, model: str | None) -> str:
     try:
         detect_family(source, config, load_tokenizer(source))
     except ValueError:
-        return "lm"
+        architecture = (config.get("architectures") or [""])[0]
+        return "orm" if architecture.endswith("ForSequenceClassification") else "lm"
     return "prm"
 
 

@@ -244,7 +244,11 @@ def solve(
             reward_model, load_lm = None, partial(remote.load_named_lm, device=device, dtype=dtype)
             if settings.asks_reward:
                 reward_model = chosen_reward.load(
-                    language_model, load_lm, lambda name: remote.load_prm(served[1], device, scale, dtype), every
+                    language_model,
+                    load_lm,
+                    lambda name: remote.load_prm(served[1], device, scale, dtype),
+                    partial(loading.load_orm, device=device, dtype=dtype),
+                    every,
                 )
             prompt = turns.prompt(language_model, load_lm, answer_fallback)
             threads.choose_threads([language_model, reward_model])

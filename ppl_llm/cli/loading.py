@@ -49,6 +49,18 @@ def load_prm(
         return TransformersPRM.from_pretrained(name, family, device_map=device, dtype=parse_dtype(dtype), calibration=calibration)
 
 
+def load_orm(name: str, partial: bool | str = False, device: str | None = None, dtype: str | None = None) -> RewardModel:
+    """A sequence classifier of finished answers: a directory, or a name on the Hub. See :func:`load_lm`.
+
+    :param partial: what it judges of unfinished answers, see :class:`~ppl_llm.TransformersORM`.
+    """
+    with uncollected():
+        from ..lm.loading import parse_dtype
+        from ..reward.transformers_orm import TransformersORM
+
+        return TransformersORM.from_pretrained(name, device_map=device, dtype=parse_dtype(dtype), partial=partial)
+
+
 def load_calibration(path: Path, prm: str) -> Calibration:
     """A calibration from a file, for the reward model of this name; known to fit before any model is loaded.
 

@@ -81,7 +81,7 @@ EVERY = Annotated[
     str | None,
     typer.Option(
         help="A factor at every token, word or line of a solution, or where a match of a regular expression ends: steps end there, in "
-        "place of --stop, and a verifier or judge is asked about the text so far.",
+        "place of --stop, and a verifier, judge or classifier is asked about the text so far.",
         metavar="POSITION",
         autocompletion=completion.among(("token", "word", "line")),
     ),

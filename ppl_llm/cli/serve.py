@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,6 +189,7 @@ def serve(
             language_model,
             lambda each: remote.load_lm(remote.Served("lm", each), device, dtype),
             lambda each: remote.load_prm(served[1], device, scale, dtype),
+            partial(loading.load_orm, device=device, dtype=dtype),
         )
         choose_threads([language_model, reward_model])
         equivalent = None if equivalence == "exact" else settings.equivalent()

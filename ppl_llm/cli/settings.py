@@ -226,6 +226,8 @@ class Settings:
                 method_options()[name].check(value)
             model, _ = self.build(None, None)
             check_switch(self.thinking, model.thinking)
+            if self.asks_reward:
+                self.reward.check_potential(model.preset.potential, self.max_steps, self.every)
             if self.bridge is not None and model.power == 1:
                 raise ValueError("bridge has no effect without a power: give --power as well, such as 4")
         except ValueError as error:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from ..answers import voting
 from ..answers.voting import Answer
 from ..distributions.potentials import window_of
 from ..inference.search.best_of_majority import best_of_frequent
+from ..inference.search.soft_best_of_n import SoftBestOfN
 from ..inference.search.two_stage_vote import TwoStageVote
 
 CERTAIN = 1e9
@@ -160,13 +163,13 @@ def soft_best_of_n(candidates: Sequence[Candidate], beta: float = 10.0, aggregat
     (Verdun et al., arXiv:2505.03156): 0 is a majority, and much best-of-N. ``None`` where every answer is ruled out.
 
     :param float beta: not negative.
-    :raises ValueError: for a negative ``beta``.
+    :raises ValueError: for a ``beta`` out of range.
     """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta must be a finite number, not negative, got {beta!r}")
     living = _living(candidates, aggregation)
-    top = max((math.exp(score) for _, score in living), default=0.0)
-    return _best_by(living, [math.exp(beta * (math.exp(score) - top)) for _, score in living])
+    if not living:
+        return None
+    scores = torch.tensor([score for _, score in living], dtype=torch.float64)
+    return _best_by(living, SoftBestOfN.log_weights(scores, beta).exp().tolist())
 
 
 def best_of_n(candidates: Sequence[Candidate], aggregation: str = "last") -> Answer:

@@ -171,7 +171,7 @@ class Models:
         self.check()
         prompts = {"system_prompt": self.system_prompt, "chat_template": self.chat_template, **thinking_switch(self.thinking)}
         lm = self._load_lm(self.lm, **prompts)
-        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self.every)
+        reward = self.chosen_reward.load(lm, self._load_lm, self._load_prm, self._load_orm, self.every)
         sure = None if self.confidence is None else Confidence.parse(self.confidence)
         model = reasoning(lm, reward, self.preset, confidence=sure, **self._options())
         return self.turns.around(model, self.turns.prompt(lm, self._load_lm, model.answer_fallback))
@@ -199,6 +199,11 @@ class Models:
 
         dtype = parse_dtype(self.dtype)
         return TransformersPRM.from_pretrained(name, family, device_map=self.device, dtype=dtype, calibration=calibration)
+
+    def _load_orm(self, name: str, partial: bool | str) -> RewardModel:
+        from ..reward.transformers_orm import TransformersORM
+
+        return TransformersORM.from_pretrained(name, device_map=self.device, dtype=parse_dtype(self.dtype), partial=partial)
 
     def check(self) -> None:
         """
@@ -232,6 +237,8 @@ class Models:
             own = [budget for budget in budgets if budget >= method.least]
             try:
                 adapted = method.adapted(model)
+                if method.method.scored:
+                    self.chosen_reward.check_potential(adapted.preset.potential, self.max_steps, self.every)
                 if own and not method.shared and method.method.build is not None:
                     method.method.start(adapted, method.sized(min(own)), Call(max_plate_nesting=1))
             except ValueError as error:

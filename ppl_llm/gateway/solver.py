@@ -102,14 +102,14 @@ class Solver:
     def model(self, choice: Choice, options: dict[str, Any], *, loaded: bool = True) -> ReasoningModel:
         """The Pyro model of a request.
 
-        :param bool loaded: with the served models, not only to see whether the options go together.
+        :param bool loaded: with the served language model, not only to see whether the options go together, and with the reward.
         :raises ValueError: for options that do not.
         """
         from ..programs.models import build_reasoning
 
         served = self.served
         lm: Any = served.lm if loaded else None
-        prm: Any = served.prm if loaded and choice.method.scored else None
+        prm: Any = served.prm if choice.method.scored else None
         return choice.chosen.adapted(build_reasoning(lm, prm, **{**served.options, **options}))
 
     def check(self, asked: Asked) -> None:

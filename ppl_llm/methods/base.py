@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,17 +27,27 @@ class Call(NamedTuple):
     :ivar int max_plate_nesting: 0 for a problem, 1 for a list of them.
     :ivar proposals: of its steps; for methods that take them, see :attr:`Method.proposes`.
     :ivar equivalent: when two answers are the same, for rules that count votes while it runs.
+    :ivar bool may_die: whether a run of a list of problems ends with a posterior also where all of them are dead, as where some are: what
+        a problem is recorded as must not depend on those that share its batch, and votes that ask no reward need the samples.
     """
 
     callback: Callback | None = None
     max_plate_nesting: int = 0
     proposals: Any = None
     equivalent: Equivalent | None = None
+    may_die: bool = False
 
     def keywords(self) -> dict[str, Any]:
         """Of an algorithm; proposals only where there are any, as not all take them."""
         own = {"callback": self.callback, "max_plate_nesting": self.max_plate_nesting}
         return own if self.proposals is None else {**own, "proposals": self.proposals}
+
+    def run_of(self, algorithm: Any) -> Run:
+        """The run of an algorithm that was made with these keywords."""
+        if self.may_die and hasattr(getattr(algorithm, "options", None), "may_die"):
+            algorithm.options = replace(algorithm.options, may_die=True)
+        run: Run = algorithm.run
+        return run
 
 
 Build = Callable[[Any, "ReasoningModel", Options, Call], Run]

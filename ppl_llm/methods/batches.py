@@ -25,8 +25,7 @@ def run_of(make: Callable[[int, dict[str, Any]], Any], o: Options, call: Call) -
                 raise ValueError(
                     f"{name} is for batches, and there is only one without a rule that ends them: give until, such as beta:0.95"
                 )
-        run: Run = make(o["particles"], call.keywords()).run
-        return run
+        return call.run_of(make(o["particles"], call.keywords()))
     if o.get("islands", 1) > 1:
         raise ValueError(f"islands must be 1 where until is given, got {o['islands']}: each batch is one more island")
     rule, number = parse_until(o["until"])
@@ -48,5 +47,4 @@ def run_of(make: Callable[[int, dict[str, Any]], Any], o: Options, call: Call) -
         max_tokens_total=o.get("max_tokens_total"),
         callback=call.callback,
     )
-    run = adaptive.run
-    return run
+    return call.run_of(adaptive)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import chains, filters, searches, tempered, votes
@@ -129,11 +129,8 @@ class BudgetedMethod(ChosenMethod):
         """
         if self.shared:
             return independent(model, problems, budget, proposals)
-        call = Call(max_plate_nesting=1, proposals=proposals, equivalent=equivalent)
-        run = self.method.start(model, self.sized(budget), call)
-        if (algorithm := getattr(run, "__self__", None)) is not None:
-            let_die(algorithm)
-        found: ParticlePosterior | list[ParticlePosterior] = run(problems)
+        call = Call(max_plate_nesting=1, proposals=proposals, equivalent=equivalent, may_die=True)
+        found: ParticlePosterior | list[ParticlePosterior] = self.method.start(model, self.sized(budget), call)(problems)
         return found
 
     def sized(self, budget: int) -> dict[str, Any]:
@@ -164,21 +161,14 @@ class BudgetedMethod(ChosenMethod):
         return "best-of-n" if preset_vote == "argmax" else "posterior"
 
 
-def let_die(algorithm: Any) -> None:
-    """Have a run of a list of problems end with a posterior also where all of them are dead, as where some are: what a problem is recorded
-    as must not depend on those that share its batch, and votes that ask no reward need the samples."""
-    if hasattr(getattr(algorithm, "options", None), "may_die"):
-        algorithm.options = replace(algorithm.options, may_die=True)
-
-
 def independent(model: ReasoningModel, problems: list[Any], budget: int, proposals: Any = None) -> ParticlePosterior:
     """The samples that every vote shares, with their log-probabilities where sampling in this process gives them anyway."""
     from ..lm.autoregressive import AutoregressiveLM
 
     local = isinstance(model.lm, AutoregressiveLM)
-    importance = library("Importance")(model, budget, record_log_probs=local, max_plate_nesting=1, proposals=proposals)
-    let_die(importance)
-    posterior: ParticlePosterior = importance.run(problems)
+    call = Call(max_plate_nesting=1, proposals=proposals, may_die=True)
+    importance = library("Importance")(model, budget, record_log_probs=local, **call.keywords())
+    posterior: ParticlePosterior = call.run_of(importance)(problems)
     return posterior
 
 

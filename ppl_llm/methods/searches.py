@@ -43,37 +43,31 @@ def _wide(o: Options) -> int:
 
 def _beam_search(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {name: o[name] for name in _SELECTION}
-    run: Run = search(model, o["beam_width"], o["expand"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["beam_width"], o["expand"], **keywords, **call.keywords()))
 
 
 def _dvts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {name: o[name] for name in _SELECTION}
-    run: Run = search(model, o["subtrees"], o["expand"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["subtrees"], o["expand"], **keywords, **call.keywords()))
 
 
 def _rebase(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], temperature=o["allocation_temperature"], **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["particles"], temperature=o["allocation_temperature"], **call.keywords()))
 
 
 def _dora(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {"temperature": o["allocation_temperature"], "diversity_temperature": o["diversity_temperature"]}
-    run: Run = search(model, o["particles"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["particles"], **keywords, **call.keywords()))
 
 
 def _best_first(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     limit = o["max_tokens_total"]
-    run: Run = search(model, expand=o["expand"], budget=o["continuations"], max_tokens_total=limit, **call.keywords()).run
-    return run
+    return call.run_of(search(model, expand=o["expand"], budget=o["continuations"], max_tokens_total=limit, **call.keywords()))
 
 
 def _speculative_rejection(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {"keep": o["keep"], "marks": parse_marks(o["marks"]), "unit": o["mark_unit"]}
-    run: Run = search(model, o["particles"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["particles"], **keywords, **call.keywords()))
 
 
 _SIMULATION = ("value", "max_tokens_total")
@@ -82,14 +76,12 @@ _UCT = ("exploration", "widening", "widening_power")
 
 def _mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {name: o[name] for name in (*_UCT, *_SIMULATION)}
-    run: Run = search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()))
 
 
 def _ab_mcts(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {"posterior": o["score_posterior"], **{name: o[name] for name in _SIMULATION}}
-    run: Run = search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["simulations"], o["simulation_batch"], **keywords, **call.keywords()))
 
 
 def _simulations(budget: int, o: Options) -> dict[str, int]:

@@ -18,14 +18,12 @@ _LADDER = {"betas": "0.25,1"}
 
 def _tempered_smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {**scheme(o), **call.keywords()}
-    run: Run = smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords).run
-    return run
+    return call.run_of(smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords))
 
 
 def _waste_free_smc(smc: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
     keywords = {"chain_length": o["chain_length"], **scheme(o), **call.keywords()}
-    run: Run = smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords).run
-    return run
+    return call.run_of(smc(model, o["particles"], betas=parse_betas(o["betas"]), kernel=moves(o["kernel"]), **keywords))
 
 
 def _stages(o: Options) -> int:

@@ -33,13 +33,11 @@ def _vote(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
 
 
 def _soft(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], o["beta"], **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["particles"], o["beta"], **call.keywords()))
 
 
 def _majority(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
-    run: Run = search(model, o["particles"], o["k"], o["frequency"], equivalent=call.equivalent, **call.keywords()).run
-    return run
+    return call.run_of(search(model, o["particles"], o["k"], o["frequency"], equivalent=call.equivalent, **call.keywords()))
 
 
 def _temperatures(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run:
@@ -70,8 +68,7 @@ def _deepconf(search: Any, model: ReasoningModel, o: Options, call: Call) -> Run
     surer = copy.copy(model)
     surer.confidence = Confidence.parse(o["confidence"])
     keywords = {"callback": call.callback, "max_plate_nesting": call.max_plate_nesting}
-    run: Run = search(surer, o["particles"], eta=o["eta"], initial=o["initial"], **keywords).run
-    return run
+    return call.run_of(search(surer, o["particles"], eta=o["eta"], initial=o["initial"], **keywords))
 
 
 BEST_OF_N = Method(

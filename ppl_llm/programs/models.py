@@ -23,7 +23,7 @@ from ..inference.util.checked import checked, describe
 from ..inference.util.safe_file import is_plain
 from ..inference.util.validation import check_count, check_optional_count, unknown_name
 from ..lm.base import LanguageModel, StepOptions, step_limits
-from ..reward.base import Certainty, RewardModel, prepare
+from ..reward.base import Certainty, RewardModel, no_odds, prepare, waits_for_the_end
 from ..thinking import WAIT, Thinking
 from .chosen_answer import ChoosesAnswer
 from .presets import Preset, get_preset
@@ -234,6 +234,8 @@ def reasoning(
     choices = RewardChoices(chosen.potential, score_temperature, aggregation, chosen.finished, score)
     if prm is not None:
         choices.check(prm)
+        if chosen.potential == "odds" and max_steps > 1 and waits_for_the_end(prm):
+            raise no_odds(type(prm).__name__)
     if chosen.selection is not None:
         chosen = replace(chosen, selection=replace(chosen.selection, num_steps=max_steps))
     options = StepOptions(*step_limits(stop, max_tokens, tokens_per_step, every), temperature, top_p, top_k, constraint)

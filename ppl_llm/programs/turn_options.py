@@ -103,9 +103,9 @@ class TurnOptions:
         chosen = self._chosen
         if chosen.kind == "judge":
             own = replace(self.judge, thoughts=self.judge.thoughts or 1, agree=None, each_step=False)
-            return Feedback(replace(chosen, judge=own).load(lm, load_lm, _no_prm, None))
+            return Feedback(replace(chosen, judge=own).load(lm, load_lm, _none_such, _none_such))
         return Feedback(chosen.verifier())
 
 
-def _no_prm(name: str) -> Any:
-    raise AssertionError(name)
+def _none_such(*names: Any) -> Any:
+    raise AssertionError(names)

@@ -6,6 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..context import Context
 from ..inference.cost import count
 from ..inference.util.checked import checked
 from ..lm.stop_pattern import StopPattern, position_pattern
-from .score_cache import ScoreCache, finished_at, repeat_last, without_end
+from .score_cache import Drawn, ScoreCache, finished_at, repeat_last, without_end
 from .step_texts import answer_text
 
 
@@ -26,6 +27,7 @@ class AnswerReward(ABC):
 
     - ``inf``: certainly right until shown otherwise. The factor is exactly 1 under the potentials ``likelihood`` and difference, so that
       the weights wait for the answer and the target is p(x) s_T. The neutral element of :class:`~ppl_llm.ProductReward`.
+      Under ``odds`` it would outweigh every score, so that :func:`~ppl_llm.reasoning` refuses it.
     - ``0.0``: even odds. The factor is 1 under the potential ``odds``, whose log-factor is the log-odds themselves. The neutral element of
       :class:`~ppl_llm.SumReward`.
     - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
@@ -41,6 +43,9 @@ class AnswerReward(ABC):
     :raises ValueError: if ``pending`` is nan, or ``partial`` no regular expression.
     """
 
+    _drawn: Drawn | None = None
+    """What scores were drawn with, which goes with them into a file."""
+
     @checked
     def __init__(self, *, partial: bool | str = False, pending: float = math.inf) -> None:
         if math.isnan(pending):
@@ -48,7 +53,10 @@ class AnswerReward(ABC):
         units = isinstance(partial, str) and partial != "token"
         self._position = re.compile(StopPattern(position_pattern(str(partial)))) if units else None
         self.partial, self.pending = bool(partial), pending
-        self._cache = ScoreCache()
+
+    @cached_property
+    def _cache(self) -> ScoreCache:
+        return ScoreCache(f"scores of {self.label}", self._drawn)
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -66,6 +67,22 @@ def is_estimated(reward: Any) -> bool:
 def is_of_prefixes(reward: Any) -> bool:
     """Whether a score is the value of all steps so far, and not of one step: that of a solution is then the last."""
     return bool(getattr(reward, "of_prefixes", False))
+
+
+def waits_for_the_end(reward: Any) -> bool:
+    """Whether unfinished answers count as certainly right, as they do for a reward of whole answers by default."""
+    return getattr(reward, "pending", None) == math.inf and not getattr(reward, "partial", True)
+
+
+def no_odds(reward: str) -> ValueError:
+    """For the potential ``odds`` with a reward that waits for the end.
+
+    :param str reward: as it is named.
+    """
+    return ValueError(
+        f"potential 'odds' (presets as_paper, its_hub and entropic) weighs unfinished solutions by their odds, and {reward} judges "
+        "finished ones only: take preset exact or twisted, or have beginnings judged too (--every; in Python partial=True)"
+    )
 
 
 def step_scores(reward: RewardModel, context: Context, last_step: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the command line must not wait for torch to show its help
 
 REWARD_KINDS: dict[str, str] = {
     "prm": "prm:DIR, a process reward model: demo, demo-weak, a directory, a hub name or an address",
+    "orm": "orm:DIR, a sequence classifier that scores the finished answer: a directory or a hub name",
     "judge": "judge or judge:DIR, the language model itself or another one is asked whether the answer is right",
     "confidence": "confidence, the mean probability of the tokens of a step under the language model, or confidence:KIND:WINDOW:OVER, "
     "such as top-k:64 (kinds log-prob, entropy, top-k, kl and margin; over least, bottom or tail of the windows, mean or answer)",
@@ -25,6 +26,8 @@ REWARD_KINDS: dict[str, str] = {
 """What ``--reward`` takes."""
 
 _PLAIN_JUDGE = JudgeOptions()
+_NAMED = ("orm", "hidden")
+"""Kinds that are nothing without a name."""
 _OWN = ("demo",)
 """Language models that the reward models of this package were trained for."""
 
@@ -37,7 +40,7 @@ def no_reward(method: str, option: str = "") -> ValueError:
     """
     return ValueError(
         f"{method} needs a reward, and there is none (the demo reward model scores the demo language model only): give {option}prm DIR or "
-        f"{option}reward judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
+        f"{option}reward orm:DIR, judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
         "or self-consistency"
     )
 
@@ -94,7 +97,7 @@ class RewardChoice:
             from ..inference.util.validation import unknown_name
 
             raise unknown_name(what, kind, REWARD_KINDS)
-        if (colon and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == "") or (kind == "hidden" and not name):
+        if ((colon or kind in _NAMED) and not name.strip()) or (kind == "verifier" and name.rpartition(":")[0] == ""):
             raise ValueError(f"{what} {text!r} lacks a name: {REWARD_KINDS[kind]}")
         if colon and kind in ("self-certainty", "none"):
             raise ValueError(f"{what} {kind!r} takes no name, got {text!r}")
@@ -107,12 +110,16 @@ class RewardChoice:
     def check(self) -> None:
         """Everything that can be known before a model is loaded.
 
-        :raises ValueError: if a verifier's file does not hold its function, or the file of a head no head.
-        :raises OSError: if there is no such file.
+        :raises ValueError: if a verifier's file does not hold its function, or the file of a head no head, or for a classifier on a server.
+        :raises OSError: if there is no such file or directory.
         """
         if self.kind == "verifier":
             self.verifier()
         self.judge.check()
+        if self.kind == "orm":
+            from .transformers_orm import locate_classifier
+
+            locate_classifier(self.name or "")
         if self.kind == "hidden":
             from .hidden_state_reward import saved_head
 
@@ -122,11 +129,23 @@ class RewardChoice:
 
             Confidence.parse(self.name or "log-prob")
 
+    def check_potential(self, potential: str, max_steps: int, every: str | None) -> None:
+        """
+        :param str every: as for :meth:`load`.
+        :raises ValueError: for the potential ``odds`` with a reward that scores finished answers only.
+        """
+        finished_only = self.kind in ("orm", "judge", "verifier") and every is None and not self.judge.each_step
+        if potential == "odds" and max_steps > 1 and finished_only:
+            from .base import no_odds
+
+            raise no_odds(str(self))
+
     def load(
         self,
         lm: LanguageModel,
         load_lm: Callable[[str], LanguageModel],
         load_prm: Callable[[str], RewardModel],
+        load_orm: Callable[[str, bool | str], RewardModel],
         every: str | None = None,
     ) -> RewardModel | None:
         """The reward, ``None`` for none.
@@ -134,13 +153,17 @@ class RewardChoice:
         :param LanguageModel lm: that reasons.
         :param load_lm: gives a language model by name, for a judge.
         :param load_prm: gives a process reward model by name.
-        :param str every: the positions of a text at which there is a score: of the text so far then, by a judge or a verifier.
+        :param load_orm: gives a sequence classifier by name, with what it judges of unfinished answers.
+        :param str every: the positions of a text at which there is a score: of the text so far then, by a judge, a verifier or a
+            classifier.
         """
         if self.kind == "none":
             return None
         if self.kind == "prm":
             assert self.name is not None
             return load_prm(self.name)
+        if self.kind == "orm":
+            return load_orm(self.name or "", every or False)
         if self.kind == "judge":
             from .judge_reward import JudgeReward
 

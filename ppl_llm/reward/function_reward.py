@@ -12,7 +12,6 @@ from ..inference.util.checked import checked
 from ..inference.util.fingerprint import name_of
 from ..inference.util.validation import unknown_name
 from .answer_reward import AnswerReward
-from .score_cache import ScoreCache
 
 SCALES = ("probability", "log_odds")
 
@@ -50,7 +49,6 @@ class FunctionReward(AnswerReward):
         if scale not in SCALES:
             raise unknown_name("scale", scale, SCALES)
         self.fn, self.scale = fn, scale
-        self._cache = ScoreCache(f"scores of {self.label}")
 
     @property
     def label(self) -> str:

@@ -21,7 +21,6 @@ from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
 from .judge_words import token_behind_colon, token_id
 from .keyed_uniforms import random_numbers_of
-from .score_cache import ScoreCache
 from .step_texts import text_before
 from .verdicts import Verdicts
 
@@ -116,7 +115,7 @@ class JudgeReward(AnswerReward):
         self._thinking = StepOptions(verdict if verdict and score is None else _NEVER, thought_tokens, temperature)
         self._after = tuple(token_behind_colon(lm, word, known) for word, known in ((yes, self.yes_id), (no, self.no_id)))
         self._verdicts, self._critiques = Verdicts(), dict[tuple[str, str], str]()
-        self._cache = ScoreCache(f"scores of {self.label}", self._verdicts if thoughts else None)
+        self._drawn = self._verdicts if thoughts else None
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..context_cache import CacheKey
 from ..inference.util.checked import checked
 from ..inference.util.validation import check_count, check_optional_count
 from ..kv_cache.hidden import head_columns
 from ..kv_cache.pool import DEFAULT_CACHE_BYTES
 from ..lm.loading import check_network, load, load_tokenizer, locate
+from ..remote.address import is_address
 from .answer_reward import AnswerReward
 from .prm.formats.base import ids_with_specials, neutralised
 from .prm.prefix_scorer import PrefixScorer, padded
+
+_log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "a language model has no score head, it can be a judge (JudgeReward, --reward judge:DIR), and a reward model of single steps is a "
+    "TransformersPRM (--reward prm:DIR)"
+)
 
 
 class TransformersORM(AnswerReward):
@@ -28,7 +38,10 @@ class TransformersORM(AnswerReward):
     zero lies is for the caller to say. Of several labels it is the log-odds of one against all others.
 
     Causal models run on the engine of the language models, which keeps what the prompts and answers of earlier calls have in common.
-    See :class:`~ppl_llm.reward.answer_reward.AnswerReward` for unfinished answers.
+    See :class:`~ppl_llm.reward.answer_reward.AnswerReward` for unfinished answers. One that grows beyond the model's context gets
+    log-odds -inf, with a logged warning.
+
+    :ivar int max_length: longest conversation of problem and answer in tokens; ``None`` for a model without a bound.
 
     :param model: a transformers model for sequence classification.
     :param tokenizer: its tokenizer.
@@ -70,12 +83,19 @@ class TransformersORM(AnswerReward):
             raise ValueError(f"positive_label must be one of the model's {labels} labels, 0 to {labels - 1}, got {positive_label!r}")
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale!r}")
+        self._key = CacheKey.of_model("orm", model)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.scale, self.offset, self.system_prompt = scale, offset, system_prompt
         self._device = model.get_input_embeddings().weight.device
         self._scorer = PrefixScorer(model, self._causal_log_odds, cache_bytes) if _is_causal(model) else None
+        self.max_length: int | None = _context_of(model, tokenizer) if self._scorer is None else self._scorer.max_length
         if self._scorer is not None:
             model.score.to(torch.float32)
+
+    @property
+    def label(self) -> str:
+        own = {name: getattr(self, name) for name in ("positive_label", "scale", "offset", "system_prompt")}
+        return f"{super().label} of {self._key.label}, {own}"
 
     @classmethod
     def from_pretrained(
@@ -89,14 +109,19 @@ class TransformersORM(AnswerReward):
         """
         from transformers import AutoModelForSequenceClassification
 
-        source = locate(name_or_path, "orm")
+        source = locate_classifier(name_or_path)
         settings = {"device_map": device_map, "dtype": dtype, "quantization_config": quantization_config}
-        model, report = load(AutoModelForSequenceClassification, source, own_attention=False, **settings)
+        try:
+            model, report = load(AutoModelForSequenceClassification, source, own_attention=False, **settings)
+        except ValueError as error:
+            if not str(error).startswith("Unrecognized configuration class"):  # which goes on with every kind that transformers knows
+                raise
+            raise ValueError(f"{source!r} is a model of a kind that has no sequence classifier in transformers; {_REMEDY}") from error
         for problem in ("missing_keys", "unexpected_keys"):
             if report[problem]:
                 raise ValueError(
                     f"{source!r} is not a complete {type(model).__name__}: {problem.replace('_', ' ')} {sorted(report[problem])[:6]}; "
-                    "a language model has no score head, it can be a judge (JudgeReward)"
+                    f"{_REMEDY}"
                 )
         return cls(model, load_tokenizer(source), **options)
 
@@ -107,17 +132,19 @@ class TransformersORM(AnswerReward):
 
     @torch.no_grad()
     def answer_log_odds(self, answers: Sequence[tuple[str, str]]) -> Tensor:
-        if self._scorer is None:
-            return self._plain_log_odds([self._encoded(problem, answer) for problem, answer in answers])
-        sequences = [self._encoded(problem, answer)["input_ids"] for problem, answer in answers]
-        ids = padded(sequences).to(self._device)
-        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
-        self._scorer.require_room(lengths, "the answer")
-        shared = torch.tensor(
-            [self._shared_prompt(problem, ids) for (problem, _), ids in zip(answers, sequences, strict=True)], device=self._device
-        )
-        order = torch.arange(len(sequences), device=self._device)
-        return self._scorer.score(None, order, ids, lengths, shared, lengths - 1, lengths[:, None] - 1).log_odds[:, 0]
+        encoded = [self._encoded(problem, answer) for problem, answer in answers]
+        fits = [n for n, each in enumerate(encoded) if self._has_room(len(each["input_ids"]))]
+        z = torch.full((len(answers),), -torch.inf, device=self._device)
+        if fits:
+            short = [encoded[n] for n in fits]
+            z[fits] = self._plain_log_odds(short) if self._scorer is None else self._prefix_log_odds([answers[n][0] for n in fits], short)
+        return z
+
+    def _has_room(self, length: int) -> bool:
+        fits = self.max_length is None or length <= self.max_length
+        if not fits:
+            _log.warning("an answer has %d tokens in the reward model's format, which exceeds its context of %d", length, self.max_length)
+        return fits
 
     def _encoded(self, problem: str, answer: str) -> dict[str, list[int]]:
         """What the model takes for a problem and its answer."""
@@ -138,14 +165,20 @@ class TransformersORM(AnswerReward):
         hidden = head_columns(self.model.base_model(**inputs).last_hidden_state, logits_to_keep)
         return self._log_odds(self.model.score(hidden.to(self.model.score.weight.dtype)))[..., None]
 
+    def _prefix_log_odds(self, problems: list[str], encoded: list[dict[str, list[int]]]) -> Tensor:
+        """Causal models: what the prompts and answers have in common with earlier ones is not run again."""
+        assert self._scorer is not None
+        sequences = [each["input_ids"] for each in encoded]
+        ids = padded(sequences).to(self._device)
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
+        starts = [self._shared_prompt(problem, sequence) for problem, sequence in zip(problems, sequences, strict=True)]
+        shared = torch.tensor(starts, device=self._device)
+        order = torch.arange(len(sequences), device=self._device)
+        return self._scorer.score(None, order, ids, lengths, shared, lengths - 1, lengths[:, None] - 1).log_odds[:, 0]
+
     def _plain_log_odds(self, encoded: list[dict[str, list[int]]]) -> Tensor:
         """Models that read in both directions: one pass for the sequences of each length, so that none sees padding."""
         lengths = [len(each["input_ids"]) for each in encoded]
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and max(lengths) > limit:
-            raise ValueError(
-                f"an answer has {max(lengths)} tokens in the reward model's format, which exceeds its context of {limit} tokens"
-            )
         z = torch.zeros(len(encoded), device=self._device)
         for length in set(lengths):
             where = [i for i, found in enumerate(lengths) if found == length]
@@ -160,6 +193,26 @@ class TransformersORM(AnswerReward):
             return self.scale * (logits[..., 0] - self.offset)
         others = [label for label in range(logits.shape[-1]) if label != self.positive_label]
         return logits[..., self.positive_label] - logits[..., others].logsumexp(-1)
+
+
+def locate_classifier(name_or_path: str | Path) -> str:
+    """The directory of a sequence classifier, or its name on the Hub.
+
+    :raises OSError: if there is no such directory, or no model in safetensors format in it.
+    :raises ValueError: for the address of a server.
+    """
+    if is_address(str(name_or_path)):
+        raise ValueError(
+            f"a sequence classifier runs in this process, and {str(name_or_path)!r} is the address of a server: give a directory or a hub "
+            "name; reward models behind an address are those of steps (prm:ADDRESS) and judges (judge:ADDRESS)"
+        )
+    return locate(name_or_path, "orm")
+
+
+def _context_of(model: Any, tokenizer: Any) -> int | None:
+    """Longest text of a model that reads in both directions, as far as it or its tokenizer tells."""
+    limits = getattr(model.config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)
+    return min((int(limit) for limit in limits if limit is not None), default=None)
 
 
 def _is_causal(model: Any) -> bool:

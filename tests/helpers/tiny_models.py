@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+)
 
 from ppl_llm.lm.transformers_lm import TransformersLM
 from ppl_llm.reward.prm.networks import Qwen2PRM
@@ -145,3 +152,24 @@ def write_talker(directory: Path) -> Path:
     core.add_tokens([AddedToken("Yes", normalized=False), AddedToken("No", normalized=False)])
     core.save(str(directory / "tokenizer.json"))
     return directory
+
+
+def classifier(seed: int = 3, labels: int = 1, **changes: Any) -> Qwen2ForSequenceClassification:
+    return _randomise(Qwen2ForSequenceClassification(config(num_labels=labels, **changes)), seed)
+
+
+def write_orm(directory: Path, labels: int = 1, **changes: Any) -> Path:
+    """A directory of a sequence classifier, such as a reward model trained on preferences."""
+    classifier(labels=labels, **{"max_position_embeddings": 1024, **changes}).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    return directory
+
+
+@torch.no_grad()
+def plain_scores(directory: Path, problem: str, texts: list[str]) -> Tensor:
+    """Scores ``[A]`` of whole answers by a classifier of one label, each in a forward pass of its own."""
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    tokens = AutoTokenizer.from_pretrained(directory)
+    chats = [[{"role": "user", "content": problem}, {"role": "assistant", "content": text.strip()}] for text in texts]
+    rows = [tokens(tokens.apply_chat_template(chat, tokenize=False), add_special_tokens=False)["input_ids"] for chat in chats]
+    return torch.stack([model(torch.tensor([row])).logits[0, 0] for row in rows])

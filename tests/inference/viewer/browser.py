@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def executable() -> str | None:
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what a browser leaves behind."""
+    return tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
+
+
 def _high(descriptor: int) -> int:
     """The same file at a descriptor that is not 3 or 4."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
@@ -50,6 +56,7 @@ def _high(descriptor: int) -> int:
 class Browser:
     """One page. Whatever goes wrong in it is kept in :attr:`complaints`: errors, dialogs, requests to anywhere but the file itself.
 
+    :ivar scratch: its temporary files.
     :param str origin: of a server on this machine that may be asked as well, such as ``http://127.0.0.1:8000``.
     """
 
@@ -61,7 +68,11 @@ class Browser:
         self._read, their_out = map(_high, os.pipe())
         command = [program, *_FLAGS, f"--user-data-dir={folder}", "--window-size=1400,950", *_ALONE, "about:blank"]
         start = [sys.executable, "-c", _START, str(their_in), str(their_out), *command]
-        self._process = subprocess.Popen(start, pass_fds=(their_in, their_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.scratch = scratch()  # what it leaves when it is killed; the path of a socket in it must be short
+        environment = {**os.environ, "TMPDIR": self.scratch.name}
+        self._process = subprocess.Popen(
+            start, pass_fds=(their_in, their_out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         os.close(their_in)
         os.close(their_out)
         self._buffer, self._count, self._events = b"", 0, []  # type: tuple[bytes, int, list[dict[str, Any]]]
@@ -87,6 +98,7 @@ class Browser:
         self._process.wait()
         os.close(self._write)
         os.close(self._read)
+        self.scratch.cleanup()
 
     def _send(self, method: str, **params: Any) -> int:
         self._count += 1

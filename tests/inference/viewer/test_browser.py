@@ -170,3 +170,11 @@ def test_what_goes_wrong_is_noticed(show: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(page_module, "_digest", lambda text: "'unsafe-inline'")
     monkeypatch.setattr(page_module, "embedded", page_module.json.dumps)
     assert any("a dialog: 1" in complaint for complaint in show(solutions()).complaints)
+
+
+def test_a_browser_leaves_nothing_behind(tmp_path: Path) -> None:
+    started = Browser(tmp_path / "profile")
+    left = Path(started.scratch.name)
+    assert any(left.iterdir()), "its own temporary files lie there"
+    started.close()
+    assert not left.exists()

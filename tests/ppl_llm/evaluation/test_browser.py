@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from ppl_llm.evaluation.comparison import Comparison
 from ppl_llm.evaluation.report import write
 from tests.helpers.runs import write_run
+from tests.inference.viewer.browser import scratch
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
@@ -47,7 +49,9 @@ def visit(page: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
     probed = folder / f"probed-{page.name}"
     probed.write_text(page.read_text().replace("</body>", PROBE))
     command = [str(BROWSER), *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", probed.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    with scratch() as left:
+        environment = {**os.environ, "TMPDIR": left}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     found = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert found, (done.returncode, done.stderr[-2000:])
     return json.loads(html.unescape(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]

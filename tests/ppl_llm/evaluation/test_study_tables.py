@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.study import figures, outcomes
-from benchmarks.study.__main__ import DOCUMENTS, FOLDER, SAVED
+from benchmarks.study.__main__ import DOCUMENTS, FOLDER, SAVED, main
 from benchmarks.study.document import TABLES, refreshed
 from benchmarks.study.outcomes import Outcomes
 from benchmarks.study.settings import MAP, MORE_MAP, MORE_SHIPPED, SETTINGS, STRONG, WEAK
@@ -100,6 +101,19 @@ def test_every_figure_is_there_and_shown() -> None:
     for name in figures.FIGURES:
         assert (FOLDER / f"{name}.svg").stat().st_size < 200_000
         assert f"(study/{name}.svg)" in text and f"--figure {name}" in text
+
+
+def test_a_figure_without_its_records_is_told_in_a_line(
+    study: dict[str, Outcomes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes.save([study["weak"]], tmp_path / SAVED)
+    for asked in ([], ["--figure", "winners"]):
+        monkeypatch.setattr(sys, "argv", ["study", "--from", "outcomes", "--to", str(tmp_path), *asked])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = str(ended.value)
+        assert "not all figures can be drawn: there are no outcomes of the setting 'strong'; --settings strong runs it" in told
+        assert "\n" not in told and str(tmp_path / SAVED) in told
 
 
 def record(problem: str, method: str, budget: int, seed: int, correct: bool, **more: Any) -> dict[str, Any]:

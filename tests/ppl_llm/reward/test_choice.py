@@ -9,7 +9,7 @@ import torch
 
 from ppl_llm import Confidence, FunctionReward, JudgeReward
 from ppl_llm.reward.choice import RewardChoice
-from tests.helpers.tiny_models import language_model
+from tests.helpers.tiny_models import language_model, write_orm
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ from tests.helpers.tiny_models import language_model
         (("demo", None, "judge:other"), "judge:other"),
         (("demo", None, "none"), "none"),
         (("demo", None, "verifier:a.py:f"), "verifier:a.py:f"),
+        (("demo", None, "orm:dir"), "orm:dir"),
         (("path/to/lm", None, "hidden:head.safetensors"), "hidden:head.safetensors"),
     ],
 )
@@ -40,6 +41,9 @@ def test_what_was_asked_for(given: tuple[str, ...], chosen: str) -> None:
         (("demo", None, "verifier:a.py"), "lacks a name"),
         (("demo", None, "prm"), "needs a model"),
         (("demo", None, "hidden"), "lacks a name"),
+        (("demo", None, "orm"), "lacks a name: orm:DIR, a sequence classifier"),
+        (("demo", None, "orm:"), "lacks a name"),
+        (("demo", "dir", "orm:dir"), "are two rewards"),
         (("demo", None, "self-certainty:x"), "takes no name"),
         (("demo", "dir", "judge"), "are two rewards"),
     ],
@@ -54,11 +58,18 @@ def test_each_kind_loads_what_it_says(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def right(problem, text):\n    return text.strip().endswith('42')\n\nnumber = 3\n")
 
-    def load(name: str) -> object:
+    def load(name: str, every: str | None = None) -> object:
         choice = RewardChoice.of("lm", None, name)
         choice.check()
-        return choice.load(lm, lambda name: (_ for _ in ()).throw(OSError(name)), lambda name: torch.tensor(1))  # type: ignore[arg-type, return-value]
+        nowhere = lambda name: (_ for _ in ()).throw(OSError(name))  # noqa: E731
+        return choice.load(lm, nowhere, lambda name: torch.tensor(1), lambda name, partial: (name, partial), every)  # type: ignore[arg-type, return-value]
 
+    classifier = str(write_orm(tmp_path / "orm"))
+    assert load(f"orm:{classifier}") == (classifier, False) and load(f"orm:{classifier}", "word") == (classifier, "word")
+    with pytest.raises(OSError, match="no model directory"):
+        load("orm:./nowhere")
+    with pytest.raises(ValueError, match="runs in this process, and 'http://host:1/v1' is the address of a server"):
+        load("orm:http://host:1/v1")
     assert load("none") is None and isinstance(load("prm:dir"), torch.Tensor)
     confidence, certainty = load("confidence"), load("self-certainty")
     assert isinstance(confidence, Confidence) and str(confidence) == "log-prob"

@@ -124,7 +124,7 @@ def test_a_call_that_does_not_end_is_ended_with_what_it_has_started(file: Path, 
 
 
 def test_a_verifier_without_a_number_is_refused_in_a_line(file: Path) -> None:
-    reward = RewardChoice.of("lm", None, f"verifier:{file}:nan").load(None, None, None, "")  # type: ignore[arg-type]
+    reward = RewardChoice.of("lm", None, f"verifier:{file}:nan").load(None, None, None, None, "")  # type: ignore[arg-type]
     assert isinstance(reward, FunctionReward)
     with pytest.raises(
         ValueError, match=r"mine\.py:nan .* must return a bool or a probability in \[0, 1\]; it returned nan for the answer 'x'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ppl_llm.context import PAD, Context
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.reward.base import RewardModel
 from ppl_llm.reward.transformers_orm import TransformersORM
-from tests.helpers.tiny_models import CORPUS, _randomise, config, language_model, tokenizer, write_lm
+from tests.helpers.tiny_models import CORPUS, _randomise, config, language_model, tokenizer, write_lm, write_prm
 from tests.helpers.tiny_prms import SIZES, llama_tokenizer
 
 PROBLEM = "What is 12 + 30?"
@@ -178,8 +179,35 @@ def test_options_that_do_not_fit():
     torch.testing.assert_close(flipped, -TransformersORM(two, tokens).step_log_odds(after(["So 42.|"])))
 
 
-def test_an_answer_that_is_too_long():
+def test_an_answer_that_is_too_long(caplog: pytest.LogCaptureFixture):
+    """It gets weight zero, with a warning, and those beside it their scores."""
     qwen = _randomise(Qwen2ForSequenceClassification(config(num_labels=1, max_position_embeddings=40)), 3)
     for model, tokens in ((qwen, tokenizer()), make("bert", max_position_embeddings=40)):
-        with pytest.raises(ValueError, match="exceeds its context of 40 tokens"):
-            TransformersORM(model, tokens).step_log_odds(after(["10 + 30 = 40. So 42. " + "7 " * 40 + "|"]))
+        orm = TransformersORM(model, tokens)
+        assert orm.max_length == 40
+        caplog.clear()
+        found = orm.step_log_odds(after(["10 + 30 = 40. So 42. " + "7 " * 40 + "|", "42|"]))[:, 0]
+        assert found[0] == -torch.inf and "exceeds its context of 40" in caplog.text
+        assert torch.equal(found[1:], TransformersORM(model, tokens).step_log_odds(after(["42|"]))[:, 0])
+        assert orm.step_log_odds(after(["7 " * 60 + "|"])).tolist() == [[-torch.inf]]
+
+
+def test_other_weights_and_other_options_have_another_label():
+    """By which a run that is resumed, or scores in a file, find their own classifier only."""
+    model, tokens = make("qwen2")
+    other = _randomise(Qwen2ForSequenceClassification(config(num_labels=1, max_position_embeddings=512)), 4)
+    again = make("qwen2")[0]
+    assert TransformersORM(again, tokens).label == TransformersORM(model, tokens).label
+    rewards = [(other, {}), (model, {"scale": 2.0}), (model, {"offset": 1.0}), (model, {"system_prompt": "x"}), (model, {"partial": True})]
+    labels = {TransformersORM(net, tokens, **options).label for net, options in rewards}
+    assert len(labels | {TransformersORM(again, tokens).label}) == 6
+
+
+def test_a_kind_of_model_without_classifiers(tmp_path: Path):
+    write_lm(tmp_path / "lm")
+    settings = json.loads((tmp_path / "lm/config.json").read_text())
+    (tmp_path / "lm/config.json").write_text(json.dumps({**settings, "model_type": "vit", "architectures": ["ViTModel"]}))
+    with pytest.raises(ValueError, match="of a kind that has no sequence classifier in transformers; a language model has no score head"):
+        TransformersORM.from_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match=r"is not a complete .*--reward prm:DIR"):
+        TransformersORM.from_pretrained(write_prm(tmp_path / "prm"))
