@@ -352,7 +352,7 @@ def test_a_judge_that_does_not_answer_the_question_is_reported_once(mass: float,
         found = [reward.answer_log_odds([("a", "b")]), reward.answer_log_odds([("b", "a")])]
     assert torch.cat(found).tolist() == pytest.approx([math.log(3)] * 2)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == warned and all(f"says yes or no with probability {mass:.2g} only" in each for each in said)
+    assert len(said) == warned and all(f"says its two words with probability {mass:.2g} only" in each for each in said)
 
 
 # -------------------------------------------------------------------------------------------------------------------- confidence
