@@ -218,8 +218,9 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     - ``choice``: a last line that is a letter, such as ``(B)``.
 
     White space at both ends, a final full stop, marks of emphasis and code of Markdown and HTML and enclosing ``$`` signs are dropped.
-    What says nothing is no answer: ``\boxed{}``, ``\boxed{...}``, "my answer is clear and concise". The text ends where a turn of the chat ends, should the model have written ``</s>``
-    or ``<|im_end|>``. Where it has a ``</think>``, what comes after the last one is looked at first.
+    What says nothing is no answer: ``\boxed{}``, ``\boxed{...}``, "my answer is clear and concise". The text ends
+    where a turn of the chat ends, should the model have written ``</s>`` or ``<|im_end|>``. Where it has a ``</think>``, what comes after
+    the last one is looked at first.
 
     The time is linear in the length of the text.
 
