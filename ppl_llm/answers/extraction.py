@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
 from .code_block import last_code_block
-from .reading import read_answer, tidied
+from .reading import read_answer, read_before, read_short, tidied
 
 _END_OF_THOUGHT = "</think>"
 _END_OF_TURN = re.compile(
@@ -17,7 +18,26 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE_WORD = re.compile(r"(?:\s{1,8}|(?=\d))([^\s$]{1,80})")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_ANSWER = re.compile(r"(?<![A-Za-z])answers?(?![A-Za-z])|答案", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"<(b|strong|i|em|u|mark|code|tt|kbd|span|p|div|center|big|small|font|h[1-6])(?:\s[^<>]{0,100})?>"
+    r"((?:[^<]|<(?![/A-Za-z])){1,200})</\1>",
+    re.IGNORECASE,
+)
+_LINE_BREAK = re.compile(r"<br\s?/?>", re.IGNORECASE)
+_NESTED = 3
+"""Depth to which marks of HTML are dropped."""
+_ANSWER = re.compile(r"(?<![A-Za-z])(?:answers?|((?:correct|right|best)\s{1,4}(?:option|choice|letter)))(?![A-Za-z])|答案", re.IGNORECASE)
+_IS_THE = re.compile(r"\s(?:is|are)\s{1,4}(?:the|our|my)\s{1,4}(?:(?:final|correct|right|only|best)\s{1,4}){0,2}\Z", re.IGNORECASE)
+_CONCLUDED = re.compile(
+    r"(?:\s{1,4}to\s{1,4}(?:the|this|our)\s{1,4}(?:\w{1,12}\s{1,4})?(?:question|problem))?"
+    r"[*_]{0,3}(?:[.!][*_]{0,3}(?=\s|\Z)|[ \t]{0,4}(?:\n|\Z)|,?\s{1,4}(?:because|since|as)(?![A-Za-z]))",
+    re.IGNORECASE,
+)
+_CORRECT = re.compile(
+    r"(?<![A-Za-z])(?:option|choice|answer)\s{1,4}(?:\(([A-J])\)|([A-J]))\s{1,4}is\s{1,4}(?:the\s{1,4})?(?:correct|right|best)"
+    r"(?:\s{1,4}(?:one|option|choice))?(?=[*_]{0,3}[.!\n]|[*_ ]{0,3}\Z|,?\s{1,4}(?:because|since|as)(?![A-Za-z]))",
+    re.IGNORECASE,
+)
 _AFTER = re.compile(
     r"[*_`'\")\]]{0,6}"
     r"(?:,\s[^.:=,\n]{1,60},|\s{1,8}\([^()\n]{1,60}\)|\s{1,8}(?:to|for|of|in|choice|option|letter|value|number|here)(?![A-Za-z])[^.:=\n]{0,60}?)?"
@@ -88,33 +108,60 @@ def _hash(text: str) -> str | None:
     return _phrase(last) or tidied(last[4:])
 
 
+class _Lead(NamedTuple):
+    """What announces an answer.
+
+    :ivar int start: where it begins.
+    :ivar int end: where the answer begins.
+    :ivar str answer: the answer itself, where it comes before: "5 is the answer".
+    :ivar bool short: whether only a letter, a formula or a number counts.
+    """
+
+    start: int
+    end: int
+    answer: str | None = None
+    short: bool = False
+
+
 def _phrase(text: str) -> str | None:
     end = len(text)
     # Each phrase is read up to the next one only: what was read is never read again.
-    for word, start in reversed(list(_leads(text))):
-        rest, end = text[start:end], word
+    for lead in sorted(_leads(text), reverse=True):
+        rest, end = text[lead.end : end], lead.start
+        if lead.answer is not None:
+            return lead.answer
         box = _BOX.search(rest)
         if box is not None:
             rest = rest[: box.start()]
             if not rest.strip("*_:$ \n"):
                 return None  # a box that is empty or not complete is no answer
-        answer = read_answer(rest)
+        answer = read_short(rest) if lead.short else read_answer(rest)
         if answer is not None and answer.lower() not in _ARTICLES:
             return answer
     return None
 
 
-def _leads(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every phrase or heading that announces an answer."""
+def _leads(text: str) -> Iterator[_Lead]:
+    """Every phrase or heading that announces an answer, or says that something is one."""
     for word in _ANSWER.finditer(text):
+        short = word[1] is not None
         after = _AFTER.match(text, word.end())
-        if after is None:
+        if after is not None:
+            yield _Lead(word.start(), after.end(), short=short)
+            continue
+        is_the = _IS_THE.search(text, max(0, word.start() - 40), word.start())
+        if is_the is not None and _CONCLUDED.match(text, word.end()):
+            before = read_before(text[max(0, is_the.start() - 120) : is_the.start()])
+            if before is not None:
+                yield _Lead(is_the.start(), word.end(), before)
+        elif not short:
             line = text[max(0, word.start() - 32) : word.start()].rpartition("\n")
             begins = bool(line[1]) or word.start() < 32
             heading = _HEADING_AFTER.match(text, word.end()) if begins and _HEADING_BEFORE.match(line[2]) else None
-            after = heading
-        if after is not None:
-            yield word.start(), after.end()
+            if heading is not None:
+                yield _Lead(word.start(), heading.end())
+    for found in _CORRECT.finditer(text):
+        yield _Lead(found.start(), found.end(), (found[1] or found[2]).upper())
 
 
 def _choice(text: str) -> str | None:
@@ -166,12 +213,14 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     - ``tag``: the last ``<answer>...</answer>``;
     - ``hash``: ``#### 7`` in the last line;
     - ``phrase``: after the last "the final answer is", "answer is", "answer:" or a heading such as ``**Final Answer**``: the formula, the
-      choice letter, the number or the rest of the sentence;
+      choice letter, the number or the rest of the sentence; after "the correct option is" one of the first three; in "5 is the answer"
+      and "option B is correct" what comes before;
     - ``choice``: a last line that is a letter, such as ``(B)``.
 
-    White space at both ends, a final full stop, Markdown's emphasis and code marks and enclosing ``$`` signs are dropped. What says
-    nothing is no answer: ``\boxed{}``, ``\boxed{...}``. The text ends where a turn of the chat ends, should the model have written ``</s>``
-    or ``<|im_end|>``. Where it has a ``</think>``, what comes after the last one is looked at first.
+    White space at both ends, a final full stop, marks of emphasis and code of Markdown and HTML and enclosing ``$`` signs are dropped.
+    What says nothing is no answer: ``\boxed{}``, ``\boxed{...}``, "my answer is clear and concise". The text ends
+    where a turn of the chat ends, should the model have written ``</s>`` or ``<|im_end|>``. Where it has a ``</think>``, what comes after
+    the last one is looked at first.
 
     The time is linear in the length of the text.
 
@@ -188,8 +237,10 @@ def extract_answer(text: str, forms: Collection[str] = tuple(FORMS)) -> str | No
     parts = [text.rpartition(_END_OF_THOUGHT)[2], text] if _END_OF_THOUGHT in text else [text]
     for part in parts:
         turn = _first_turn(part)
+        plain = _without_markup(turn)
         for form, find in (*FORMS.items(), *FALLBACKS.items()):
-            answer = find(part if form == CODE else turn) if form in forms else None  # a program may write what ends a turn
+            # A program may write what ends a turn, and a text that is the answer as a whole may hold marks.
+            answer = find(plain if form in FORMS else part if form == CODE else turn) if form in forms else None
             if answer is not None:
                 return answer
     return None
@@ -203,3 +254,14 @@ def _first_turn(text: str) -> str:
             return _SPECIAL.sub(" ", text[start : end.start()])
         start = end.end()
     return _SPECIAL.sub(" ", text[start:])
+
+
+def _without_markup(text: str) -> str:
+    """The text without marks of HTML around something, and with line breaks for its line breaks."""
+    if "<" not in text:
+        return text
+    for _ in range(_NESTED):
+        text, marks = _MARKUP.subn(r"\2", text)
+        if not marks:
+            break
+    return _LINE_BREAK.sub("\n", text)

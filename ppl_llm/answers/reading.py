@@ -19,9 +19,20 @@ _ARITHMETIC = re.compile(r"[\d\s.,+\-*/×÷·()$^−–%=]+")
 _SCALE = re.compile(r"\s?(\\?%|percent|thousand|million|billion|trillion|hundred|dozen)(?![A-Za-z])")
 _SKIPPED = re.compile(
     r"(?:that|simply|therefore|thus|then|hence|clearly|indeed|just|now|exactly|approximately|about|roughly|again|also|equal to|given by"
-    r"|as follows|the following|still|actually|definitely|option|choice|letter)(?![A-Za-z])[\s*_:,]{0,8}",
+    r"|as follows|the following|still|actually|definitely|option|choice|letter)(?![A-Za-z])[\s*_:,]{0,8}"
+    r"|(?:very\s|quite\s)?(?:clear|simple|obvious|straightforward|easy|short)\s{0,4}:",
     re.IGNORECASE,
 )
+_ADJECTIVE = (
+    r"(?:clear|concise|simple|obvious|straightforward|easy|short|brief|precise|complete|detailed|thorough|accurate|consistent|reasonable"
+    r"|plausible|logical|helpful)(?![A-Za-z])"
+)
+_PRAISED = re.compile(
+    rf"(?:(?:very|quite|rather|fairly|pretty|both)\s{{1,4}}{_ADJECTIVE}|{_ADJECTIVE}(?:,?\s{{1,4}}(?:and|but|yet|enough|from|to|that|as|with|when"
+    rf"|if|because|since|given|here|now)(?![A-Za-z])|,\s{{1,4}}{_ADJECTIVE}))",
+    re.IGNORECASE,
+)
+"""What is said about an answer and not in its place."""
 _REFUSED = re.compile(
     r"(?:not|what|in|given in|shown|found|displayed|unclear|unknown|correct|wrong|incorrect|right|no longer)(?![A-Za-z])(?!\s*[.!]?\s*\Z)",
     re.IGNORECASE,
@@ -42,6 +53,10 @@ _AFTER_QUANTITY = re.compile(
     r"|(?:so|which|where|wait|but|as|if|when|after|because|since|for|in)(?![A-Za-z])|of\s(?:the|an?|his|her|their|its|all)\s)",
     re.IGNORECASE,
 )
+
+_SHORT_WORD = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])[).:]?)|[-+−]?[$€£]?[-+−]?\d[\d,]{0,40}(?:\.\d{1,40})?(?:/\d{1,40})?\\?%?")
+_LAST_WORD = re.compile(r"(?<![A-Za-z\d])([A-Za-z]{1,20}),?\Z")
+_JOINING = {"and", "or", "nor", "plus", "minus", "times", "by", "of", "over", "than", "not", "if", "whether", "both", "either", "neither"}
 
 
 def tidied(text: str) -> str | None:
@@ -68,7 +83,7 @@ def tidied(text: str) -> str | None:
 def read_answer(rest: str) -> str | None:
     """The answer at the beginning of what follows "the answer is": a formula, a choice letter, a quantity, or the sentence."""
     rest = _skipped(rest)
-    if _REFUSED.match(rest):
+    if _REFUSED.match(rest) or _PRAISED.match(rest):
         return None
     fence = _FENCE.match(rest)
     if fence:
@@ -82,6 +97,39 @@ def read_answer(rest: str) -> str | None:
     if letter:
         return (letter[1] or letter[2]).upper()
     return tidied(_sentence(rest).strip(_TRAILING))
+
+
+def read_short(rest: str) -> str | None:
+    """As :func:`read_answer`, but only a formula, a choice letter or a quantity: "the correct option is to wait" has none."""
+    begin = _skipped(rest)
+    is_short = _LETTER.match(begin) or _QUANTITY.match(begin) or begin.startswith(("$", "\\(", "\\["))
+    return read_answer(begin) if is_short else None
+
+
+def read_before(text: str) -> str | None:
+    """The formula, choice letter or number at the end of what comes before "is the answer"; part of a calculation or a list is none."""
+    text = text.rstrip()
+    bare = text.rstrip(_TRAILING)
+    marks = text[len(bare) :].strip()
+    text = bare
+    for opening, closing in (("$", "$"), ("\\(", "\\)")):
+        start = text.rfind(opening, 0, -len(closing)) if text.endswith(closing) else -1
+        if start >= 0:
+            found = tidied(text[start:])
+            break
+    else:
+        start = max(map(text.rfind, " \t\n$*_`=")) + 1
+        start -= text[start - 1 : start] == "$"  # of a price
+        word = _SHORT_WORD.fullmatch(text, start)
+        found = None if word is None else (word[1] or word[2] or "").upper() or tidied(word[0])
+    if found is None or not text[:start].endswith(marks):
+        return None
+    before = text[:start].removesuffix(marks)
+    lead = before.rstrip()
+    if not lead or "\n" in before[len(lead) :] or lead[-1] in ".:;=":
+        return found
+    said = _LAST_WORD.search(lead, max(0, len(lead) - 24))
+    return found if said is not None and said[1].lower() not in _JOINING else None
 
 
 def _skipped(rest: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ from .model_options import (
     tell,
     unescaped,
 )
-from .remote import importing
+from .remote import Served, importing
 from .settings import default_method
 from .shared_options import JUDGE, THINKING, TURNS, flagged, judge_options, thinking_options, turn_options, with_options
 
@@ -223,6 +224,7 @@ def evaluate(
             **thinking,
             **prompt_options(system_prompt, chat_template),
         )
+        Served("prm", named or "", family=prm_family).check()
         models.check()
         if methods is None and models.constraint is not None:
             methods = "smc,importance"
@@ -257,6 +259,7 @@ def evaluate(
                 workers=workers,
                 ray=ray,
                 report=live,
+                note=partial(tell, log=log),
             )
         except KeyboardInterrupt:
             typer.secho(f"interrupted; the records in {out} are complete up to here; run the same command to resume", fg="yellow", err=True)

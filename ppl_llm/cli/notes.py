@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..reward.choice import context_note
+
 if TYPE_CHECKING:
     from ..inference import ParticlePosterior
     from ..reward.base import RewardModel
@@ -33,12 +35,9 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
             f"--every {settings.every} puts pieces of a line to {settings.reward.name} as steps, which reads whole steps best; "
             "--reward verifier:FILE.py:function judges any text"
         )
-    longest, limit = settings.max_tokens_completion, getattr(reward, "max_length", None)
-    if longest is not None and limit is not None and longest >= limit and settings.lm != "demo":
-        yield (
-            f"solutions may have {longest} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
-            "set --max-tokens-completion"
-        )
+    note = context_note(settings.max_tokens_completion, getattr(reward, "max_length", None))
+    if note is not None and settings.lm != "demo":
+        yield note
 
 
 def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | None:

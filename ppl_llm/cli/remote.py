@@ -19,7 +19,7 @@ class Served(NamedTuple):
     """What is known of a model besides where it is: options that go with an address.
 
     :ivar str option: of the command line, ``lm`` or ``prm``.
-    :ivar str where: the address, or whatever else names a model.
+    :ivar str where: the address, or whatever else names a model; empty where there is none.
     :ivar str model: the name it is served under.
     :ivar str tokenizer: a directory or hub name.
     :ivar str family: of a process reward model.
@@ -33,8 +33,14 @@ class Served(NamedTuple):
 
     def check(self) -> None:
         """
-        :raises ValueError: for an address that makes no sense, and for options that have no effect without one.
+        :raises ValueError: for an address that makes no sense, a family that does not exist, and options that have no effect.
         """
+        if self.family is not None:
+            if not self.where:
+                raise ValueError(f"--{self.option}-family is for a process reward model, and the reward is another one or none")
+            from ..reward.prm.families import get_family
+
+            get_family(self.family)
         if is_address(self.where):
             Address.parse(self.where)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -22,6 +23,8 @@ from .records import RecordStore, append_whole
 from .source import Models
 from .votes import fingerprint
 from .work import Unit, groups, plan
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +64,7 @@ def evaluate(
     ray: str | None = None,
     shard: tuple[int, int] | None = None,
     report: Callable[[Progress], None] | None = None,
+    note: Callable[[str], None] = _log.warning,
 ) -> Progress:
     """Run every method at every budget on every problem; what ``out`` already holds is not done again.
 
@@ -79,6 +83,8 @@ def evaluate(
     :param tuple shard: this process's rank and the number of processes that share the work and the folder; by default what ``torchrun``
         and ``accelerate launch`` set in the environment.
     :param report: called after every unit.
+    :param note: called before the first problem with what should be known then, such as that solutions may be longer than the reward model
+        reads; logged by default.
     :returns: what was done. A unit that fails three times is given up and reported in ``quarantined``.
     :raises ValueError: for bad arguments, or a folder with records of other settings.
     """
@@ -112,6 +118,8 @@ def evaluate(
             _note_run(store.folder, methods, budgets, seeds)
         missing = [unit for unit in units if any(key not in store for key in unit.keys(parts[unit.group]))]
         progress.skipped = len(units) - len(missing)
+        if missing and rank == 0 and (told := models.note()) is not None:
+            note(told)
         with _pool(models, parts, workers, ray) as pool:
             for outcome in pool.run(missing):
                 if outcome.error is not None:

@@ -20,7 +20,7 @@ from ..programs.thinking import THINKING_OPTIONS, check_switch, thinking_of, thi
 from ..programs.turn_options import TurnOptions
 from ..remote.address import is_address
 from ..reward.base import RewardModel
-from ..reward.choice import RewardChoice
+from ..reward.choice import RewardChoice, context_note
 from ..reward.confidence import Confidence
 from ..reward.judge_options import JudgeOptions
 from ..reward.python_file import file_digest
@@ -224,7 +224,28 @@ class Models:
             raise ValueError("answer_scores needs a reward model in this process that reads steps; a served one gives scores of steps")
         if prm is None and (self.calibration is not None or self.prm_family is not None):
             raise ValueError(f"calibration and prm_family are for a process reward model, and the reward is {self.chosen_reward}")
+        if self.prm_family not in (None, "auto"):
+            from ..reward.prm.families import get_family
+
+            get_family(str(self.prm_family))
         build_reasoning(None, None, self.preset, **self._options())
+
+    def note(self) -> str | None:
+        """What to know before a run: whether solutions may be longer than the process reward model reads.
+
+        :raises OSError: if there is no such model.
+        """
+        prm = self.named_prm
+        if prm is None or self.lm == "demo":
+            return None
+        if is_address(prm):
+            from ..remote.client import ServerClient
+            from ..remote.served import ServedModel
+
+            return context_note(self.max_tokens_completion, ServedModel.find(ServerClient(prm), None).max_length)
+        from ..reward.prm.families import context_of
+
+        return context_note(self.max_tokens_completion, context_of(prm))
 
     def check_methods(self, methods: Sequence[str], budgets: Sequence[int]) -> None:
         """What methods have to say about these options, before a model is loaded.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tu
     if file:  # weights are dequantised, and no number format of a checkpoint is there to be followed
         kwargs.setdefault("dtype", torch.float32)
     try:
-        with _no_bar_for_the_demo(source):
+        with _no_bars_that_nobody_sees(source):
             model, report = cls.from_pretrained(where, **file, **kwargs)
     except _reading_errors(source) as error:
         raise unreachable(source, error) from error
@@ -132,17 +133,24 @@ def load(cls: Any, source: str, own_attention: bool = True, **kwargs: Any) -> tu
 
 
 @contextmanager
-def _no_bar_for_the_demo(source: str) -> Iterator[None]:
-    """The models inside this package load in a moment: a progress bar would only clutter the output."""
+def _no_bars_that_nobody_sees(source: str) -> Iterator[None]:
+    """No progress bars where there is no terminal or notebook, nor for the models inside this package, which load in a moment."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
-    quiet = logging.is_progress_bar_enabled() and Path(source).resolve().is_relative_to(_DEMO.resolve())
-    if quiet:
+    seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    before = logging.is_progress_bar_enabled()
+    if before and (not seen or Path(source).resolve().is_relative_to(_DEMO.resolve())):
         logging.disable_progress_bar()
+    bar = getattr(gguf_reader, "tqdm", None)
+    if not logging.is_progress_bar_enabled() and bar is not None:  # it asks nobody
+        gguf_reader.tqdm = lambda tensors, **options: tensors
     try:
         yield
     finally:
-        if quiet:
+        if bar is not None:
+            gguf_reader.tqdm = bar
+        if before:
             with warnings.catch_warnings():  # the Hub's own bars stay off where the environment says so, with a warning
                 warnings.simplefilter("ignore")
                 logging.enable_progress_bar()

@@ -112,6 +112,7 @@ class OpenAILM:
         self.eos_ids = torch.tensor(sorted(ends), device=device)
         self.seeded, self.log_probs = seeded, log_probs if mode == "token_ids" else "none"
         self.prompts = PromptBuilder(self.tokenizer, system_prompt, chat_template, template_options)
+        self.tokenizer = self.prompts.tokenizer  # with the chat template that was given
         self.mode: TokenMode | TextMode = TokenMode(ends) if mode == "token_ids" else TextMode(self.tokenizer, ends, server_stop)
         self.extra_body, self.structured_outputs = dict(extra_body or {}), structured_outputs
         if clash := sorted(_OWN_FIELDS & self.extra_body.keys()):

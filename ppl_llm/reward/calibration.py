@@ -115,6 +115,11 @@ class CalibratedReward:
         refuse_estimates([prm], "a calibrated score", "the reward as it is")
         self.prm, self.calibration = prm, calibration
 
+    @property
+    def max_length(self) -> int | None:
+        """Longest text in tokens that the reward model reads, where it names one."""
+        return getattr(self.prm, "max_length", None)
+
     def prepare(self, context: Context) -> None:
         """See :func:`~ppl_llm.reward.base.prepare`."""
         prepare(self.prm, context)

@@ -45,6 +45,20 @@ def no_reward(method: str, option: str = "") -> ValueError:
     )
 
 
+def context_note(tokens: int | None, limit: int | None) -> str | None:
+    """What to know before a run whose solutions may be longer than its process reward model reads; ``None`` where none can be.
+
+    :param int tokens: of a solution at most.
+    :param int limit: tokens that the reward model reads.
+    """
+    if tokens is None or limit is None or tokens < limit:
+        return None
+    return (
+        f"solutions may have {tokens} tokens, and the reward model reads {limit} at most: a longer one gets weight zero; "
+        "set --max-tokens-completion"
+    )
+
+
 @dataclass(frozen=True)
 class RewardChoice:
     """A reward by name.
@@ -75,6 +89,8 @@ class RewardChoice:
 
     @classmethod
     def _of(cls, lm: str, prm: str | None, reward: str | None) -> RewardChoice:
+        if prm is not None and not prm.strip():
+            raise ValueError("--prm is empty: give demo, demo-weak, a directory, a hub name or an address")
         if reward is None:
             return cls("prm", prm) if prm is not None else cls("prm", "demo") if lm in _OWN else cls("none")
         chosen = cls.parse(reward)

@@ -16,6 +16,7 @@ from ..inference.util.checked import checked
 from ..inference.util.fingerprint import name_of
 from ..inference.util.validation import check_count, check_positive
 from ..lm.base import LanguageModel, StepOptions
+from ..lm.prompts import PlainText
 from .answer_reward import AnswerReward
 from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
@@ -191,8 +192,9 @@ class JudgeReward(AnswerReward):
         mass = float(torch.logaddexp(yes, no).exp().mean())
         if mass < _LEAST_MASS:
             self._warn(
-                f"the judge says yes or no with probability {mass:.2g} only, so that its scores mean little: take a model that follows "
-                "instructions, or give JudgeReward a prompt, and the words yes and no, that fit this one"
+                f"the judge says its two words with probability {mass:.2g} only, so that its scores mean little: take another language "
+                "model as the judge, one that follows instructions (judge:DIR), or words that this one says (yes=..., no=..., and in "
+                "Python prompt=...; --yes and --no)"
             )
         return yes - no
 
@@ -222,7 +224,7 @@ class JudgeReward(AnswerReward):
         means = values.nanmean(0)
         missing = means.isnan().nonzero()[:, 0].tolist()
         if missing:
-            self._warn("score() found no probability in any chain of thought about an answer; its word asked at once stands in")
+            self._warn("no chain of thought about an answer states a score that can be read; the word asked at once stands in")
             means[missing] = self._at_once([answers[n] for n in missing]).double().sigmoid().cpu()
         return means
 
@@ -264,7 +266,7 @@ class JudgeReward(AnswerReward):
         if self._chats:
             chat = question if not isinstance(question, str) else [{"role": "user", "content": question}]
             return [*chat, {"role": "assistant", "content": begun}]
-        return question + ("\n\n" + begun if self.verdict else begun)
+        return type(question)(question + ("\n\n" + begun if self.verdict else begun))
 
     @property
     def _chats(self) -> bool:
@@ -288,8 +290,8 @@ class JudgeReward(AnswerReward):
     def _turn(self, text: str) -> Any:
         """What the judge is told: a message where it has a chat template."""
         if not self._chats:
-            return text if self.system_prompt is None else f"{self.system_prompt}\n\n{text}"
-        # Messages go without the system prompt that the language model has for problems.
+            return PlainText(text if self.system_prompt is None else f"{self.system_prompt}\n\n{text}")
+        # Messages and plain text go without the system prompt that the language model has for problems.
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": text}]
 

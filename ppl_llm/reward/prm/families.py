@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ...inference.util.validation import unknown_name
-from ...lm.loading import unreachable
+from ...kv_cache.support import context_limit
+from ...lm.loading import locate, unreachable
 from .formats.base import PRMFormat
 from .formats.math_shepherd import MathShepherdFormat
 from .formats.qwen import QwenFormat
@@ -176,6 +177,22 @@ def read_config(source: str) -> dict[str, Any]:
         raise unreachable(source, error) from error
 
 
+def context_of(name: str) -> int | None:
+    """Longest text in tokens that a process reward model reads, by its configuration; ``None`` where that does not tell.
+
+    :param str name: ``demo``, ``demo-weak``, a directory, or a name on the Hub.
+    :raises OSError: if there is no such model.
+    """
+    source = locate(name, "prm")
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise unreachable(source, error) from error
+    except ValueError:  # of an architecture that transformers does not know: loading it will say more
+        return None
+    return context_limit(config.get_text_config())[0]
+
+
 def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFamily:
     """The family of a model, from its configuration, the names of its weights where they are at hand, and its tokenizer.
 
@@ -189,7 +206,7 @@ def detect_family(source: str, config: dict[str, Any], tokenizer: Any) -> PRMFam
     known = "; ".join(f"{family.name!r} ({family.model_name}: {family.layout})" for family in FAMILIES.values())
     raise ValueError(
         f"cannot tell from the config of {source!r} (architecture {architecture}) whether and what kind of process reward model it is. "
-        f"If it is one, pass family=..., one of: {known}"
+        f"If it is one, pass family=..., one of: {known}. On the command line that is --prm-family"
     )
 
 

@@ -90,6 +90,11 @@ class PoolingScorer:
                     "with its vocabulary; serve the reward model itself, or pass the family that it is of"
                 )
             bad, good = row[0], row[1]
+        elif len(row) != 2 and max(self._pair) >= len(row):
+            raise ValueError(
+                f"the server returned {len(row)} outputs for each token, too few for a vocabulary that holds the tokens {self._pair}: "
+                "serve the model with its vocabulary, or pass the family that it is of"
+            )
         else:
             good, bad = (row[0], row[1]) if len(row) == 2 else (row[self._pair[0]], row[self._pair[1]])
         return _logit(good, bad) if self.gives_probabilities else good - bad

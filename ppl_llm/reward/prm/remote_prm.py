@@ -198,4 +198,4 @@ def _detected(own: ServedTokenizer, served: ServedModel) -> PRMFamily:
     try:
         return detect_family(own.source or served.source, read_config(own.source or served.source), own.tokenizer)
     except OSError as error:
-        raise ValueError(f"there is no configuration to tell the family of {served.name!r} by; pass family=...") from error
+        raise ValueError(f"there is no configuration to tell the family of {served.name!r} by; pass family=... (--prm-family)") from error

@@ -84,6 +84,7 @@ PIECES = [
     "x",
     ".",
 ]
+PIECES += ["<b>", "</b>", "<br>", " is the answer.", "correct option", "clear and ", "Option B is correct"]
 PIECES += ["\\", "</s>", "</think>", "final ", "(", "B", ")", "=", ",", " and ", "=", ":", "#", "_", "−", "½", "\ud800", "\x00", " because"]
 
 
@@ -125,6 +126,15 @@ REPEATED = {
     "backslashes": ("", "\\"),
     "dollars in a box": ("\\boxed{", "$"),
     "dots in a box": ("\\boxed{", ". "),
+    "answers before": ("", " 5 is the answer"),
+    "answers before that are none": ("", " is the answer."),
+    "correct options": ("", "Option B is correct. "),
+    "options without a letter": ("", "correct option is "),
+    "opening marks": ("The answer is ", "<b>"),
+    "marks with attributes": ("The answer is ", "<b "),
+    "marks that differ": ("The answer is ", "<b>5</i>"),
+    "marks within marks": ("The answer is ", "<b><i><u><p>5</p></u></i></b>"),
+    "adjectives": ("The answer is ", "clear, "),
 }
 
 

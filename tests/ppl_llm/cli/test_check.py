@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -116,6 +117,42 @@ def test_directories_are_recognised_and_a_reward_model_that_knows_nothing_fails(
     _, write = WRITE["rlhflow"]
     result = run("check", str(write(tmp_path / "other")), "--family", "rlhflow")
     assert "family: rlhflow; token ids: '+' is 15, '-' is 17" in result.stdout
+
+
+@pytest.mark.parametrize("chats", [False, True])
+def test_a_tokenizer_that_ends_whatever_it_reads_is_told(chats: bool, tmp_path: Path) -> None:
+    """Prompts go without that end, so that all other checks pass; with a chat template nothing is appended, and there is nothing to say."""
+    directory = write_lm(tmp_path / "lm", max_position_embeddings=2048)
+    tokens = AutoTokenizer.from_pretrained(directory)
+    end = tokens.eos_token
+    tokens.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokens.eos_token_id)])
+    if not chats:
+        tokens.chat_template = None
+        (directory / "chat_template.jinja").unlink(missing_ok=True)
+    tokens.save_pretrained(directory)
+    assert AutoTokenizer.from_pretrained(directory)("1")["input_ids"][-1] == tokens.eos_token_id
+    found = checked(str(directory))
+    assert ("prompts" in found) == (not chats)
+    if not chats:
+        assert found["prompts"]["ok"] is None and "appends an end of text" in found["prompts"]["detail"]
+        assert "go without it" in found["prompts"]["remedy"]
+    lm = TransformersLM.from_pretrained(directory)
+    for problem in ("What is 12 + 30?", [{"role": "user", "content": "12 + 30?"}, {"role": "assistant", "content": "It is"}]):
+        if chats or isinstance(problem, str):
+            assert lm.start(problem).tokens.flatten()[-1] not in lm.eos_ids
+    assert tokens.eos_token_id not in lm.encode("It is 42.")
+
+
+def test_a_reward_model_with_such_a_tokenizer_is_read_as_without(tmp_path: Path) -> None:
+    for family, (_, write) in WRITE.items():
+        directory = write(tmp_path / family)
+        plain = checked(str(directory), "--family", family, code=1)
+        tokens = AutoTokenizer.from_pretrained(directory)
+        end = tokens.eos_token
+        tokens.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokens.eos_token_id)])
+        tokens.save_pretrained(directory)
+        ended = checked(str(directory), "--family", family, code=1)
+        assert [found["detail"].split(" (")[0] for found in ended["findings"]] == [f["detail"].split(" (")[0] for f in plain["findings"]]
 
 
 def test_a_server_with_everything(network: Any) -> None:

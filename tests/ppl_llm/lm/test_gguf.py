@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,6 +18,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as bars
 from typer.testing import CliRunner
 
 from ppl_llm import TransformersLM, TransformersPRM
@@ -23,7 +26,7 @@ from ppl_llm.cli import app
 from ppl_llm.context import PAD, Context
 from ppl_llm.lm.base import StepOptions
 from tests.helpers.architectures import FORMATS
-from tests.helpers.tiny_models import SPLIT, plain_logits
+from tests.helpers.tiny_models import SPLIT, plain_logits, write_lm
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (extra gguf)")
 
@@ -271,6 +274,40 @@ def test_the_commands_take_a_file(path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["settings"]["reward"] == "none"
+
+
+class Terminal(io.StringIO):
+    """Where progress bars are seen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_bars_are_for_terminals(kind: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one nothing is printed, whether weights are read from one format or the other; with one both tell how far they are."""
+    source = path if kind == "gguf" else write_lm(tmp_path / "lm")
+    seen, unseen, off = Terminal(), io.StringIO(), Terminal()
+    assert bars.is_progress_bar_enabled()
+    for stream in (unseen, seen, unseen):
+        monkeypatch.setattr(sys, "stderr", stream)
+        TransformersLM.from_pretrained(source)
+        assert bars.is_progress_bar_enabled(), "as it was"
+    assert unseen.getvalue() == ""
+    assert "Loading weights" in seen.getvalue() and ("GGUF tensors" in seen.getvalue()) == (kind == "gguf")
+    monkeypatch.setattr(sys, "stderr", off)
+    bars.disable_progress_bar()
+    try:
+        TransformersLM.from_pretrained(source)
+        assert not bars.is_progress_bar_enabled() and off.getvalue() == "", "who wants none gets none"
+    finally:
+        bars.enable_progress_bar()
+
+
+def test_the_commands_print_no_bar(path: Path) -> None:
+    arguments = ["solve", "12 + 30?", "--lm", str(path), "--reward", "none", "--particles", "2", "--max-tokens-completion", "4"]
+    done = subprocess.run([sys.executable, "-m", "ppl_llm.cli", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

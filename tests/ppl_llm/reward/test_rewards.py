@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from ppl_llm.reward.confidence import Confidence, split_step
 from ppl_llm.reward.function_reward import FunctionReward
 from ppl_llm.reward.judge_reward import JudgeReward
 from ppl_llm.stop_reason import StopReason
-from tests.helpers.tiny_models import language_model, plain_logits
+from tests.helpers.tiny_models import causal_lm, language_model, plain_logits, tokenizer
 
 DIFFERENCE = next(name for name in ("difference", "ratio") if name in POTENTIALS)
 SYMBOLS = ["a", "b", ";", "$"]
@@ -342,6 +343,49 @@ def test_words_that_a_judge_cannot_say():
         JudgeReward(tabular(), yes=0, no=4)
 
 
+def told(judge: JudgeReward, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All that the judge's model is given while it scores an answer, and criticises it where it thinks; with special tokens."""
+    lm, seen = judge.lm, list[str]()
+    assert isinstance(lm, TransformersLM)
+    start = lm.start
+
+    def noted(problem: Any) -> Context:
+        context = start(problem)
+        rows = context.tokens.reshape(-1, context.tokens.shape[-1])
+        seen.extend(lm.tokenizer.decode([i for i in row if i != PAD]) for row in rows.tolist())
+        return context
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm, "start", noted)
+        judge.answer_log_odds([("1 + 1?", "It is 2.")])
+        if judge.thoughts:
+            judge.critiques([("1 + 1?", "It is 2.")])
+    return seen
+
+
+@pytest.mark.parametrize("chats", [True, False])
+@pytest.mark.parametrize("options", [{}, {"thoughts": 2, "k_meta": 1, "thought_tokens": 4}], ids=["word", "thoughts"])
+def test_a_judge_has_a_system_prompt_of_its_own(chats: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reaches every question, of the word, the chains, the verdicts and the meta judgements; that of the model for problems none."""
+    tokens = copy.copy(tokenizer())
+    tokens.chat_template = tokens.chat_template if chats else None
+    lm = TransformersLM(causal_lm(max_position_embeddings=1024), tokens, system_prompt="Solve it.")
+    begin = "<|im_start|>system\nGrade it.<|im_end|>\n<|im_start|>user\n" if chats else "Grade it.\n\n"
+    own, none = (told(JudgeReward(lm, yes=15, no=17, system_prompt=p, **options), monkeypatch) for p in ("Grade it.", None))
+    assert len(own) >= (3 if options else 1) and all(each.startswith(begin) and each.count("Grade it.") == 1 for each in own), own
+    assert len(none) == len(own) and not any("Solve it." in each or "Grade it." in each for each in none), none
+    assert not any("Solve it." in each for each in own)
+    started = lm.tokenizer.decode(lm.start("1 + 1?").tokens.tolist())
+    assert "Solve it." in started, "the model's own problems have theirs"
+
+
+def test_a_warning_of_a_judge_names_what_to_give_in_python_and_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        JudgeReward(language_model(), yes=15, no=17).answer_log_odds([("1 + 1?", "2")])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "judge:DIR" in said and "--yes and --no" in said and "yes=..., no=..." in said and "JudgeReward" not in said
+
+
 @pytest.mark.parametrize(("mass", "warned"), [(0.3, True), (0.49, True), (0.51, False), (0.99, False)])
 def test_a_judge_that_does_not_answer_the_question_is_reported_once(mass: float, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Its words are two of four tokens, with this probability together."""
@@ -352,7 +396,7 @@ def test_a_judge_that_does_not_answer_the_question_is_reported_once(mass: float,
         found = [reward.answer_log_odds([("a", "b")]), reward.answer_log_odds([("b", "a")])]
     assert torch.cat(found).tolist() == pytest.approx([math.log(3)] * 2)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == warned and all(f"says yes or no with probability {mass:.2g} only" in each for each in said)
+    assert len(said) == warned and all(f"says its two words with probability {mass:.2g} only" in each for each in said)
 
 
 # -------------------------------------------------------------------------------------------------------------------- confidence

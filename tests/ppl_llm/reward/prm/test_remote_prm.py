@@ -201,6 +201,37 @@ def test_what_a_server_cannot_do_is_said(directories: dict[str, Path], serve: Se
         remote(server, directories["rlhflow"]).step_log_odds(trace())
 
 
+@pytest.mark.parametrize("activates", [False, True])
+@pytest.mark.parametrize("name", ["math-shepherd", "rlhflow"])
+def test_rows_of_the_whole_vocabulary_are_read_at_the_two_tokens(
+    name: str, activates: bool, directories: dict[str, Path], recipes: dict[str, Recipe], serve: Serve
+) -> None:
+    """Raw, or as probabilities of all tokens; a server that returns the two alone gives the same."""
+    server = serve(name, "pooling", pooler={"returned_token_ids": None, "always_activates": activates})
+    prm = remote(server, directories[name], endpoint="pooling")
+    run_filter(prm, compare(prm, recipes[name]), 0)  # type: ignore[arg-type]
+    assert isinstance(prm.scorer, PoolingScorer) and prm.scorer.gives_probabilities == activates
+    assert server.pool is not None and server.pool([1]).shape[-1] > 300
+
+
+@pytest.mark.parametrize("activates", [False, True])
+@pytest.mark.parametrize("name", ["qwen", "skywork"])
+def test_rows_of_a_vocabulary_are_no_head_of_scores(name: str, activates: bool, directories: dict[str, Path], serve: Serve) -> None:
+    """The language model below such a reward model, served by mistake: columns 0 and 1 are not taken for scores."""
+    server = serve(name, pooler={"always_activates": activates})
+    server.pool = lambda ids: torch.randn(len(ids), 330, generator=torch.Generator().manual_seed(sum(ids)))
+    with pytest.raises(ValueError, match="returned 330 outputs for each token, and a head of scores has one or two"):
+        remote(server, directories[name]).step_log_odds(trace())
+
+
+def test_rows_that_do_not_hold_the_two_tokens(directories: dict[str, Path], serve: Serve) -> None:
+    """A classifier with three classes under the name of a '+/-' model, whose tokens are beyond its columns."""
+    server = serve("rlhflow", "pooling")
+    server.pool = lambda ids: torch.zeros(len(ids), 3)
+    with pytest.raises(ValueError, match=r"returned 3 outputs for each token, too few for a vocabulary that holds the tokens \(\d+, \d+\)"):
+        remote(server, directories["rlhflow"], endpoint="pooling").step_log_odds(trace())
+
+
 def test_families_that_cannot_be_told(directories: dict[str, Path], serve: Serve, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(directories["qwen"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pass family="):
