@@ -51,7 +51,7 @@ def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | N
         )
     if settings.constraint is None:
         return None
-    open_share = float(posterior.weights[~posterior.value.done].sum())
+    open_share = float(posterior.weights[~posterior.value.finished].sum())
     if open_share < 0.5:
         return None
     return (
