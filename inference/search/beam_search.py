@@ -69,13 +69,10 @@ class BeamMessenger(SearchMessenger):
 
     def _completed(self) -> Candidates:
         """What was put aside: finished candidates, then those that were cut."""
-        return Candidates.joined([self._in_order(self.completed), self._in_order(self.cut_off)])
-
-    def _in_order(self, aside: list[Candidates]) -> Candidates:
-        found = Candidates.joined(aside)
-        if not self.sort_completed:
-            return found
-        return found.take(found.scores.argsort(dim=0, descending=True, stable=True))
+        completed = Candidates.joined(self.completed)
+        if self.sort_completed:
+            completed = completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
+        return Candidates.joined([completed, *self.cut_off])
 
     def _first(self, pool: Candidates) -> Candidates:
         """The first ``N`` that are eligible, repeated where there are fewer; of a dead population the last ``N``, without weight."""
