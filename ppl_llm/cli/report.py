@@ -46,6 +46,7 @@ class Solution:
 class Report:
     """What ``solve`` tells about a posterior. Made by :meth:`of`.
 
+    :ivar int cut: solutions that were cut for their length, by the bound on their tokens or the model's context; they are not ``finished``.
     :ivar Answer answer: ``None`` where there is none, or it abstains; ``considered`` is the one that it would have given.
     """
 

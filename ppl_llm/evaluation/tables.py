@@ -101,7 +101,17 @@ def cost_rows(results: Results) -> Rows:
 
 def step_rows(results: Results) -> Rows:
     """How solutions fall into steps: of each method with recorded candidates at its largest budget, over solutions that have a step."""
-    rows = [["steps, budget", "solutions", "steps per solution", "tokens per step", "cut by max_tokens", "solutions cut", "without an answer"]]
+    rows = [
+        [
+            "steps, budget",
+            "solutions",
+            "steps per solution",
+            "tokens per step",
+            "cut by max_tokens",
+            "cut by max_tokens_completion",
+            "without an answer",
+        ]
+    ]
     for method in results.methods:
         budget = results.budgets(method)[-1]
         given = [c for record in results.by_key[method, budget].values() for c in record.get("candidates", ())]

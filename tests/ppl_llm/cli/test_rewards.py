@@ -84,9 +84,10 @@ def test_steps_of_markdown() -> None:
 
 def test_limits_and_notes(tmp_path: Path) -> None:
     report = solved("--max-tokens-completion", "6", "--reward", "none", *FEW)
-    assert report["finished"] == 4 and report["without_answer"] == 4 and report["cost"]["tokens_sampled"] == 24
+    assert (report["finished"], report["cut"], report["without_answer"], report["cost"]["tokens_sampled"]) == (0, 4, 4, 24)
     table = run("--max-tokens-completion", "6", "--reward", "none", *FEW)
     assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr
+    assert "0 of 4 finished (4 cut for their length)" in table.stdout
     assert "4 of 4 solutions have no answer, 1.000 of the probability: ask for" in table.stdout
     assert report["probability_without_answer"] == 1.0
     guessed = solved("--max-tokens-completion", "6", "--reward", "none", *FEW, "--answer-fallback", "last-number")
