@@ -125,7 +125,7 @@ class Context(ContextText):
 
     @property
     def finished(self) -> Tensor:
-        """``[*batch_shape]``: sequences that have come to their ends. Others that are ``done`` were cut: they are as long as they may be."""
+        """``[*batch_shape]``: sequences that have come to their ends; others that are ``done`` were cut, as long as they may be."""
         return self.done & ~(self.reasons == StopReason.CONTEXT_FULL).any(-1)
 
     @property

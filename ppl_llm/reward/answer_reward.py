@@ -34,8 +34,9 @@ class AnswerReward(ABC):
     An answer that is cut before it has come to its end gets -inf, so that it ranks below every finished one: at the model's last step, and
     wherever it is as long as it may be (``max_tokens_completion``, the model's context). The target is p(x) s_T over finished answers.
 
-    With ``partial`` unfinished answers are judged like finished ones, at every step, and those that are cut, too; or up to the end of their last word, line or match
-    of a regular expression, so that no part of a word is judged. Before the first of these the score is ``pending``.
+    With ``partial`` unfinished answers are judged like finished ones, at every step, and those that are cut, too; or up to the end of their
+    last word, line or match of a regular expression, so that no part of a word is judged. Before the first of these the score is
+    ``pending``.
 
     :param partial: judge unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer that is not judged.
