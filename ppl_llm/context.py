@@ -34,7 +34,7 @@ class Context(ContextText):
     :ivar Tensor lengths: ``[*batch_shape]``, tokens of each sequence.
     :ivar Tensor ends: ``[*batch_shape, T]``, length of the sequence after each step; a finished sequence repeats its length.
     :ivar Tensor reasons: ``[*batch_shape, T]``, a :class:`StopReason` for each step.
-    :ivar Tensor done: ``[*batch_shape]``, sequences that have finished.
+    :ivar Tensor done: ``[*batch_shape]``, sequences that take no further step, see :attr:`finished`.
     :ivar int max_completion: tokens after the prompt at most; ``None`` for as many as the model's context holds.
     :ivar tuple answer_forms: the forms of answers that are looked for, see :func:`~ppl_llm.extract_answer`.
     :ivar tuple prefills: for each problem the answer that its prompt has begun; empty where none has.
@@ -122,6 +122,11 @@ class Context(ContextText):
     def num_steps(self) -> int:
         """Steps taken so far; the same number for all sequences."""
         return self.ends.shape[-1]
+
+    @property
+    def finished(self) -> Tensor:
+        """``[*batch_shape]``: sequences that have come to their ends; others that are ``done`` were cut, as long as they may be."""
+        return self.done & ~(self.reasons == StopReason.CONTEXT_FULL).any(-1)
 
     @property
     def step_starts(self) -> Tensor:

@@ -18,7 +18,7 @@ class StopReason(IntEnum):
     LENGTH = 3
     """``max_tokens`` was reached; the sequence continues."""
     CONTEXT_FULL = 4
-    """The model's context is full, or the completion is as long as it may be; the sequence is finished."""
+    """The model's context is full, or the completion is as long as it may be; the sequence is cut there, and takes no further step."""
     PATTERN = 5
     """The step's text matched ``finish``; the sequence is finished."""
     WAIT = 6

@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..particles.history import History, ResamplingRecord, Site
-from ..particles.pytree import reorder, take
+from ..particles.pytree import particles_finished, reorder, take
 from ..particles.site_util import is_deterministic
 from ..particles.snapshot import Snapshot
 from ..particles.weights import Weights
@@ -56,6 +56,9 @@ class SearchMessenger(CandidateMessenger):
 
     bridges: ClassVar[bool] = False
 
+    cut: Tensor
+    """``[N, *plates]``: particles that are done without having come to an end, at the barrier where :meth:`select` is called."""
+
     look: Callable[[Snapshot, int, int], Tensor] | None = None
 
     def __init__(self, options: FilterOptions, method: str) -> None:
@@ -90,7 +93,7 @@ class SearchMessenger(CandidateMessenger):
         self._met_site |= not (site_is_subsample(msg) or is_deterministic(msg))
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        system, done = self.system, self._finished(state)
+        system, done = self.system, self._done(state)
         own = system.weights.log_weights
         ahead = own if self.look is None else torch.where(done, own, self._look_ahead(state, ess))
         ancestors, log_weights = self.select(ahead, done)
@@ -139,13 +142,17 @@ class SearchMessenger(CandidateMessenger):
     def end(self, value: Any) -> Candidates:
         """The search's result, after the model has returned ``value``. Nothing is selected after the last step."""
         if self._met_site or not self.system.records:
-            self.select(self.system.weights.log_weights, self._finished(value))
+            self.select(self.system.weights.log_weights, self._done(value))
         return self.finalists()
 
-    def _finished(self, state: Any) -> Tensor:
-        done = self.system.population_done(state)
+    def _done(self, state: Any) -> Tensor:
+        """Particles that are done, ``[N, *plates]``; ``self.cut`` are those of them that have not come to an end."""
+        done, finished = self.system.population_done(state), self.system.of_populations(particles_finished(state))
         like = self.system.weights.log_weights
-        return torch.zeros_like(like, dtype=torch.bool) if done is None else done.to(like.device).expand_as(like)
+        nobody = torch.zeros_like(like, dtype=torch.bool)
+        found = nobody if done is None else done.to(like.device).expand_as(like)
+        self.cut = nobody if finished is None else found & ~finished.to(like.device)
+        return found
 
     def candidates(self, eligible: Tensor, particles: Tensor | None = None, log_weights: Tensor | None = None) -> Candidates:
         """The present particles."""

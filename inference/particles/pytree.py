@@ -112,13 +112,23 @@ def _is_plain(item: Any) -> bool:
 
 def particles_done(state: Any) -> Tensor | None:
     """``[N, *plates]``: particles that are done, for states with objects that carry ``done``; ``None`` if no object has it."""
+    return _told_by(state, "done")
+
+
+def particles_finished(state: Any) -> Tensor | None:
+    """``[N, *plates]``: those of them that have come to an end, where objects carry ``finished``; others that are done were cut."""
+    return _told_by(state, "finished", "done")
+
+
+def _told_by(state: Any, *names: str) -> Tensor | None:
+    """The first of these attributes that an object has; of several objects, what all of them say."""
     if callable(getattr(state, "reorder", None)):
-        done = getattr(state, "done", None)
-        return done if isinstance(done, Tensor) and done.dim() > 0 else None
+        told = next((getattr(state, name) for name in names if hasattr(state, name)), None)
+        return told if isinstance(told, Tensor) and told.dim() > 0 else None
     if not isinstance(state, dict | list | tuple):
         return None
     children = state.values() if isinstance(state, dict) else state
-    known = [done for done in map(particles_done, children) if done is not None]
+    known = [told for child in children if (told := _told_by(child, *names)) is not None]
     return torch.stack(torch.broadcast_tensors(*known)).all(0) if known else None
 
 

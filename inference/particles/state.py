@@ -43,7 +43,10 @@ class State(Protocol):
 
 @runtime_checkable
 class StateThatEnds(State, Protocol):
-    """A state that tells which particles have finished: these are not resampled once all have, and their number of steps is known."""
+    """A state that tells which particles have finished: these are not resampled once all have, and their number of steps is known.
+
+    Where some of them were cut before they had come to an end, a mask ``finished`` of the others has searches rank them below these.
+    """
 
     @property
     def done(self) -> Tensor:

@@ -18,7 +18,7 @@ from .tree_search import TreeSearch
 
 
 class BeamMessenger(SearchMessenger):
-    """Keeps the best unfinished particles of each population and copies them; finished ones are put aside."""
+    """Keeps the best unfinished particles of each population and copies them; finished ones are put aside, and those that were cut."""
 
     def __init__(self, options: FilterOptions, beam_width: int, *, sort_completed: bool = False, filter_duplicates: bool = False) -> None:
         super().__init__(options, "beam search")
@@ -26,23 +26,27 @@ class BeamMessenger(SearchMessenger):
 
     def __enter__(self) -> BeamMessenger:
         self.completed: list[Candidates] = []
+        self.cut_off: list[Candidates] = []
         self.active: Candidates | None = None
         self.over: Tensor | None = None  # [*plates] populations without an unfinished particle
         self.has_completed: Tensor | None = None  # [*plates]
+        self.has_candidates: Tensor | None = None  # [*plates] those, or particles that were cut
         super().__enter__()
         return self
 
     def select(self, log_weights: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
         if self.over is None:
-            self.over = self.has_completed = torch.zeros_like(done[0])
-        assert self.has_completed is not None
+            self.over = self.has_completed = self.has_candidates = torch.zeros_like(done[0])
+        assert self.has_completed is not None and self.has_candidates is not None
         in_play = (log_weights > -torch.inf) & ~self.over
-        completed, active = in_play & done, in_play & ~done
+        completed, cut, active = in_play & done & ~self.cut, in_play & self.cut, in_play & ~done
         if self.filter_duplicates:
             active = active & (self.first_of_equals(log_weights) == self.system.numbers)
         self.completed.append(self.candidates(completed))
+        self.cut_off.append(self.candidates(cut))
         self.active = self.candidates(active)
         self.has_completed = self.has_completed | completed.any(0)
+        self.has_candidates = self.has_candidates | (completed | cut).any(0)
         # The best, in the order of their particles; particle i becomes a copy of the (i mod kept)-th of them.
         best_first = torch.where(active, log_weights, -torch.inf).argsort(dim=0, descending=True, stable=True)
         rank = best_first.argsort(dim=0)
@@ -64,10 +68,11 @@ class BeamMessenger(SearchMessenger):
         return self._first(self._completed())
 
     def _completed(self) -> Candidates:
+        """What was put aside: finished candidates, then those that were cut."""
         completed = Candidates.joined(self.completed)
-        if not self.sort_completed:
-            return completed
-        return completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
+        if self.sort_completed:
+            completed = completed.take(completed.scores.argsort(dim=0, descending=True, stable=True))
+        return Candidates.joined([completed, *self.cut_off])
 
     def _first(self, pool: Candidates) -> Candidates:
         """The first ``N`` that are eligible, repeated where there are fewer; of a dead population the last ``N``, without weight."""
@@ -80,9 +85,9 @@ class BeamMessenger(SearchMessenger):
         )
 
     def check_alive(self) -> None:
-        """A population that has completed a particle may lose all others."""
-        if self.has_completed is not None:
-            spared = [(site, self._spared(weights, self.has_completed)) for site, weights in self.system.unchecked]
+        """A population that has put a particle aside may lose all others."""
+        if self.has_candidates is not None:
+            spared = [(site, self._spared(weights, self.has_candidates)) for site, weights in self.system.unchecked]
             self.system.unchecked = spared
         super().check_alive()
 
@@ -96,8 +101,8 @@ class BeamSearch(TreeSearch):
 
     ``beam_width * expand`` particles take a step each; those that finish are put aside; of the others the best ``beam_width`` are kept and
     copied until all particles are filled again (ties go to the first). The search of a problem ends when all of its particles have
-    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with the particles of the
-    last step.
+    finished, or with the model. Its result holds the first ``beam_width * expand`` finished candidates, topped up with those that were cut
+    before their ends (``max_tokens_completion``), and then with the particles of the last step.
 
     The score of a particle is its cumulative log-weight, which no selection resets: with a potential that telescopes (preset ``twisted``)
     it is the aggregated score of the prefix, with the likelihood the product over all steps. The weights of the result are those scores, so

@@ -40,7 +40,7 @@ class SubtreeMessenger(SearchMessenger):
         going = ~self.stopped & ~stopping
         own = self.system.numbers
         # An unfinished sibling of a finished best candidate has no vote; its particle repeats the best, so that it makes no more work.
-        left = stopping & ~done & ~dead
+        left = stopping & ~dead & (~done | (self.cut & ~self.cut.gather(0, best)))
         ancestors = torch.where(going | left, best, own)
         weights = torch.where(left, -torch.inf, log_weights.gather(0, ancestors))
         votes = torch.ones_like(done)

@@ -131,7 +131,7 @@ class Comparison:
             nonlocal steps
             steps += 1
             if status is not None:
-                status.update(f"{method}, step {steps}: {int(posterior.value.done.sum())} of {total} solutions finished")
+                status.update(f"{method}, step {steps}: {int(posterior.value.finished.sum())} of {total} solutions finished")
 
         run = METHODS[method].start(model, {"particles": self.particles}, Call(watch, max_plate_nesting=1))
         pyro.set_rng_seed(self.seed)

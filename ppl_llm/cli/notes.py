@@ -40,6 +40,16 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
         yield note
 
 
+def weightless_note(settings: Settings, failed: Exception) -> str | None:
+    """What a user should know of a run without a solution of any weight under a reward of whole answers."""
+    from ..inference import SMCFailed
+
+    if not isinstance(failed, SMCFailed) or settings.reward.kind not in ("judge", "verifier") or settings.every is not None:
+        return None
+    bound = f"--max-tokens-completion ({settings.max_tokens_completion})"
+    return f"Solutions that {bound} or --max-steps ({settings.max_steps}) cuts have none under this reward: give them more room."
+
+
 def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | None:
     """What a user should know after a run whose texts have hardly come to the ends of a constraint, or of their thinking."""
     thinking = posterior.value.thinking
@@ -50,7 +60,7 @@ def unfinished_note(settings: Settings, posterior: ParticlePosterior) -> str | N
         )
     if settings.constraint is None:
         return None
-    open_share = float(posterior.weights[~posterior.value.done].sum())
+    open_share = float(posterior.weights[~posterior.value.finished].sum())
     if open_share < 0.5:
         return None
     return (

@@ -95,7 +95,7 @@ class Progress:
         """:param ParticlePosterior posterior: after a step, of a model that returns its context."""
         rate = self._meter.totals["tokens_sampled"] / max(time.perf_counter() - self._start, 1e-9)
         self.count += 1
-        done = int(posterior.value.done.sum())
+        done = int(posterior.value.finished.sum())
         if self.unit == "iteration":  # a whole filter, with barriers of its own
             ess, resampled = float(posterior.get_ESS()), bool(posterior.resampled.any())
         else:

@@ -46,6 +46,7 @@ class Solution:
 class Report:
     """What ``solve`` tells about a posterior. Made by :meth:`of`.
 
+    :ivar int cut: solutions that were cut for their length, by the bound on their tokens or the model's context; they are not ``finished``.
     :ivar Answer answer: ``None`` where there is none, or it abstains; ``considered`` is the one that it would have given.
     """
 
@@ -56,6 +57,7 @@ class Report:
     details: Details
     particles: int
     finished: int
+    cut: int
     best: Solution
     cost: dict[str, float]
     audit: dict[str, float] | None
@@ -102,7 +104,8 @@ class Report:
             answers=list(answers.probs.items()),
             details=details(posterior),
             particles=posterior.num_particles,
-            finished=int(posterior.value.done.sum()),
+            finished=int(posterior.value.finished.sum()),
+            cut=int((posterior.value.done & ~posterior.value.finished).sum()),
             best=solution_of(model, posterior.value, posterior.weights.tolist(), considered, equivalent),
             cost=dict(posterior.cost),
             audit=None if audit is None else asdict(audit),
@@ -146,6 +149,7 @@ class Report:
                 **self.details.values,
                 "particles": self.particles,
                 "finished": self.finished,
+                "cut": self.cut,
                 "without_answer": self.unanswered,
                 "probability_without_answer": self.no_answer,
                 **({} if self.failure is None else {"failure": self.failure}),
@@ -178,7 +182,7 @@ class Report:
         console.print(self._answers_table(bar="#" if console.options.ascii_only else "━"))
         if self.abstained:
             console.print(Text(plain(self.reason), style="bold yellow"))
-        finished = f"{self.finished} of {self.particles} finished"
+        finished = f"{self.finished} of {self.particles} finished" + (f" ({self.cut} cut for their length)" if self.cut else "")
         resampled = f"resampled {sum(told.resampled)} of {len(told.resampled)} times"
         evidence = "no evidence" if told.log_evidence is None else f"log evidence {told.log_evidence:.3f}"
         console.print(Text(f"{evidence}, {finished}, {resampled}"))

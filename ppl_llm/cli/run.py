@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .notes import weightless_note
 from .progress import Progress
 from .settings import Settings
 
@@ -43,8 +44,12 @@ def sweep(settings: Settings, lm: LanguageModel, prm: RewardModel | None, proble
             return Outcome(model, run(problem), partial=False)
     except (ValueError, OSError) as failed:  # every particle dead, or a reward or a server that fails in the middle
         partial = getattr(failed, "partial_posterior", None)
-        if partial is None:
+        remedy = weightless_note(settings, failed)
+        if partial is None and remedy is None:
             raise
-        return Outcome(model, partial, partial=True, failure=" ".join(str(failed).split()))
+        failure = " ".join([*str(failed).split(), *([] if remedy is None else [remedy])])
+        if partial is None:
+            raise ValueError(failure) from failed
+        return Outcome(model, partial, partial=True, failure=failure)
     except KeyboardInterrupt as interrupt:
         return Outcome(model, getattr(interrupt, "partial_posterior", None), partial=True)

@@ -59,6 +59,7 @@ class Candidate:
     :ivar int cut_steps: how many of them were as long as they may be, and so were cut.
     :ivar int wrong_steps: how many of them are wrong, where the task can tell.
     :ivar Thought thinking: ``None`` where solutions do not think before they answer.
+    :ivar bool cut: whether it was cut for its length, by ``max_tokens_completion`` or the model's context.
     """
 
     answer: Answer
@@ -76,6 +77,7 @@ class Candidate:
     cut_steps: int = 0
     wrong_steps: int | None = None
     thinking: Thought | None = None
+    cut: bool = False
 
 
 def log_score(candidate: Candidate, aggregation: str = "last") -> float:

@@ -101,7 +101,17 @@ def cost_rows(results: Results) -> Rows:
 
 def step_rows(results: Results) -> Rows:
     """How solutions fall into steps: of each method with recorded candidates at its largest budget, over solutions that have a step."""
-    rows = [["steps, budget", "solutions", "steps per solution", "tokens per step", "cut by max_tokens", "without an answer"]]
+    rows = [
+        [
+            "steps, budget",
+            "solutions",
+            "steps per solution",
+            "tokens per step",
+            "cut by max_tokens",
+            "cut by max_tokens_completion",
+            "without an answer",
+        ]
+    ]
     for method in results.methods:
         budget = results.budgets(method)[-1]
         given = [c for record in results.by_key[method, budget].values() for c in record.get("candidates", ())]
@@ -110,8 +120,9 @@ def step_rows(results: Results) -> Rows:
             continue
         lengths = [length for c in solutions for length in c["steps"]]
         cut = sum(c["cut_steps"] for c in solutions) / len(lengths)
+        whole = sum(c.get("cut", False) for c in given) / len(given)
         share = results.without_answer(method, budget)
-        cells = [str(len(given)), _spread([len(c["steps"]) for c in solutions]), _spread(lengths), f"{cut:.1%}"]
+        cells = [str(len(given)), _spread([len(c["steps"]) for c in solutions]), _spread(lengths), f"{cut:.1%}", f"{whole:.1%}"]
         rows.append([f"{method}, {budget}", *cells, "" if math.isnan(share) else f"{share:.3f}"])
     return rows
 

@@ -88,7 +88,7 @@ def candidates(
     cut = (context.reasons == StopReason.LENGTH).sum(-1).tolist()
     wrong = [None] * len(weights) if checker is None else [checker.labels(steps).count(False) for steps in context.steps]
     sure = [None] * len(weights) if model.confidence is None else model.confidence.of(found.value)[here].tolist()
-    done, thoughts = context.done.tolist(), _thoughts(context)
+    done, finished, thoughts = context.done.tolist(), context.finished.tolist(), _thoughts(context)
     drawn = found.sites.get(SITE)
     temperatures = [1.0] * len(done) if drawn is None else drawn.expand_as(found.log_weights)[here].tolist()
     # Of its own steps: neither of drafts nor of the temperature.
@@ -101,7 +101,8 @@ def candidates(
             step_log_odds=() if scores is None or real is None else _scores(scores[n][real[n]]),
             tokens=tokens[n],
             log_prob=log_probs[n],
-            finished=done[n],
+            finished=finished[n],
+            cut=done[n] and not finished[n],
             text=text,
             path=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
             whole_log_odds=whole[n],
@@ -150,6 +151,7 @@ def as_record(candidate: Candidate, keep_text: bool = False, temperature: bool =
         "path": candidate.path,
         **({} if candidate.step_tokens is None else {"steps": list(candidate.step_tokens), "cut_steps": candidate.cut_steps}),
         **({} if candidate.thinking is None else {"thinking": candidate.thinking._asdict()}),
+        **({"cut": True} if candidate.cut else {}),
         **({"text": candidate.text} if keep_text else {}),
         **({"temperature": candidate.temperature} if temperature else {}),
         **({} if candidate.wrong_steps is None else {"wrong_steps": candidate.wrong_steps}),
@@ -182,6 +184,7 @@ def from_record(record: dict[str, Any], temperature: float = 1.0) -> Candidate:
         cut_steps=record.get("cut_steps", 0),
         wrong_steps=record.get("wrong_steps"),
         thinking=Thought(**record["thinking"]) if "thinking" in record else None,
+        cut=record.get("cut", False),
     )
 
 

@@ -238,7 +238,7 @@ class _Watch:
         told: dict[str, Any] = {
             self._unit: self._count,
             "particles": posterior.num_particles,
-            "finished": int(context.done.sum()),
+            "finished": int(context.finished.sum()),
         }
         if self._asked.details:
             told |= self._details(posterior)

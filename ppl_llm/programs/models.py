@@ -182,7 +182,7 @@ def reasoning(
     :param float power: alpha of the power target p(x)^alpha times the scores' factors, see :func:`~ppl_llm.inference.power`: solutions
         that the language model finds probable as a whole. Propose with ``StepProposal(temperature=1 / alpha)``.
     :param bridge: the steps along which the power grows, or the powers; in particle filters only, and the target stays the same.
-    :param int max_steps: steps at most; longer solutions stay unfinished.
+    :param int max_steps: steps at most; longer solutions are cut, and stay unfinished.
     :param stop: delimiter(s) of steps; ``markdown`` for blank lines outside of code fences and display mathematics.
     :param int max_tokens: longest step.
     :param float temperature: of the language model; p is the tempered model.
@@ -198,8 +198,8 @@ def reasoning(
     :param int tokens_per_step: steps of so many tokens each, whatever they say, in place of ``stop`` and ``max_tokens``.
     :param Constraint constraint: on the solution; p is the language model renormalised at each token over what may follow. For the language
         model given that the solution is in a language, run the model with ``proposals=constraint`` instead.
-    :param int max_tokens_completion: tokens of a solution at most; one that reaches them is finished. ``None`` for as many as the
-        model's context holds.
+    :param int max_tokens_completion: tokens of a solution at most; one that is longer is cut, and is unfinished as at ``max_steps``: a
+        reward of whole answers gives it weight zero. ``None`` for as many as the model's context holds.
     :param str answer_fallback: of a solution that gives its answer in no known form ``last-number`` takes the last number, ``text`` all of
         its text; ``code`` takes the last code block, and looks at nothing else.
     :param str every: a factor at every ``token``, ``word`` or ``line`` of the text, or wherever a match of a regular expression ends: steps

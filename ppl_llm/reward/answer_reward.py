@@ -15,7 +15,7 @@ from ..context import Context
 from ..inference.cost import count
 from ..inference.util.checked import checked
 from ..lm.stop_pattern import StopPattern, position_pattern
-from .score_cache import Drawn, ScoreCache, finished_at, repeat_last, without_end
+from .score_cache import Drawn, ScoreCache, cut_at, finished_at, repeat_last, without_end
 from .step_texts import answer_text
 
 
@@ -33,10 +33,12 @@ class AnswerReward(ABC):
     - another number: log-odds that an unfinished answer will be right. Under the difference potential it drops out of every sequence that
       finishes; one that is cut off before keeps it, where ``inf`` leaves the judgement to the end.
 
-    At the last step, an answer that has not come to its end gets -inf: it ranks below every other.
+    An answer that is cut before it has come to its end gets -inf, so that it ranks below every finished one: at the model's last step, and
+    wherever it is as long as it may be (``max_tokens_completion``, the model's context). The target is p(x) s_T over finished answers.
 
-    With ``partial`` unfinished answers are judged like finished ones, at every step; or up to the end of their last word, line or match
-    of a regular expression, so that no part of a word is judged. Before the first of these the score is ``pending``.
+    With ``partial`` unfinished answers are judged like finished ones, at every step, and those that are cut, too; or up to the end of their
+    last word, line or match of a regular expression, so that no part of a word is judged. Before the first of these the score is
+    ``pending``.
 
     :param partial: judge unfinished answers too; ``word``, ``line`` or a regular expression for the part of them up to the last one.
     :param float pending: log-odds of an unfinished answer that is not judged.
@@ -127,6 +129,8 @@ class AnswerReward(ABC):
             places.append((sequence, step))
             which.append(asked.setdefault((context.problems[problems[sequence]], text), len(asked)))
         new = torch.full(judged.shape, self.pending, dtype=torch.float32, device=device)
+        if not self.partial:
+            new[cut_at(context)[..., start:].reshape(flat, -1).to(device)] = -math.inf
         if places:
             count(prm_calls=len(places))
             new[judged] = self.answer_log_odds(list(asked)).float().to(device)[which]

@@ -16,7 +16,7 @@ from ..lm.autoregressive import AutoregressiveLM
 from ..lm.base import language_model
 from ..lm.token_figures import TokenFigure, kept, want
 from .confidence_windows import OVER, WINDOWED, answer_places, reduced
-from .score_cache import finished_at, repeat_last, without_end
+from .score_cache import cut_at, done_at, finished_at, repeat_last, without_end
 
 MEASURES = {"log-prob": "log_prob", "entropy": "entropy", "top-k": "top_k", "kl": "kl", "margin": "margin"}
 """Kinds of confidence, and what the tokens' figures are called."""
@@ -198,16 +198,17 @@ class Confidence:
         own = torch.where(column[:width] < (ends - begins)[..., None], own, 0.0)
         score = self._log_odds(reduced(own, ends - begins, over, self.window))
         if self.threshold is not None and self.window is not None:  # no window is full, and one may still be
-            score = torch.where((ends < self.window) & ~finished_at(context)[..., step], torch.inf, score)
+            score = torch.where((ends < self.window) & ~done_at(context)[..., step], torch.inf, score)
         return score, taken
 
     def _answer_log_odds(self, context: Context, values: Tensor, step: int) -> Tensor:
-        finished = finished_at(context)[..., step]
+        finished, cut = finished_at(context)[..., step], cut_at(context)[..., step]
+        waiting = torch.where(cut, -torch.inf, torch.inf).to(values.device)
         if not bool(finished.any()):
-            return torch.full(context.batch_shape, torch.inf, device=values.device)
+            return waiting
         found, has = self._answers(context, values)
         judged = torch.where(has, self._log_odds(found), -torch.inf)
-        return torch.where(finished, judged, torch.inf)
+        return torch.where(finished, judged, waiting)
 
     def _answers(self, context: Context, values: Tensor) -> tuple[Tensor, Tensor]:
         """The mean ``[*batch]`` over the tokens of the answers, and which sequences have one."""

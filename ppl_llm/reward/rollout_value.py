@@ -85,7 +85,7 @@ class RolloutValue(Twist):
             step = self.lm.sample_step(rolled, shape, options, uniforms=uniforms).tokens
             rolled = rolled.extend(step, stop=options.stop, finish=self.finish)
         verdicts = step_scores(self.verifier, rolled, last_step=True)[..., -1].sigmoid()
-        return torch.where(rolled.done.to(verdicts.device), verdicts, 0.0).sum(0)
+        return torch.where(rolled.finished.to(verdicts.device), verdicts, 0.0).sum(0)
 
 
 class _Values:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..context import Context
 from ..context_cache import CacheEntry, CacheKey, find_entry
-from ..stop_reason import FINISHING
+from ..stop_reason import FINISHING, StopReason
 
 
 class Drawn(Protocol):
@@ -82,12 +82,22 @@ def repeat_last(known: Tensor, new: Tensor, taken: Tensor) -> Tensor:
     return torch.stack(columns, -1) if columns else known
 
 
-def finished_at(context: Context) -> Tensor:
-    """``[*batch, T]``: whether a sequence had finished by the end of each step."""
+def done_at(context: Context) -> Tensor:
+    """``[*batch, T]``: whether a sequence takes no step after each step, because it has finished by its end or was cut there."""
     return torch.isin(context.reasons, torch.tensor(FINISHING, device=context.reasons.device)).cumsum(-1) > 0
+
+
+def finished_at(context: Context) -> Tensor:
+    """``[*batch, T]``: whether a sequence had finished by the end of each step; never where it was cut for its length."""
+    return done_at(context) & ~cut_at(context)
+
+
+def cut_at(context: Context) -> Tensor:
+    """``[*batch, T]``: whether a sequence was cut for its length by the end of each step."""
+    return (context.reasons == StopReason.CONTEXT_FULL).cumsum(-1) > 0
 
 
 def without_end(scores: Tensor, context: Context) -> Tensor:
     """Scores ``[*batch, T]`` where no step will follow: a solution that has not come to its end is certainly wrong."""
-    last = torch.where(context.done.to(scores.device), scores[..., -1], -torch.inf)
+    last = torch.where(context.finished.to(scores.device), scores[..., -1], -torch.inf)
     return torch.cat([scores[..., :-1], last[..., None]], -1)

@@ -92,7 +92,7 @@ def answer_text(context: Context, sequence: int, tokens: list[int]) -> str:
         the solution.
     """
     written = int((context.lengths - context.prompt_lengths).flatten()[sequence])
-    ended = bool(context.done.flatten()[sequence]) and len(tokens) == written
+    ended = bool(context.finished.flatten()[sequence]) and len(tokens) == written
     if context.thinking is not None:
         tokens = tokens[int(context.thinking_tokens.flatten()[sequence]) :]
     text = context.lm.decode(tokens)

@@ -12,14 +12,14 @@ from ..context import Context
 from ..inference.util.checked import checked
 from .base import RewardModel, is_estimated, step_scores
 from .function_reward import FunctionReward
-from .score_cache import finished_at
+from .score_cache import done_at
 
 _CERTAIN = 30.0
 """Log-odds beyond which a value counts as that much: one of zero would lose a prefix for good, whatever its solutions are worth."""
 
 
 class Twist:
-    """V_t of the steps so far where a solution is unfinished, and V_T = tau, the verifier's, where it is finished
+    """V_t of the steps so far where a solution is unfinished, and V_T = tau, the verifier's, where nothing follows
     (a :class:`~ppl_llm.reward.base.RewardModel`).
 
     With the potential ``difference`` (preset ``twisted``) the factors G_t = V_t / V_{t-1} multiply to tau. The target is p(x) tau(x) and
@@ -52,11 +52,11 @@ class Twist:
 
     def step_log_odds(self, context: Context) -> Tensor:
         """See :class:`~ppl_llm.RewardModel`."""
-        return self._scores(context, finished_at(context), last_step=False)
+        return self._scores(context, done_at(context), last_step=False)
 
     def concluded_log_odds(self, context: Context) -> Tensor:
         """The same where no step will follow: the verifier judges those that are unfinished as well."""
-        over = finished_at(context)
+        over = done_at(context)
         return self._scores(context, torch.cat([over[..., :-1], torch.ones_like(over[..., -1:])], -1), last_step=True)
 
     def _scores(self, context: Context, over: Tensor, last_step: bool) -> Tensor:

@@ -105,6 +105,11 @@ NAMED = {
         "chains without a score count as wrong",
         "a repeated question is a judgement again",
     ],
+    "solutions that are cut": [
+        "a completion that is full has ended",
+        "the model's last step is no end",
+        "cut candidates among the finished ones",
+    ],
     "hidden states": ["the head of the step before", "hidden states that stay where they were when particles are resampled"],
     "constraints": [
         "no mass of what may follow",

@@ -43,7 +43,7 @@ SOLVE = ("solve", SHORT, "--particles", "2", "--max-tokens-completion", "96")
 def test_a_language_model_alone_takes_the_power_target() -> None:
     report = run(*SOLVE, "--lm", path("qwen05"))
     assert (report["settings"]["method"], report["settings"]["reward"]) == ("power-smc", "none")
-    assert report["finished"] == 2 and report["log_evidence"] is not None and report["cost"].get("prm_calls", 0) == 0
+    assert report["finished"] + report["cut"] == 2 and report["log_evidence"] is not None and report["cost"].get("prm_calls", 0) == 0
 
 
 @pytest.mark.parametrize("reward", ["judge", "confidence", "self-certainty", "verifier"])
@@ -60,6 +60,17 @@ def test_each_reward(reward: str, tmp_path: Path) -> None:
 def test_a_gguf_file_solves() -> None:
     report = run("solve", SHORT, "--lm", path("smollm2.gguf"), "--particles", "2", "--max-tokens-completion", "48", "--stop", "markdown")
     assert report["settings"]["stop"] == "markdown" and report["cost"]["tokens_sampled"] > 0
+
+
+def test_a_verifier_that_likes_long_texts_chooses_a_finished_solution(tmp_path: Path) -> None:
+    """Of solutions some of which 48 tokens cut, which are the longest ones."""
+    file = tmp_path / "mine.py"
+    file.write_text("def long(problem, text):\n    return min(0.99, (len(text) + 1) / 1000)\n")
+    arguments = ["--lm", path("smollm2"), "--particles", "8", "--max-tokens-completion", "48", "--reward", f"verifier:{file}:long"]
+    report = run("solve", SHORT, *arguments, "--method", "best-of-n", "--answer-fallback", "last-number")
+    assert report["finished"] > 0 and report["cut"] > 0 and report["finished"] + report["cut"] == 8
+    assert report["answer"] is not None and report["best"]["weight"] == 1.0
+    assert report["best"]["score"] < 0.99 and len("".join(report["best"]["steps"])) > 0
 
 
 @pytest.mark.parametrize("family", ["qwen", "skywork"])

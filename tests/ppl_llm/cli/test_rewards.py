@@ -65,6 +65,42 @@ def test_a_verifier(tmp_path: Path) -> None:
     assert "have weight zero" in shown["failure"] and shown["best"]["steps"]
 
 
+LONG = "def long(problem, text):\n    return min(0.99, (len(text) + 1) / 1000)\n"
+
+
+@pytest.mark.parametrize("method", ["best-of-n", "smc", "beam-search"])
+def test_a_verifier_that_likes_long_texts_chooses_a_finished_solution(method: str, tmp_path: Path) -> None:
+    """Bounds that cut some of the solutions, the longest ones; every text is an answer here."""
+    file = tmp_path / "mine.py"
+    file.write_text(LONG)
+    shared = ["--reward", f"verifier:{file}:long", "--method", method, "--particles", "16", "--temperature", "1.5"]
+    several = 0
+    for bound in (34, 36, 38):
+        result = run(*shared, "--max-tokens-completion", str(bound), "--answer-fallback", "text", "--json")
+        report = json.loads(result.stdout)
+        assert report["finished"] + report["cut"] == report["particles"]
+        if not report["finished"]:
+            continue
+        several += report["cut"] > 0
+        assert result.exit_code == 0 and report["probability_without_answer"] == pytest.approx(0.0), result.output
+        assert report["best"]["weight"] > 0.0 and "boxed" in "".join(report["best"]["steps"])
+    assert several or method != "best-of-n"
+
+
+def test_a_run_whose_solutions_are_all_cut_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(LONG)
+    arguments = ["--reward", f"verifier:{file}:long", *FEW, "--max-tokens-completion"]
+    remedy = "Solutions that --max-tokens-completion ({}) or --max-steps (40) cuts have none under this reward: give them more room."
+    nothing = run(*arguments, "6")
+    assert nothing.exit_code == 2 and remedy.format(6) in nothing.stderr and nothing.stderr.count("\n") == 1
+    some = run(*arguments, "30", "--method", "best-of-n", "--json")
+    report = json.loads(some.stdout)
+    assert some.exit_code == 1 and remedy.format(30) in report["failure"] and report["finished"] == 0
+    judged = run(*arguments, "6", "--every", "word")
+    assert judged.exit_code == 0  # as it stands
+
+
 def test_a_judge_that_cannot_say_yes_names_the_remedy() -> None:
     result = run("--reward", "judge", *FEW)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
@@ -84,9 +120,10 @@ def test_steps_of_markdown() -> None:
 
 def test_limits_and_notes(tmp_path: Path) -> None:
     report = solved("--max-tokens-completion", "6", "--reward", "none", *FEW)
-    assert report["finished"] == 4 and report["without_answer"] == 4 and report["cost"]["tokens_sampled"] == 24
+    assert (report["finished"], report["cut"], report["without_answer"], report["cost"]["tokens_sampled"]) == (0, 4, 4, 24)
     table = run("--max-tokens-completion", "6", "--reward", "none", *FEW)
     assert "4 of 4 solutions have no answer after up to 6 of 6 tokens" in table.stderr
+    assert "0 of 4 finished (4 cut for their length)" in table.stdout
     assert "4 of 4 solutions have no answer, 1.000 of the probability: ask for" in table.stdout
     assert report["probability_without_answer"] == 1.0
     guessed = solved("--max-tokens-completion", "6", "--reward", "none", *FEW, "--answer-fallback", "last-number")

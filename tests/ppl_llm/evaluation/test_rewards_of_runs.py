@@ -20,6 +20,7 @@ from ppl_llm.evaluation.records import read_records
 from ppl_llm.evaluation.report import STEPS, tables
 from ppl_llm.evaluation.results import Results
 from ppl_llm.evaluation.tables import step_rows
+from ppl_llm.evaluation.votes import from_record
 from ppl_llm.reward.choice import RewardChoice
 from ppl_llm.tasks import Problem
 
@@ -107,7 +108,12 @@ def test_steps_and_the_probability_of_no_answer_are_recorded(tmp_path: Path) -> 
     lengths = [n for r in records if r["method"] == "smc" for c in r["candidates"] for n in c["steps"]]
     cut = sum(c["cut_steps"] for r in records if r["method"] == "smc" for c in r["candidates"]) / len(lengths)
     assert [row[0] for row in rows] == ["importance, 4", "smc, 4"] and len(head) == len(rows[1])
-    assert rows[1][1:] == ["16", rows[1][2], f"{np.mean(lengths):.1f}{rows[1][3][3:]}", f"{cut:.1%}", "1.000"]
+    whole = [c for r in records if r["method"] == "smc" for c in r["candidates"]]
+    assert all(c.get("cut", False) == (c["tokens"] == 8) and not (c["finished"] and c.get("cut")) for c in samples)
+    assert head[-2] == "cut by max_tokens_completion" and any(c.get("cut") for c in whole)
+    share = f"{sum(c.get('cut', False) for c in whole) / len(whole):.1%}"
+    assert rows[1][1:] == ["16", rows[1][2], f"{np.mean(lengths):.1f}{rows[1][3][3:]}", f"{cut:.1%}", share, "1.000"]
+    assert all(from_record(c).cut == c.get("cut", False) and from_record(c).finished == c["finished"] for c in samples)
     assert dict(tables(results))[STEPS] == [head, *rows]
 
 
