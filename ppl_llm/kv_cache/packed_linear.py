@@ -28,7 +28,9 @@ class PackedLinear:
     """
 
     _weight: Tensor | None = None
-    _version = -1
+    _state: tuple[int, int, torch.dtype] | None = None
+    _numbers: Tensor | None = None
+    """Of the weight when it was packed, held so that no others come to lie where they lie."""
     _packed: Tensor | None = None
 
     def __init__(self, layer: torch.nn.Linear) -> None:
@@ -43,17 +45,18 @@ class PackedLinear:
         weight = layer._parameters.get("weight")  # a parametrised weight is another tensor at every call
         if weight is None or torch.is_grad_enabled() or x.dtype != weight.dtype or not x.numel() or torch.is_autocast_enabled("cpu"):
             return functional.linear(x, layer.weight, layer.bias)
-        if weight is not self._weight or weight._version != self._version:
+        if weight is not self._weight or (weight._version, weight.data_ptr(), weight.dtype) != self._state:
             if not _can_pack(weight):
                 return functional.linear(x, layer.weight, layer.bias)
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-            self._weight, self._version = weight, weight._version
+            self._numbers = weight.detach()
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._numbers, None)
+            self._weight, self._state = weight, (weight._version, weight.data_ptr(), weight.dtype)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
         return found
 
     def release(self) -> None:
         """Drop the packed weight; the next call packs it as it is then."""
-        self._weight = self._packed = None
+        self._weight = self._numbers = self._packed = None
 
 
 def pack(model: torch.nn.Module) -> None:

@@ -101,13 +101,17 @@ def replaced(one: nn.Linear) -> None:
     one.weight = nn.Parameter(torch.randn(300, 400))
 
 
-def converted(one: nn.Linear) -> None:
+def other_data(one: nn.Linear) -> None:
+    one.weight.data = torch.randn(300, 400)
+
+
+def other_type_and_back(one: nn.Linear) -> None:
     one.double()
+    one.weight.data.mul_(2.0)
     one.float()
-    in_place(one)
 
 
-@pytest.mark.parametrize("change", [in_place, by_an_optimiser, loaded, replaced, converted])
+@pytest.mark.parametrize("change", [in_place, by_an_optimiser, loaded, replaced, other_data, other_type_and_back])
 def test_weights_that_change_are_packed_again(change: Any):
     one, x = packed(layer()), torch.randn(4, 400)
     assert error(one, x) < 1e-6
@@ -115,11 +119,19 @@ def test_weights_that_change_are_packed_again(change: Any):
     assert error(one, x) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_layers_of_another_type_than_before(dtype: torch.dtype):
+    one, x = packed(layer()), torch.randn(4, 400)
+    assert error(one, x) < 1e-6
+    one.to(dtype)
+    assert error(one, x.to(dtype)) < {torch.float64: 1e-12}.get(dtype, 2e-2)
+
+
 def test_a_packed_weight_that_is_never_renewed_is_found_out(monkeypatch: pytest.MonkeyPatch):
     one, x = packed(layer()), torch.randn(4, 400)
     assert error(one, x) < 1e-6
     in_place(one)
-    monkeypatch.setattr(vars(one)["forward"], "_version", one.weight._version)
+    monkeypatch.setattr(vars(one)["forward"], "_state", (one.weight._version, one.weight.data_ptr(), one.weight.dtype))
     assert error(one, x) > 0.1
 
 
