@@ -94,20 +94,24 @@ class InProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"vLLM ended with status {self._process.wait()}; its messages are above")
+            raise RuntimeError(f"vLLM ended with status {self.close()}; its messages are above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def run(self, sequences: int) -> int:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{sequences}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # which the answer that does not come will explain
+            self._process.stdin.write(f"{sequences}\n")
+            self._process.stdin.flush()
         return int(self._answer()["tokens"])
 
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    def close(self) -> int:
+        """Let it end: its exit status."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        return self._process.wait()
 
 
 @contextlib.contextmanager
