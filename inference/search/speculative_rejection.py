@@ -111,8 +111,8 @@ class SpeculativeRejection(TreeSearch):
 
     N completions are written side by side. Each time a mark is passed, only the share ``keep`` of a problem's unfinished completions with
     the best scores continues (rounded up, so one at least; of equal scores the first). The others write nothing more, and their places in
-    the batch cost nothing. Finished completions stay. The best finished one is the answer, or, where none has finished by the end of the
-    model, the best that was kept. With ``keep=1`` it is :class:`BestOfN`.
+    the batch cost nothing. Finished completions stay. The answer is the best of these and of those that were kept until the end of the
+    model. With ``keep=1`` it is :class:`BestOfN`.
 
     The paper drops completions when the memory of the device is full; marks are numbers that do not depend on the device, and they count
     ``steps`` of a completion, or ``tokens`` sampled by the whole run for each completion that was begun. They are looked at when a step
