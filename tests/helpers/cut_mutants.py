@@ -15,7 +15,7 @@ from tests.helpers.mutants import mutant
 BOUNDS = "tests/ppl_llm/programs/test_bounds.py"
 
 
-@mutant("a completion that is full has ended", f"{BOUNDS}::test_rejects_what_is_cut_as_finished")
+@mutant("a completion that is full has ended", f"{BOUNDS}::test_rejects_a_full_completion_as_finished")
 class FullIsFinished(FunctionReward):
     """What ``max_tokens_completion`` cuts is judged as if it had come to its end."""
 
@@ -24,7 +24,7 @@ class FullIsFinished(FunctionReward):
         return super().step_log_odds(replace(context, reasons=reasons))
 
 
-@mutant("the model's last step is no end", f"{BOUNDS}::test_rejects_what_is_cut_as_finished")
+@mutant("the model's last step is no end", f"{BOUNDS}::test_rejects_a_last_step_that_goes_on")
 class LastStepGoesOn(FunctionReward):
     """What ``max_steps`` cuts waits for an end that never comes, and counts as certainly right."""
 

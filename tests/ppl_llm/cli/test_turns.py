@@ -68,11 +68,12 @@ def test_a_judge_that_thinks(talker: str, file: str) -> None:
         "--thought-tokens",
         "4",
     ]
-    report = solved(*judge)
+    ends = ["--finish", "(?s)."]  # with its first step: what the bound cuts is not judged as a whole
+    report = solved(*judge, *ends)
     assert report["settings"]["reward"] == "judge (thoughts=2, thought_tokens=4)"
     report = solved(*judge, "--each-step", "--k-meta", "1", "--score", f"{file}:half")
     assert report["best"]["step_scores"] == pytest.approx([0.5] * len(report["best"]["step_scores"]))
-    assert solved(*judge, "--agree", "0.8")["settings"]["reward"] == "judge (thoughts=2, agree=0.8, thought_tokens=4)"
+    assert solved(*judge, *ends, "--agree", "0.8")["settings"]["reward"] == "judge (thoughts=2, agree=0.8, thought_tokens=4)"
 
 
 def test_turns_with_feedback(talker: str, file: str) -> None:

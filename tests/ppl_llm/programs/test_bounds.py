@@ -274,14 +274,21 @@ def test_no_choice_falls_on_what_is_cut(bound: str, preset: str) -> None:
         assert right and answer is not None and len(answer) < BOUND
 
 
-@pytest.mark.parametrize(("wrong", "bound"), [(FullIsFinished, "tokens"), (LastStepGoesOn, "steps")])
-def test_rejects_what_is_cut_as_finished(wrong: type[FunctionReward], bound: str) -> None:
-    """The target, the choice and the filter tell it: a verifier that likes long texts has the cut ones win."""
+def test_rejects_a_full_completion_as_finished() -> None:
+    assert lets_cut_solutions_win(FullIsFinished, "tokens")
+
+
+def test_rejects_a_last_step_that_goes_on() -> None:
+    assert lets_cut_solutions_win(LastStepGoesOn, "steps")
+
+
+def lets_cut_solutions_win(wrong: type[FunctionReward], bound: str) -> bool:
+    """Whether a verifier that likes long texts gives weight to solutions that are cut, adds to the evidence by them, and chooses them."""
     right, model = (bounded(bound, liking(kind), answer_fallback="text") for kind in (FunctionReward, wrong))
     posterior = Enumeration(model).run("a")
-    assert float(posterior.weights[~finished(posterior)].sum()) > 0.3
-    assert float(posterior.log_evidence) > float(Enumeration(right).run("a").log_evidence) + 0.3
-    assert not any(choice(model, seed)[1] for seed in range(3))
+    weighed = float(posterior.weights[~finished(posterior)].sum()) > 0.3
+    adds = float(posterior.log_evidence) > float(Enumeration(right).run("a").log_evidence) + 0.3
+    return weighed and adds and not any(choice(model, seed)[1] for seed in range(3))
 
 
 def test_a_text_that_ends_at_the_bound_is_finished() -> None:
