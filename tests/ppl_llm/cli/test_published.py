@@ -144,7 +144,7 @@ def test_the_family_decides_how_steps_are_written(lm: str, tmp_path: Path, monke
     score = TransformersPRM.step_log_odds
     monkeypatch.setattr(TransformersPRM, "step_log_odds", lambda self, context: families.append(self.family) or score(self, context))
     directory = str(WRITE["rlhflow"][1](tmp_path / "mine"))
-    arguments = ["--lm", lm, "--prm", directory]
+    arguments = ["--lm", lm, "--prm", directory, "--max-tokens-completion", "100"]
     assert "--prm-family" in one_line(evaluated(tmp_path / "unknown", *arguments))
     assert "--prm-family" in one_line(run("solve", TEXT, *arguments))
     assert families == []
