@@ -97,6 +97,7 @@ def quiet(verbose: bool) -> Iterator[None]:
         from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity(), logging.getLogger("huggingface_hub").level
+    bars = transformers_logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
@@ -110,3 +111,6 @@ def quiet(verbose: bool) -> Iterator[None]:
         finally:
             transformers_logging.set_verbosity(before[0])
             logging.getLogger("huggingface_hub").setLevel(before[1])
+            if bars:
+                warnings.simplefilter("ignore")  # the Hub's stay off where the environment says so, with a warning
+                transformers_logging.enable_progress_bar()

@@ -20,7 +20,7 @@ from ..lm.prompts import PlainText
 from .answer_reward import AnswerReward
 from .judge_options import check_thinking
 from .judge_prompts import THINK, WORD, judge_text, meta_text
-from .judge_words import token_behind_colon, token_id
+from .judge_words import says_neither, token_behind_colon, token_id
 from .keyed_uniforms import random_numbers_of
 from .step_texts import text_before
 from .verdicts import Verdicts
@@ -191,11 +191,7 @@ class JudgeReward(AnswerReward):
         yes, no = self.lm.step_log_prob(self.lm.start(prompts), words[:, None, None].expand(2, len(prompts), 1), _ONE_TOKEN)
         mass = float(torch.logaddexp(yes, no).exp().mean())
         if mass < _LEAST_MASS:
-            self._warn(
-                f"the judge says its two words with probability {mass:.2g} only, so that its scores mean little: take another language "
-                "model as the judge, one that follows instructions (judge:DIR), or words that this one says (yes=..., no=..., and in "
-                "Python prompt=...; --yes and --no)"
-            )
+            self._warn(says_neither(mass))
         return yes - no
 
     def _judged(self, answers: list[tuple[str, str]]) -> Tensor:

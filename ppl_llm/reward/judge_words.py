@@ -35,3 +35,12 @@ def token_behind_colon(lm: LanguageModel, word: str | int, known: int) -> int:
         return known
     ids = tokenizer.encode(f" {word}", add_special_tokens=False)
     return int(ids[0]) if len(ids) == 1 else known
+
+
+def says_neither(mass: float) -> str:
+    """What to know about a judge whose two words have little probability together, with the remedies."""
+    return (
+        f"the judge says its two words with probability {mass:.2g} only, so that its scores mean little: take another language model as "
+        "the judge, one that follows instructions (judge:DIR), or words that this one says (yes=..., no=..., and in Python prompt=...; "
+        "--yes and --no)"
+    )

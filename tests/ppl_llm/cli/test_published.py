@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging as bars
 from typer.testing import CliRunner
 
 from ppl_llm import TabularLM, TransformersLM
@@ -144,7 +145,7 @@ def test_the_family_decides_how_steps_are_written(lm: str, tmp_path: Path, monke
     score = TransformersPRM.step_log_odds
     monkeypatch.setattr(TransformersPRM, "step_log_odds", lambda self, context: families.append(self.family) or score(self, context))
     directory = str(WRITE["rlhflow"][1](tmp_path / "mine"))
-    arguments = ["--lm", lm, "--prm", directory]
+    arguments = ["--lm", lm, "--prm", directory, "--max-tokens-completion", "100"]
     assert "--prm-family" in one_line(evaluated(tmp_path / "unknown", *arguments))
     assert "--prm-family" in one_line(run("solve", TEXT, *arguments))
     assert families == []
@@ -196,6 +197,12 @@ def test_answers_that_are_equal_as_mathematics_are_one(monkeypatch: pytest.Monke
     assert apart.keys() == {"1/2", "0.5", "3"} and together.keys() in ({"1/2", "3"}, {"0.5", "3"})
     assert together["3"] == pytest.approx(apart["3"])
     assert max(together.values()) == pytest.approx(apart["1/2"] + apart["0.5"])
+
+
+def test_a_command_leaves_progress_bars_as_they_were() -> None:
+    bars.enable_progress_bar()
+    assert run("solve", TEXT, "--particles", "2", *BRIEF).exit_code == 0
+    assert bars.is_progress_bar_enabled()
 
 
 # the terminal -----------------------------------------------------------------------------------------------------------------------------

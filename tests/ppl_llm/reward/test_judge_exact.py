@@ -243,7 +243,7 @@ def test_no_critique_without_a_thought(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING):
         found = judge(score=lambda text: None, k_meta=1, meta_prompt=judged.meta).answer_log_odds([("a", "b")])
     assert float(found.sigmoid()) == pytest.approx(judged.yes(judged.ask("a", "b")), abs=1e-6)
-    assert any("no probability in any chain" in record.message for record in caplog.records)
+    assert any("no chain of thought about an answer states a score" in record.message for record in caplog.records)
 
 
 @pytest.mark.parametrize(

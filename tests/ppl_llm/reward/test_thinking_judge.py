@@ -252,7 +252,7 @@ def test_no_score_in_any_text(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         found = reward.answer_log_odds([("a", "b"), ("a", "a")])
     assert torch.allclose(found, plain.answer_log_odds([("a", "b"), ("a", "a")]).float(), atol=1e-6)
-    assert sum("no probability in any chain" in record.message for record in caplog.records) == 1
+    assert sum("no chain of thought about an answer states a score" in record.message for record in caplog.records) == 1
     with pytest.raises(ValueError, match=r"score\(\) must give a probability in \[0, 1\] or None, got 7"):
         judge(1, score=lambda text: 7.0).answer_log_odds([("a", "b")])
 
