@@ -87,7 +87,7 @@ def test_the_scores_of_other_answers_are_rejected(directory: Path, tmp_path: Pat
     assert not best_of_n_is_right(directory, tmp_path / "run")
 
 
-def test_evaluate_goes_on_with_the_same_classifier_only(directory: Path, tmp_path: Path) -> None:
+def test_evaluate_resumes_with_the_same_classifier_only(directory: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "demo", *LIMITS, "--limit", 1, "--methods", "smc", "--out", tmp_path / "run"]
     first = run(*arguments, "--budgets", 2, "--reward", f"orm:{directory}")
     assert first.exit_code == 0, first.output
