@@ -115,7 +115,7 @@ def test_one_line_for_each_mistake(directory: Path, tmp_path: Path) -> None:
         (["--reward", f"orm:{directory}", "--calibration", "c.json"], "--calibration is for a process reward model"),
         *((["--reward", f"orm:{directory}", "--preset", name], finished_only) for name in ("as_paper", "its_hub", "entropic")),
         (["--reward", f"orm:{directory}", "--method", "smc:preset=as_paper"], finished_only),
-        (["--lm", lm, "--method", "best-of-n"], "--reward orm:DIR, judge"),
+        (["--lm", lm, "--method", "best-of-n"], "--reward judge, orm:DIR"),
     ]:
         result = run("solve", TEXT, *LIMITS, *arguments)
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, (arguments, result.output)
