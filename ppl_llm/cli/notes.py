@@ -27,7 +27,7 @@ def notes(settings: Settings, reward: RewardModel | None, asked: bool) -> Iterat
     elif reward is None and not asked and settings.lm != "demo":
         what = "prefers what the language model finds probable as a whole" if settings.named.method.power != 1 else "takes a majority vote"
         yield (
-            f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward orm, judge, "
+            f"no reward model was given: {name} {what}. Methods with scores need --prm, or --reward judge, orm, "
             "confidence, self-certainty or verifier"
         )
     if reward is not None and settings.every is not None and settings.reward.kind == "prm":

@@ -40,7 +40,7 @@ def no_reward(method: str, option: str = "") -> ValueError:
     """
     return ValueError(
         f"{method} needs a reward, and there is none (the demo reward model scores the demo language model only): give {option}prm DIR or "
-        f"{option}reward orm:DIR, judge, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
+        f"{option}reward judge, orm:DIR, confidence, self-certainty or verifier:FILE.py:function, or take {option}method power-smc "
         "or self-consistency"
     )
 

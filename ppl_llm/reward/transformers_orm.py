@@ -114,7 +114,7 @@ class TransformersORM(AnswerReward):
         try:
             model, report = load(AutoModelForSequenceClassification, source, own_attention=False, **settings)
         except ValueError as error:
-            if not str(error).startswith("Unrecognized configuration class"):  # which goes on with every kind that transformers knows
+            if not str(error).startswith("Unrecognized configuration class"):  # of many lines
                 raise
             raise ValueError(f"{source!r} is a model of a kind that has no sequence classifier in transformers; {_REMEDY}") from error
         for problem in ("missing_keys", "unexpected_keys"):

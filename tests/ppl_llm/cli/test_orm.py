@@ -87,7 +87,7 @@ def test_the_scores_of_other_answers_are_rejected(directory: Path, tmp_path: Pat
     assert not best_of_n_is_right(directory, tmp_path / "run")
 
 
-def test_evaluate_goes_on_with_the_same_classifier_only(directory: Path, tmp_path: Path) -> None:
+def test_evaluate_resumes_with_the_same_classifier_only(directory: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "demo", *LIMITS, "--limit", 1, "--methods", "smc", "--out", tmp_path / "run"]
     first = run(*arguments, "--budgets", 2, "--reward", f"orm:{directory}")
     assert first.exit_code == 0, first.output
@@ -115,7 +115,7 @@ def test_one_line_for_each_mistake(directory: Path, tmp_path: Path) -> None:
         (["--reward", f"orm:{directory}", "--calibration", "c.json"], "--calibration is for a process reward model"),
         *((["--reward", f"orm:{directory}", "--preset", name], finished_only) for name in ("as_paper", "its_hub", "entropic")),
         (["--reward", f"orm:{directory}", "--method", "smc:preset=as_paper"], finished_only),
-        (["--lm", lm, "--method", "best-of-n"], "--reward orm:DIR, judge"),
+        (["--lm", lm, "--method", "best-of-n"], "--reward judge, orm:DIR"),
     ]:
         result = run("solve", TEXT, *LIMITS, *arguments)
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, (arguments, result.output)
