@@ -2,7 +2,7 @@
 
 Independent samples: N sequences of ``--tokens`` tokens each after one prompt, from empty caches. vLLM's ``LLM.generate`` runs in a process
 of its own environment, ``generate`` with its default cache here. What the model's matrix products take alone with ``torch.mm``, which is
-MKL, bounds whoever multiplies by it. Whole filter: N particles, a barrier every ``--step`` tokens at which all are resampled; in the
+MKL, bounds all who multiply by it. Whole filter: N particles, a barrier every ``--step`` tokens at which all are resampled; in the
 process, and through ``OpenAILM`` to a vLLM server of the same machine, one request a step, its prefix cache on.
 
 All run in turns with the same number of threads, ratios are taken within a turn. The environment is that of ``vllm_cpu.sh``:
