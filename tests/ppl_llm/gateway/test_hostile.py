@@ -168,9 +168,9 @@ def test_a_reward_that_fails_in_one_request_leaves_the_others_alone() -> None:
 
     with running(served=Gateway(Served("some", lm, FunctionReward(sometimes)))) as up, ThreadPoolExecutor(6) as pool:
         texts = [f"{PROBLEM} {'fail' if number % 3 == 0 else number}" for number in range(6)]
-        replies = list(pool.map(lambda text: up.chat(text, model="some:smc-3", seed=1, max_tokens=40), texts))
+        replies = list(pool.map(lambda text: up.chat(text, model="some:smc-3", seed=1, max_tokens=400), texts))
         assert [reply.status_code for reply in replies] == [500, 200, 200, 500, 200, 200]
-        alone = up.chat(texts[1], model="some:smc-3", seed=1, max_tokens=40).json()["choices"][0]["message"]
+        alone = up.chat(texts[1], model="some:smc-3", seed=1, max_tokens=400).json()["choices"][0]["message"]
         assert replies[1].json()["choices"][0]["message"] == alone
         until(up.idle)
 
