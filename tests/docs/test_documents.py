@@ -261,9 +261,6 @@ def missing(words: list[str]) -> str | None:
     absent = [word for word in words if word.endswith(".jsonl") and not Path(word).exists()]
     if absent:
         return f"the file {absent[0]}"
-    own = [word for word in words if word.startswith("path/to/")]
-    if own:
-        return f"the model {own[0]}"
     if words[:1] == ["serve"]:
         return "somebody to end it; tests/ppl_llm/gateway/ starts servers"
     if {"--ray", "cuda"} & set(words):

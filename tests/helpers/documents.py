@@ -19,6 +19,7 @@ from torch import Tensor
 from ppl_llm import TransformersLM, TransformersPRM
 from ppl_llm.demo import LM_DIR, PRM_DIR
 from tests.helpers.fake_server import FakeServer
+from tests.helpers.tiny_models import write_orm
 from tests.helpers.tiny_prms import write_rlhflow, write_shepherd, write_skywork
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,7 @@ def furnish(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (parent / name).symlink_to(target, target_is_directory=True)
     write_skywork(folder / "Skywork" / "Skywork-o1-Open-PRM-Qwen-2.5-1.5B")
     write_shepherd(folder / "peiyi9979" / "math-shepherd-mistral-7b-prm")
+    write_orm(folder / "path" / "to" / "Skywork-Reward-V2-Qwen3-0.6B", seed=4)  # it happens to prefer the right answer of `check`
     write_rlhflow(folder / "RLHFlow" / "Llama3.1-8B-PRM-Deepseek-Data")
     servers: dict[int, httpx.AsyncBaseTransport] = {}
 
