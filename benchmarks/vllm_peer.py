@@ -217,6 +217,10 @@ def main() -> None:
             save(Path(folder))
         lm = TransformersLM.from_pretrained(directory)
         stock = type(lm.model).from_pretrained(directory).eval()
+        by_mkl = TransformersLM.from_pretrained(directory)
+        for module in by_mkl.model.modules():
+            vars(module).pop("forward", None)
+        by_mkl.eos_ids = by_mkl.eos_ids[:0]
         ends, prompt = lm.eos_ids, words(arguments.prompt, stops=16)
         for arm in arms(arguments.threads or [1]):
             lm.eos_ids = ends[:0]  # independent samples have the same number of tokens
@@ -227,6 +231,7 @@ def main() -> None:
                 ways = {
                     "ppl_llm": independent(lm, prompt, sequences, arguments.tokens),
                     "vLLM, LLM.generate": lambda: peer.run(sequences),
+                    "ppl_llm, weights as they are": independent(by_mkl, prompt, sequences, arguments.tokens),
                     "transformers, generate": generate(stock, prompt, sequences, arguments.tokens),
                     "matrix products by MKL alone": products(sequences, arguments.prompt, arguments.tokens, stock),
                 }
@@ -234,7 +239,7 @@ def main() -> None:
 
             for sequences in arguments.sequences:
                 found += in_arms([arm], lambda sequences=sequences: samples(sequences))
-                print(table(found[-4:]), flush=True)
+                print(table(found[-5:]), flush=True)
             peer.close()
             if not arguments.filter:
                 continue
