@@ -67,24 +67,17 @@ def save(directory: Path) -> None:
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
-class Peer:
-    """A library in a process of its own.
+class Worker:
+    """A script of this folder in a process of another environment, which answers lines by lines of JSON.
 
-    :param name: see ``peer_workers.PEERS``.
-    :param python: the interpreter of its environment.
+    :param name: of the library.
+    :param command: the interpreter of its environment, the script and its arguments.
+    :param settings: what its environment variables are besides those of this process.
     """
 
-    def __init__(self, name: str, python: str, **arguments: Any) -> None:
-        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    def __init__(self, name: str, command: list[str], settings: dict[str, str]) -> None:
         self.name = name
-        self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name("peer_workers.py")), name, json.dumps(arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **one_thread, **offline},
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings})
         self.versions: dict[str, str] = self._answer()["versions"]
 
     def _answer(self) -> dict[str, Any]:
@@ -95,14 +88,13 @@ class Peer:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def run(self) -> tuple[float, int]:
-        """CPU seconds and tokens of one run."""
+    def ask(self, line: str) -> dict[str, Any]:
+        """What it answers to a line."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # which the answer that does not come will explain
-            self._process.stdin.write("run\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
-        answer = self._answer()
-        return answer["seconds"], answer["tokens"]
+        return self._answer()
 
     def close(self) -> int:
         """Let it end: its exit status."""
@@ -111,6 +103,24 @@ class Peer:
             self._process.stdin.close()
         self._process.stdout.close()
         return self._process.wait()
+
+
+class Peer(Worker):
+    """A library of ``peer_workers.PEERS`` on one thread.
+
+    :param python: the interpreter of its environment.
+    """
+
+    def __init__(self, name: str, python: str, **arguments: Any) -> None:
+        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        script = str(Path(__file__).with_name("peer_workers.py"))
+        super().__init__(name, [python, script, name, json.dumps(arguments)], {**one_thread, **offline})
+
+    def run(self) -> tuple[float, int]:
+        """CPU seconds and tokens of one run."""
+        answer = self.ask("run")
+        return answer["seconds"], answer["tokens"]
 
 
 def environment(directory: Path, name: str) -> str:

