@@ -43,16 +43,22 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self._layer
         weight = layer._parameters.get("weight")  # a parametrised weight is another tensor at every call
-        if weight is None or torch.is_grad_enabled() or x.dtype != weight.dtype or not x.numel() or torch.is_autocast_enabled("cpu"):
+        special = torch.is_grad_enabled() or not x.numel() or torch.is_autocast_enabled("cpu")
+        if special or weight is None or x.dtype != weight.dtype or not self._holds(weight):
             return functional.linear(x, layer.weight, layer.bias)
-        if weight is not self._weight or (weight._version, weight.data_ptr(), weight.dtype) != self._state:
-            if not _can_pack(weight):
-                return functional.linear(x, layer.weight, layer.bias)
-            self._numbers = weight.detach()
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._numbers, None)
-            self._weight, self._state = weight, (weight._version, weight.data_ptr(), weight.dtype)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
         return found
+
+    def _holds(self, weight: Tensor) -> bool:
+        """Whether the packed weight is this one as it is now; it is packed where it is not, if it can be."""
+        if weight is self._weight and self._state == _state_of(weight):
+            return True
+        if not _can_pack(weight):
+            return False
+        self._numbers = weight.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._numbers, None)
+        self._weight, self._state = weight, _state_of(weight)
+        return True
 
     def release(self) -> None:
         """Drop the packed weight; the next call packs it as it is then."""
@@ -82,6 +88,11 @@ def unpack(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(forward := vars(module).get("forward"), PackedLinear):
             forward.release()
+
+
+def _state_of(weight: Tensor) -> tuple[int, int, torch.dtype]:
+    """What changes when the numbers of a weight do, but for those written behind autograd's back."""
+    return weight._version, weight.data_ptr(), weight.dtype
 
 
 def _can_pack(weight: Tensor) -> bool:
