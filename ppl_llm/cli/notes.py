@@ -44,7 +44,7 @@ def weightless_note(settings: Settings, failed: Exception) -> str | None:
     """What a user should know of a run without a solution of any weight under a reward of whole answers."""
     from ..inference import SMCFailed
 
-    if not isinstance(failed, SMCFailed) or settings.reward.kind not in ("judge", "verifier") or settings.every is not None:
+    if not isinstance(failed, SMCFailed) or not settings.reward.of_finished or settings.every is not None:
         return None
     bound = f"--max-tokens-completion ({settings.max_tokens_completion})"
     return f"Solutions that {bound} or --max-steps ({settings.max_steps}) cuts have none under this reward: give them more room."

@@ -145,13 +145,17 @@ class RewardChoice:
 
             Confidence.parse(self.name or "log-prob")
 
+    @property
+    def of_finished(self) -> bool:
+        """Whether it scores finished answers only, where there is no score at other positions (``every``)."""
+        return self.kind in ("orm", "judge", "verifier") and not self.judge.each_step
+
     def check_potential(self, potential: str, max_steps: int, every: str | None) -> None:
         """
         :param str every: as for :meth:`load`.
         :raises ValueError: for the potential ``odds`` with a reward that scores finished answers only.
         """
-        finished_only = self.kind in ("orm", "judge", "verifier") and every is None and not self.judge.each_step
-        if potential == "odds" and max_steps > 1 and finished_only:
+        if potential == "odds" and max_steps > 1 and self.of_finished and every is None:
             from .base import no_odds
 
             raise no_odds(str(self))
