@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppl_llm.lm.decoding import sampling
-from ppl_llm.lm.decoding.sampling import inverse_cdf
+from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding.sampling import draw, inverse_cdf, tempered, warp
+from ppl_llm.lm.token_figures import TokenFigure
 
 Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -83,6 +85,38 @@ def test_logits_are_left_alone_unless_told():
     assert torch.equal(logits, before)
     inverse_cdf(logits, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), overwrite=True)
     assert not torch.equal(logits, before)
+
+
+OPTIONS = [StepOptions(("x",), 8, 1.0), StepOptions(("x",), 8, 0.7), StepOptions(("x",), 8, 1.3, top_k=40, top_p=0.9)]
+
+
+@pytest.mark.parametrize("at_once", [3000, 9000, 10**6], ids=["one row", "some rows", "all rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "temperature", "truncated"])
+@pytest.mark.parametrize("own", [False, True], ids=["", "own temperatures"])
+def test_rows_are_drawn_from_as_if_alone(at_once: int, dtype: torch.dtype, options: StepOptions, own: bool, monkeypatch: pytest.MonkeyPatch):
+    """Some at a time, each with its uniform, its temperature and its figures, which are those of the model's own logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = distribution("flat", 3000, 7, generator).to(dtype)
+    u, temperatures = uniforms(7, generator), torch.linspace(0.5, 2.0, 7) if own else None
+    figures = TokenFigure("log_prob"), TokenFigure("entropy")
+    wide = logits.double()
+    expected = [
+        inverse_cdf(warp(tempered(wide[i : i + 1], None if temperatures is None else temperatures[i : i + 1]), options), u[i : i + 1])
+        for i in range(7)
+    ]
+    tokens, log_probs = (torch.cat(each) for each in zip(*expected, strict=True))
+    monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+    for wanted in ((), figures):
+        found = draw(logits.clone(), u, options, wanted, temperatures)
+        assert torch.equal(found.tokens, tokens)
+        torch.testing.assert_close(found.log_probs.double(), log_probs, atol=1e-5, rtol=0)
+        assert found.figures.shape == (7, len(wanted))
+    torch.testing.assert_close(found.figures, torch.stack([figure(wide, tokens) for figure in figures], -1), atol=1e-5, rtol=0)
+
+
+def test_no_rows():
+    assert draw(torch.empty(0, 3000), torch.empty(0, dtype=torch.float64), OPTIONS[0]).tokens.shape == (0,)
 
 
 def float32_sums(logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
