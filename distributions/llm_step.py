@@ -14,6 +14,7 @@ from ..constraints.base import Constraint
 from ..context import DEFAULT_STOP, PAD, Context
 from ..inference.util.checked import checked
 from ..lm.base import StepOptions, constrainable, language_model, step_limits, step_shape
+from ..lm.token_figures import log_prob_figure, want
 from .rounding import TOLERATED, rounding_unit
 
 _COLD = 1e-4
@@ -99,6 +100,14 @@ class LLMStep(TorchDistribution):
         if own is None:
             return ConstrainedStep(self.context, o, constraint, self)
         return ConstrainedStep(self.context, StepOptions(o.stop, o.max_tokens, o.temperature), own & constraint)
+
+    def proposed_by(self, proposal: Any) -> None:
+        """A value is about to be drawn from ``proposal`` and scored here: where both read the same logits, one pass is enough for both."""
+        figure = log_prob_figure(self.options)
+        if figure is None or not isinstance(proposal, LLMStep) or proposal.options.constraint is not None:
+            return
+        if proposal.context is self.context:
+            want(self.context, figure)
 
     @property
     def mode(self) -> Tensor:

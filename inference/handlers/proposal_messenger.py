@@ -72,7 +72,8 @@ class ProposalMessenger(Messenger):
 
     :param proposals: a mapping from site name to a distribution or to a function ``site -> distribution``, or one such function for all
         sites; ``None`` means the prior. A function reads the prior as ``site["fn"]`` and the site's name as ``site["name"]``. It may say
-        that it is ``restricted`` (it cannot draw all that the prior can) or that its weights are ``estimated`` for what it draws.
+        that it is ``restricted`` (it cannot draw all that the prior can) or that its weights are ``estimated`` for what it draws. A prior
+        with a method ``proposed_by`` is told its proposal before the draw.
     """
 
     def __init__(self, proposals: Proposals) -> None:
@@ -116,6 +117,8 @@ class ProposalMessenger(Messenger):
                 f"the proposal of site {msg['name']!r} has event shape {tuple(proposal.event_shape)}, "
                 f"the prior {tuple(msg['fn'].event_shape)}"
             )
+        if hasattr(msg["fn"], "proposed_by"):
+            msg["fn"].proposed_by(proposal)
         # The particle filter draws the value, and only for the particles that need one.
         msg["infer"] = {**msg["infer"], "proposal": proposal.expand(msg["fn"].batch_shape)}
 

@@ -19,7 +19,7 @@ from .decoding.constrained_sampler import ConstrainedSampler, exact_masks, gener
 from .decoding.decoder import DecoderSource, LogitsSource, Sampler, StepTask
 from .decoding.sampling import tempered, warp
 from .stopping import StopAutomaton
-from .token_figures import TokenFigure, keep, log_probs_of, wanted
+from .token_figures import TokenFigure, keep, kept, log_prob_figure, log_probs_of, wanted
 
 
 class AutoregressiveLM(ABC):
@@ -149,12 +149,17 @@ class AutoregressiveLM(ABC):
             return self._restricted_log_prob(context, tokens, options)
         batch_shape = step_shape(torch.broadcast_shapes(tokens.shape[:-1], context.batch_shape), options.temperature)
         original, context = context, context.expand(batch_shape)
+        figure = log_prob_figure(options)
         options, temperatures = options.by_sequence(batch_shape, self.device)
         steps = tokens.expand(*batch_shape, tokens.shape[-1]).reshape(-1, tokens.shape[-1]).to(self.device)
         done = context.done.flatten()
         empty = (steps == PAD).all(-1)
         allowed = torch.where(done, empty, self._is_step(steps, context, options))
         totals = torch.where(allowed, 0.0, -torch.inf).to(self.device)
+        found = None if figure is None else kept(context, figure, context.lengths, steps.view(*batch_shape, -1))
+        if found is not None:
+            values, known = found[0].sum(-1).flatten(), found[1].flatten()
+            totals, done = torch.where(allowed & known, values.to(totals.dtype), totals), done | known
         active = (allowed & ~done).nonzero()[:, 0]
         if len(active) == 0:
             return totals.view(batch_shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..context import PAD, Context
 from ..context_cache import CacheEntry
+from .base import StepOptions
 
 MEASURES = ("log_prob", "entropy", "top_k", "kl", "margin")
 
@@ -62,6 +63,13 @@ def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
 def entropies_of(logits: Tensor) -> Tensor:
     """Entropies ``[...]`` in float64 of the distributions with logits ``[..., V]``."""
     return torch.special.entr((logits - logits.logsumexp(-1, keepdim=True)).exp()).sum(-1, dtype=torch.float64)
+
+
+def log_prob_figure(options: StepOptions) -> TokenFigure | None:
+    """The figure whose sum over a step's tokens is the step's log-probability; ``None`` where there is none, as for truncated steps."""
+    if options.constraint is not None or options.top_p < 1.0 or options.top_k is not None or isinstance(options.temperature, Tensor):
+        return None
+    return TokenFigure("log_prob", float(options.temperature))
 
 
 class _Wanted(NamedTuple):

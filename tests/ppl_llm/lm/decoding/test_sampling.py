@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppl_llm.lm.decoding import sampling
 from ppl_llm.lm.base import StepOptions
+from ppl_llm.lm.decoding import sampling
 from ppl_llm.lm.decoding.sampling import draw, inverse_cdf, tempered, warp
 from ppl_llm.lm.token_figures import TokenFigure
 
@@ -94,7 +94,9 @@ OPTIONS = [StepOptions(("x",), 8, 1.0), StepOptions(("x",), 8, 0.7), StepOptions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "temperature", "truncated"])
 @pytest.mark.parametrize("own", [False, True], ids=["", "own temperatures"])
-def test_rows_are_drawn_from_as_if_alone(at_once: int, dtype: torch.dtype, options: StepOptions, own: bool, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_drawn_from_as_if_alone(
+    at_once: int, dtype: torch.dtype, options: StepOptions, own: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Some at a time, each with its uniform, its temperature and its figures, which are those of the model's own logits."""
     generator = torch.Generator().manual_seed(0)
     logits = distribution("flat", 3000, 7, generator).to(dtype)

@@ -1,0 +1,181 @@
+"""A step drawn at one temperature and scored at another: the log-probability of a second pass without the pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_llm import PAD, SMC, LLMStep, StepProposal, TransformersLM, reasoning
+from ppl_llm.context import Context
+from ppl_llm.inference import power
+from ppl_llm.inference.cost import CostMeter
+from ppl_llm.lm import token_figures
+from ppl_llm.lm.decoding.device_loop import DeviceLoop
+from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
+from tests.helpers.reasoning import LM as TABLE
+from tests.helpers.tape import tape
+from tests.helpers.tiny_models import causal_lm, tokenizer
+
+STOP = ("a", "1", "e")
+SCORING = {"lm_forwards", "tokens_prefilled"}
+"""What a pass over given steps counts."""
+
+
+def plain() -> TransformersLM:
+    return TransformersLM(causal_lm(max_position_embeddings=200), tokenizer(), device_loop=False)
+
+
+def looping() -> TransformersLM:
+    lm = plain()
+    lm.use_device_loop(DeviceLoop(lm._engine, lm.eos_ids, tape, kv_bucket=32))
+    return lm
+
+
+def uncached() -> TransformersLM:
+    lm = plain()
+    lm._source = lm._sampler = UncachedSampler.tried(lm.model, lm.device)  # type: ignore[assignment]
+    return lm
+
+
+def table() -> Any:
+    return TABLE
+
+
+MODELS = {"cache": (plain, 3e-5), "device loop": (looping, 3e-5), "no cache": (uncached, 3e-5), "table": (table, 1e-12)}
+
+
+def step(context: Context, temperature: float | Tensor, **options: Any) -> LLMStep:
+    stop, tokens = (";", 2) if context.lm is TABLE else (STOP, 12)
+    return LLMStep(context, stop, tokens, temperature, **options)
+
+
+def second_pass(prior: LLMStep, value: Tensor) -> Tensor:
+    """The same density of a context of which nothing is known."""
+    o = prior.options
+    bare = replace(prior.context, cache_entries={})
+    return LLMStep(bare, o.stop, o.max_tokens, o.temperature, o.top_p, o.top_k).expand(prior.batch_shape).log_prob(value)
+
+
+def passes(prior: LLMStep, value: Tensor) -> tuple[Tensor, bool]:
+    """The density of a value, and whether it took a pass."""
+    with CostMeter() as meter:
+        found = prior.log_prob(value)
+    return found, bool(SCORING & meter.totals.keys())
+
+
+def start(make: Any) -> Context:
+    torch.manual_seed(0)
+    lm = make()
+    return lm.start("a" if lm is TABLE else "What is 12 + 30?")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("hot", [0.6, 1.0, 2.5])
+@pytest.mark.parametrize("cold", [0.7, 1.0])
+def test_as_a_second_pass_would_have_it(name: str, hot: float, cold: float) -> None:
+    """Along three steps of ragged sequences, some of which end, with resampling in between."""
+    make, error = MODELS[name]
+    context, lengths = start(make), set()
+    for t in range(3):
+        prior, proposal = step(context, cold).expand([8]), step(context, hot).expand([8])
+        if t == 0:  # contexts take the wish along
+            prior.proposed_by(proposal)
+        value = proposal.sample()
+        found, passed = passes(prior, value)
+        assert not passed or name == "table"
+        torch.testing.assert_close(found.double(), second_pass(prior, value).double(), atol=error, rtol=0)
+        lengths |= set((value != PAD).sum(-1).tolist())
+        context = context.extend(value, prior.options.stop).reorder(torch.randint(0, 8, (8,)))
+    assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_that_were_not_drawn_here_take_a_pass_of_their_own(name: str) -> None:
+    """Some of the particles have another value, as the reference of a conditional filter does."""
+    make, error = MODELS[name]
+    context = start(make)
+    prior, proposal = step(context, 0.7).expand([8]), step(context, 2.0).expand([8])
+    prior.proposed_by(proposal)
+    other, value = proposal.sample(), proposal.sample()
+    mixed = torch.where((torch.arange(8) < 3)[:, None], other, value)
+    found, passed = passes(prior, mixed)
+    assert passed or name == "table"
+    torch.testing.assert_close(found.double(), second_pass(prior, mixed).double(), atol=error, rtol=0)
+    assert (found[:3] - prior.log_prob(value)[:3]).abs().max() > 0.01
+
+
+def test_values_that_are_no_steps_stay_impossible() -> None:
+    context = start(plain)
+    prior, proposal = step(context, 0.7).expand([4]), step(context, 2.0).expand([4])
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    longer = torch.where(value == PAD, 5, value)  # goes on behind its end
+    expected = second_pass(prior, longer)
+    assert torch.equal(expected == -torch.inf, (value == PAD).any(-1))
+    torch.testing.assert_close(prior.log_prob(longer), expected, atol=1e-5, rtol=0)
+
+
+def other_lm(context: Context) -> LLMStep:
+    return step(replace(context, lm=plain()), 2.0)
+
+
+UNKNOWN = {
+    "nucleus": ({"top_p": 0.9}, lambda context: step(context, 2.0)),
+    "most probable": ({"top_k": 20}, lambda context: step(context, 2.0)),
+    "own temperatures": ({"temperature": torch.linspace(0.5, 2.0, 8)}, lambda context: step(context, 2.0)),
+    "language model": ({}, other_lm),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_logits_at_one_temperature_do_not_tell_takes_a_pass(name: str) -> None:
+    options, proposing = UNKNOWN[name]
+    context = start(plain)
+    prior, proposal = step(context, **{"temperature": 0.7, **options}).expand([8]), proposing(context).expand([8])  # type: ignore[arg-type]
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    found, passed = passes(prior, value)
+    assert passed
+    torch.testing.assert_close(found, second_pass(prior, value), atol=1e-5, rtol=0)
+
+
+def cost(proposals: StepProposal | None) -> dict[str, float]:
+    lm = plain()
+    model = reasoning(lm, None, stop=STOP, max_tokens=12, max_steps=3)
+    pyro.set_rng_seed(0)
+    return dict(SMC(power(model, 3.0), 8, proposals=proposals, ess_threshold=1.0).run("What is 12 + 30?").cost)
+
+
+def test_a_filter_of_the_power_target_makes_the_passes_of_sampling_alone() -> None:
+    """One for each token of the longest sequence in each step, and that of the prompt; no token is run twice."""
+    found = cost(StepProposal(temperature=1 / 3))
+    assert found["lm_forwards"] <= 3 * 12 + 1
+    written = found["tokens_sampled"]
+    assert found["tokens_prefilled"] < len(plain().start("What is 12 + 30?").tokens.flatten()) + written
+
+
+BROKEN = {
+    "another temperature": lambda options: token_figures.TokenFigure("log_prob", 1.3),
+    "the proposal's": lambda options: token_figures.TokenFigure("log_prob", 2.0),
+    "truncated": lambda options: token_figures.TokenFigure("log_prob", float(options.temperature)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_rejects_wrong_figures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The density of a step is wrong by more than a tenth of a nat."""
+    for place in ("ppl_llm.lm.autoregressive", "ppl_llm.distributions.llm_step"):
+        monkeypatch.setattr(f"{place}.log_prob_figure", BROKEN[name])
+    context = start(plain)
+    prior = step(context, 0.7, top_p=0.5 if name == "truncated" else 1.0).expand([8])
+    proposal = step(context, 2.0).expand([8])
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    found = prior.log_prob(value)
+    monkeypatch.undo()
+    assert not torch.allclose(found, second_pass(prior, value), atol=0.1, rtol=0)
