@@ -135,9 +135,12 @@ def environment(directory: Path, name: str) -> str:
 
 
 def particle_filter(
-    lm: TransformersLM | OpenAILM, prompt: str, sequences: int, tokens: int, step: int, ess_threshold: float = 0.5
+    lm: TransformersLM | OpenAILM, prompt: str, sequences: int, tokens: int, step: int, ess_threshold: float = 0.5, fresh: bool = True
 ) -> Callable[[], int]:
-    """The program in ppl_llm, with a weight and a barrier after every ``step`` tokens."""
+    """The program in ppl_llm, with a weight and a barrier after every ``step`` tokens.
+
+    :param bool fresh: every run starts from empty caches.
+    """
 
     def program() -> Any:
         context = lm.start(prompt)
@@ -150,7 +153,7 @@ def particle_filter(
         return context
 
     def run() -> int:
-        if isinstance(lm, TransformersLM):
+        if fresh and isinstance(lm, TransformersLM):
             lm.release_caches()
         posterior = SMC(program, num_particles=sequences, ess_threshold=ess_threshold).run()
         return int(posterior.cost["tokens_sampled"])

@@ -1,9 +1,11 @@
 """This engine against vLLM and transformers' ``generate`` on the same 135 M model, on the clock: independent samples, and a whole filter.
 
-Independent samples: N sequences of ``--tokens`` tokens each after one prompt, from empty caches. vLLM's ``LLM.generate`` runs in a process
-of its own environment, ``generate`` with its default cache here. What the model's matrix products take alone with ``torch.mm``, which is
-MKL, bounds all who multiply by it. Whole filter: N particles, a barrier every ``--step`` tokens at which all are resampled; in the
-process, and through ``OpenAILM`` to a vLLM server of the same machine, one request a step, its prefix cache on.
+Independent samples: N sequences of ``--tokens`` tokens each after one prompt. vLLM's ``LLM.generate`` runs in a process of its own
+environment, ``generate`` with its default cache here. What the model's matrix products take alone bounds all who multiply so: by MKL with
+``torch.mm``, and by oneDNN with packed weights, as vLLM and this engine do. Whole filter: N particles, a barrier every ``--step`` tokens
+at which all are resampled; in the process, and through ``OpenAILM`` to a vLLM server of the same machine, one request a step.
+
+A run is a later request, not the first one: vLLM keeps its memory and its prefix cache, this engine its memory and its packed weights.
 
 All run in turns with the same number of threads, ratios are taken within a turn. The environment is that of ``vllm_cpu.sh``:
 
@@ -107,19 +109,16 @@ def server(python: str, threads: int, model: str) -> Iterator[str]:
         process.wait()
 
 
-def products(sequences: int, prompt: int, tokens: int, model: Any) -> Callable[[], int]:
-    """The model's matrix products for as many tokens, and nothing else."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    weights = [each.detach() for each in model.parameters() if each.dim() == 2 and each is not embedding and each is not head]
-    head = head.detach()
-    states = {width: torch.randn(sequences, width) for width in {each.shape[1] for each in [*weights, head]}}
+def products(sequences: int, tokens: int, model: Any) -> Callable[[], int]:
+    """The products of a model's linear layers for as many tokens, as they are, and nothing else."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    states = {width: torch.randn(sequences, width) for width in {layer.in_features for layer in layers}}
 
     @torch.inference_mode()
     def run() -> int:
         for _ in range(tokens):
-            for weight in weights:
-                torch.mm(states[weight.shape[1]], weight.T)
-            torch.mm(states[head.shape[1]], head.T)
+            for layer in layers:
+                layer(states[layer.in_features])
         return sequences * tokens
 
     return run
@@ -129,7 +128,6 @@ def independent(lm: TransformersLM, prompt: list[int], sequences: int, tokens: i
     options = StepOptions((NEVER,), tokens, 1.0)
 
     def run() -> int:
-        lm.release_caches()
         lm.sample_step(root(lm, prompt), torch.Size((sequences,)), options)
         return sequences * tokens
 
@@ -202,13 +200,14 @@ def main() -> None:
                     "vLLM, LLM.generate": lambda: peer.run(sequences),
                     "ppl_llm, weights as they are": independent(by_mkl, prompt, sequences, arguments.tokens),
                     "transformers, generate": generate(stock, prompt, sequences, arguments.tokens),
-                    "matrix products by MKL alone": products(sequences, arguments.prompt, arguments.tokens, stock),
+                    "matrix products by MKL alone": products(sequences, arguments.tokens, stock),
+                    "matrix products by oneDNN alone": products(sequences, arguments.tokens, lm.model),
                 }
                 return rows(f"{sequences} samples", "ppl_llm", ways, arguments.repeats)
 
             for sequences in arguments.sequences:
                 found += in_arms([arm], lambda sequences=sequences: samples(sequences))
-                print(table(found[-5:]), flush=True)
+                print(table(found[-6:]), flush=True)
             peer.close()
             if not arguments.filter:
                 continue
@@ -218,7 +217,7 @@ def main() -> None:
                 text = lm.decode(prompt)
                 for sequences in arguments.sequences:
                     size = text, sequences, arguments.tokens, arguments.step, 1.0
-                    ways = {"ppl_llm": particle_filter(lm, *size), "vLLM behind HTTP": particle_filter(remote, *size)}
+                    ways = {"ppl_llm": particle_filter(lm, *size, fresh=False), "vLLM behind HTTP": particle_filter(remote, *size)}
                     what = f"filter of {sequences} particles"
                     found += in_arms([arm], lambda what=what, ways=ways: rows(what, "ppl_llm", ways, arguments.repeats))
                     print(table(found[-2:]), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -299,7 +300,7 @@ def test_a_tag_of_many_tokens_is_replaced_and_what_stands_before_it_stays(lm: Tr
 
 def test_a_tag_that_is_a_special_token() -> None:
     """It has no text: neither the wait nor the answer takes anything of it along."""
-    own = tokenizer()
+    own = copy.deepcopy(tokenizer())  # which all tests share
     own.add_special_tokens({"additional_special_tokens": ["</think>"]})
     lm = TransformersLM(causal_lm(vocab_size=len(own), max_position_embeddings=200), own, device_loop=False)
     thinking = Thinking(waits=1)
