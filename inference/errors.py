@@ -11,10 +11,13 @@ class SMCFailed(ValueError):
     """Every particle of every population has weight zero. Where some populations live, the others are ``posterior.dead``.
 
     :ivar str site: the site after which the last population was dead.
+    :ivar value: what the model gave to the barrier where that was found out, with the particles that have no weight; ``None`` if it is not
+        known.
     """
 
     def __init__(self, site: str, num_particles: int, num_populations: int) -> None:
         self.site = site
+        self.value: Any = None
         where = f" in each of {num_populations} populations" if num_populations > 1 else ""
         super().__init__(
             f"all {num_particles} particles have weight zero after site {site!r}{where}: none satisfies what is observed there, or "

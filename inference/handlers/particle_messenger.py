@@ -24,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ..errors import SMCFailed
 from ..particles.categorical import draw_categorical, is_categorical
 from ..particles.particle_system import ParticleSystem
 from ..particles.pytree import reorder
@@ -123,7 +124,11 @@ class ParticleMessenger(Messenger):
         state = msg["args"][0] if msg["args"] else msg["kwargs"]["data"]
         if self.system.plates is None:
             raise ValueError("the model reached a barrier before any sample site; put the barrier after a step's sites")
-        self.check_alive()
+        try:
+            self.check_alive()
+        except SMCFailed as failed:
+            failed.value = state
+            raise
         self.bridge(self.system.share_here if self.bridges else 1.0)
         msg["value"] = self.resample(state, self.system.weights.ess)
         msg["done"] = True

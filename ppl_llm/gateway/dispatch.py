@@ -14,7 +14,8 @@ from ..inference.concurrent import Job, ProgramServer, Stopped
 from .errors import ApiError, DeadlinePassed, HungUp, ShuttingDown, draining
 from .limits import Limits
 from .metrics import Metrics
-from .solver import Outcome, Progress, Tell
+from .progress import Progress, Tell
+from .solver import Outcome
 
 _FIRST_GUESS = 1.0
 """Seconds of a program, before there was one."""

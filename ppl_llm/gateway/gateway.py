@@ -17,9 +17,10 @@ from .errors import ApiError, DeadlinePassed, ShuttingDown, draining
 from .limits import Limits
 from .metrics import Metrics
 from .pages import Pages
+from .progress import Progress
 from .reply import DONE, Reply, comment, data
 from .settled import SettledText
-from .solver import Outcome, Progress, Served, Solver
+from .solver import Outcome, Served, Solver
 
 _log = logging.getLogger(__name__)
 

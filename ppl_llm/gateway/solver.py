@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .asked import Asked
 from .catalogue import Choice
 from .errors import ApiError, DeadlinePassed, bad_value
-from .settled import SettledText, particles_of, past_drafts
+from .progress import ANSWERS, Tell, Watch, plain
+from .settled import past_drafts
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from ..methods.base import Run
     from ..programs.models import ReasoningModel
     from ..reward.base import RewardModel
-
-_ANSWERS = 100
-"""Answers that a reply tells of."""
-_STEP_CHARACTERS = 200
-"""Of each particle's step that progress tells of."""
-
-Tell = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -76,17 +69,6 @@ class Outcome(NamedTuple):
     prompt_tokens: int
     reasons: dict[str, Any]
     page: str | None
-
-
-class Progress(NamedTuple):
-    """A step of a run that is under way.
-
-    :ivar str settled: text that is certain now.
-    :ivar dict told: what has happened.
-    """
-
-    settled: str
-    told: dict[str, Any]
 
 
 class Solver:
@@ -141,6 +123,9 @@ class Solver:
         return functools.partial(self._solve, asked, problem, seed, tell)
 
     def _solve(self, asked: Asked, problem: Any, seed: int, tell: Tell) -> Outcome:
+        from ..context import Context
+        from ..inference import SMCFailed
+
         options = dict(asked.options)
         if asked.constraint is not None:
             options.setdefault("answer_fallback", "text")
@@ -151,7 +136,7 @@ class Solver:
             field_name = "messages" if asked.chat else "prompt"
             code = "context_length_exceeded" if "no room" in str(error) else "invalid_value"
             raise ApiError(400, str(error), param=field_name, code=code) from None
-        run = self._run(asked, model, _Watch(asked, tell) if asked.stream else None)
+        run = self._run(asked, model, Watch(asked, tell) if asked.stream else None)
         stopped = None
         try:
             posterior = run(problem)
@@ -160,6 +145,10 @@ class Solver:
             if partial is None or not past_drafts(asked.rounds, partial.sites):  # a draft is no answer
                 raise
             posterior, stopped = partial, "deadline"
+        except SMCFailed as failed:
+            if not isinstance(failed.value, Context) or bool(failed.value.finished.any()) or asked.rounds > 1:
+                raise
+            return self._cut(asked, model, failed.value, prompt_tokens, seed)
         solutions = self._solutions(asked, model, posterior)
         return Outcome(solutions, prompt_tokens, self._reasons(asked, model, posterior, seed, stopped), self._page(asked, posterior))
 
@@ -190,16 +179,26 @@ class Solver:
             chosen = torch.multinomial(alive, asked.n, replacement=True).tolist()
         return [_solution(context[n], float(weights[n])) for n in chosen]
 
-    def _reasons(self, asked: Asked, model: ReasoningModel, posterior: ParticlePosterior, seed: int, stopped: str | None) -> dict[str, Any]:
-        answers = list(posterior.answers(self.served.equivalent).probs.items())[:_ANSWERS]
-        settings = asked.choice.method.settled(model, asked.choice.options)
-        told = {
-            **posterior.diagnostics(),
+    def _cut(self, asked: Asked, model: ReasoningModel, context: Context, prompt_tokens: int, seed: int) -> Outcome:
+        """Some of the solutions where all were cut before their ends, which rewards of whole answers give no weight."""
+        solutions = [_solution(context[number % len(context)], 0.0) for number in range(asked.n)]
+        told = self._settings(asked, model, seed) | {"answer": None, "answers": [], "cost": {}, "stopped": "length"}
+        return Outcome(solutions, prompt_tokens, {name: plain(value) for name, value in told.items()}, None)
+
+    def _settings(self, asked: Asked, model: ReasoningModel, seed: int) -> dict[str, Any]:
+        return {
             "method": asked.choice.method.name,
             "preset": model.preset.name,
             "power": model.power,
-            "options": settings,
+            "options": asked.choice.method.settled(model, asked.choice.options),
             "seed": seed,
+        }
+
+    def _reasons(self, asked: Asked, model: ReasoningModel, posterior: ParticlePosterior, seed: int, stopped: str | None) -> dict[str, Any]:
+        answers = list(posterior.answers(self.served.equivalent).probs.items())[:ANSWERS]
+        told = {
+            **posterior.diagnostics(),
+            **self._settings(asked, model, seed),
             "answer": model.choose(posterior, self.served.equivalent),
             "answers": [{"answer": answer, "probability": probability} for answer, probability in answers],
             "estimates_posterior": posterior.estimates_posterior,
@@ -207,7 +206,7 @@ class Solver:
             "cost": dict(posterior.cost),
             "stopped": stopped,
         }
-        return {name: _plain(value) for name, value in told.items()}
+        return {name: plain(value) for name, value in told.items()}
 
     def _page(self, asked: Asked, posterior: ParticlePosterior) -> str | None:
         if not self._pages:
@@ -218,49 +217,6 @@ class Solver:
             return page(posterior, title=f"{self.served.name}, {asked.choice.method.name}", equivalent=self.served.equivalent)
         except ValueError:  # too many particles and steps
             return None
-
-
-class _Watch:
-    """The callback of a run that is streamed."""
-
-    def __init__(self, asked: Asked, tell: Tell) -> None:
-        self._asked, self._tell, self._count = asked, tell, 0
-        choice = asked.choice
-        self._unit = choice.method.unit_under(choice.options)
-        self._settled = SettledText(asked.options.get("final_stop", ())) if choice.method.settles_under(choice.options) else None
-
-    def __call__(self, posterior: ParticlePosterior) -> None:
-        self._count += 1
-        context: Context = posterior.value
-        settled = ""
-        if self._settled and past_drafts(self._asked.rounds, posterior.sites):
-            settled = self._settled.advance(particles_of(context))
-        told: dict[str, Any] = {
-            self._unit: self._count,
-            "particles": posterior.num_particles,
-            "finished": int(context.finished.sum()),
-        }
-        if self._asked.details:
-            told |= self._details(posterior)
-        self._tell(Progress(settled, {name: _plain(value) for name, value in told.items()}))
-
-    def _details(self, posterior: ParticlePosterior) -> dict[str, Any]:
-        """To draw the run from: parents, weights and steps of the particles."""
-        context: Context = posterior.value
-        answers = list(posterior.answers().probs.items())[:_ANSWERS]
-        told: dict[str, Any] = {
-            "weights": posterior.weights.tolist(),
-            "done": context.done.tolist(),
-            "answers": [[answer, probability] for answer, probability in answers],
-        }
-        records = posterior.particles.records
-        if records and self._unit == "step":
-            told["parents"] = records[-1].ancestors[posterior.particles.public].tolist()
-            told["ess"] = float(records[-1].ess[posterior.particles.public])
-            told["resampled"] = bool(records[-1].resampled.any())
-            told["found"] = context.answers()
-            told["steps"] = [(steps[-1] if steps else "")[:_STEP_CHARACTERS] for steps in context.steps]
-        return told
 
 
 def _in_turns(asked: Asked, problem: Any, model: ReasoningModel) -> ReasoningModel:
@@ -287,14 +243,3 @@ def _blamed(message: str, choice: Choice) -> str:
     fields = {"max_tokens_completion": "max_tokens", "final_stop": "stop", "max_steps": "ppl.max_steps", "top_k": "ppl.top_k"}
     options = {name: f"ppl.{o.name}" for o in choice.method.options for name in (o.name, o.parameter) if name}
     return {**fields, "temperature": "temperature", "top_p": "top_p", **options}.get(word, "ppl")
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no infinity."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -117,10 +117,13 @@ def test_interruptions_keep_the_last_state(error: type[BaseException], tmp_path:
     assert_same(smc.resume(tmp_path / "state"), whole)
 
 
-def test_dead_populations_carry_the_state_before() -> None:
+def test_dead_populations_carry_the_state_before_and_the_particles_that_died() -> None:
+    drawn: list[Tensor] = []
+
     def model() -> None:
         for t in range(3):
             x = pyro.sample(f"x_{t}", dist.Normal(0.0, 1.0))
+            drawn.append(x)
             pyro.factor(f"wall_{t}", torch.full_like(x, -math.inf if t == 2 else 0.0))
             x = barrier(x)
 
@@ -128,6 +131,17 @@ def test_dead_populations_carry_the_state_before() -> None:
         for state in SMC(model, 5).iterate():
             assert state.num_barriers < 3
     assert caught.value.partial_posterior.num_barriers == 2
+    assert caught.value.value is drawn[2] and len(drawn[2]) == 5
+
+
+def test_what_dies_after_the_last_barrier_has_no_known_value() -> None:
+    def model() -> None:
+        x = barrier(pyro.sample("x", dist.Normal(0.0, 1.0)))
+        pyro.factor("wall", torch.full_like(x, -math.inf))
+
+    with pytest.raises(SMCFailed, match="'wall'") as caught:
+        SMC(model, 5).run()
+    assert caught.value.value is None
 
 
 def test_a_model_that_catches_exceptions_is_left_all_the_same() -> None:

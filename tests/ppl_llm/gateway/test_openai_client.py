@@ -277,6 +277,24 @@ def test_no_solution_is_an_error_of_its_own() -> None:
         assert other.chat.completions.create(model="picky:self-consistency-4", messages=MESSAGES).choices[0].message.content
 
 
+@pytest.mark.parametrize("method", ["smc-4", "best-of-n-4"])
+def test_solutions_that_are_all_cut_come_back(method: str) -> None:
+    """A reward of whole answers gives them no weight; what was written is not lost, at once and as a stream."""
+    lm, _ = models()
+    whole = Gateway(Served("whole", lm, FunctionReward(lambda problem, solution: 1.0)))
+    asked: Any = {"model": f"whole:{method}", "messages": MESSAGES, "max_tokens": 7, "seed": 1}
+    with running(served=whole) as up, openai.OpenAI(base_url=f"{up.url}/v1", api_key="x", max_retries=0) as other:
+        reply = other.chat.completions.create(**asked, n=2)
+        for choice in reply.choices:
+            assert choice.finish_reason == "length" and choice.message.content and choice.model_extra["ppl"]["weight"] == 0.0
+        assert reply.usage is not None and reply.usage.completion_tokens == 14
+        assert reply.model_extra is not None and reply.model_extra["ppl"]["stopped"] == "length"
+        assert reply.model_extra["ppl"]["answers"] == [] and reply.model_extra["ppl"]["method"] == method.removesuffix("-4")
+        texts, _ = streamed(other, **{name: value for name, value in asked.items() if name != "messages"})
+        assert texts[0] == reply.choices[0].message.content
+        assert other.chat.completions.create(**{**asked, "max_tokens": 400}).choices[0].finish_reason == "stop"
+
+
 def test_a_deadline_before_the_first_step_is_an_error(client: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as refused:
         client.chat.completions.create(model="demo:smc-64", messages=MESSAGES, extra_body={"ppl": {"deadline": 0.001}})

@@ -95,7 +95,7 @@ def test_text_that_is_told_too_early_is_noticed(
 ) -> None:
     """That of one particle where all count, and that of methods which may set aside what all of their particles agree on."""
     monkeypatch.setattr(Method, "settles_under", lambda self, options: True)
-    for module in ("solver", "gateway"):
+    for module in ("progress", "gateway"):
         monkeypatch.setattr(f"ppl_llm.gateway.{module}.SettledText", rule)
     asked = [{"model": offered(server, method), "seed": seed} for seed in range(8)]
     assert any(spoken(server, **each)[0] != said(server, **each) for each in asked)

@@ -55,7 +55,7 @@ def whole(server: Running, seed: int) -> str:
 def test_a_stream_says_nothing_of_drafts(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [streamed(server, seed) for seed in range(3)] == [whole(server, seed) for seed in range(3)]
 
-    monkeypatch.setattr("ppl_llm.gateway.solver.past_drafts", lambda rounds, sites: True)
+    monkeypatch.setattr("ppl_llm.gateway.progress.past_drafts", lambda rounds, sites: True)
     monkeypatch.setattr("ppl_llm.gateway.gateway.SettledText", NeverLooksBack)
     assert any(streamed(server, seed) != whole(server, seed) for seed in range(3))
 

@@ -114,7 +114,7 @@ def test_values_that_are_no_steps_stay_impossible() -> None:
     prior, proposal = step(context, 0.7).expand([4]), step(context, 2.0).expand([4])
     prior.proposed_by(proposal)
     value = proposal.sample()
-    longer = torch.where(value == PAD, 5, value)  # goes on behind its end
+    longer = torch.where(value == PAD, 5, value)  # continues behind its end
     expected = second_pass(prior, longer)
     assert torch.equal(expected == -torch.inf, (value == PAD).any(-1))
     torch.testing.assert_close(prior.log_prob(longer), expected, atol=1e-5, rtol=0)
