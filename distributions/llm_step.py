@@ -107,7 +107,7 @@ class LLMStep(TorchDistribution):
         if figure is None or not isinstance(proposal, LLMStep) or proposal.options.constraint is not None:
             return
         if proposal.context is self.context:
-            want(self.context, figure)
+            want(self.context, figure, once=True)
 
     @property
     def mode(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,6 +125,7 @@ class Solver:
     def _solve(self, asked: Asked, problem: Any, seed: int, tell: Tell) -> Outcome:
         from ..context import Context
         from ..inference import SMCFailed
+        from ..inference.cost import CostMeter
 
         options = dict(asked.options)
         if asked.constraint is not None:
@@ -139,16 +140,19 @@ class Solver:
         run = self._run(asked, model, Watch(asked, tell) if asked.stream else None)
         stopped = None
         try:
-            posterior = run(problem)
+            with CostMeter() as meter:
+                posterior = run(problem)
         except DeadlinePassed as passed:
             partial: ParticlePosterior | None = getattr(passed, "partial_posterior", None)
             if partial is None or not past_drafts(asked.rounds, partial.sites):  # a draft is no answer
                 raise
             posterior, stopped = partial, "deadline"
         except SMCFailed as failed:
-            if not isinstance(failed.value, Context) or bool(failed.value.finished.any()) or asked.rounds > 1:
+            if not isinstance(failed.value, Context) or not _all_cut(failed.value, model) or asked.rounds > 1:
                 raise
-            return self._cut(asked, model, failed.value, prompt_tokens, seed)
+            return self._cut(asked, model, failed.value, prompt_tokens, seed, meter.totals)
+        if not float(posterior.weights.sum()) and _all_cut(posterior.value, model):
+            stopped = "length"
         solutions = self._solutions(asked, model, posterior)
         return Outcome(solutions, prompt_tokens, self._reasons(asked, model, posterior, seed, stopped), self._page(asked, posterior))
 
@@ -179,10 +183,23 @@ class Solver:
             chosen = torch.multinomial(alive, asked.n, replacement=True).tolist()
         return [_solution(context[n], float(weights[n])) for n in chosen]
 
-    def _cut(self, asked: Asked, model: ReasoningModel, context: Context, prompt_tokens: int, seed: int) -> Outcome:
+    def _cut(
+        self, asked: Asked, model: ReasoningModel, context: Context, prompt_tokens: int, seed: int, cost: Mapping[str, float]
+    ) -> Outcome:
         """Some of the solutions where all were cut before their ends, which rewards of whole answers give no weight."""
-        solutions = [_solution(context[number % len(context)], 0.0) for number in range(asked.n)]
-        told = self._settings(asked, model, seed) | {"answer": None, "answers": [], "cost": {}, "stopped": "length"}
+        import torch
+
+        total = context.lengths.numel()
+        some = context.flat(torch.arange(asked.n) % total)
+        solutions = [_solution(some[number], 0.0) for number in range(asked.n)]
+        told = self._settings(asked, model, seed) | {
+            "num_particles": total,
+            "answer": None,
+            "answers": [],
+            "estimates_posterior": False,
+            "cost": dict(cost),
+            "stopped": "length",
+        }
         return Outcome(solutions, prompt_tokens, {name: plain(value) for name, value in told.items()}, None)
 
     def _settings(self, asked: Asked, model: ReasoningModel, seed: int) -> dict[str, Any]:
@@ -226,6 +243,13 @@ def _in_turns(asked: Asked, problem: Any, model: ReasoningModel) -> ReasoningMod
     from ..programs.revision import ask_again, revise
 
     return revise(model, asked.rounds, lambda _, draft: ask_again(problem, draft))
+
+
+def _all_cut(context: Context, model: ReasoningModel) -> bool:
+    """Whether every solution ends where it may be no longer, and not by itself."""
+    if bool(context.finished.any()):
+        return False
+    return bool(context.done.all()) or context.num_steps >= model.max_steps
 
 
 def _solution(context: Context, weight: float) -> Solution:

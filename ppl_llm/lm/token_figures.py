@@ -73,20 +73,35 @@ def log_prob_figure(options: StepOptions) -> TokenFigure | None:
 
 
 class _Wanted(NamedTuple):
-    """Under which a context keeps a figure of its language model's tokens: an entry without tensors is a wish."""
+    """Under which a context keeps a figure of its language model's tokens: an entry without tensors is a wish.
+
+    :ivar bool once: of the next step only, whose entry the contexts after it take along but wish for no more.
+    """
 
     lm: Any
     figure: TokenFigure
+    once: bool = False
 
 
-def want(context: Context, figure: TokenFigure) -> None:
-    """Ask for a figure of the steps that the context's language model will sample from here on."""
-    context.cache_entries.setdefault(_Wanted(context.lm, figure), CacheEntry(None, {}))
+def want(context: Context, figure: TokenFigure, once: bool = False) -> None:
+    """Ask for a figure of the steps that the context's language model will sample from here on.
+
+    :param bool once: of the next one only; what was known of earlier ones that were asked for so is forgotten.
+    """
+    entries, lasting = context.cache_entries, _Wanted(context.lm, figure)
+    if not once:
+        entries.setdefault(lasting, CacheEntry(None, {}))
+        return
+    for key in [key for key in entries if isinstance(key, _Wanted) and key.once and key.lm is context.lm]:
+        del entries[key]
+    if lasting not in entries:
+        entries[lasting._replace(once=True)] = CacheEntry(None, {})
 
 
 def wanted(context: Context, lm: Any) -> tuple[TokenFigure, ...]:
     """The figures that a language model is asked for."""
-    return tuple(key.figure for key in context.cache_entries if isinstance(key, _Wanted) and key.lm is lm)
+    own = [(key, entry) for key, entry in context.cache_entries.items() if isinstance(key, _Wanted) and key.lm is lm]
+    return tuple(key.figure for key, entry in own if not (key.once and entry.tensors))
 
 
 def keep(context: Context, lm: Any, figures: tuple[TokenFigure, ...], tokens: Tensor, values: Tensor) -> None:
@@ -95,24 +110,31 @@ def keep(context: Context, lm: Any, figures: tuple[TokenFigure, ...], tokens: Te
     :param Tensor tokens: ``[*batch, M]``, the step.
     :param Tensor values: ``[*batch, M, F]``.
     """
+    entries = context.cache_entries
     for figure, own in zip(figures, values.unbind(-1), strict=True):
-        tensors = {"tokens": tokens, "lengths": context.lengths, "values": own}
-        context.cache_entries[_Wanted(lm, figure)] = CacheEntry(None, tensors)
+        tensors = {"prefix": context.tokens, "lengths": context.lengths, "tokens": tokens, "values": own}
+        entries[_Wanted(lm, figure, once=_Wanted(lm, figure) not in entries)] = CacheEntry(None, tensors)
 
 
 def kept(context: Context, figure: TokenFigure, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A figure of the tokens of a step, as far as it is the one that was sampled last.
+    """A figure of the tokens of a step, as far as it is known of this step after these tokens.
 
+    :param Context context: at the step's beginning, or later.
     :param Tensor lengths: ``[*batch]``, of the sequences before the step.
     :param Tensor tokens: ``[*batch, M]``, the step.
     :returns: the values ``[*batch, M]`` in float64, and ``[*batch]`` for which sequences they are known; ``None`` where none is.
     """
-    entry = context.cache_entries.get(_Wanted(context.lm, figure))
+    entries, key = context.cache_entries, _Wanted(context.lm, figure)
+    entry = entries.get(key) or entries.get(key._replace(once=True))
     if entry is None or not entry.tensors or entry.tensors["lengths"].shape != lengths.shape:
         return None
-    sampled, width = entry.tensors["tokens"], tokens.shape[-1]
+    prefix, sampled, width = entry.tensors["prefix"], entry.tensors["tokens"], tokens.shape[-1]
     missing = max(0, width - sampled.shape[-1])
     sampled = torch.nn.functional.pad(sampled, (0, missing), value=PAD)
     values = torch.nn.functional.pad(entry.tensors["values"], (0, missing))
-    same = (sampled[..., :width] == tokens).all(-1) & (sampled[..., width:] == PAD).all(-1)
-    return values[..., :width], same & (entry.tensors["lengths"] == lengths)
+    same = (sampled[..., :width] == tokens).all(-1) & (sampled[..., width:] == PAD).all(-1) & (entry.tensors["lengths"] == lengths)
+    # Whatever has become of the entry since: its values are those of the tokens that they follow, and of no others.
+    common = min(prefix.shape[-1], context.tokens.shape[-1])
+    before = torch.arange(common, device=lengths.device) < lengths[..., None]
+    same &= ~((prefix[..., :common] != context.tokens[..., :common]) & before).any(-1)
+    return values[..., :width], same

@@ -277,7 +277,7 @@ def test_no_solution_is_an_error_of_its_own() -> None:
         assert other.chat.completions.create(model="picky:self-consistency-4", messages=MESSAGES).choices[0].message.content
 
 
-@pytest.mark.parametrize("method", ["smc-4", "best-of-n-4"])
+@pytest.mark.parametrize("method", ["smc-4", "best-of-n-4", "smc:particles=4:islands=2", "power-smc-4", "suffix-mh"])
 def test_solutions_that_are_all_cut_come_back(method: str) -> None:
     """A reward of whole answers gives them no weight; what was written is not lost, at once and as a stream."""
     lm, _ = models()
@@ -289,10 +289,36 @@ def test_solutions_that_are_all_cut_come_back(method: str) -> None:
             assert choice.finish_reason == "length" and choice.message.content and choice.model_extra["ppl"]["weight"] == 0.0
         assert reply.usage is not None and reply.usage.completion_tokens == 14
         assert reply.model_extra is not None and reply.model_extra["ppl"]["stopped"] == "length"
-        assert reply.model_extra["ppl"]["answers"] == [] and reply.model_extra["ppl"]["method"] == method.removesuffix("-4")
+        assert (
+            reply.model_extra["ppl"]["answers"] == [] and reply.model_extra["ppl"]["method"] == method.removesuffix("-4").partition(":")[0]
+        )
+        assert reply.model_extra["ppl"]["cost"]["tokens_sampled"] >= 14
         texts, _ = streamed(other, **{name: value for name, value in asked.items() if name != "messages"})
         assert texts[0] == reply.choices[0].message.content
         assert other.chat.completions.create(**{**asked, "max_tokens": 400}).choices[0].finish_reason == "stop"
+
+
+class Never:
+    """Scores of steps under which nothing may be written from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def step_log_odds(self, context: Any) -> torch.Tensor:
+        scores = torch.zeros(*context.batch_shape, context.num_steps)
+        scores[..., self.step :] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_solutions_that_a_reward_rules_out_before_their_ends_are_an_error(step: int) -> None:
+    """They had room left: to say that they were too long would be wrong."""
+    lm, _ = models()
+    never = Gateway(Served("never", lm, Never(step)))
+    with running(served=never) as up, openai.OpenAI(base_url=f"{up.url}/v1", api_key="x", max_retries=0) as other:
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            other.chat.completions.create(model="never:smc-4", messages=MESSAGES, seed=1)
+        assert refused.value.code == "no_solution"
 
 
 def test_a_deadline_before_the_first_step_is_an_error(client: openai.OpenAI) -> None:

@@ -81,10 +81,9 @@ def test_as_a_second_pass_would_have_it(name: str, hot: float, cold: float) -> N
     """Along three steps of ragged sequences, some of which end, with resampling in between."""
     make, error = MODELS[name]
     context, lengths = start(make), set()
-    for t in range(3):
+    for _ in range(3):
         prior, proposal = step(context, cold).expand([8]), step(context, hot).expand([8])
-        if t == 0:  # contexts take the wish along
-            prior.proposed_by(proposal)
+        prior.proposed_by(proposal)
         value = proposal.sample()
         found, passed = passes(prior, value)
         assert not passed or name == "table"
@@ -118,6 +117,87 @@ def test_values_that_are_no_steps_stay_impossible() -> None:
     expected = second_pass(prior, longer)
     assert torch.equal(expected == -torch.inf, (value == PAD).any(-1))
     torch.testing.assert_close(prior.log_prob(longer), expected, atol=1e-5, rtol=0)
+
+
+def of_two_problems() -> tuple[LLMStep, Tensor]:
+    """Two particles of two problems: of a problem's steps, entries that one dimension more has got into."""
+    torch.manual_seed(0)
+    context = TABLE.start(["a", "b"])
+    prior, proposal = step(context, 0.7).expand([2, 2]), step(context, 2.0).expand([2, 2])
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    return step(context[0], 0.7).expand([2]), value[0]
+
+
+def of_several_looks_ahead() -> tuple[LLMStep, Tensor]:
+    """Three looks ahead of three particles, of which others are then kept."""
+    torch.manual_seed(1)
+    context = TABLE.start("a")
+    context = context.extend(step(context, 1.0).expand([3]).sample(), ";")
+    prior, proposal = step(context, 0.7), step(context, 2.0)
+    prior.proposed_by(proposal)
+    value = proposal.sample(torch.Size([3]))
+    others = torch.tensor([1, 0, 1])
+    return step(context.reorder(others), 0.7), value[others]
+
+
+def after_other_text() -> tuple[LLMStep, Tensor]:
+    """The same lengths and the same step after another prompt."""
+    torch.manual_seed(0)
+    context = TABLE.start("ab")
+    prior, proposal = step(context, 0.7).expand([4]), step(context, 2.0).expand([4])
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    entries = {key: entry for key, entry in context.cache_entries.items()}
+    return step(replace(TABLE.start("ba"), cache_entries=entries), 0.7).expand([4]), value
+
+
+ELSEWHERE = [of_two_problems, of_several_looks_ahead, after_other_text]
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_figure_is_that_of_the_tokens_before_the_step_too(case: Any) -> None:
+    """Whatever became of the context that has it."""
+    prior, value = case()
+    assert torch.allclose(prior.log_prob(value).double(), second_pass(prior, value).double(), atol=1e-6, rtol=0)
+
+
+def test_rejects_figures_that_are_found_by_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(context: Context, figure: Any, lengths: Tensor, tokens: Tensor) -> Any:
+        for entry in context.cache_entries.values():
+            if "prefix" in entry.tensors:
+                entry.tensors["prefix"] = context.tokens
+        return token_figures.kept(context, figure, lengths, tokens)
+
+    monkeypatch.setattr("ppl_llm.lm.autoregressive.kept", blind)
+    for case in ELSEWHERE:
+        prior, value = case()
+        assert (prior.log_prob(value) - second_pass(prior, value)).abs().max() > 0.1, case.__name__
+
+
+def test_a_wish_is_for_one_step() -> None:
+    """Steps after it cost nothing more, and what is known of earlier ones does not add up."""
+    context = start(plain)
+    for t in range(3):
+        prior, proposal = step(context, 0.7 + t / 10).expand([4]), step(context, 2.0).expand([4])
+        prior.proposed_by(proposal)
+        assert len(token_figures.wanted(context, context.lm)) == 1
+        value = proposal.sample()
+        assert token_figures.wanted(context, context.lm) == ()
+        prior.log_prob(value)
+        context = context.extend(value, STOP)
+        assert sum("prefix" in entry.tensors for entry in context.cache_entries.values()) == 1
+
+
+def test_a_wish_that_lasts_is_left_alone() -> None:
+    context = start(plain)
+    figure = token_figures.TokenFigure("log_prob", 0.7)
+    token_figures.want(context, figure)
+    prior, proposal = step(context, 0.7).expand([4]), step(context, 2.0).expand([4])
+    prior.proposed_by(proposal)
+    value = proposal.sample()
+    assert not passes(prior, value)[1]
+    assert token_figures.wanted(context.extend(value, STOP), context.lm) == (figure,)
 
 
 def other_lm(context: Context) -> LLMStep:
