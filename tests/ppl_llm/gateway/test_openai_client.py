@@ -289,9 +289,7 @@ def test_solutions_that_are_all_cut_come_back(method: str) -> None:
             assert choice.finish_reason == "length" and choice.message.content and choice.model_extra["ppl"]["weight"] == 0.0
         assert reply.usage is not None and reply.usage.completion_tokens == 14
         assert reply.model_extra is not None and reply.model_extra["ppl"]["stopped"] == "length"
-        assert (
-            reply.model_extra["ppl"]["answers"] == [] and reply.model_extra["ppl"]["method"] == method.removesuffix("-4").partition(":")[0]
-        )
+        assert reply.model_extra["ppl"]["method"] == method.removesuffix("-4").partition(":")[0]
         assert reply.model_extra["ppl"]["cost"]["tokens_sampled"] >= 14
         texts, _ = streamed(other, **{name: value for name, value in asked.items() if name != "messages"})
         assert texts[0] == reply.choices[0].message.content
