@@ -131,7 +131,7 @@ def test_dead_populations_carry_the_state_before_and_the_particles_that_died() -
         for state in SMC(model, 5).iterate():
             assert state.num_barriers < 3
     assert caught.value.partial_posterior.num_barriers == 2
-    assert caught.value.value is drawn[2] and len(drawn[2]) == 5
+    assert caught.value.value is drawn[-1] and len(drawn[-1]) == 5
 
 
 def test_what_dies_after_the_last_barrier_has_no_known_value() -> None:
