@@ -206,8 +206,9 @@ def main() -> None:
                 return rows(f"{sequences} samples", "ppl_llm", ways, arguments.repeats)
 
             for sequences in arguments.sequences:
-                found += in_arms([arm], lambda sequences=sequences: samples(sequences))
-                print(table(found[-6:]), flush=True)
+                own = in_arms([arm], lambda sequences=sequences: samples(sequences))
+                print(table(own), flush=True)
+                found += own
             peer.close()
             if not arguments.filter:
                 continue
@@ -219,8 +220,9 @@ def main() -> None:
                     size = text, sequences, arguments.tokens, arguments.step, 1.0
                     ways = {"ppl_llm": particle_filter(lm, *size, fresh=False), "vLLM behind HTTP": particle_filter(remote, *size)}
                     what = f"filter of {sequences} particles"
-                    found += in_arms([arm], lambda what=what, ways=ways: rows(what, "ppl_llm", ways, arguments.repeats))
-                    print(table(found[-2:]), flush=True)
+                    own = in_arms([arm], lambda what=what, ways=ways: rows(what, "ppl_llm", ways, arguments.repeats))
+                    print(table(own), flush=True)
+                    found += own
     print(f"\nprompt {arguments.prompt}, {arguments.tokens} tokens each; {arguments.repeats} turns, time on the clock\n")
     print(table(found))
     settings = {name: value for name, value in vars(arguments).items() if name not in ("python", "model")}

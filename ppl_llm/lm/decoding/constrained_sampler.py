@@ -12,13 +12,10 @@ from ...context import PAD, Context
 from ..base import StepOptions
 from .decoder import DecoderSource, StepTask
 from .rejection import adaptive_rejection, inverse_cdf_draw, log_or_dead
-from .sampling import inverse_cdf_of_masses, tempered, warp
+from .sampling import inverse_cdf_of_masses, rows_in_cache, tempered, warp
 
 _FAINT = 1e-20
 """Masses relative to the most probable token below which float32 loses digits."""
-
-_IN_CACHE = 2**20
-"""Logits looked at together on a CPU: several passes over 4 MiB cost half of what they do over 20 MiB."""
 
 
 class RestrictedDraw(NamedTuple):
@@ -168,7 +165,7 @@ class ConstrainedSampler:
         logits, masks, size = warp(logits, options), allowed_masks(states, self._vocabulary), logits.shape[-1]
         if states.asks:
             return asked_draw(logits, unpacked(masks, size), u, states, self._vocabulary.eos_ids)
-        rows = max(1, _IN_CACHE // size) if logits.device.type == "cpu" else len(u)
+        rows = rows_in_cache(logits)
         parts = zip(logits.split(rows), masks.split(rows), u.split(rows), strict=True)
         draws = [restricted_draw(some, unpacked(mask, size), point) for some, mask, point in parts]
         return draws[0] if len(draws) == 1 else RestrictedDraw(*map(torch.cat, zip(*draws, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ _BLOCK = 256
 _ONE_LEVEL = 1024
 """Vocabularies up to this size are faster without blocks."""
 
-_AT_ONCE = 2**20
-"""Logits that are drawn from together on a CPU: they stay in a core's caches, and memory for them is not asked of the system each time."""
+_IN_CACHE = 2**20
+"""Logits looked at together on a CPU: several passes over 4 MiB, which stay in a core's caches, cost half of what they do over 20 MiB, and
+memory for them is not asked of the system each time."""
 
 
 def warp(logits: Tensor, options: StepOptions) -> Tensor:
@@ -47,6 +49,11 @@ def tempered(logits: Tensor, temperatures: Tensor | None) -> Tensor:
     return logits / temperatures.to(logits.dtype).view(-1, *(1,) * (logits.dim() - 1))
 
 
+def rows_in_cache(logits: Tensor) -> int:
+    """How many of the rows of logits ``[A, V]`` to draw from at a time."""
+    return max(1, _IN_CACHE // logits.shape[-1] if logits.device.type == "cpu" else len(logits))
+
+
 def draw(
     logits: Tensor, u: Tensor, options: StepOptions, figures: tuple[TokenFigure, ...] = (), temperatures: Tensor | None = None
 ) -> Draw:
@@ -54,12 +61,9 @@ def draw(
 
     :param Tensor temperatures: ``[A]``, which divide the logits before the options do.
     """
-    total = max(1, len(logits))
-    rows = max(1, _AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else total
-    parts = [
-        _drawn(logits[some], u[some], options, figures, None if temperatures is None else temperatures[some])
-        for some in (slice(begin, begin + rows) for begin in range(0, total, rows))
-    ]
+    rows = rows_in_cache(logits)
+    some = zip(logits.split(rows), u.split(rows), repeat(None) if temperatures is None else temperatures.split(rows), strict=False)
+    parts = [_drawn(own, points, options, figures, each) for own, points, each in some]
     return parts[0] if len(parts) == 1 else Draw(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

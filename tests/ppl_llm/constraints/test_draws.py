@@ -11,7 +11,7 @@ from ppl_llm import PAD, TransformersLM
 from ppl_llm.constraints import Automaton, Choices, TokenSet, choices
 from ppl_llm.constraints.base import packed
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding import constrained_sampler
+from ppl_llm.lm.decoding import sampling
 from ppl_llm.lm.decoding.constrained_sampler import restricted_draw
 from tests.helpers.tiny_models import language_model
 
@@ -64,7 +64,7 @@ def sampled(constraint: Any, lm: TransformersLM = LM) -> tuple[torch.Tensor, tor
 def test_a_batch_may_be_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     constraint = Choices(["7 * 6 = 42.\n\n", "7 * 6 is 42", "forty-two"])
     tokens, log_masses = sampled(constraint)
-    monkeypatch.setattr(constrained_sampler, "_IN_CACHE", 1)
+    monkeypatch.setattr(sampling, "_IN_CACHE", 1)
     again, masses = sampled(constraint)
     assert torch.equal(again, tokens)
     torch.testing.assert_close(masses, log_masses)

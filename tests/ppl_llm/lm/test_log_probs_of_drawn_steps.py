@@ -10,36 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_llm import PAD, SMC, LLMStep, StepProposal, TransformersLM, reasoning
+from ppl_llm import PAD, SMC, LLMStep, StepProposal, reasoning
 from ppl_llm.context import Context
 from ppl_llm.inference import power
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import token_figures
-from ppl_llm.lm.decoding.device_loop import DeviceLoop
-from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
+from tests.helpers.decoding_paths import looping, plain, uncached
 from tests.helpers.reasoning import LM as TABLE
-from tests.helpers.tape import tape
-from tests.helpers.tiny_models import causal_lm, tokenizer
 
 STOP = ("a", "1", "e")
 SCORING = {"lm_forwards", "tokens_prefilled"}
 """What a pass over given steps counts."""
-
-
-def plain() -> TransformersLM:
-    return TransformersLM(causal_lm(max_position_embeddings=200), tokenizer(), device_loop=False)
-
-
-def looping() -> TransformersLM:
-    lm = plain()
-    lm.use_device_loop(DeviceLoop(lm._engine, lm.eos_ids, tape, kv_bucket=32))
-    return lm
-
-
-def uncached() -> TransformersLM:
-    lm = plain()
-    lm._source = lm._sampler = UncachedSampler.tried(lm.model, lm.device)  # type: ignore[assignment]
-    return lm
 
 
 def table() -> Any:
@@ -148,8 +129,7 @@ def after_other_text() -> tuple[LLMStep, Tensor]:
     prior, proposal = step(context, 0.7).expand([4]), step(context, 2.0).expand([4])
     prior.proposed_by(proposal)
     value = proposal.sample()
-    entries = {key: entry for key, entry in context.cache_entries.items()}
-    return step(replace(TABLE.start("ba"), cache_entries=entries), 0.7).expand([4]), value
+    return step(replace(TABLE.start("ba"), cache_entries=dict(context.cache_entries)), 0.7).expand([4]), value
 
 
 ELSEWHERE = [of_two_problems, of_several_looks_ahead, after_other_text]
@@ -224,16 +204,11 @@ def test_what_logits_at_one_temperature_do_not_tell_takes_a_pass(name: str) -> N
     torch.testing.assert_close(found, second_pass(prior, value), atol=1e-5, rtol=0)
 
 
-def cost(proposals: StepProposal | None) -> dict[str, float]:
-    lm = plain()
-    model = reasoning(lm, None, stop=STOP, max_tokens=12, max_steps=3)
-    pyro.set_rng_seed(0)
-    return dict(SMC(power(model, 3.0), 8, proposals=proposals, ess_threshold=1.0).run("What is 12 + 30?").cost)
-
-
 def test_a_filter_of_the_power_target_makes_the_passes_of_sampling_alone() -> None:
     """One for each token of the longest sequence in each step, and that of the prompt; no token is run twice."""
-    found = cost(StepProposal(temperature=1 / 3))
+    model = reasoning(plain(), None, stop=STOP, max_tokens=12, max_steps=3)
+    pyro.set_rng_seed(0)
+    found = SMC(power(model, 3.0), 8, proposals=StepProposal(temperature=1 / 3), ess_threshold=1.0).run("What is 12 + 30?").cost
     assert found["lm_forwards"] <= 3 * 12 + 1
     written = found["tokens_sampled"]
     assert found["tokens_prefilled"] < len(plain().start("What is 12 + 30?").tokens.flatten()) + written

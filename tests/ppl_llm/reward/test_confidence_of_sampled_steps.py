@@ -16,32 +16,14 @@ from ppl_llm.inference import run_concurrently
 from ppl_llm.inference.cost import CostMeter
 from ppl_llm.lm import token_figures
 from ppl_llm.lm.base import StepOptions
-from ppl_llm.lm.decoding.device_loop import DeviceLoop
-from ppl_llm.lm.decoding.uncached_sampler import UncachedSampler
 from ppl_llm.reward.calibration import CalibratedReward, Calibration
 from ppl_llm.reward.confidence import MEASURES
-from tests.helpers.tape import tape
+from tests.helpers.decoding_paths import looping, plain, uncached
 from tests.helpers.tiny_models import causal_lm, tokenizer
 
 PROBLEM = "What is 12 + 30?"
 STOP = ("a", "1", "e")
 PASSES = {"lm_forwards", "tokens_prefilled"}
-
-
-def plain() -> TransformersLM:
-    return TransformersLM(causal_lm(max_position_embeddings=200), tokenizer(), device_loop=False)
-
-
-def looping() -> TransformersLM:
-    lm = plain()
-    lm.use_device_loop(DeviceLoop(lm._engine, lm.eos_ids, tape, kv_bucket=32))
-    return lm
-
-
-def uncached() -> TransformersLM:
-    lm = plain()
-    lm._source = lm._sampler = UncachedSampler.tried(lm.model, lm.device)  # type: ignore[assignment]
-    return lm
 
 
 def second_pass(reward: Confidence, context: Context) -> Tensor:

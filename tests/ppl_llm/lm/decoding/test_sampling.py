@@ -108,7 +108,7 @@ def test_rows_are_drawn_from_as_if_alone(
         for i in range(7)
     ]
     tokens, log_probs = (torch.cat(each) for each in zip(*expected, strict=True))
-    monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+    monkeypatch.setattr(sampling, "_IN_CACHE", at_once)
     for wanted in ((), figures):
         found = draw(logits.clone(), u, options, wanted, temperatures)
         assert torch.equal(found.tokens, tokens)
